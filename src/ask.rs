@@ -1,0 +1,226 @@
+//! One GET of a health check on Patroni's REST API: the status and the JSON, or who failed and how.
+//! Knows nothing of what the answer means for HAProxy.
+
+use crate::check::Check;
+use crate::tls::{self, Tls};
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::{Agent, Error};
+
+/// An answer has 500 to 800 bytes, and about 150 more for each replica.
+const BODY_LIMIT: u64 = 64 * 1024;
+const HEADER_LIMIT: usize = 16 * 1024;
+
+/// The REST API of the local Patroni.
+#[derive(Clone, Debug)]
+pub struct Patroni {
+    /// `http://HOST:PORT` or `https://HOST:PORT`.
+    pub url: Uri,
+    /// Where the connection goes: the URL's host and port, or those of `--connect-to`.
+    pub connect_to: (String, u16),
+    /// Present if the URL is https.
+    pub tls: Option<Tls>,
+}
+
+/// What Patroni said: top-level keys only, the body is the same with 200 and with 503.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status, 200 or 503.
+    pub status: u16,
+    /// PostgreSQL's state as Patroni sees it.
+    pub state: String,
+    /// The node's role as Patroni sees it.
+    pub role: String,
+    /// `streaming`, `in archive recovery` or nothing (since Patroni 3.0.4).
+    pub replication_state: Option<String>,
+    /// PostgreSQL's timeline, present while PostgreSQL answers Patroni.
+    pub timeline: Option<u64>,
+    /// Patroni's tag that takes a standby out of load balancing.
+    pub noloadbalance: bool,
+}
+
+/// Asks Patroni once.
+///
+/// # Errors
+///
+/// The text says who failed and, where there is one, the cure: nobody there, no answer before the
+/// deadline, no HTTP, a status other than 200 and 503, a body that is no status of Patroni's.
+pub fn ask(patroni: &Patroni, check: &Check, deadline: Instant) -> Result<Answer, String> {
+    exchange(patroni, check, deadline).map_err(|error| {
+        let (host, port) = &patroni.connect_to;
+        let colon = host.contains(':');
+        let (open, close) = if colon { ("[", "]") } else { ("", "") };
+        format!("Patroni {open}{host}{close}:{port}: {error}")
+    })
+}
+
+fn exchange(patroni: &Patroni, check: &Check, deadline: Instant) -> Result<Answer, String> {
+    let in_words = |error| in_words(patroni, error);
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(in_words(Error::Timeout(ureq::Timeout::Global)));
+    }
+    let uri = Uri::builder()
+        .scheme(patroni.url.scheme_str().unwrap_or("http"))
+        .authority(patroni.url.authority().map_or("", |host| host.as_str()))
+        .path_and_query(check.path())
+        .build()
+        .map_err(|error| error.to_string())?;
+    let mut response =
+        agent(patroni, left)?.get(uri).header("Connection", "close").call().map_err(in_words)?;
+    let status = response.status().as_u16();
+    // Read to the end even if it is of no use: Patroni logs a traceback for a reset connection.
+    let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec();
+    if !matches!(status, 200 | 503) {
+        return Err(format!("HTTP status {status} instead of 200 or 503"));
+    }
+    answer(status, &body.map_err(in_words)?)
+}
+
+fn agent(patroni: &Patroni, left: Duration) -> Result<Agent, String> {
+    let mut config = Agent::config_builder()
+        .timeout_global(Some(left))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .max_idle_connections(0)
+        .user_agent(concat!("patroni-agent-check/", env!("CARGO_PKG_VERSION")))
+        .accept("")
+        .accept_encoding("")
+        .input_buffer_size(HEADER_LIMIT)
+        .output_buffer_size(4 * 1024)
+        .max_response_header_size(HEADER_LIMIT);
+    if let Some(tls) = &patroni.tls {
+        config = config.tls_config(tls.config()?);
+    }
+    Ok(Agent::with_parts(
+        config.build(),
+        DefaultConnector::default(),
+        ConnectTo(patroni.connect_to.clone()),
+    ))
+}
+
+/// Resolves whatever is asked to one host and port. ureq's own resolver starts a thread as soon as
+/// there is a deadline, so only names that need a look-up are left to it.
+#[derive(Debug)]
+struct ConnectTo((String, u16));
+
+impl Resolver for ConnectTo {
+    fn resolve(
+        &self,
+        _: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        let (host, port) = &self.0;
+        let mut addresses = self.empty();
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            addresses.push(SocketAddr::new(ip, *port));
+        } else if host.eq_ignore_ascii_case("localhost") {
+            addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, *port)));
+            addresses.push(SocketAddr::from((Ipv6Addr::LOCALHOST, *port)));
+        } else {
+            let uri = format!("http://{host}:{port}/").parse().map_err(|_| Error::HostNotFound)?;
+            return DefaultResolver::default().resolve(&uri, config, timeout);
+        }
+        Ok(addresses)
+    }
+}
+
+fn in_words(patroni: &Patroni, error: Error) -> String {
+    if let Some(text) = tls::in_words(&error, patroni.url.host().unwrap_or_default()) {
+        return text;
+    }
+    match error {
+        Error::Timeout(_) => "no answer before the deadline (--timeout)".to_owned(),
+        Error::HostNotFound => "no such host".to_owned(),
+        Error::BodyExceedsLimit(limit) => format!("answer is larger than {limit} bytes"),
+        Error::LargeResponseHeader(_, limit) => {
+            format!("answer's header is larger than {limit} bytes")
+        }
+        Error::Io(error) => match error.kind() {
+            io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof => {
+                let cure = match patroni.tls {
+                    Some(_) => "a client certificate?",
+                    None => "https?",
+                };
+                format!("closed the connection without an answer; does it want {cure}")
+            }
+            io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
+            io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
+            _ => error.to_string(),
+        },
+        Error::Protocol(error) => format!("answer is not HTTP: {error}"),
+        error => error.to_string(),
+    }
+}
+
+/// Reads the body's few keys that matter. A key of an unexpected type counts as absent, and the
+/// rest of the body may be anything that is JSON.
+fn answer(status: u16, body: &[u8]) -> Result<Answer, String> {
+    let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(body)
+        .map_err(|error| format!("answer is not Patroni's JSON: {error}"))?;
+    let string = |key: &str| serde_json::from_str::<String>(keys.get(key)?.get()).ok();
+    let required = |key: &str| string(key).ok_or(format!("answer has no '{key}'"));
+    let tags = keys
+        .get("tags")
+        .and_then(|tags| serde_json::from_str::<BTreeMap<String, &RawValue>>(tags.get()).ok());
+    let noloadbalance = tags
+        .as_ref()
+        .and_then(|tags| tags.get("noloadbalance"))
+        .is_some_and(|value| value.get() == "true");
+    Ok(Answer {
+        status,
+        state: required("state")?,
+        role: required("role")?,
+        replication_state: string("replication_state"),
+        timeline: keys.get("timeline").and_then(|timeline| timeline.get().parse().ok()),
+        noloadbalance,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::answer;
+
+    #[test]
+    fn only_top_level_keys_count() {
+        let body =
+            br#"{"replication": [{"state": "streaming", "role": "primary"}], "role": "replica"}"#;
+        assert_eq!(answer(200, body), Err("answer has no 'state'".to_owned()));
+    }
+
+    #[test]
+    fn a_surprise_where_nobody_looks_changes_nothing() {
+        let body = br#"{"state": "running", "role": "primary", "timeline": "5", "tags": [1],
+            "replication_state": {"a": null}, "xlog": 3, "server_version": {}, "patroni": []}"#;
+        let answer = answer(200, body).expect("an answer");
+        assert_eq!((answer.timeline, answer.noloadbalance), (None, false));
+        assert_eq!(answer.replication_state, None);
+    }
+
+    #[test]
+    fn a_surprise_where_it_matters_is_no_answer() {
+        for body in [
+            r#"{"state": ["running"], "role": "primary"}"#,
+            r#"{"state": "running", "role": null}"#,
+            r#"{"state": "running", "role": "primary"} x"#,
+            r#"{"state": "running", "role": "primary""#,
+            r#"["running", "primary"]"#,
+            "",
+        ] {
+            assert!(answer(200, body.as_bytes()).is_err(), "{body}");
+        }
+    }
+}

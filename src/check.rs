@@ -1,0 +1,319 @@
+//! The question: one of Patroni's health checks, and what a healthy node gets that is not it.
+//! Knows the vocabulary of Patroni's REST API; knows nothing of sockets and HTTP.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The nodes that a health check is there to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wants {
+    Primary,
+    Leader,
+    StandbyLeader,
+    Replica,
+    ReadOnly,
+    Any,
+}
+
+/// Patroni's health check endpoints (Patroni manual, "REST API", "Health check endpoints"). A name
+/// that Patroni does not know is no error there but a 503, so nothing else is ever sent.
+const CHECKS: &[(&str, Wants)] = &[
+    ("primary", Wants::Primary),
+    ("read-write", Wants::Primary),
+    ("master", Wants::Primary),
+    ("leader", Wants::Leader),
+    ("standby-leader", Wants::StandbyLeader),
+    ("standby_leader", Wants::StandbyLeader),
+    ("replica", Wants::Replica),
+    ("read-only", Wants::ReadOnly),
+    ("sync", Wants::Replica),
+    ("synchronous", Wants::Replica),
+    ("async", Wants::Replica),
+    ("asynchronous", Wants::Replica),
+    ("quorum", Wants::Replica),
+    ("read-only-sync", Wants::ReadOnly),
+    ("read-only-quorum", Wants::ReadOnly),
+    ("health", Wants::Any),
+];
+
+/// One of Patroni's health checks with its query, such as `replica?lag=16MB`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    text: String,
+    path: String,
+    wants: Wants,
+    replication_state: Option<String>,
+}
+
+impl Check {
+    /// What is asked of the REST API, such as `/replica?lag=16MB`.
+    ///
+    /// `replication_state` is left out: no release up to 4.1.5 looks at it, and the code that is to
+    /// come compares it with a list and so answers 503 always. It is judged on the answer's body.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether a node of this role is one that the check is there to find. Patroni 4 says
+    /// `primary` where older ones say `master`.
+    pub fn fits(&self, role: &str) -> bool {
+        match self.wants {
+            Wants::Primary => matches!(role, "primary" | "master"),
+            Wants::Leader => matches!(role, "primary" | "master" | "standby_leader"),
+            Wants::StandbyLeader => role == "standby_leader",
+            Wants::Replica => role == "replica",
+            Wants::ReadOnly => {
+                matches!(role, "primary" | "master" | "standby_leader" | "replica")
+            }
+            Wants::Any => true,
+        }
+    }
+
+    /// Whether a primary that fails this check has lost the leader lock.
+    pub fn asks_for_the_lock(&self) -> bool {
+        matches!(self.wants, Wants::Primary | Wants::Leader)
+    }
+
+    /// The `replication_state` that a replica must report, if the query names one.
+    pub fn replication_state(&self) -> Option<&str> {
+        self.replication_state.as_deref()
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl FromStr for Check {
+    type Err = String;
+
+    /// Takes `[/]NAME[?lag=SIZE&replication_state=WORD&tag_NAME=VALUE]`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.strip_prefix('/').unwrap_or(text);
+        let (name, query) = match text.split_once('?') {
+            Some((name, query)) => (name, Some(query)),
+            None => (text, None),
+        };
+        let Some((name, wants)) = CHECKS.iter().find(|(known, _)| *known == name) else {
+            let known: Vec<_> = CHECKS.iter().map(|(known, _)| *known).collect();
+            return Err(format!(
+                "'{name}' is no Patroni health check; there are {}",
+                known.join(", ")
+            ));
+        };
+        let mut sent = Vec::new();
+        let mut lag = None;
+        let mut replication_state = None;
+        for parameter in query.into_iter().flat_map(|query| query.split('&')) {
+            let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let twice = match key {
+                "lag" => lag.replace(size(value)?).is_some(),
+                "replication_state" => replication_state.replace(word(key, value)?).is_some(),
+                _ => {
+                    match key.strip_prefix("tag_") {
+                        Some(tag) => word("tag_", tag).and(word(key, value))?,
+                        None => {
+                            return Err(format!(
+                                "'{parameter}' is unknown; a check takes lag=SIZE, replication_state=WORD, tag_NAME=VALUE"
+                            ));
+                        }
+                    };
+                    false
+                }
+            };
+            if twice {
+                return Err(format!("{key} is given twice"));
+            }
+            if key != "replication_state" {
+                sent.push(parameter);
+            }
+        }
+        let mark = if sent.is_empty() { "" } else { "?" };
+        Ok(Check {
+            text: text.to_owned(),
+            path: format!("/{name}{mark}{}", sent.join("&")),
+            wants: *wants,
+            replication_state,
+        })
+    }
+}
+
+/// Patroni takes a size that it cannot read for "no limit", so only what every version reads may pass.
+fn size(value: &str) -> Result<(), String> {
+    let digits = value.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = value.split_at(digits);
+    // A leading 0 means octal to Patroni.
+    let plain = number == "0" || (!number.is_empty() && !number.starts_with('0'));
+    if plain && number.len() <= 15 && matches!(unit, "" | "B" | "kB" | "MB" | "GB" | "TB") {
+        return Ok(());
+    }
+    Err(format!(
+        "lag={value} is no size; write a whole number with B, kB, MB, GB or TB, such as lag=16MB"
+    ))
+}
+
+/// Only characters that mean nothing special in a URL: the query is sent as it stands.
+fn word(key: &str, value: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/@,".contains(c);
+    if !value.is_empty() && value.chars().all(plain) {
+        return Ok(value.to_owned());
+    }
+    Err(format!("{key}={value}: letters, digits and -._~:/@, are allowed, and at least one"))
+}
+
+/// What a healthy node gets that is not what was asked for (`--else`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Else {
+    /// Out of the pool, shown as MAINT: expected.
+    #[default]
+    Maint,
+    /// No new connections, old ones stay.
+    Drain,
+    /// Shown as DOWN, as with HAProxy's HTTP check.
+    Down,
+}
+
+impl FromStr for Else {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "maint" => Ok(Else::Maint),
+            "drain" => Ok(Else::Drain),
+            "down" => Ok(Else::Down),
+            _ => Err(format!("'{word}' is none of maint, drain, down")),
+        }
+    }
+}
+
+/// One question of HAProxy's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The health check that Patroni is asked.
+    pub check: Check,
+    /// What a healthy node gets that is not what was asked for.
+    pub otherwise: Else,
+}
+
+impl Question {
+    /// Reads the line that HAProxy sends by `agent-send`: `CHECK [maint|drain|down]`. A line
+    /// without a word gets `otherwise`.
+    pub fn from_agent_send(line: &[u8], otherwise: Else) -> Result<Question, String> {
+        let line = String::from_utf8_lossy(line);
+        let mut words = line.split_ascii_whitespace();
+        let question = (|| {
+            let check = words.next().ok_or("it is empty")?.parse()?;
+            let otherwise = words.next().map_or(Ok(otherwise), str::parse)?;
+            match words.next() {
+                Some(word) => Err(format!("'{word}' is one word too many")),
+                None => Ok(Question { check, otherwise }),
+            }
+        })();
+        question.map_err(|error: String| format!("agent-send line: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> String {
+        text.parse::<Check>().expect(text).path().to_owned()
+    }
+
+    fn error(text: &str) -> String {
+        text.parse::<Check>().expect_err(text)
+    }
+
+    #[test]
+    fn every_name_is_asked_as_it_is_written() {
+        for (name, _) in CHECKS {
+            assert_eq!(path(name), format!("/{name}"));
+            assert_eq!(path(&format!("/{name}")), format!("/{name}"));
+        }
+    }
+
+    #[test]
+    fn a_query_is_checked_and_sent() {
+        assert_eq!(path("replica?lag=16MB"), "/replica?lag=16MB");
+        assert_eq!(
+            path("/read-only?lag=0&tag_zone=a-1&tag_clone=true"),
+            "/read-only?lag=0&tag_zone=a-1&tag_clone=true"
+        );
+    }
+
+    #[test]
+    fn replication_state_is_kept_here() {
+        let check: Check = "replica?replication_state=streaming&lag=1GB".parse().expect("a check");
+        assert_eq!(check.path(), "/replica?lag=1GB");
+        assert_eq!(check.replication_state(), Some("streaming"));
+        assert_eq!(check.to_string(), "replica?replication_state=streaming&lag=1GB");
+        assert_eq!(path("replica?replication_state=streaming"), "/replica");
+    }
+
+    #[test]
+    fn an_unknown_name_is_told_the_known_ones() {
+        for name in ["", "/", "Primary", "primary ", "//primary", "cluster", "../primary"] {
+            let error = error(name);
+            assert!(error.contains("read-only-quorum"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_lag_that_patroni_would_ignore_is_refused() {
+        for size in [
+            "",
+            "16mb",
+            "16M",
+            "1.5GB",
+            "010",
+            "-1",
+            "+1",
+            "1e3",
+            "MB",
+            "16 MB",
+            "9999999999999999",
+        ] {
+            let error = error(&format!("replica?lag={size}"));
+            assert!(error.contains("lag=16MB"), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_else_gets_into_the_url() {
+        for query in [
+            "",
+            "lag",
+            "x=y",
+            "tag_=a",
+            "tag_a=",
+            "tag_a=b c",
+            "tag_a=%20",
+            "tag_a=b#c",
+            "lag=1&lag=2",
+            "&",
+            "replication_state=",
+            "replication_state=a b",
+            "tag_a=b\r\nHost: x",
+            "tag_é=1",
+            "replication_state=a&replication_state=b",
+        ] {
+            error(&format!("replica?{query}"));
+        }
+    }
+
+    #[test]
+    fn an_agent_send_line_is_a_check_and_perhaps_a_word() {
+        let ask = |line: &str| Question::from_agent_send(line.as_bytes(), Else::Drain);
+        let question = ask("replica?lag=16MB down").expect("a question");
+        assert_eq!(question.check.path(), "/replica?lag=16MB");
+        assert_eq!(question.otherwise, Else::Down);
+        assert_eq!(ask(" primary\t").expect("a question").otherwise, Else::Drain);
+        assert!(ask("primary up").is_err());
+        assert!(ask("primary maint maint").is_err());
+        assert!(ask("").is_err());
+        assert!(Question::from_agent_send(b"\xff\x00", Else::Maint).is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! How this process was started: with HAProxy's connection as fd 3 (systemd, `Accept=yes`) or as
+//! fd 0 (xinetd, inetd, `StandardInput=socket`), or by a human. Knows nothing of Patroni and of
+//! what the bytes mean.
+
+use listenfd::ListenFd;
+use std::io::{self, ErrorKind, Read};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// The longest agent-send line, without its newline.
+pub const LINE_LIMIT: usize = 256;
+
+/// Where the question comes from and the reply goes.
+#[derive(Debug)]
+pub enum Connection {
+    /// HAProxy's connection.
+    Socket(TcpStream),
+    /// A terminal, a pipe, a file: stdin and stdout.
+    Standard,
+}
+
+/// Whether there is anybody left to answer.
+#[derive(Debug)]
+pub enum Peer {
+    /// Yes.
+    Here(Connection),
+    /// The connection was reset before this process got it.
+    Gone,
+}
+
+impl Connection {
+    /// Finds the connection that this process was started with.
+    ///
+    /// # Errors
+    ///
+    /// A listening socket or no TCP socket was handed over; the text names the setting to change.
+    pub fn inherited() -> Result<Peer, String> {
+        let mut passed = ListenFd::from_env();
+        if passed.len() > 0 {
+            // AF_INET (listenfd lets AF_INET6 pass as well), SOCK_STREAM
+            let stream: Option<TcpStream> = passed
+                .take_custom(0, 2, 1, "TCP socket")
+                .map_err(|error| format!("LISTEN_FDS is set, but {error}"))?;
+            return stream.map_or(Ok(Peer::Gone), connected);
+        }
+        match io::stdin().as_fd().try_clone_to_owned() {
+            Ok(stdin) => {
+                let stream = TcpStream::from(stdin);
+                match stream.local_addr() {
+                    Ok(_) => connected(stream),
+                    // no socket, or one of another family
+                    Err(_) => Ok(Peer::Here(Connection::Standard)),
+                }
+            }
+            Err(_) => Ok(Peer::Here(Connection::Standard)),
+        }
+    }
+
+    /// Reads the line that HAProxy sends by `agent-send`, in however many pieces it comes.
+    /// Returned without its newline.
+    ///
+    /// # Errors
+    ///
+    /// There is no whole line before the deadline, or it is longer than [`LINE_LIMIT`] bytes.
+    pub fn read_line(&mut self, deadline: Instant) -> Result<Vec<u8>, String> {
+        match self {
+            Connection::Socket(stream) => read_line(
+                |buffer, left| {
+                    stream.set_read_timeout(Some(left))?;
+                    stream.read(buffer)
+                },
+                deadline,
+            ),
+            Connection::Standard => {
+                // Only a thread can give up on a terminal or a pipe.
+                let (sender, receiver) = mpsc::channel();
+                std::thread::spawn(move || {
+                    let mut stdin = io::stdin().lock();
+                    let line = read_line(|buffer, _| stdin.read(buffer), deadline);
+                    let _ = sender.send(line);
+                });
+                let left = deadline.saturating_duration_since(Instant::now());
+                receiver.recv_timeout(left).unwrap_or_else(|_| Err(NO_LINE.to_owned()))
+            }
+        }
+    }
+}
+
+fn connected(stream: TcpStream) -> Result<Peer, String> {
+    match stream.peer_addr() {
+        Ok(_) => Ok(Peer::Here(Connection::Socket(stream))),
+        // A listening socket and a connection that was reset both have no peer, but only the
+        // first was never connected.
+        Err(error) if error.kind() == ErrorKind::NotConnected => match stream.peek(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::NotConnected => Err(
+                "got a listening socket, not a connection: set Accept=yes in the .socket unit, or wait = no for xinetd"
+                    .to_owned(),
+            ),
+            _ => Ok(Peer::Gone),
+        },
+        Err(error) => Err(format!("cannot use the socket it was started with: {error}")),
+    }
+}
+
+const NO_LINE: &str = r#"no agent-send line before the deadline: end it with a newline, as in agent-send "primary\n""#;
+
+fn read_line(
+    mut read: impl FnMut(&mut [u8], Duration) -> io::Result<usize>,
+    deadline: Instant,
+) -> Result<Vec<u8>, String> {
+    let mut buffer = [0; LINE_LIMIT + 1];
+    let mut length = 0;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(NO_LINE.to_owned());
+        }
+        match read(&mut buffer[length..], left) {
+            Ok(0) => return Err(NO_LINE.replace("before the deadline", "before the end")),
+            Ok(count) => {
+                let end = length + count;
+                if let Some(newline) = buffer[length..end].iter().position(|byte| *byte == b'\n') {
+                    return Ok(buffer[..length + newline].to_vec());
+                }
+                length = end;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // the deadline, checked above
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(format!("cannot read the agent-send line: {error}")),
+        }
+        if length > LINE_LIMIT {
+            return Err(format!("agent-send line is longer than {LINE_LIMIT} bytes"));
+        }
+    }
+}

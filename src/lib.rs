@@ -1,0 +1,25 @@
+//! A zero-resident HAProxy agent for Patroni.
+//!
+//! One HAProxy agent check starts one process, which goes once down this pipe and exits:
+//! connection, question, ask, decide, say. The library exists so that tests can call the steps.
+
+/// What HAProxy is told: the agent reply line, written once.
+pub mod say;
+
+/// How this process was started, and so where the question comes from and the reply goes.
+pub mod connection;
+
+/// The command line.
+pub mod options;
+
+/// The question: which of Patroni's health checks is asked.
+pub mod check;
+
+/// One GET on Patroni's REST API.
+pub mod ask;
+
+/// What https to Patroni needs: certificates from files, and errors in words.
+pub mod tls;
+
+/// What Patroni's answer means for HAProxy.
+pub mod decide;

@@ -1,0 +1,48 @@
+//! The straight pipe: connection, question, ask, decide, say.
+
+use patroni_agent_check::check::Question;
+use patroni_agent_check::connection::{Connection, Peer};
+use patroni_agent_check::decide::{self, Reply};
+use patroni_agent_check::options::Options;
+use patroni_agent_check::{ask, say};
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    // A panic's own message goes to fd 2, which under xinetd is HAProxy. It goes into the reply instead.
+    panic::set_hook(Box::new(|_| {}));
+    let mut connection = match Connection::inherited() {
+        Ok(Peer::Here(connection)) => connection,
+        Ok(Peer::Gone) => return ExitCode::SUCCESS,
+        Err(error) => return say::misused(&error),
+    };
+    match Options::parse(std::env::args_os().skip(1)) {
+        Ok(options) => {
+            let reply = panic::catch_unwind(AssertUnwindSafe(|| {
+                answer(&options, &mut connection, started)
+            }));
+            let reply = reply.unwrap_or_else(|panic| decide::panicked(&*panic, &options));
+            say::say(connection, &reply)
+        }
+        Err(stop) => say::stop(connection, &stop),
+    }
+}
+
+fn answer(options: &Options, connection: &mut Connection, started: Instant) -> Reply {
+    let deadline = started + options.timeout;
+    let question = match &options.question {
+        Some(question) => Ok(question.clone()),
+        None => connection
+            .read_line(deadline)
+            .and_then(|line| Question::from_agent_send(&line, options.otherwise)),
+    };
+    match question {
+        Ok(question) => {
+            let answer = ask::ask(&options.patroni, &question.check, deadline);
+            decide::decide(&question, options.unreachable, &answer)
+        }
+        Err(error) => decide::not_understood(&error),
+    }
+}

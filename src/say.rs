@@ -1,0 +1,178 @@
+//! From the verdict to HAProxy's agent reply: one line, one write, a clean close; and the only
+//! place that prints. Knows nothing of why.
+
+use crate::check::Else;
+use crate::connection::Connection;
+use crate::decide::{Reply, Verdict};
+use crate::options::{NAME, Stop};
+use sd_notify::NotifyState;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+/// HAProxy keeps about 108 characters of the text (`HCHK_DESC_LEN` in its source).
+const REASON_LIMIT: usize = 100;
+/// What goes to the journal or a terminal may be longer.
+const LOG_LIMIT: usize = 1000;
+/// Usage, in sysexits(3).
+const USAGE: u8 = 64;
+
+/// The agent reply line (HAProxy's configuration manual, `agent-check`).
+///
+/// Always a health word and an admin word, since each heals only its own kind: `ready` alone never
+/// brings back a server that an agent has called down. `down ready` rather than `down`, which is
+/// not seen on a server in MAINT. A word that HAProxy does not know changes nothing and is shown.
+pub fn line(reply: &Reply) -> String {
+    let words = match reply.verdict {
+        Verdict::Ready => "up ready",
+        Verdict::Out(Else::Maint) => "up maint",
+        Verdict::Out(Else::Drain) => "up drain",
+        Verdict::Out(Else::Down) | Verdict::Down => "down ready",
+        Verdict::Fail => "fail ready",
+        Verdict::Stopped => "stopped ready",
+        Verdict::Hold => {
+            // HAProxy also splits words at commas.
+            let word = printable(&reply.reason, REASON_LIMIT).replace([' ', ','], "_");
+            return format!("!unreachable:_{word}\n");
+        }
+    };
+    format!("{words} # {}\n", printable(&reply.reason, REASON_LIMIT))
+}
+
+/// Nothing from outside gets further than this as it came: printable ASCII only.
+fn printable(text: &str, limit: usize) -> String {
+    text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).take(limit).collect()
+}
+
+/// Answers, and tells how to exit: behind a socket always 0, since systemd keeps a failed unit's
+/// place; else 0 in the pool, 1 healthy but not in the pool, 2 broken.
+pub fn say(connection: Connection, reply: &Reply) -> ExitCode {
+    let line = line(reply);
+    let status = match reply.verdict {
+        Verdict::Ready => 0,
+        Verdict::Out(_) => 1,
+        Verdict::Fail | Verdict::Stopped | Verdict::Down | Verdict::Hold => 2,
+    };
+    let about = if reply.check.is_empty() {
+        reply.reason.clone()
+    } else {
+        format!("{}: {}", reply.check, reply.reason)
+    };
+    match connection {
+        Connection::Socket(stream) => {
+            let peer = stream.peer_addr().map(|peer| peer.to_string());
+            send(stream, &line);
+            if status == 2 {
+                let words = line.split(" #").next().unwrap_or_default().trim_end();
+                let peer = peer.unwrap_or_default();
+                log(&format!("<4>{peer} was told '{words}': {about}"));
+            }
+            let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line.trim_end())]);
+            ExitCode::SUCCESS
+        }
+        Connection::Standard => {
+            print(&line);
+            log(&format!("{NAME}: {about}"));
+            ExitCode::from(status)
+        }
+    }
+}
+
+/// One write: HAProxy 2.6 may complete a split line with bytes of its other clients. HAProxy usually
+/// resets the connection right after the line, so nothing that comes later is an error.
+fn send(mut stream: TcpStream, line: &str) {
+    let _ = stream.set_nonblocking(true);
+    let _ = stream.write(line.as_bytes());
+    let _ = stream.shutdown(Shutdown::Write);
+    // Closing with unread bytes would reset the connection, and with it perhaps the line.
+    let mut rest = [0; 1024];
+    for _ in 0..16 {
+        if !matches!(stream.read(&mut rest), Ok(1..)) {
+            break;
+        }
+    }
+}
+
+/// Says what is wrong with the command line, or prints what it asks for.
+pub fn stop(connection: Connection, stop: &Stop) -> ExitCode {
+    match (connection, stop) {
+        (Connection::Standard, Stop::Print(text)) => {
+            print(text);
+            ExitCode::SUCCESS
+        }
+        (Connection::Standard, Stop::Usage(error)) => misused(error),
+        // Silence would leave HAProxy with what it heard last, which may be READY.
+        (socket, stop) => say(
+            socket,
+            &Reply {
+                verdict: Verdict::Fail,
+                check: String::new(),
+                reason: match stop {
+                    Stop::Usage(error) => format!("{NAME}: {error}"),
+                    Stop::Print(_) => format!("{NAME}: --help and --version are for a terminal"),
+                },
+            },
+        ),
+    }
+}
+
+/// Says how this program was started wrongly, where there is nobody to answer.
+pub fn misused(error: &str) -> ExitCode {
+    log(&format!("{NAME}: {error}"));
+    ExitCode::from(USAGE)
+}
+
+fn print(text: &str) {
+    let mut stdout = io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes());
+    let _ = stdout.flush();
+}
+
+/// One line on stderr, unless stderr is the peer: xinetd makes fd 2 the connection as well.
+fn log(text: &str) {
+    let stderr = io::stderr();
+    if let Ok(fd) = stderr.as_fd().try_clone_to_owned() {
+        if TcpStream::from(fd).peer_addr().is_ok() {
+            return;
+        }
+    }
+    let line = format!("{}\n", printable(text, LOG_LIMIT));
+    let _ = stderr.lock().write_all(line.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(verdict: Verdict, reason: &str) -> String {
+        line(&Reply { verdict, check: "primary".to_owned(), reason: reason.to_owned() })
+    }
+
+    #[test]
+    fn both_words_and_the_reason() {
+        let lines = [
+            (Verdict::Ready, "up ready # why\n"),
+            (Verdict::Out(Else::Maint), "up maint # why\n"),
+            (Verdict::Out(Else::Drain), "up drain # why\n"),
+            (Verdict::Out(Else::Down), "down ready # why\n"),
+            (Verdict::Fail, "fail ready # why\n"),
+            (Verdict::Stopped, "stopped ready # why\n"),
+            (Verdict::Down, "down ready # why\n"),
+            (Verdict::Hold, "!unreachable:_why\n"),
+        ];
+        for (verdict, line) in lines {
+            assert_eq!(said(verdict, "why"), line);
+        }
+    }
+
+    #[test]
+    fn no_reason_can_break_the_line_or_add_a_word() {
+        let evil = format!("a\nup ready\r\0\t\u{1b}[31m # é, down{}", "x".repeat(500));
+        let line = said(Verdict::Fail, &evil);
+        assert_eq!(line.len(), "fail ready # ".len() + REASON_LIMIT + 1);
+        assert!(line.starts_with("fail ready # a?up ready????[31m # ?, down"));
+        let word = said(Verdict::Hold, &evil);
+        assert_eq!(word.find([' ', ',', '\t', '\n']), Some(word.len() - 1));
+    }
+}
