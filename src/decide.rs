@@ -77,7 +77,19 @@ pub fn decide(
                 | "starting after custom bootstrap",
                 _,
             ) => (Verdict::Out(Else::Maint), format!("{}, {}", answer.role, answer.state)),
-            (state, role) => (Verdict::Fail, format!("{role}, state is {state}")),
+            (
+                "crashed"
+                | "start failed"
+                | "restart failed"
+                | "stop failed"
+                | "initdb failed"
+                | "custom bootstrap failed",
+                _,
+            ) => (Verdict::Fail, format!("{}, {}", answer.role, answer.state)),
+            ("unknown", role) => {
+                (Verdict::Fail, format!("{role}, state unknown: PostgreSQL does not answer Patroni"))
+            }
+            (state, role) => (Verdict::Fail, format!("{role}, '{state}' is no state of Patroni's")),
         },
     };
     Reply { verdict, check: check.to_string(), reason }
@@ -105,7 +117,7 @@ fn not_asked_for(question: &Question, answer: &Answer) -> String {
                 reason += &format!(", replication_state is not {wanted}");
             }
             _ if answer.noloadbalance => reason += ", noloadbalance",
-            _ => reason += &format!(", does not pass {}", check.path()),
+            _ => reason += &format!(", 503 for {}", check.path()),
         }
     } else if answer.status == 200 && answer.role == "replica" && check.asks_for_the_lock() {
         reason += ", not promoted yet";

@@ -1,0 +1,208 @@
+//! Every recorded answer of real Patronis to a health check becomes the reply that
+//! `tests/answers/expected.txt` says, and Patroni is asked once for it.
+//!
+//! A new answer needs no Rust: add the file to `answers.tar.xz`, a line to `index.tsv`, and, if no
+//! line of `expected.txt` covers it yet, one there.
+
+mod common;
+
+use common::{FakePatroni, Outcome, Start, check_with, file, listen};
+use std::collections::HashMap;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+const CHECKS: &str = "primary read-write master leader standby-leader standby_leader replica read-only \
+    sync synchronous async asynchronous quorum read-only-sync read-only-quorum health";
+
+struct Recorded {
+    file: String,
+    check: String,
+    status: String,
+    role: String,
+    state: String,
+    replication_state: &'static str,
+}
+
+/// The lines of the index whose path is a CHECK.
+fn recorded() -> Vec<Recorded> {
+    let index = fs::read_to_string(file("answers/index.tsv")).expect("the index");
+    let mut recorded = Vec::new();
+    for line in index.lines().skip(1) {
+        let column: Vec<_> = line.split('\t').collect();
+        let check = column[2].trim_start_matches('/');
+        let name = check.split('?').next().expect("a name");
+        if CHECKS.split_whitespace().any(|known| known == name) {
+            let flag = |flag| column[6].split(',').any(|f| f == flag);
+            recorded.push(Recorded {
+                file: column[0].to_owned(),
+                check: check.to_owned(),
+                status: column[3].to_owned(),
+                role: column[4].to_owned(),
+                state: column[5].to_owned(),
+                replication_state: match (flag("rs=streaming"), flag("rs=in archive recovery")) {
+                    (true, _) => "streaming",
+                    (_, true) => "in archive recovery",
+                    _ => "none",
+                },
+            });
+        }
+    }
+    recorded
+}
+
+/// Where the answers are, unpacked once.
+fn answers() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        let tar = Command::new("tar")
+            .arg("-xJf")
+            .arg(file("answers/answers.tar.xz"))
+            .arg("-C")
+            .arg(&folder)
+            .status();
+        assert!(tar.expect("tar").success(), "tar and xz unpack the answers");
+        folder.join("answers")
+    })
+}
+
+/// Plays one recorded answer to one check.
+fn play(recorded: &Recorded) -> Outcome {
+    let bytes = fs::read(answers().join(&recorded.file)).expect("the answer");
+    let mut timeout = "10s";
+    let patroni = match recorded.status.as_str() {
+        "refused" => None,
+        "timeout" => {
+            timeout = "100ms";
+            Some(FakePatroni::new(|stream| {
+                let _ = std::io::Read::read(stream, &mut [0]);
+            }))
+        }
+        // closed with the request unread
+        "reset" => Some(FakePatroni::raw(|stream| {
+            let _ = stream.peek(&mut [0]);
+        })),
+        _ => Some(FakePatroni::answering(bytes)),
+    };
+    let url = match &patroni {
+        Some(patroni) => patroni.url(),
+        None => {
+            let gone = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            format!("http://{}", gone.local_addr().expect("an address"))
+        }
+    };
+    let arguments = ["--url", &url, "--timeout", timeout, &recorded.check];
+    let outcome = check_with(Start::Stdin, "127.0.0.1:0", &arguments, listen);
+    if let Some(patroni) = patroni {
+        assert_eq!(patroni.connections(), 1, "{}: one question for one check", recorded.file);
+        // replication_state is judged on the body and not sent
+        let sent = recorded.check.split("?replication_state").next().expect("a path");
+        let line = format!("GET /{sent} HTTP/1.1\r\n");
+        let requests = patroni.requests();
+        assert!(requests.iter().all(|request| request.starts_with(&line)), "{requests:?}");
+        assert_eq!(requests.len(), usize::from(recorded.status != "reset"), "{}", recorded.file);
+    }
+    assert_eq!(outcome.code, Some(0), "{}: {outcome:?}", recorded.file);
+    outcome
+}
+
+struct Expected {
+    line: String,
+    status: String,
+    role: String,
+    state: String,
+    replication_state: String,
+    checks: Vec<String>,
+    reply: String,
+}
+
+impl Expected {
+    fn covers(&self, recorded: &Recorded) -> bool {
+        let is = |expected: &str, got: &str| expected == if got.is_empty() { "-" } else { got };
+        is(&self.status, &recorded.status)
+            && is(&self.role, &recorded.role)
+            && is(&self.state, &recorded.state)
+            && (self.replication_state == "-"
+                || self.replication_state == recorded.replication_state)
+            && (self.checks == ["every"] || self.checks.contains(&recorded.check))
+    }
+}
+
+fn expected() -> Vec<Expected> {
+    let table = fs::read_to_string(file("answers/expected.txt")).expect("the table");
+    let lines = table.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let column: Vec<_> = line.split('|').map(|column| column.trim().to_owned()).collect();
+            assert_eq!(column.len(), 6, "{line}");
+            Expected {
+                line: line.to_owned(),
+                status: column[0].clone(),
+                role: column[1].clone(),
+                state: column[2].clone(),
+                replication_state: column[3].clone(),
+                checks: column[4].split_whitespace().map(str::to_owned).collect(),
+                reply: column[5].clone(),
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn every_recorded_answer_becomes_the_expected_reply() {
+    let table = expected();
+    let recorded = recorded();
+    assert!(recorded.len() > 3000, "only {} recorded answers", recorded.len());
+    let mut used: HashMap<&str, usize> = HashMap::new();
+    let mut wrong = Vec::new();
+    for recorded in &recorded {
+        let covering: Vec<_> = table.iter().filter(|row| row.covers(recorded)).collect();
+        let name = format!("{} /{} {}", recorded.file, recorded.check, recorded.status);
+        let [row] = covering[..] else {
+            wrong.push(format!("{name}: covered by {} lines of expected.txt", covering.len()));
+            continue;
+        };
+        *used.entry(&row.line).or_default() += 1;
+        let outcome = play(recorded);
+        let words = outcome.reply.split(" # ").next().expect("a word");
+        let line = outcome.reply.strip_suffix('\n').unwrap_or("no newline");
+        if words != row.reply || line.contains('\n') || line.len() > 120 {
+            wrong.push(format!("{name}: {} expected, got {:?}", row.reply, outcome.reply));
+        }
+        // The journal gets one line for what is broken and none for what is healthy.
+        let broken = !row.reply.starts_with("up ");
+        if outcome.stderr.lines().count() != usize::from(broken) {
+            wrong.push(format!("{name}: the journal got {:?}", outcome.stderr));
+        }
+    }
+    for row in &table {
+        if !used.contains_key(row.line.as_str()) {
+            wrong.push(format!("covers no answer: {}", row.line));
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn whole_lines() {
+    let lines = fs::read_to_string(file("answers/lines.txt")).expect("the lines");
+    let recorded = recorded();
+    let mut wrong = String::new();
+    let mut count = 0;
+    for expected in lines.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (file, rest) = expected.split_once(' ').expect("a file");
+        let (check, line) = rest.trim_start().split_once(' ').expect("a check");
+        let recorded =
+            recorded.iter().find(|recorded| recorded.file == file && recorded.check == check);
+        let outcome = play(recorded.unwrap_or_else(|| panic!("{file} is no answer to {check}")));
+        count += 1;
+        if outcome.reply != format!("{}\n", line.trim_start()) {
+            wrong += &format!("{file} {check} {}", outcome.reply);
+        }
+    }
+    assert!(count >= 40, "{count} lines");
+    assert!(wrong.is_empty(), "got:\n{wrong}");
+}

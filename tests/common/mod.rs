@@ -1,0 +1,193 @@
+//! A fake Patroni for what the real one cannot be made to do, and the handler started as systemd
+//! and xinetd start it.
+#![allow(dead_code)] // each test file uses its part
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+pub const HANDLER: &str = env!("CARGO_BIN_EXE_patroni-agent-check");
+
+/// A healthy primary's answer, for tests that are about something else.
+pub const PRIMARY: &str = r#"{"state": "running", "role": "primary", "timeline": 5}"#;
+
+pub fn http(status: u16, body: &str) -> Vec<u8> {
+    format!("HTTP/1.0 {status} Whatever\r\nContent-Type: application/json\r\n\r\n{body}")
+        .into_bytes()
+}
+
+/// A server that does to each connection what it is told to, one thread for each, and counts.
+pub struct FakePatroni {
+    pub address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl FakePatroni {
+    /// Hands each connection to `behave`, unread.
+    pub fn raw(behave: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        Self::on("127.0.0.1:0", move |stream, _| behave(stream))
+    }
+
+    /// Reads the request, then lets `reply` have the connection.
+    pub fn new(reply: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> Self {
+        Self::on("127.0.0.1:0", move |mut stream, requests| {
+            let request = read_request(&mut stream);
+            requests.lock().expect("no panic").push(request);
+            reply(&mut stream);
+        })
+    }
+
+    pub fn on(
+        address: &str,
+        behave: impl Fn(TcpStream, &Mutex<Vec<String>>) + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let patroni =
+            FakePatroni { address, connections: Arc::default(), requests: Arc::default() };
+        let (connections, requests) = (patroni.connections.clone(), patroni.requests.clone());
+        let behave = Arc::new(behave);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                connections.fetch_add(1, Ordering::SeqCst);
+                let (behave, requests) = (behave.clone(), requests.clone());
+                std::thread::spawn(move || behave(stream.expect("a connection"), &requests));
+            }
+        });
+        patroni
+    }
+
+    /// Answers with these bytes and closes, as Patroni does.
+    pub fn answering(answer: impl Into<Vec<u8>>) -> Self {
+        let answer = answer.into();
+        Self::new(move |stream| {
+            let _ = stream.write_all(&answer);
+        })
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// The heads of the requests so far.
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().expect("no panic").clone()
+    }
+}
+
+/// The head of one request.
+pub fn read_request(stream: &mut impl Read) -> String {
+    let mut request = Vec::new();
+    let mut byte = [0];
+    while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+        request.push(byte[0]);
+    }
+    String::from_utf8_lossy(&request).into_owned()
+}
+
+/// What came of one check.
+#[derive(Debug)]
+pub struct Outcome {
+    /// All that the peer got.
+    pub reply: String,
+    pub stderr: String,
+    pub code: Option<i32>,
+    pub took: Duration,
+}
+
+/// How the handler is started.
+#[derive(Clone, Copy, Debug)]
+pub enum Start {
+    /// systemd, `Accept=yes`: the connection is fd 3, stdin is /dev/null, stderr the journal.
+    ListenFds,
+    /// systemd, `StandardInput=socket`: fd 0 and 1, stderr the journal.
+    Stdin,
+    /// xinetd: fd 0, 1 and 2.
+    Inetd,
+}
+
+fn socket(stream: &TcpStream) -> Stdio {
+    Stdio::from(OwnedFd::from(stream.try_clone().expect("a second descriptor")))
+}
+
+/// Starts the handler with this connection, closing our side of it.
+pub fn start(start: Start, stream: TcpStream, arguments: &[&str]) -> Command {
+    let mut command = match start {
+        // Only a shell can set LISTEN_PID to its own pid without unsafe code.
+        Start::ListenFds => {
+            let mut shell = Command::new("sh");
+            let script = r#"export LISTEN_FDS=1 LISTEN_PID=$$; exec "$0" "$@" 3<&0 0</dev/null"#;
+            shell.args(["-c", script, HANDLER]);
+            shell
+        }
+        _ => Command::new(HANDLER),
+    };
+    command.args(arguments).stdin(socket(&stream)).stderr(Stdio::piped());
+    match start {
+        Start::ListenFds => command.stdout(Stdio::piped()),
+        Start::Stdin => command.stdout(socket(&stream)),
+        Start::Inetd => command.stdout(socket(&stream)).stderr(socket(&stream)),
+    };
+    command
+}
+
+/// One connection to a port of this machine, both ends.
+pub fn connection(address: &str) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(address).expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let client = TcpStream::connect(address).expect("a connection");
+    (client, listener.accept().expect("a connection").0)
+}
+
+/// One check through a socket. `client` plays HAProxy: it may send, and returns what it got.
+pub fn check_with(
+    how: Start,
+    address: &str,
+    arguments: &[&str],
+    client: impl FnOnce(TcpStream) -> String,
+) -> Outcome {
+    let (haproxy, stream) = connection(address);
+    let started = Instant::now();
+    let child = start(how, stream, arguments).spawn().expect("the handler starts");
+    let reply = client(haproxy);
+    let took = started.elapsed();
+    let output = child.wait_with_output().expect("the handler ends");
+    if let Start::ListenFds = how {
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "nothing on stdout");
+    }
+    Outcome {
+        reply,
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        code: output.status.code(),
+        took,
+    }
+}
+
+/// Sends nothing and reads to the end.
+pub fn listen(mut haproxy: TcpStream) -> String {
+    let mut reply = Vec::new();
+    haproxy.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    haproxy.read_to_end(&mut reply).expect("the reply, and a clean close");
+    let _ = haproxy.shutdown(Shutdown::Both);
+    String::from_utf8(reply).expect("ASCII")
+}
+
+/// One check as systemd starts it, HAProxy sending nothing.
+pub fn check(arguments: &[&str]) -> Outcome {
+    check_with(Start::ListenFds, "127.0.0.1:0", arguments, listen)
+}
+
+/// A test's own file in `tests/`.
+pub fn file(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+}
