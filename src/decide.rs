@@ -4,7 +4,7 @@
 use crate::ask::Answer;
 use crate::check::{Else, Question};
 use crate::options::{Options, Unreachable};
-use std::any::Any;
+use std::panic::{self, AssertUnwindSafe};
 
 /// What HAProxy shall do with this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,16 +137,39 @@ pub fn not_understood(error: &str) -> Reply {
     Reply { verdict: Verdict::Fail, check: String::new(), reason: error.to_owned() }
 }
 
-/// A bug of this program's own.
-pub fn panicked(panic: &(dyn Any + Send), options: &Options) -> Reply {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    Reply {
-        verdict: no_answer(options.unreachable),
-        check: String::new(),
-        reason: format!(
-            "bug in patroni-agent-check, please report it: {}",
-            text.unwrap_or("it panicked")
-        ),
+/// Even a bug is answered: silence would leave HAProxy with what it heard last, which may be READY.
+pub fn whatever_happens(options: &Options, answer: impl FnOnce() -> Reply) -> Reply {
+    // A panic's own message goes to fd 2, which under xinetd is HAProxy. It goes into the reply instead.
+    panic::set_hook(Box::new(|_| {}));
+    panic::catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Reply {
+            verdict: no_answer(options.unreachable),
+            check: String::new(),
+            reason: format!(
+                "bug in patroni-agent-check, please report it: {}",
+                text.unwrap_or("?")
+            ),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_answered() {
+        let bug = |arguments: &[&str], panic: fn() -> Reply| {
+            let options = Options::parse(arguments.iter().map(Into::into)).expect("options");
+            let reply = whatever_happens(&options, panic);
+            (reply.verdict, reply.reason)
+        };
+        let text = "bug in patroni-agent-check, please report it: ";
+        let (verdict, reason) = bug(&[], || panic!("at {}", 3));
+        assert_eq!((verdict, reason), (Verdict::Down, format!("{text}at 3")));
+        let (verdict, reason) = bug(&["--unreachable", "hold"], || panic!("here"));
+        assert_eq!((verdict, reason), (Verdict::Hold, format!("{text}here")));
     }
 }

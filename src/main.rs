@@ -5,14 +5,11 @@ use patroni_agent_check::connection::{Connection, Peer};
 use patroni_agent_check::decide::{self, Reply};
 use patroni_agent_check::options::Options;
 use patroni_agent_check::{ask, say};
-use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Instant;
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    // A panic's own message goes to fd 2, which under xinetd is HAProxy. It goes into the reply instead.
-    panic::set_hook(Box::new(|_| {}));
     let mut connection = match Connection::inherited() {
         Ok(Peer::Here(connection)) => connection,
         Ok(Peer::Gone) => return ExitCode::SUCCESS,
@@ -20,10 +17,8 @@ fn main() -> ExitCode {
     };
     match Options::parse(std::env::args_os().skip(1)) {
         Ok(options) => {
-            let reply = panic::catch_unwind(AssertUnwindSafe(|| {
-                answer(&options, &mut connection, started)
-            }));
-            let reply = reply.unwrap_or_else(|panic| decide::panicked(&*panic, &options));
+            let reply =
+                decide::whatever_happens(&options, || answer(&options, &mut connection, started));
             say::say(connection, &reply)
         }
         Err(stop) => say::stop(connection, &stop),

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 use ureq::http::Uri;
+use ureq::http::uri::Authority;
 
 /// This program's name.
 pub const NAME: &str = env!("CARGO_PKG_NAME");
@@ -176,7 +177,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     let milliseconds = number.parse::<u64>().ok().filter(|_| digits);
     match milliseconds.and_then(|n| n.checked_mul(unit)) {
         Some(n @ 10..=10_000) => Ok(Duration::from_millis(n)),
-        _ => Err(format!("'{text}' is no time from 10ms to 10s, such as 1500ms or 2s")),
+        _ => Err("--timeout takes 10ms to 10s, such as 1500ms or 2s".to_owned()),
     }
 }
 
@@ -204,10 +205,10 @@ fn patroni(url: &str, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, Str
     if tls.key.is_some() && tls.cert.is_none() {
         return Err("--key goes with --cert".to_owned());
     }
-    let default = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+    let port = port(authority, if https { 443 } else { 80 }).ok_or_else(wrong)?;
     let connect_to = match connect_to {
-        Some(target) => host_and_port(target, default)?,
-        None => (bare(authority.host()), default),
+        Some(target) => host_and_port(target, port)?,
+        None => (bare(authority.host()), port),
     };
     Ok(Patroni { connect_to, tls: https.then_some(tls), url: uri })
 }
@@ -216,12 +217,18 @@ fn host_and_port(target: &str, default: u16) -> Result<(String, u16), String> {
     if target.parse::<IpAddr>().is_ok() {
         return Ok((target.to_owned(), default));
     }
-    match target.parse::<ureq::http::uri::Authority>() {
-        Ok(authority) if !authority.host().is_empty() && !target.contains('@') => {
-            Ok((bare(authority.host()), authority.port_u16().unwrap_or(default)))
-        }
-        _ => Err(format!("--connect-to {target}: write HOST or HOST:PORT")),
+    let wrong = || format!("--connect-to {target}: write HOST or HOST:PORT");
+    let authority: Authority = target.parse().map_err(|_| wrong())?;
+    if authority.host().is_empty() || target.contains('@') {
+        return Err(wrong());
     }
+    let port = port(&authority, default).ok_or_else(wrong)?;
+    Ok((bare(authority.host()), port))
+}
+
+/// The port that is written, or the default if none is; none if it is not one.
+fn port(authority: &Authority, default: u16) -> Option<u16> {
+    if authority.as_str() == authority.host() { Some(default) } else { authority.port_u16() }
 }
 
 /// Without the brackets of an IPv6 address.

@@ -101,9 +101,9 @@ pub fn in_words(error: &Error, host: &str) -> Option<String> {
     Some(match error {
         InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => format!(
-            "its certificate does not name {host}: put its name into --url, {host} into --connect-to"
-        ),
+        ) => {
+            format!("certificate is not for {host}: use its name in --url and --connect-to {host}")
+        }
         InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "its certificate is of another CA than --cacert".to_owned()
         }

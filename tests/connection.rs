@@ -1,0 +1,434 @@
+//! How the handler is started, and what it says to whom.
+
+mod common;
+
+use common::{
+    FakePatroni, HANDLER, Outcome, PRIMARY, Start, check_with, connection, http, listen, start,
+};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+const READY: &str = "up ready # primary, running, timeline 5\n";
+const STARTS: [Start; 3] = [Start::ListenFds, Start::Stdin, Start::Inetd];
+
+fn primary() -> FakePatroni {
+    FakePatroni::answering(http(200, PRIMARY))
+}
+
+fn replica() -> FakePatroni {
+    let body = r#"{"state": "running", "role": "replica", "replication_state": "streaming"}"#;
+    FakePatroni::answering(http(503, body))
+}
+
+#[test]
+fn every_way_to_be_started_over_ipv4_and_ipv6() {
+    for how in STARTS {
+        for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+            let patroni = primary();
+            let outcome = check_with(how, address, &["--url", &patroni.url()], listen);
+            assert_eq!(outcome.reply, READY, "{how:?} {address}");
+            assert_eq!(outcome.stderr, "", "nothing in the journal for a healthy check");
+            assert_eq!(outcome.code, Some(0));
+        }
+    }
+}
+
+#[test]
+fn patroni_on_ipv6_and_under_a_name() {
+    let on = |address: &str| {
+        FakePatroni::on(address, |mut stream, _| {
+            common::read_request(&mut stream);
+            let _ = stream.write_all(&http(200, PRIMARY));
+        })
+    };
+    let six = on("[::1]:0");
+    let four = on("127.0.0.1:0");
+    for url in [
+        format!("http://[::1]:{}", six.address.port()),
+        format!("http://localhost:{}", six.address.port()),
+        format!("http://localhost:{}", four.address.port()),
+        // not in Rust's notation, so it takes the way of any name
+        format!("http://127.1:{}", four.address.port()),
+    ] {
+        let outcome = common::check(&["--url", &url]);
+        assert_eq!(outcome.reply, READY, "{url}");
+    }
+    let outcome = common::check(&["--url", "http://no-such-host.invalid:8008", "--timeout", "10s"]);
+    let start = "down ready # Patroni no-such-host.invalid:8008: ";
+    assert!(outcome.reply.starts_with(start), "{outcome:?}");
+    let outcome = common::check(&["--url", "http://[::1]:1"]);
+    assert_eq!(outcome.reply, "down ready # Patroni [::1]:1: connection refused\n");
+}
+
+#[test]
+fn no_proxy_from_the_environment() {
+    let (patroni, proxy) = (primary(), primary());
+    let (client, stream) = connection("127.0.0.1:0");
+    let mut command = start(Start::Stdin, stream, &["--url", &patroni.url()]);
+    for name in ["http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        command.env(name, proxy.url());
+    }
+    let child = command.spawn().expect("the handler starts");
+    drop(command);
+    assert_eq!(listen(client), READY);
+    assert!(child.wait_with_output().expect("an end").status.success());
+    assert_eq!((patroni.connections(), proxy.connections()), (1, 0));
+}
+
+#[test]
+fn nothing_but_the_line_reaches_the_peer() {
+    for how in STARTS {
+        let outcome = check_with(how, "127.0.0.1:0", &["--url", "http://127.0.0.1:1"], listen);
+        assert_eq!(outcome.reply, "down ready # Patroni 127.0.0.1:1: connection refused\n");
+        assert_eq!(outcome.code, Some(0));
+        let expected = "was told 'down ready': primary: Patroni 127.0.0.1:1: connection refused\n";
+        match how {
+            Start::Inetd => assert_eq!(outcome.stderr, ""),
+            _ => assert!(outcome.stderr.ends_with(expected), "{outcome:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_answered() {
+    for how in STARTS {
+        for arguments in
+            [&["--nonsense"][..], &["--help"], &["no-check"], &["--agent-send", "primary"]]
+        {
+            let outcome = check_with(how, "127.0.0.1:0", arguments, listen);
+            assert!(outcome.reply.starts_with("fail ready # patroni-agent-check: "), "{outcome:?}");
+            assert_eq!(outcome.reply.matches('\n').count(), 1);
+            assert_eq!(outcome.code, Some(0));
+        }
+    }
+}
+
+#[test]
+fn a_listening_socket_is_a_clear_error() {
+    for how in [Start::ListenFds, Start::Stdin] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let stream = TcpStream::from(OwnedFd::from(listener));
+        let output = start(how, stream, &[]).output().expect("the handler starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("set Accept=yes") && stderr.contains("wait = no"), "{stderr}");
+        assert_eq!(output.status.code(), Some(64));
+    }
+}
+
+#[test]
+fn a_peer_that_is_gone_costs_nothing() {
+    for how in STARTS {
+        let patroni = primary();
+        let (client, mut stream) = connection("127.0.0.1:0");
+        stream.write_all(b"x").expect("a byte");
+        client.peek(&mut [0]).expect("the byte");
+        // closing with an unread byte sends a reset
+        drop(client);
+        while stream.peer_addr().is_ok() {
+            std::thread::yield_now();
+        }
+        let output = start(how, stream, &["--url", &patroni.url()]).output().expect("it starts");
+        assert_eq!(output.status.code(), Some(0), "{how:?}");
+        assert_eq!((output.stdout, output.stderr), (vec![], vec![]));
+        assert_eq!(patroni.connections(), 0);
+    }
+}
+
+#[test]
+fn a_peer_that_leaves_early_is_no_failure() {
+    for how in STARTS {
+        let patroni = primary();
+        let outcome = check_with(how, "127.0.0.1:0", &["--url", &patroni.url()], |client| {
+            drop(client);
+            String::new()
+        });
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+    }
+}
+
+#[test]
+fn listen_fds_that_are_no_connection() {
+    let run = |script: &str| {
+        let output = Command::new("sh").args(["-c", script, HANDLER]).output().expect("sh");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for fd in ["3</dev/null", "3<&-"] {
+        let (code, stderr) = run(&format!(r#"export LISTEN_FDS=1 LISTEN_PID=$$; exec "$0" {fd}"#));
+        assert_eq!(code, Some(64), "{stderr}");
+        assert!(stderr.contains("LISTEN_FDS is set, but fd 3 is not a socket"), "{stderr}");
+    }
+    // meant for another process: this one was started by a human
+    let (code, _) = run(r#"LISTEN_FDS=1 LISTEN_PID=1 exec "$0" --url http://127.0.0.1:1"#);
+    assert_eq!(code, Some(2));
+}
+
+#[test]
+fn systemd_is_told_if_it_wants_to_know() {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("notify");
+    let _ = std::fs::remove_file(&path);
+    let systemd = UnixDatagram::bind(&path).expect("a socket");
+    let patroni = primary();
+    let (client, stream) = connection("127.0.0.1:0");
+    let mut command = start(Start::Stdin, stream, &["--url", &patroni.url()]);
+    let child = command.env("NOTIFY_SOCKET", &path).spawn().expect("the handler starts");
+    drop(command);
+    assert_eq!(listen(client), READY);
+    assert!(child.wait_with_output().expect("an end").status.success());
+    let mut message = [0; 1000];
+    systemd.set_nonblocking(true).expect("a socket");
+    let length = systemd.recv(&mut message).expect("a message");
+    assert_eq!(String::from_utf8_lossy(&message[..length]), format!("READY=1\nSTATUS={READY}"));
+}
+
+// A terminal, a pipe, /dev/null
+
+fn run(stdin: Stdio, arguments: &[&str]) -> Output {
+    Command::new(HANDLER).args(arguments).stdin(stdin).output().expect("the handler starts")
+}
+
+fn text(output: &Output) -> (Option<i32>, String, String) {
+    let utf8 = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+    (output.status.code(), utf8(&output.stdout), utf8(&output.stderr))
+}
+
+#[test]
+fn without_a_socket_there_are_exit_codes() {
+    let (primary, replica) = (primary(), replica());
+    let cases: [(&[&str], i32, &str); 6] = [
+        (&["--url", &primary.url()], 0, READY),
+        (&["--url", &replica.url()], 1, "up maint # replica, streaming\n"),
+        (&["--url", &replica.url(), "--else", "drain"], 1, "up drain # replica, streaming\n"),
+        (&["--url", &replica.url(), "--else", "down"], 1, "down ready # replica, streaming\n"),
+        (
+            &["--url", "http://127.0.0.1:1"],
+            2,
+            "down ready # Patroni 127.0.0.1:1: connection refused\n",
+        ),
+        (
+            &["--url", "http://127.0.0.1:1", "--unreachable", "hold"],
+            2,
+            "!unreachable:_Patroni_127.0.0.1:1:_connection_refused\n",
+        ),
+    ];
+    for (arguments, code, line) in cases {
+        for stdin in [Stdio::null(), Stdio::piped()] {
+            let (got, stdout, stderr) = text(&run(stdin, arguments));
+            assert_eq!((got, stdout.as_str()), (Some(code), line), "{arguments:?}");
+            assert!(stderr.starts_with("patroni-agent-check: primary: "), "{stderr}");
+            assert_eq!(stderr.lines().count(), 1);
+        }
+    }
+}
+
+#[test]
+fn on_a_terminal() {
+    let patroni = primary();
+    let command = format!("{HANDLER} --url {}", patroni.url());
+    let output = Command::new("script").args(["-qefc", &command, "/dev/null"]).output();
+    let (code, stdout, _) = text(&output.expect("script(1) of util-linux"));
+    let expected = "up ready # primary, running, timeline 5\r\npatroni-agent-check: primary: primary, running, timeline 5\r\n";
+    assert_eq!((code, stdout.as_str()), (Some(0), expected));
+}
+
+#[test]
+fn usage_errors_name_the_cure() {
+    let cases: [(&[&str], &str); 20] = [
+        (&["--nonsense"], "--nonsense"),
+        (&["primary", "replica"], "replica"),
+        (&["cluster"], "read-only-quorum"),
+        (&["replica?lag=16mb"], "lag=16MB"),
+        (&["--url"], "--url"),
+        (&["--url", "127.0.0.1:8008"], "http://HOST:PORT"),
+        (&["--url", "ftp://127.0.0.1"], "http://HOST:PORT"),
+        (&["--url", "http://a@127.0.0.1:8008"], "http://HOST:PORT"),
+        (&["--url", "http://127.0.0.1:8008/primary"], "http://HOST:PORT"),
+        (&["--url", "http://127.0.0.1:99999"], "http://HOST:PORT"),
+        (&["--url", "http://127.0.0.1:"], "http://HOST:PORT"),
+        (&["--url", "https://127.0.0.1:8008"], "--cacert"),
+        (&["-k"], "https"),
+        (&["--url", "https://127.0.0.1", "-k", "--key", "x"], "--cert"),
+        (&["--timeout", "1.5s"], "1500ms"),
+        (&["--timeout", "11s"], "10s"),
+        (&["--timeout", "+5s"], "10s"),
+        (&["--else", "up"], "maint, drain, down"),
+        (&["--unreachable", "maint"], "down, hold"),
+        (&["--agent-send", "primary"], "give none here"),
+    ];
+    for (arguments, cure) in cases {
+        let (code, stdout, stderr) = text(&run(Stdio::null(), arguments));
+        assert_eq!((code, stdout.as_str()), (Some(64), ""), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("patroni-agent-check: "), "{stderr}");
+        assert!(stderr.contains(cure), "{arguments:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    for port in ["--connect-to=a:99999", "--connect-to=a b", "--connect-to=", "--connect-to=u@h"] {
+        assert_eq!(text(&run(Stdio::null(), &[port])).0, Some(64), "{port}");
+    }
+    let not_utf8 = std::ffi::OsString::from_vec(vec![0xff]);
+    let output = Command::new(HANDLER).arg(not_utf8).output().expect("the handler starts");
+    assert_eq!(output.status.code(), Some(64));
+}
+
+#[test]
+fn help_and_version() {
+    let (code, stdout, stderr) = text(&run(Stdio::null(), &["--help"]));
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.contains("--unreachable down|hold"), "{stdout}");
+    assert!(stdout.lines().all(|line| line.len() <= 100), "{stdout}");
+    let version = format!("patroni-agent-check {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(text(&run(Stdio::null(), &["-V"])).1, version);
+}
+
+// agent-send
+
+/// Sends these pieces, each a moment after the other, and listens.
+fn agent_send(url: &str, pieces: &[&[u8]]) -> Outcome {
+    let arguments = ["--agent-send", "--url", url, "--timeout", "800ms"];
+    check_with(Start::ListenFds, "127.0.0.1:0", &arguments, |mut client| {
+        for (number, piece) in pieces.iter().enumerate() {
+            if number > 0 {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            client.write_all(piece).expect("the handler reads");
+        }
+        listen(client)
+    })
+}
+
+#[test]
+fn haproxy_names_the_check() {
+    let (primary, replica) = (primary(), replica());
+    let asked = |patroni: &FakePatroni, pieces: &[&[u8]]| agent_send(&patroni.url(), pieces).reply;
+    assert_eq!(asked(&primary, &[b"primary\n"]), READY);
+    assert_eq!(asked(&primary, &[b"/primary\r\n"]), READY);
+    assert_eq!(asked(&primary, &[b"prim", b"ary", b"\n"]), READY);
+    assert_eq!(asked(&primary, &[b"primary\nand more"]), READY);
+    assert_eq!(asked(&replica, &[b"primary drain\n"]), "up drain # replica, streaming\n");
+    assert_eq!(asked(&replica, &[b"primary down\n"]), "down ready # replica, streaming\n");
+    let reply = asked(&replica, &[b"replica?lag=16MB\n"]);
+    assert_eq!(reply, "up maint # replica, streaming, 503 for /replica?lag=16MB\n");
+    assert!(replica.requests()[2].starts_with("GET /replica?lag=16MB HTTP/1.1\r\n"));
+}
+
+#[test]
+fn a_line_that_is_none_is_answered_and_patroni_is_not_asked() {
+    let patroni = primary();
+    let long = [b'a'; 257];
+    let exact = [&[b'a'; 256][..], b"\n"].concat();
+    let flood = [b'a'; 100_000];
+    let late = r#"fail ready # no agent-send line before the deadline: end it with a newline, as in agent-send "primary\n""#;
+    let cases: [(&[&[u8]], &str); 13] = [
+        (&[], late),
+        (&[b"primary"], late),
+        (&[b"\n"], "fail ready # agent-send line: it is empty"),
+        (
+            &[b"cluster\n"],
+            "fail ready # agent-send line: 'cluster' is no Patroni health check; there are primary",
+        ),
+        (&[b"primary up\n"], "fail ready # agent-send line: 'up' is none of maint, drain, down"),
+        (
+            &[b"primary maint # up ready\n"],
+            "fail ready # agent-send line: '#' is one word too many",
+        ),
+        (&[b"PRIMARY\n"], "fail ready # agent-send line: 'PRIMARY' is no"),
+        (&[b"primary\0\n"], "fail ready # agent-send line: 'primary?' is no"),
+        (&[b"\xff\xfe\n"], "fail ready # agent-send line: '??' is no"),
+        (&[b"GET / HTTP/1.1\r\n\r\n"], "fail ready # agent-send line: 'GET' is no"),
+        (&[&long], "fail ready # agent-send line is longer than 256 bytes\n"),
+        (&[&exact], "fail ready # agent-send line: 'aaaa"),
+        (&[&flood], "fail ready # agent-send line is longer than 256 bytes\n"),
+    ];
+    for (pieces, expected) in cases {
+        let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "800ms"];
+        let outcome = check_with(Start::ListenFds, "127.0.0.1:0", &arguments, |mut client| {
+            for piece in pieces {
+                let _ = client.write_all(piece);
+            }
+            // a flood may be reset in the end; the line has come before
+            let mut reply = Vec::new();
+            let _ = client.read_to_end(&mut reply);
+            String::from_utf8(reply).expect("ASCII")
+        });
+        assert!(outcome.reply.starts_with(expected), "{outcome:?}");
+        assert_eq!(outcome.reply.matches('\n').count(), 1, "{outcome:?}");
+        assert_eq!(outcome.code, Some(0));
+        assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
+        assert!(outcome.stderr.starts_with("<4>127.0.0.1:"), "{outcome:?}");
+    }
+    assert_eq!(patroni.connections(), 0);
+}
+
+#[test]
+fn a_peer_that_closes_its_half_is_answered() {
+    let patroni = primary();
+    let outcome = check_with(Start::Stdin, "127.0.0.1:0", &["--agent-send"], |client| {
+        client.shutdown(Shutdown::Write).expect("a socket");
+        listen(client)
+    });
+    assert!(outcome.reply.starts_with("fail ready # no agent-send line"), "{outcome:?}");
+    let outcome = check_with(Start::Stdin, "127.0.0.1:0", &["--url", &patroni.url()], |client| {
+        client.shutdown(Shutdown::Write).expect("a socket");
+        listen(client)
+    });
+    assert_eq!(outcome.reply, READY);
+}
+
+#[test]
+fn one_byte_at_a_time_does_not_move_the_deadline() {
+    let arguments = ["--agent-send", "--timeout", "300ms"];
+    let outcome = check_with(Start::Stdin, "127.0.0.1:0", &arguments, |mut client| {
+        let sender = client.try_clone().expect("a second descriptor");
+        let drip = std::thread::spawn(move || {
+            let mut sender = sender;
+            for _ in 0..100 {
+                if sender.write_all(b"a").is_err() {
+                    return true;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            false
+        });
+        let mut reply = String::new();
+        let _ = client.read_to_string(&mut reply);
+        let _ = client.shutdown(Shutdown::Both);
+        assert!(drip.join().expect("no panic"), "the handler left before the drip ended");
+        reply
+    });
+    assert!(outcome.reply.starts_with("fail ready # no agent-send line"), "{outcome:?}");
+}
+
+#[test]
+fn what_haproxy_sends_unasked_is_drained() {
+    let patroni = primary();
+    let arguments = ["--url", &patroni.url()];
+    let outcome = check_with(Start::Stdin, "127.0.0.1:0", &arguments, |mut client| {
+        client.write_all(b"down ready\n").expect("a socket");
+        // an error here is a reset, with which the line may be lost
+        listen(client)
+    });
+    assert_eq!(outcome.reply, READY);
+}
+
+#[test]
+fn agent_send_by_hand() {
+    let patroni = primary();
+    let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
+    let mut command = Command::new(HANDLER);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the handler starts");
+    child.stdin.take().expect("a pipe").write_all(b"read-write drain\n").expect("a pipe");
+    let (code, stdout, _) = text(&child.wait_with_output().expect("an end"));
+    assert_eq!((code, stdout.as_str()), (Some(0), READY));
+    // a pipe that stays open and says nothing
+    let mut child = command.args(["--timeout", "200ms"]).spawn().expect("the handler starts");
+    let stdin = child.stdin.take();
+    let (code, stdout, _) = text(&child.wait_with_output().expect("an end"));
+    assert_eq!(code, Some(2));
+    assert!(stdout.starts_with("fail ready # no agent-send line before the deadline"), "{stdout}");
+    drop(stdin);
+}

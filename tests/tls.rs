@@ -1,0 +1,236 @@
+//! https to Patroni: certificates that fit and that do not, each with its own words.
+
+mod common;
+
+use common::{FakePatroni, PRIMARY, check, file, http, read_request};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{
+    RootCertStore, ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion,
+};
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+fn pem(name: &str) -> String {
+    file(&format!("tls/{name}")).to_str().expect("UTF-8").to_owned()
+}
+
+fn certificate(name: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(pem(name)).expect("a certificate")
+}
+
+/// A fake Patroni with this certificate, which may want one from its client.
+fn patroni(
+    name: &str,
+    client_ca: Option<&str>,
+    version: &'static SupportedProtocolVersion,
+) -> FakePatroni {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[version])
+        .expect("a version");
+    let config = match client_ca {
+        Some(ca) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(certificate(ca)).expect("a CA");
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            config.with_client_cert_verifier(verifier.build().expect("a verifier"))
+        }
+        None => config.with_no_client_auth(),
+    };
+    let key = PrivateKeyDer::from_pem_file(pem(&format!("{name}.key"))).expect("a key");
+    let config = config.with_single_cert(vec![certificate(&format!("{name}.pem"))], key);
+    let config = Arc::new(config.expect("a certificate and its key"));
+    FakePatroni::on("127.0.0.1:0", move |stream, requests| {
+        let connection = ServerConnection::new(config.clone()).expect("a connection");
+        let mut stream = StreamOwned::new(connection, stream);
+        let request = read_request(&mut stream);
+        if request.is_empty() {
+            return;
+        }
+        requests.lock().expect("no panic").push(request);
+        let _ = stream.write_all(&http(200, PRIMARY));
+        stream.conn.send_close_notify();
+        let _ = stream.flush();
+        let _ = stream.sock.read(&mut [0]);
+    })
+}
+
+fn plain(name: &str) -> FakePatroni {
+    patroni(name, None, &rustls::version::TLS13)
+}
+
+const READY: &str = "up ready # primary, running, timeline 5\n";
+
+/// Asks with these options besides the URL, which is https on 127.0.0.1.
+fn ask(patroni: &FakePatroni, options: &[&str]) -> String {
+    let url = format!("https://{}", patroni.address);
+    let outcome = check(&[&["--url", &url, "--timeout", "10s"], options].concat());
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    outcome.reply
+}
+
+/// The line for this reason, as far as it goes.
+fn down(patroni: &FakePatroni, reason: &str) -> String {
+    let reason = format!("Patroni {}: {reason}", patroni.address);
+    format!("down ready # {}\n", reason.chars().take(100).collect::<String>())
+}
+
+#[test]
+fn the_own_ca() {
+    let patroni = plain("server");
+    assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem")]), READY);
+    let old = self::patroni("server", None, &rustls::version::TLS12);
+    assert_eq!(ask(&old, &["--cacert", &pem("ca.pem")]), READY);
+    assert_eq!(patroni.connections(), 1);
+}
+
+#[test]
+fn localhost_is_verified_as_localhost() {
+    let patroni = plain("server");
+    let url = format!("https://localhost:{}", patroni.address.port());
+    let outcome = check(&["--url", &url, "--cacert", &pem("ca.pem"), "--timeout", "10s"]);
+    assert_eq!(outcome.reply, READY);
+}
+
+#[test]
+fn another_ca() {
+    let patroni = plain("server");
+    let reply = ask(&patroni, &["--cacert", &pem("other-ca.pem")]);
+    assert_eq!(reply, down(&patroni, "its certificate is of another CA than --cacert"));
+    assert_eq!(ask(&patroni, &["--insecure"]), READY);
+    assert_eq!(ask(&patroni, &["-k", "--cacert", &pem("other-ca.pem")]), READY);
+}
+
+#[test]
+fn expired() {
+    let patroni = plain("expired");
+    let reply = ask(&patroni, &["--cacert", &pem("ca.pem")]);
+    assert_eq!(reply, down(&patroni, "its certificate has expired"));
+    assert_eq!(ask(&patroni, &["-k"]), READY);
+}
+
+#[test]
+fn a_certificate_without_the_address_names_the_cure() {
+    let patroni = plain("named");
+    let cacert = pem("ca.pem");
+    let reply = ask(&patroni, &["--cacert", &cacert]);
+    let reason =
+        "certificate is not for 127.0.0.1: use its name in --url and --connect-to 127.0.0.1";
+    assert_eq!(reply, down(&patroni, reason));
+    // and the cure works
+    let port = patroni.address.port();
+    let url = format!("https://pg1.example:{port}");
+    for target in ["127.0.0.1".to_owned(), format!("127.0.0.1:{port}"), format!("localhost:{port}")]
+    {
+        let outcome = check(&[
+            "--url",
+            &url,
+            "--connect-to",
+            &target,
+            "--cacert",
+            &cacert,
+            "--timeout",
+            "10s",
+        ]);
+        assert_eq!(outcome.reply, READY);
+    }
+    assert!(patroni.requests()[0].contains(&format!("pg1.example:{port}")));
+}
+
+#[test]
+fn a_client_certificate() {
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let patroni = patroni("server", Some("ca.pem"), version);
+        let (cacert, cert, key) = (pem("ca.pem"), pem("client.pem"), pem("client.key"));
+        assert_eq!(ask(&patroni, &["--cacert", &cacert, "--cert", &cert, "--key", &key]), READY);
+
+        let reply = ask(&patroni, &["--cacert", &cacert]);
+        let (_, reason) = reply.split_once(&format!("{}: ", patroni.address)).expect("a reason");
+        assert!(reason.contains("--cert"), "{reply}");
+        assert!(reply.starts_with("down ready # "), "{reply}");
+
+        let stranger = ["--cert", &pem("stranger.pem"), "--key", &pem("stranger.key")];
+        let reply = ask(&patroni, &[&["--cacert", cacert.as_str()], &stranger[..]].concat());
+        assert!(reply.starts_with("down ready # "), "{reply}");
+        assert!(reply.contains("--cert"), "{reply}");
+    }
+}
+
+#[test]
+fn certificate_and_key_in_one_file() {
+    let patroni = patroni("server", Some("ca.pem"), &rustls::version::TLS13);
+    let both = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("both.pem");
+    let text = [pem("client.pem"), pem("client.key")]
+        .map(|file| std::fs::read_to_string(file).expect("a file"));
+    std::fs::write(&both, text.concat()).expect("a file");
+    let both = both.to_str().expect("UTF-8");
+    assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem"), "--cert", both]), READY);
+}
+
+#[test]
+fn files_that_are_not_what_they_should_be() {
+    let patroni = plain("server");
+    let (ca, cert, key) = (pem("ca.pem"), pem("client.pem"), pem("client.key"));
+    let half = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("half.pem");
+    let text = std::fs::read(&ca).expect("a file");
+    std::fs::write(&half, &text[..text.len() / 2]).expect("a file");
+    let half = half.to_str().expect("UTF-8");
+    let bad: [&[&str]; 8] = [
+        &["--cacert", "/nonexistent/ca.pem"],
+        &["--cacert", "/"],
+        &["--cacert", &key],
+        &["--cacert", half],
+        &["--cacert", &ca, "--cert", &key],
+        &["--cacert", &ca, "--cert", &cert, "--key", &ca],
+        &["--cacert", &ca, "--cert", &cert, "--key", &pem("stranger.key")],
+        &["--cacert", &ca, "--cert", half, "--key", &key],
+    ];
+    for options in bad {
+        let reply = ask(&patroni, options);
+        assert!(reply.starts_with("down ready # "), "{options:?}: {reply}");
+        assert!(!reply.contains("bug in"), "{options:?}: {reply}");
+    }
+    assert_eq!(patroni.connections(), 0);
+}
+
+#[test]
+fn https_where_http_is_spoken() {
+    // Patroni waits for the rest of what it takes for a request line
+    let patroni = FakePatroni::new(|_| {});
+    let url = format!("https://{}", patroni.address);
+    let outcome = check(&["--url", &url, "-k", "--timeout", "300ms"]);
+    assert_eq!(outcome.reply, down(&patroni, "no answer before the deadline (--timeout)"));
+    // others answer
+    let patroni = FakePatroni::raw(|mut stream| {
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(b"<!DOCTYPE HTML>");
+    });
+    assert_eq!(
+        ask(&patroni, &["-k"]),
+        down(&patroni, "it does not talk TLS; is it http:// in --url?")
+    );
+}
+
+#[test]
+fn http_where_https_is_spoken() {
+    let patroni = plain("server");
+    let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
+    assert!(outcome.reply.starts_with("down ready # "), "{outcome:?}");
+    // Patroni closes such a connection without a word
+    let patroni = FakePatroni::raw(drop);
+    let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
+    let reason = "closed the connection without an answer; does it want https?";
+    assert_eq!(outcome.reply, down(&patroni, reason));
+}
+
+#[test]
+fn a_silent_handshake() {
+    let patroni =
+        FakePatroni::raw(|_stream| std::thread::sleep(std::time::Duration::from_secs(30)));
+    let url = format!("https://{}", patroni.address);
+    let outcome = check(&["--url", &url, "-k", "--timeout", "300ms"]);
+    assert_eq!(outcome.reply, down(&patroni, "no answer before the deadline (--timeout)"));
+    assert!(outcome.took < std::time::Duration::from_secs(15));
+}
