@@ -1,0 +1,343 @@
+//! Real HAProxy with the handler as its agent: what each verdict does, from every state.
+//! Needs HAProxy (tests/install); tests/run runs it.
+
+mod common;
+
+use common::{FakePatroni, HANDLER, Start, http, start};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What systemd is to the handler: starts it for each connection.
+fn launcher(address: &str, arguments: Arc<Mutex<Vec<String>>>) -> SocketAddr {
+    let listener = TcpListener::bind(address).expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let arguments = arguments.lock().expect("no panic").clone();
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+            let mut command = start(Start::ListenFds, stream.expect("a connection"), &arguments);
+            let child = command.spawn().expect("the handler starts");
+            drop(command);
+            std::thread::spawn(move || {
+                assert!(child.wait_with_output().expect("an end").status.success());
+            });
+        }
+    });
+    address
+}
+
+struct HaProxy {
+    process: Child,
+    folder: PathBuf,
+}
+
+impl HaProxy {
+    /// Starts it with these `backend` sections.
+    fn start(name: &str, backends: &str) -> Self {
+        // the path of a Unix socket may not be long
+        let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let configuration = folder.join("haproxy.cfg");
+        let socket = folder.join("socket");
+        let text = format!(
+            "global\n stats socket {} level admin\ndefaults\n mode tcp\n timeout connect 2s\n \
+             timeout client 10s\n timeout server 10s\n{backends}",
+            socket.display()
+        );
+        fs::write(&configuration, text).expect("a file");
+        let log = fs::File::create(folder.join("log")).expect("a file");
+        let mut command = Command::new("haproxy");
+        let process = command.arg("-db").arg("-f").arg(&configuration).stderr(log).spawn();
+        let haproxy = HaProxy { process: process.expect("haproxy; see tests/install"), folder };
+        let end = Instant::now() + Duration::from_secs(20);
+        while UnixStream::connect(&socket).is_err() {
+            let log = || fs::read_to_string(haproxy.folder.join("log")).unwrap_or_default();
+            assert!(Instant::now() < end, "HAProxy does not start: {}", log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        haproxy
+    }
+
+    fn command(&self, command: &str) -> String {
+        let mut socket = UnixStream::connect(self.folder.join("socket")).expect("HAProxy");
+        writeln!(socket, "{command}").expect("HAProxy");
+        socket.shutdown(Shutdown::Write).expect("HAProxy");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("HAProxy");
+        answer
+    }
+
+    /// Operating state, administrative state, and what the agent said last.
+    fn state(&self, backend: &str) -> (u32, u32, String) {
+        let states = self.command(&format!("show servers state {backend}"));
+        let server = states.lines().nth(2).expect("a server");
+        let column: Vec<_> = server.split(' ').collect();
+        let number = |n: usize| column[n].parse().expect("a number");
+        let stat = self.command("show stat");
+        let mut lines = stat.lines();
+        let names: Vec<_> = fields(lines.next().expect("a heading"));
+        let at = names.iter().position(|name| name == "last_agt").expect("last_agt");
+        let line =
+            lines.find(|line| line.starts_with(&format!("{backend},pg,"))).expect("a server");
+        (number(5), number(6), fields(line).swap_remove(at))
+    }
+
+    /// Waits until a server is in this state and its agent said this.
+    fn reaches(&self, backend: &str, operating: u32, administrative: u32, said: &str) {
+        let expected = (operating, administrative, said.to_owned());
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let state = self.state(backend);
+            if state == expected {
+                return;
+            }
+            assert!(Instant::now() < end, "{backend}: {state:?} instead of {expected:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for HaProxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// The fields of a line of CSV; a quote inside a quoted field is doubled.
+fn fields(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut quoted = false;
+    let mut rest = line.chars().peekable();
+    while let Some(c) = rest.next() {
+        let field = fields.last_mut().expect("a field");
+        match c {
+            '"' if quoted && rest.next_if_eq(&'"').is_some() => field.push('"'),
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            c => field.push(c),
+        }
+    }
+    fields
+}
+
+// srv_op_state and srv_admin_state of "show servers state"
+const STOPPED: u32 = 0;
+const RUNNING: u32 = 2;
+const NONE: u32 = 0;
+const MAINT: u32 = 1;
+const DRAIN: u32 = 8;
+
+struct Case {
+    name: &'static str,
+    status: u16,
+    body: &'static str,
+    options: &'static [&'static str],
+    operating: u32,
+    administrative: u32,
+    said: &'static str,
+}
+
+const READY: Case = Case {
+    name: "ready",
+    status: 200,
+    body: r#"{"state": "running", "role": "primary", "timeline": 5}"#,
+    options: &[],
+    operating: RUNNING,
+    administrative: NONE,
+    said: "via agent : up (primary, running, timeline 5)",
+};
+const REPLICA: &str =
+    r#"{"state": "running", "role": "replica", "replication_state": "streaming"}"#;
+const OUT: Case = Case {
+    name: "maint",
+    status: 503,
+    body: REPLICA,
+    options: &[],
+    operating: STOPPED,
+    administrative: MAINT,
+    said: "via agent : up (replica, streaming)",
+};
+const DRAINED: Case = Case {
+    name: "drain",
+    options: &["--else", "drain"],
+    operating: RUNNING,
+    administrative: DRAIN,
+    ..OUT
+};
+const FAILED: Case = Case {
+    name: "fail",
+    status: 503,
+    body: r#"{"state": "running", "role": "primary"}"#,
+    options: &[],
+    operating: STOPPED,
+    administrative: NONE,
+    said: "via agent : fail (primary without the leader lock)",
+};
+const CASES: [Case; 7] = [
+    READY,
+    OUT,
+    DRAINED,
+    FAILED,
+    Case {
+        name: "else down",
+        options: &["--else", "down"],
+        operating: STOPPED,
+        administrative: NONE,
+        said: "via agent : down (replica, streaming)",
+        ..OUT
+    },
+    Case {
+        name: "stopped",
+        status: 503,
+        body: r#"{"state": "stopped", "role": "primary"}"#,
+        said: "via agent : stopped (primary, PostgreSQL is stopped)",
+        ..FAILED
+    },
+    Case {
+        name: "unreachable",
+        options: &["--url", "http://127.0.0.1:1"],
+        said: "via agent : down (Patroni 127.0.0.1:1: connection refused)",
+        ..FAILED
+    },
+];
+
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn each_verdict_from_each_state() {
+    let answer = Arc::new(Mutex::new(Vec::new()));
+    let played = answer.clone();
+    let patroni = FakePatroni::new(move |stream| {
+        let _ = stream.write_all(&played.lock().expect("no panic"));
+    });
+    let arguments = Arc::new(Mutex::new(Vec::new()));
+    let url = patroni.url();
+    let play = |case: &Case| {
+        *answer.lock().expect("no panic") = http(case.status, case.body);
+        let options = ["--url", &url].into_iter().chain(case.options.iter().copied());
+        *arguments.lock().expect("no panic") = options.map(str::to_owned).collect();
+    };
+    play(&READY);
+    let agent = launcher("127.0.0.1:0", arguments.clone()).port();
+    let agent6 = launcher("[::1]:0", arguments.clone()).port();
+    let postgres = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = postgres.local_addr().expect("an address").port();
+    std::thread::spawn(move || postgres.incoming().for_each(drop));
+    let mut backends = String::new();
+    for (name, options) in [
+        ("plain", format!("agent-port {agent}")),
+        ("checked", format!("agent-port {agent} check inter 100ms")),
+        ("six", format!("agent-port {agent6} agent-addr ::1")),
+    ] {
+        let _ = writeln!(
+            backends,
+            "backend {name}\n server pg 127.0.0.1:{port} agent-check agent-inter 100ms {options}"
+        );
+    }
+    let haproxy = HaProxy::start("verdicts", &backends);
+    let reach = |case: &Case, from: &str| {
+        play(case);
+        for backend in ["plain", "checked", "six"] {
+            println!("{from} -> {}: {backend}", case.name);
+            haproxy.reaches(backend, case.operating, case.administrative, case.said);
+        }
+    };
+    for from in [READY, OUT, DRAINED, FAILED] {
+        for to in &CASES {
+            reach(&from, "any");
+            reach(to, from.name);
+        }
+        // hold leaves everything as it is, and says why
+        reach(&from, "any");
+        let hold = ["--url", "http://127.0.0.1:1", "--unreachable", "hold"].map(str::to_owned);
+        *arguments.lock().expect("no panic") = hold.to_vec();
+        for backend in ["plain", "checked", "six"] {
+            let said =
+                "agent reports an error : !unreachable:_Patroni_127.0.0.1:1:_connection_refused";
+            // a word that HAProxy does not know comes after a state that it keeps
+            let (operating, administrative) = (from.operating, from.administrative);
+            haproxy.reaches(backend, operating, administrative, said);
+        }
+    }
+    // what an operator or another agent left behind is healed by one "up ready"
+    reach(&READY, "any");
+    for command in ["agent down", "state drain", "state maint"] {
+        for backend in ["plain", "checked"] {
+            assert_eq!(haproxy.command(&format!("set server {backend}/pg {command}")), "\n");
+        }
+        reach(&READY, command);
+    }
+}
+
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn pools_on_one_port_by_agent_send() {
+    let patroni = FakePatroni::on("127.0.0.1:0", |mut stream, requests| {
+        let request = common::read_request(&mut stream);
+        let status = if request.starts_with("GET /primary ") { 503 } else { 200 };
+        requests.lock().expect("no panic").push(request);
+        let _ = stream.write_all(&http(status, REPLICA));
+    });
+    let arguments = ["--agent-send", "--url", &patroni.url()].map(str::to_owned).to_vec();
+    let agent = launcher("[::]:0", Arc::new(Mutex::new(arguments))).port();
+    let mut backends = String::new();
+    for (name, line) in [
+        ("write", r#""primary\n""#),
+        ("read", r#""replica?lag=16MB\n""#),
+        ("drain", r#""primary drain\n""#),
+        ("typo", r#""primry\n""#),
+        ("open", r#""primary""#),
+    ] {
+        // HAProxy waits for agent-inter, so longer than the handler for a newline
+        let options = format!("agent-check agent-inter 3s agent-port {agent} agent-send {line}");
+        let _ = writeln!(backends, "backend {name}\n server pg 127.0.0.1:1 {options}");
+    }
+    let haproxy = HaProxy::start("pools", &backends);
+    haproxy.reaches("write", STOPPED, MAINT, "via agent : up (replica, streaming)");
+    haproxy.reaches("read", RUNNING, NONE, "via agent : up (replica, streaming)");
+    haproxy.reaches("drain", RUNNING, DRAIN, "via agent : up (replica, streaming)");
+    let said = "via agent : fail (agent-send line: 'primry' is no Patroni health check; \
+                there are primary, read-write, master, leader,)";
+    haproxy.reaches("typo", STOPPED, NONE, said);
+    let said = r#"via agent : fail (no agent-send line before the deadline: end it with a newline, as in agent-send "primary\n")"#;
+    haproxy.reaches("open", STOPPED, NONE, said);
+    for request in patroni.requests() {
+        let asked = request.lines().next().expect("a request");
+        assert!(
+            ["GET /primary HTTP/1.1", "GET /replica?lag=16MB HTTP/1.1"].contains(&asked),
+            "{asked}"
+        );
+    }
+}
+
+/// HAProxy's own regression test of agents sends words of all classes at once; ours always sends
+/// two, and HAProxy gets them in one segment, from one write.
+#[test]
+#[ignore = "needs strace: tests/run"]
+fn one_write() {
+    let patroni = FakePatroni::answering(http(200, READY.body));
+    let trace = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("trace");
+    let (client, stream) = common::connection("127.0.0.1:0");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-s", "200", "-e", "trace=write,writev,sendto,sendmsg,shutdown", "-o"]);
+    strace.arg(&trace).args([HANDLER, "--url", &patroni.url()]).stdin(OwnedFd::from(stream));
+    let child = strace.spawn().expect("strace; see tests/install");
+    drop(strace);
+    assert_eq!(common::listen(client), "up ready # primary, running, timeline 5\n");
+    assert!(child.wait_with_output().expect("an end").status.success());
+    let trace = fs::read_to_string(trace).expect("the trace");
+    let calls: Vec<_> = trace.lines().filter(|line| !line.contains("+++")).collect();
+    let [ask, say, shut] = calls[..] else { panic!("{trace}") };
+    assert!(ask.contains("GET /primary HTTP/1.1"), "{trace}");
+    assert!(say.contains(r#"up ready # primary, running, timeline 5\n""#), "{trace}");
+    assert!(shut.contains("SHUT_WR"), "{trace}");
+}
