@@ -1,0 +1,374 @@
+//! Real everything: three machines, each a real systemd as PID 1 with the shipped units, Patroni and
+//! PostgreSQL, and one with etcd and HAProxy, whose configuration is the shipped one. Needs root and
+//! what tests/install installs; tests/run runs it.
+//!
+//! One test, since starting the site is most of the work; each step says what it does.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const NODES: [&str; 3] = ["pg1", "pg2", "pg3"];
+
+fn script(name: &str, arguments: &[&str]) -> Result<String, String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab").join(name);
+    let output = Command::new(path)
+        .args(arguments)
+        .env("LAB", lab())
+        .stdin(Stdio::null())
+        .output()
+        .expect("bash");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    match output.status.success() {
+        true => Ok(stdout),
+        false => Err(format!("{arguments:?}: {stdout}{}", String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+fn lab() -> PathBuf {
+    std::env::temp_dir().join(format!("patroni-agent-check-{}", std::process::id()))
+}
+
+fn cluster(arguments: &[&str]) -> String {
+    script("cluster", arguments).expect("tests/lab/cluster")
+}
+
+/// Runs a line of shell on a machine.
+fn on(machine: &str, line: &str) -> Result<String, String> {
+    script("machine", &["run", machine, "sh", "-c", line])
+}
+
+struct Site;
+
+impl Site {
+    fn up() -> Site {
+        let site = Site;
+        cluster(&["up"]);
+        site
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in NODES {
+                println!(
+                    "{}",
+                    on(node, "journalctl --no-pager -q -n 400 | grep agent | tail -20")
+                        .unwrap_or_else(|error| error)
+                );
+            }
+        }
+        if let Err(error) = script("cluster", &["down"]) {
+            println!("{error}");
+        }
+    }
+}
+
+/// A server as HAProxy shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    Up,
+    Maint,
+    Drain,
+    Down,
+}
+
+type View = BTreeMap<(String, String), Shown>;
+
+/// HAProxy's view, one look.
+fn look(socket: &Path) -> View {
+    let mut stream = UnixStream::connect(socket).expect("HAProxy's socket");
+    stream.write_all(b"show servers state\n").expect("HAProxy");
+    stream.shutdown(Shutdown::Write).expect("HAProxy");
+    let mut states = String::new();
+    stream.read_to_string(&mut states).expect("HAProxy");
+    let mut view = View::new();
+    for line in states.lines().skip(2).filter(|line| !line.is_empty()) {
+        let column: Vec<_> = line.split(' ').collect();
+        let administrative: u32 = column[6].parse().expect("srv_admin_state");
+        // the flags for maintenance and drain; 4 only remembers "disabled" in the configuration
+        let shown = match (column[5], administrative & 0x2b) {
+            (_, flags) if flags & 0x23 != 0 => Shown::Maint,
+            ("0", _) => Shown::Down,
+            (_, 8) => Shown::Drain,
+            _ => Shown::Up,
+        };
+        view.insert((column[1].to_owned(), column[3].to_owned()), shown);
+    }
+    assert_eq!(view.len(), 6, "{states}");
+    view
+}
+
+/// All that HAProxy shows, looked at every 50 ms in the background.
+struct Watch {
+    socket: PathBuf,
+    history: Arc<Mutex<Vec<(Instant, View)>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    fn start() -> Watch {
+        let leader = script("machine", &["pid", "lb"]).expect("lb");
+        let socket = PathBuf::from(format!("/proc/{}/root/run/haproxy/admin.sock", leader.trim()));
+        let (history, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let thread = std::thread::spawn({
+            let (socket, history, stop) = (socket.clone(), history.clone(), stop.clone());
+            move || {
+                while !stop.load(Ordering::SeqCst) {
+                    let view = look(&socket);
+                    history.lock().expect("no panic").push((Instant::now(), view));
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+        });
+        Watch { socket, history, stop, thread: Some(thread) }
+    }
+
+    /// The server that is UP for writes now, if it is exactly one.
+    fn writer(&self) -> Option<String> {
+        let view = look(&self.socket);
+        let mut up = view
+            .iter()
+            .filter(|((pool, _), shown)| pool == "postgres-write" && **shown == Shown::Up);
+        match (up.next(), up.next()) {
+            (Some(((_, server), _)), None) => Some(server.clone()),
+            _ => None,
+        }
+    }
+
+    /// Waits until the view is as wanted.
+    fn until(&self, what: &str, seconds: u64, wanted: impl Fn(&View) -> bool) {
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while !wanted(&look(&self.socket)) {
+            assert!(
+                Instant::now() < end,
+                "{what}: not within {seconds} s\n{}",
+                cluster(&["table"])
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// One writer, and if it is given, this one; two readers; nobody DOWN.
+    fn settled(&self, writer: Option<&str>) {
+        self.until("a settled view", 60, |view| {
+            let up = |pool: &str| {
+                view.iter().filter(move |((p, _), s)| p == pool && **s == Shown::Up).count()
+            };
+            let calm = view.values().all(|shown| matches!(shown, Shown::Up | Shown::Maint));
+            let here = writer
+                .is_none_or(|w| view[&("postgres-write".to_owned(), w.to_owned())] == Shown::Up);
+            calm && here && up("postgres-write") == 1 && up("postgres-read") == 2
+        });
+    }
+
+    /// Asserts over all looks since then: no DOWN but of these servers.
+    fn assert_since(&self, since: Instant, may_be_down: &[&str]) {
+        let history = self.history.lock().expect("no panic");
+        let looks: Vec<_> = history.iter().filter(|(at, _)| *at >= since).collect();
+        assert!(looks.len() > 10, "{} looks", looks.len());
+        let mut changes = String::new();
+        let mut last = None;
+        for (at, view) in &looks {
+            if last != Some(view) {
+                changes += &format!("{:6.2} s {view:?}\n", (*at - since).as_secs_f64());
+                last = Some(view);
+            }
+        }
+        for (_, view) in looks {
+            for ((_, server), shown) in view {
+                let may = *shown != Shown::Down || may_be_down.contains(&server.as_str());
+                assert!(may, "{server} is DOWN:\n{changes}");
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let end = self.thread.take().expect("a thread").join();
+        assert!(end.is_ok() || std::thread::panicking(), "the watch broke off");
+    }
+}
+
+/// Writes through HAProxy until it works, and returns the node that took it.
+fn write(value: &str) -> String {
+    let query = format!("insert into t values ('{value}') returning host(inet_server_addr())");
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        match script("cluster", &["sql", "5000", &query]) {
+            Ok(address) => {
+                return format!("pg{}", address.trim().strip_prefix("10.55.0.1").expect("a node"));
+            }
+            Err(error) => assert!(Instant::now() < end, "no write for 30 s: {error}"),
+        }
+    }
+}
+
+/// Does something planned and holds HAProxy to it: no DOWN, and the writes follow.
+fn planned(watch: &Watch, name: &str, patronictl: &[&str], writer: &str) {
+    println!("{name}");
+    let started = Instant::now();
+    let said = cluster(&[&["patronictl"], patronictl].concat());
+    println!("{}", said.trim());
+    watch.settled(Some(writer));
+    assert_eq!(write(name), writer, "{name}: the writes follow");
+    // some more looks: what is settled must stay so
+    std::thread::sleep(Duration::from_secs(5));
+    watch.assert_since(started, &[]);
+    watch.settled(Some(writer));
+}
+
+/// What `table` shows of a server of the write pool: status and reason.
+fn row(server: &str) -> String {
+    let table = cluster(&["table"]);
+    let start = format!("postgres-write  {server}");
+    table.lines().find(|line| line.starts_with(&start)).expect("a row").to_owned()
+}
+
+/// The lines of the journal that have to do with the agent.
+fn journal(node: &str) -> Vec<String> {
+    let all = on(node, "journalctl --no-pager -q").expect("journalctl");
+    // the socket's own start, and the slice of all instances, are once
+    let once = ["HAProxy agent checks for the local Patroni", "Slice /system/patroni-agent-check"];
+    all.lines()
+        .filter(|line| line.contains("agent") && !once.iter().any(|once| line.contains(once)))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn other(than: &[&str]) -> &'static str {
+    NODES.into_iter().find(|node| !than.contains(node)).expect("another node")
+}
+
+#[test]
+#[ignore = "needs root, systemd, Patroni, HAProxy: tests/run"]
+fn a_real_site() {
+    let _site = Site::up();
+    let watch = Watch::start();
+
+    println!("steady state: one UP, two MAINT for writes, no DOWN anywhere");
+    watch.settled(None);
+    let steady = Instant::now();
+    let primary = watch.writer().expect("a writer");
+    cluster(&["sql", "5000", "create table t (value text)"]);
+    assert_eq!(write("steady"), primary);
+    std::thread::sleep(Duration::from_secs(5));
+    watch.assert_since(steady, &[]);
+    assert!(row(&primary).contains("primary, running, timeline 1"), "{}", row(&primary));
+    let replica = other(&[&primary]);
+    assert!(row(replica).ends_with("replica, streaming"), "{}", row(replica));
+    for node in NODES {
+        assert_eq!(journal(node), Vec::<String>::new(), "nothing for a healthy check");
+    }
+
+    let next = other(&[&primary]);
+    let switchover = ["switchover", "demo", "--leader", &primary, "--candidate", next, "--force"];
+    planned(&watch, "switchover", &switchover, next);
+    planned(
+        &watch,
+        "switchover back",
+        &["switchover", "demo", "--leader", next, "--candidate", &primary, "--force"],
+        &primary,
+    );
+    planned(&watch, "restart of the primary", &["restart", "demo", &primary, "--force"], &primary);
+    planned(&watch, "restart of a replica", &["restart", "demo", next, "--force"], &primary);
+    planned(
+        &watch,
+        "reinit of a replica",
+        &["reinit", "demo", next, "--force", "--wait"],
+        &primary,
+    );
+    for node in NODES {
+        assert_eq!(journal(node), Vec::<String>::new(), "nothing for planned work");
+    }
+
+    println!("restarts of the socket while HAProxy polls");
+    let started = Instant::now();
+    let restarts = "for i in $(seq 50); do systemctl restart patroni-agent-check.socket || exit 1; sleep 0.05; done";
+    on(&primary, restarts).expect("each restart works");
+    assert!(
+        !journal(&primary).iter().any(|line| line.contains("in use")),
+        "{:?}",
+        journal(&primary)
+    );
+    std::thread::sleep(Duration::from_secs(5));
+    watch.assert_since(started, &[]);
+    watch.settled(Some(&primary));
+
+    println!("the primary dies: Patroni is killed, then the postmaster");
+    let started = Instant::now();
+    on(&primary, "systemctl kill -s KILL --kill-whom=main patroni && kill -KILL $(head -1 /var/lib/postgresql/patroni/postmaster.pid)")
+        .expect("both are killed");
+    watch.until("DOWN", 10, |view| {
+        view[&("postgres-write".to_owned(), primary.clone())] == Shown::Down
+    });
+    assert!(
+        row(&primary).ends_with("DOWN (agent)   Patroni 127.0.0.1:8008: connection refused")
+            || row(&primary).contains("DOWN"),
+        "{}",
+        row(&primary)
+    );
+    watch.until("a new writer", 60, |view| {
+        view.iter().any(|((pool, _), shown)| pool == "postgres-write" && *shown == Shown::Up)
+    });
+    let heir = watch.writer().expect("one writer");
+    assert_ne!(heir, primary);
+    assert_eq!(write("failover"), heir);
+    watch.assert_since(started, &[&primary]);
+    let complaint = "was told 'down ready': primary: Patroni 127.0.0.1:8008: connection refused";
+    assert!(
+        journal(&primary).iter().any(|line| line.contains(complaint)),
+        "{:?}",
+        journal(&primary)
+    );
+
+    println!("and comes back as a replica");
+    on(&primary, "systemctl start patroni").expect("Patroni starts");
+    watch.settled(Some(&heir));
+    watch.assert_since(started, &[&primary]);
+
+    println!("xinetd with the shipped file in the place of systemd");
+    on(&heir, "systemctl stop patroni-agent-check.socket").expect("it stops");
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("units/patroni-agent-check.xinetd");
+    let shipped = shipped.to_str().expect("UTF-8");
+    script("machine", &["put", &heir, shipped, "/etc/xinetd.d/patroni-agent-check"]).expect("put");
+    on(&heir, "systemctl start xinetd").expect("xinetd starts");
+    for address in [format!("10.55.0.1{}", &heir[2..]), format!("[fd55::1{}]", &heir[2..])] {
+        let ask = format!("socat -t 5 -T 5 - TCP:{address}:5555 < /dev/null");
+        let end = Instant::now() + Duration::from_secs(20);
+        let line = loop {
+            match on("lb", &ask) {
+                Ok(line) => break line,
+                Err(error) => assert!(Instant::now() < end, "{error}"),
+            }
+        };
+        assert!(line.starts_with("up ready # primary, running, timeline "), "{line}");
+        assert_eq!(line.matches('\n').count(), 1, "{line}");
+    }
+    on(&heir, "systemctl stop xinetd && systemctl start patroni-agent-check.socket")
+        .expect("back to systemd");
+
+    println!("nothing resident, nothing failed");
+    watch.settled(Some(&heir));
+    for node in NODES {
+        let failed =
+            on(node, "systemctl list-units --failed --plain --no-legend --all 'patroni-agent*'")
+                .expect("systemctl");
+        assert_eq!(failed, "", "{node}");
+        assert_eq!(
+            on(node, "systemctl is-active patroni-agent-check.socket"),
+            Ok("active\n".to_owned())
+        );
+    }
+}
