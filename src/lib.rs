@@ -3,6 +3,9 @@
 //! One HAProxy agent check starts one process, which goes once down this pipe and exits:
 //! connection, question, ask, decide, say. The library exists so that tests can call the steps.
 
+// fd 1 and 2 may be HAProxy: only `say` writes there, and never by a macro that may panic.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
+
 /// What HAProxy is told: the agent reply line, written once.
 pub mod say;
 

@@ -1,5 +1,7 @@
 //! The straight pipe: connection, question, ask, decide, say.
 
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
+
 use patroni_agent_check::check::Question;
 use patroni_agent_check::connection::{Connection, Peer};
 use patroni_agent_check::decide::{self, Reply};
