@@ -152,7 +152,7 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::UnexpectedEof => {
                 let cure = match patroni.tls {
-                    Some(_) => "a client certificate (--cert, --key)?",
+                    Some(_) => "--cert and --key?",
                     None => "https?",
                 };
                 format!("closed the connection without an answer; does it want {cure}")
