@@ -6,11 +6,13 @@ use crate::tls::{self, Tls};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use ureq::config::Config;
 use ureq::http::Uri;
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::tls::TlsConfig;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Error};
 
@@ -46,22 +48,67 @@ pub struct Answer {
     pub noloadbalance: bool,
 }
 
+/// A Patroni for which no file and no name needs to be looked up any more.
+pub struct Found<'a> {
+    patroni: &'a Patroni,
+    addresses: Vec<SocketAddr>,
+    tls: Option<TlsConfig>,
+}
+
+/// Reads the certificates and looks up the host's name.
+///
+/// # Errors
+///
+/// As those of [`ask`].
+pub fn find(patroni: &Patroni, deadline: Instant) -> Result<Found<'_>, String> {
+    let found = || {
+        let tls = patroni.tls.as_ref().map(Tls::config).transpose()?;
+        Ok(Found { patroni, addresses: addresses(&patroni.connect_to, deadline)?, tls })
+    };
+    found().map_err(|error: String| patroni.blame(&error))
+}
+
+/// Only names that need a look-up cost one, and a thread: nothing else can give up on a look-up.
+fn addresses((host, port): &(String, u16), deadline: Instant) -> Result<Vec<SocketAddr>, String> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, *port)]);
+    }
+    if host.eq_ignore_ascii_case("localhost") {
+        let both = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        return Ok(both.map(|ip| SocketAddr::new(ip, *port)).to_vec());
+    }
+    let (sender, receiver) = mpsc::channel();
+    let name = (host.clone(), *port);
+    std::thread::spawn(move || {
+        let _ = sender.send(name.to_socket_addrs().map(|addresses| addresses.take(16).collect()));
+    });
+    match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(addresses) => addresses.map_err(|error| error.to_string()),
+        Err(_) => Err("its name was not found before the deadline (--timeout)".to_owned()),
+    }
+}
+
 /// Asks Patroni once.
 ///
 /// # Errors
 ///
 /// The text says who failed and, where there is one, the cure: nobody there, no answer before the
 /// deadline, no HTTP, a status other than 200 and 503, a body that is no status of Patroni's.
-pub fn ask(patroni: &Patroni, check: &Check, deadline: Instant) -> Result<Answer, String> {
-    exchange(patroni, check, deadline).map_err(|error| {
-        let (host, port) = &patroni.connect_to;
-        let colon = host.contains(':');
-        let (open, close) = if colon { ("[", "]") } else { ("", "") };
-        format!("Patroni {open}{host}{close}:{port}: {error}")
-    })
+pub fn ask(found: Found, check: &Check, deadline: Instant) -> Result<Answer, String> {
+    let patroni = found.patroni;
+    exchange(found, check, deadline).map_err(|error| patroni.blame(&error))
 }
 
-fn exchange(patroni: &Patroni, check: &Check, deadline: Instant) -> Result<Answer, String> {
+impl Patroni {
+    fn blame(&self, error: &str) -> String {
+        let (host, port) = &self.connect_to;
+        let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+        format!("Patroni {open}{host}{close}:{port}: {error}")
+    }
+}
+
+fn exchange(found: Found, check: &Check, deadline: Instant) -> Result<Answer, String> {
+    let patroni = found.patroni;
     let in_words = |error| in_words(patroni, error);
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
@@ -73,8 +120,8 @@ fn exchange(patroni: &Patroni, check: &Check, deadline: Instant) -> Result<Answe
         .path_and_query(check.path())
         .build()
         .map_err(|error| error.to_string())?;
-    let mut response =
-        agent(patroni, left)?.get(uri).header("Connection", "close").call().map_err(in_words)?;
+    let request = agent(found, left).get(uri).header("Connection", "close");
+    let mut response = request.call().map_err(in_words)?;
     let status = response.status().as_u16();
     // Read to the end even if it is of no use: Patroni logs a traceback for a reset connection.
     let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec();
@@ -84,7 +131,7 @@ fn exchange(patroni: &Patroni, check: &Check, deadline: Instant) -> Result<Answe
     answer(status, &body.map_err(in_words)?)
 }
 
-fn agent(patroni: &Patroni, left: Duration) -> Result<Agent, String> {
+fn agent(found: Found, left: Duration) -> Agent {
     let mut config = Agent::config_builder()
         .timeout_global(Some(left))
         .http_status_as_error(false)
@@ -97,39 +144,21 @@ fn agent(patroni: &Patroni, left: Duration) -> Result<Agent, String> {
         .input_buffer_size(HEADER_LIMIT)
         .output_buffer_size(4 * 1024)
         .max_response_header_size(HEADER_LIMIT);
-    if let Some(tls) = &patroni.tls {
-        config = config.tls_config(tls.config()?);
+    if let Some(tls) = found.tls {
+        config = config.tls_config(tls);
     }
-    Ok(Agent::with_parts(
-        config.build(),
-        DefaultConnector::default(),
-        ConnectTo(patroni.connect_to.clone()),
-    ))
+    let addresses = Addresses(found.addresses);
+    Agent::with_parts(config.build(), DefaultConnector::default(), addresses)
 }
 
-/// Resolves whatever is asked to one host and port. ureq's own resolver starts a thread as soon as
-/// there is a deadline, so only names that need a look-up are left to it.
+/// For ureq, whose own resolver starts a thread as soon as there is a deadline.
 #[derive(Debug)]
-struct ConnectTo((String, u16));
+struct Addresses(Vec<SocketAddr>);
 
-impl Resolver for ConnectTo {
-    fn resolve(
-        &self,
-        _: &Uri,
-        config: &Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, Error> {
-        let (host, port) = &self.0;
+impl Resolver for Addresses {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         let mut addresses = self.empty();
-        if let Ok(ip) = host.parse::<IpAddr>() {
-            addresses.push(SocketAddr::new(ip, *port));
-        } else if host.eq_ignore_ascii_case("localhost") {
-            addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, *port)));
-            addresses.push(SocketAddr::from((Ipv6Addr::LOCALHOST, *port)));
-        } else {
-            let uri = format!("http://{host}:{port}/").parse().map_err(|_| Error::HostNotFound)?;
-            return DefaultResolver::default().resolve(&uri, config, timeout);
-        }
+        self.0.iter().for_each(|address| addresses.push(*address));
         Ok(addresses)
     }
 }
@@ -140,7 +169,6 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
     }
     match error {
         Error::Timeout(_) => "no answer before the deadline (--timeout)".to_owned(),
-        Error::HostNotFound => "no such host".to_owned(),
         Error::BodyExceedsLimit(limit) => format!("answer is larger than {limit} bytes"),
         Error::LargeResponseHeader(_, limit) => {
             format!("answer's header is larger than {limit} bytes")

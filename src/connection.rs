@@ -3,11 +3,13 @@
 //! what the bytes mean.
 
 use listenfd::ListenFd;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use sd_notify::NotifyState;
 use std::io::{self, ErrorKind, Read};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The longest agent-send line, without its newline.
 pub const LINE_LIMIT: usize = 256;
@@ -66,31 +68,20 @@ impl Connection {
     /// There is no whole line before the deadline, or it is longer than [`LINE_LIMIT`] bytes.
     pub fn read_line(&mut self, deadline: Instant) -> Result<Vec<u8>, String> {
         match self {
-            Connection::Socket(stream) => read_line(
-                |buffer, left| {
-                    stream.set_read_timeout(Some(left))?;
-                    stream.read(buffer)
-                },
-                deadline,
-            ),
-            Connection::Standard => {
-                // Only a thread can give up on a terminal or a pipe.
-                let (sender, receiver) = mpsc::channel();
-                std::thread::spawn(move || {
-                    let mut stdin = io::stdin().lock();
-                    let line = read_line(|buffer, _| stdin.read(buffer), deadline);
-                    let _ = sender.send(line);
-                });
-                let left = deadline.saturating_duration_since(Instant::now());
-                receiver.recv_timeout(left).unwrap_or_else(|_| Err(NO_LINE.to_owned()))
-            }
+            Connection::Socket(stream) => read_line(stream, deadline),
+            Connection::Standard => read_line(&mut io::stdin().lock(), deadline),
         }
     }
 }
 
 fn connected(stream: TcpStream) -> Result<Peer, String> {
     match stream.peer_addr() {
-        Ok(_) => Ok(Peer::Here(Connection::Socket(stream))),
+        Ok(_) => {
+            // Nothing but a look at the environment unless a drop-in makes the unit Type=notify, for
+            // which a process that ends without this has failed.
+            let _ = sd_notify::notify(&[NotifyState::Ready]);
+            Ok(Peer::Here(Connection::Socket(stream)))
+        }
         // A listening socket and a connection that was reset both have no peer, but only the
         // first was never connected.
         Err(error) if error.kind() == ErrorKind::NotConnected => match stream.peek(&mut [0]) {
@@ -106,18 +97,19 @@ fn connected(stream: TcpStream) -> Result<Peer, String> {
 
 const NO_LINE: &str = r#"no agent-send line before the deadline: end it with a newline, as in agent-send "primary\n""#;
 
-fn read_line(
-    mut read: impl FnMut(&mut [u8], Duration) -> io::Result<usize>,
-    deadline: Instant,
-) -> Result<Vec<u8>, String> {
+fn read_line(stream: &mut (impl Read + AsFd), deadline: Instant) -> Result<Vec<u8>, String> {
     let mut buffer = [0; LINE_LIMIT + 1];
     let mut length = 0;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(NO_LINE.to_owned());
+        let left = left.try_into().map_err(|_| NO_LINE)?;
+        match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return Err(NO_LINE.to_owned()),
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(format!("cannot wait for the agent-send line: {error}")),
         }
-        match read(&mut buffer[length..], left) {
+        match stream.read(&mut buffer[length..]) {
             Ok(0) => return Err(NO_LINE.replace("before the deadline", "before the end")),
             Ok(count) => {
                 let end = length + count;
@@ -127,8 +119,6 @@ fn read_line(
                 length = end;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // the deadline, checked above
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(format!("cannot read the agent-send line: {error}")),
         }
         if length > LINE_LIMIT {

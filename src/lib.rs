@@ -24,5 +24,8 @@ pub mod ask;
 /// What https to Patroni needs: certificates from files, and errors in words.
 pub mod tls;
 
+/// What this process can no longer do once it talks to somebody.
+pub mod sandbox;
+
 /// What Patroni's answer means for HAProxy.
 pub mod decide;

@@ -6,7 +6,7 @@ use patroni_agent_check::check::Question;
 use patroni_agent_check::connection::{Connection, Peer};
 use patroni_agent_check::decide::{self, Reply};
 use patroni_agent_check::options::Options;
-use patroni_agent_check::{ask, say};
+use patroni_agent_check::{ask, sandbox, say};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -29,6 +29,11 @@ fn main() -> ExitCode {
 
 fn answer(options: &Options, connection: &mut Connection, started: Instant) -> Reply {
     let deadline = started + options.timeout;
+    // Files and names come first: once the process is locked in, there are none.
+    let patroni = ask::find(&options.patroni, deadline);
+    if let Err(missing) = sandbox::enter(options.patroni.connect_to.1) {
+        say::remark(connection, &missing);
+    }
     let question = match &options.question {
         Some(question) => Ok(question.clone()),
         None => connection
@@ -37,7 +42,7 @@ fn answer(options: &Options, connection: &mut Connection, started: Instant) -> R
     };
     match question {
         Ok(question) => {
-            let answer = ask::ask(&options.patroni, &question.check, deadline);
+            let answer = patroni.and_then(|patroni| ask::ask(patroni, &question.check, deadline));
             decide::decide(&question, options.unreachable, &answer)
         }
         Err(error) => decide::not_understood(&error),

@@ -5,7 +5,6 @@ use crate::check::Else;
 use crate::connection::Connection;
 use crate::decide::{Reply, Verdict};
 use crate::options::{NAME, Stop};
-use sd_notify::NotifyState;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
@@ -68,7 +67,6 @@ pub fn say(connection: Connection, reply: &Reply) -> ExitCode {
                 let peer = peer.unwrap_or_default();
                 log(&format!("<4>{peer} was told '{words}': {about}"));
             }
-            let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line.trim_end())]);
             ExitCode::SUCCESS
         }
         Connection::Standard => {
@@ -114,6 +112,13 @@ pub fn stop(connection: Connection, stop: &Stop) -> ExitCode {
                 },
             },
         ),
+    }
+}
+
+/// Says something that a human wants to know and HAProxy's journal does not, at every check.
+pub fn remark(connection: &Connection, text: &str) {
+    if let Connection::Standard = connection {
+        log(&format!("{NAME}: {text}"));
     }
 }
 

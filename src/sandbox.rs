@@ -1,0 +1,128 @@
+//! Locks this process in before it reads a byte from a peer. What is left: its open descriptors,
+//! memory, time, and TCP connections to Patroni's port. Knows nothing of what they are used for.
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetStatus, Scope,
+};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use std::error::Error;
+
+/// The system calls that are left as they are.
+const ALLOWED: &[i64] = &[
+    // the connections
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_connect,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    libc::SYS_close,
+    libc::SYS_fcntl,
+    libc::SYS_ppoll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    // memory, time, chance
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_clock_gettime,
+    libc::SYS_getrandom,
+    libc::SYS_futex,
+    libc::SYS_restart_syscall,
+    // the end
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// Locks this process in for good. Only `port` can be connected to, where the kernel knows ports
+/// (Landlock ABI 4, Linux 6.7).
+///
+/// # Errors
+///
+/// This kernel has not all of it: the text says what is missing. The rest holds, and the check can go on.
+pub fn enter(port: u16) -> Result<(), String> {
+    let limits = limits();
+    let landlock = landlock(port);
+    // last, since it forbids the others
+    let seccomp = seccomp();
+    let missing: Vec<_> = [("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)]
+        .into_iter()
+        .filter_map(|(what, result)| Some(format!("{what}: {}", result.err()?)))
+        .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("no full sandbox: {}", missing.join("; ")))
+    }
+}
+
+/// A bug or an intruder shall not spin, dump memory, start a process or collect descriptors.
+fn limits() -> Result<(), Box<dyn Error>> {
+    // the longest --timeout is 10 s
+    let limits =
+        [(Resource::Core, 0), (Resource::Cpu, 11), (Resource::Nproc, 0), (Resource::Nofile, 64)];
+    for (resource, limit) in limits {
+        setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?;
+    }
+    Ok(())
+}
+
+/// No file at all, no other TCP port, no abstract Unix socket, no signal to others.
+fn landlock(port: u16) -> Result<(), Box<dyn Error>> {
+    let abi = ABI::V7;
+    let status = Ruleset::default()
+        .handle_access(AccessFs::from_all(abi))?
+        .handle_access(AccessNet::from_all(abi))?
+        .scope(Scope::from_all(abi))?
+        .create()?
+        .add_rule(NetPort::new(port, AccessNet::ConnectTcp))?
+        .restrict_self()?;
+    match status.ruleset {
+        RulesetStatus::FullyEnforced => Ok(()),
+        RulesetStatus::PartiallyEnforced => Err("only in part (Linux 6.12 knows all of it)".into()),
+        RulesetStatus::NotEnforced => Err("not in this kernel".into()),
+    }
+}
+
+/// Forbidden calls fail with EPERM; the process is not killed, since it still has to answer.
+fn seccomp() -> Result<(), Box<dyn Error>> {
+    let mut rules: std::collections::BTreeMap<_, _> =
+        ALLOWED.iter().map(|call| (*call, vec![])).collect();
+    let is = |argument, operator, value: libc::c_int| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value as u64)
+    };
+    let masked = |mask: libc::c_int| SeccompCmpOp::MaskedEq(mask as u64);
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let stream = is(1, masked(0xf), libc::SOCK_STREAM)?;
+        let rule = SeccompRule::new(vec![is(0, SeccompCmpOp::Eq, family)?, stream])?;
+        rules.entry(libc::SYS_socket).or_insert_with(Vec::new).push(rule);
+    }
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![SeccompRule::new(vec![is(2, masked(libc::PROT_EXEC), 0)?])?]);
+    }
+    let nonblocking = is(1, SeccompCmpOp::Eq, libc::FIONBIO as libc::c_int)?;
+    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![nonblocking])?]);
+    let forbidden = SeccompAction::Errno(libc::EPERM as u32);
+    let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
+    let filter = SeccompFilter::new(rules, forbidden, SeccompAction::Allow, architecture)?;
+    // sets no_new_privs as well
+    seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
+    Ok(())
+}
