@@ -1,0 +1,148 @@
+//! Break-outs: each of these works before the sandbox is entered and fails after. The sandbox is for
+//! good and partly for the whole process, so each try is a process of its own: this program again.
+
+use patroni_agent_check::options::Options;
+use patroni_agent_check::{decide, sandbox};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A file that can be written and removed.
+fn file() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("break-out")
+}
+
+const TRY: &str = "PATRONI_AGENT_CHECK_TRY";
+
+/// What an intruder would do next. Returns the error as a number, 0 if there is none.
+fn attempt(name: &str, elsewhere: u16, parent: Pid) -> i32 {
+    let done: io::Result<()> = match name {
+        "read a file" => File::open("/etc/passwd").map(drop),
+        "list a directory" => fs::read_dir("/").map(drop),
+        "write a file" => File::create(file()).map(drop),
+        "remove a file" => fs::remove_file(file()),
+        "start a program" => Command::new("/bin/true").spawn().map(drop),
+        "start a thread" => std::thread::Builder::new().spawn(|| ()).map(drop),
+        "connect elsewhere" => TcpStream::connect(("127.0.0.1", elsewhere)).map(drop),
+        "connect elsewhere over IPv6" => TcpStream::connect(("::1", elsewhere)).map(drop),
+        "send a datagram" => UdpSocket::bind("127.0.0.1:0").map(drop),
+        "talk to a Unix socket" => UnixStream::pair().map(drop),
+        "talk to the journal" => UnixDatagram::unbound().map(drop),
+        "open a raw socket" => {
+            let socket =
+                socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::empty(), None);
+            socket.map(drop).map_err(Into::into)
+        }
+        "listen" => TcpListener::bind("127.0.0.1:0").map(drop),
+        "signal another process" => kill_process(parent, Signal::CONT).map_err(Into::into),
+        name => panic!("{name}?"),
+    };
+    done.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0)
+}
+
+const ATTEMPTS: [&str; 14] = [
+    "read a file",
+    "list a directory",
+    "write a file",
+    "remove a file",
+    "start a program",
+    "start a thread",
+    "connect elsewhere",
+    "connect elsewhere over IPv6",
+    "send a datagram",
+    "talk to a Unix socket",
+    "talk to the journal",
+    "open a raw socket",
+    "listen",
+    "signal another process",
+];
+
+/// One try in a process of its own, inside the sandbox or not: the error's number.
+fn outcome(name: &str, sandboxed: bool) -> String {
+    // both families on one port
+    let elsewhere = loop {
+        let four = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = four.local_addr().expect("an address").port();
+        if let Ok(six) = TcpListener::bind(("::1", port)) {
+            break (port, four, six);
+        }
+    };
+    let output = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--ignored", "--exact", "inside", "--nocapture", "--test-threads=1"])
+        .env(TRY, format!("{name}|{}|{sandboxed}", elsewhere.0))
+        .output()
+        .expect("this program");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let result = said.lines().find_map(|line| line.split_once("outcome: "));
+    result.unwrap_or_else(|| panic!("{name}: {output:?}")).1.to_owned()
+}
+
+/// Not a test: the other end of [`outcome`].
+#[test]
+#[ignore = "started by the other tests"]
+fn inside() {
+    let Ok(what) = std::env::var(TRY) else { return };
+    let what: Vec<_> = what.split('|').collect();
+    let elsewhere = what[1].parse().expect("a port");
+    let patroni = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = patroni.local_addr().expect("an address").port();
+    let mut status = File::open("/proc/thread-self/status").expect("proc");
+    let parent = rustix::process::getppid().expect("a parent");
+    if what[2] == "true" {
+        sandbox::enter(port).expect("this kernel has all of it");
+    }
+    let result = if what[0] == "status" {
+        let mut text = String::new();
+        status.read_to_string(&mut text).expect("proc");
+        let keep =
+            |line: &&str| ["NoNewPrivs:", "Seccomp:"].iter().any(|key| line.starts_with(key));
+        text.lines().filter(keep).collect::<Vec<_>>().join(" ").replace('\t', " ")
+    } else if what[0] == "panic" {
+        let options = Options::parse([]).expect("defaults");
+        decide::whatever_happens(&options, || panic!("here")).reason
+    } else {
+        // what the handler is there for still works
+        TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
+        attempt(what[0], elsewhere, parent).to_string()
+    };
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "outcome: {result}").expect("stdout");
+    stdout.flush().expect("stdout");
+    // libtest itself would need more than is left
+    std::process::exit(0);
+}
+
+#[test]
+fn every_break_out_works_outside_and_fails_inside() {
+    for name in ATTEMPTS {
+        fs::write(file(), "").expect("a file");
+        // EPERM from seccomp, EACCES from Landlock
+        let inside = outcome(name, true);
+        assert!(inside == "1" || inside == "13", "{name}: {inside}");
+        assert!(file().exists(), "{name}");
+        let outside = outcome(name, false);
+        // a raw socket is for root
+        assert!(outside == "0" || name == "open a raw socket", "{name}: {outside}");
+    }
+}
+
+#[test]
+fn the_port_is_landlocks_and_the_rest_is_seccomps() {
+    assert_eq!(outcome("connect elsewhere", true), "13");
+    assert_eq!(outcome("send a datagram", true), "1");
+}
+
+#[test]
+fn a_panic_is_answered_inside_too() {
+    assert!(outcome("panic", true).ends_with("please report it: here"));
+}
+
+#[test]
+fn the_kernel_says_so() {
+    assert_eq!(outcome("status", true), "NoNewPrivs: 1 Seccomp: 2");
+}
