@@ -19,6 +19,7 @@ use ureq::{Agent, Error};
 /// An answer has 500 to 800 bytes, and about 150 more for each replica.
 const BODY_LIMIT: u64 = 64 * 1024;
 const HEADER_LIMIT: usize = 16 * 1024;
+const REFUSED: &str = "connection refused";
 
 /// The REST API of the local Patroni.
 #[derive(Clone, Debug)]
@@ -96,7 +97,15 @@ fn addresses((host, port): &(String, u16), deadline: Instant) -> Result<Vec<Sock
 /// deadline, no HTTP, a status other than 200 and 503, a body that is no status of Patroni's.
 pub fn ask(found: Found, check: &Check, deadline: Instant) -> Result<Answer, String> {
     let patroni = found.patroni;
-    exchange(found, check, deadline).map_err(|error| patroni.blame(&error))
+    let mut answer = Err("its name has no address".to_owned());
+    for address in &found.addresses {
+        answer = exchange(&found, *address, check, deadline);
+        // Nobody was asked there, so the next one may be. ureq would share the time between them.
+        if answer.as_ref().err().is_none_or(|error| error != REFUSED) {
+            break;
+        }
+    }
+    answer.map_err(|error| patroni.blame(&error))
 }
 
 impl Patroni {
@@ -107,7 +116,12 @@ impl Patroni {
     }
 }
 
-fn exchange(found: Found, check: &Check, deadline: Instant) -> Result<Answer, String> {
+fn exchange(
+    found: &Found,
+    address: SocketAddr,
+    check: &Check,
+    deadline: Instant,
+) -> Result<Answer, String> {
     let patroni = found.patroni;
     let in_words = |error| in_words(patroni, error);
     let left = deadline.saturating_duration_since(Instant::now());
@@ -120,7 +134,7 @@ fn exchange(found: Found, check: &Check, deadline: Instant) -> Result<Answer, St
         .path_and_query(check.path())
         .build()
         .map_err(|error| error.to_string())?;
-    let request = agent(found, left).get(uri).header("Connection", "close");
+    let request = agent(found.tls.clone(), address, left).get(uri).header("Connection", "close");
     let mut response = request.call().map_err(in_words)?;
     let status = response.status().as_u16();
     // Read to the end even if it is of no use: Patroni logs a traceback for a reset connection.
@@ -131,7 +145,7 @@ fn exchange(found: Found, check: &Check, deadline: Instant) -> Result<Answer, St
     answer(status, &body.map_err(in_words)?)
 }
 
-fn agent(found: Found, left: Duration) -> Agent {
+fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
     let mut config = Agent::config_builder()
         .timeout_global(Some(left))
         .http_status_as_error(false)
@@ -144,21 +158,20 @@ fn agent(found: Found, left: Duration) -> Agent {
         .input_buffer_size(HEADER_LIMIT)
         .output_buffer_size(4 * 1024)
         .max_response_header_size(HEADER_LIMIT);
-    if let Some(tls) = found.tls {
+    if let Some(tls) = tls {
         config = config.tls_config(tls);
     }
-    let addresses = Addresses(found.addresses);
-    Agent::with_parts(config.build(), DefaultConnector::default(), addresses)
+    Agent::with_parts(config.build(), DefaultConnector::default(), To(address))
 }
 
 /// For ureq, whose own resolver starts a thread as soon as there is a deadline.
 #[derive(Debug)]
-struct Addresses(Vec<SocketAddr>);
+struct To(SocketAddr);
 
-impl Resolver for Addresses {
+impl Resolver for To {
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         let mut addresses = self.empty();
-        self.0.iter().for_each(|address| addresses.push(*address));
+        addresses.push(self.0);
         Ok(addresses)
     }
 }
@@ -174,7 +187,7 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
             format!("answer's header is larger than {limit} bytes")
         }
         Error::Io(error) => match error.kind() {
-            io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            io::ErrorKind::ConnectionRefused => REFUSED.to_owned(),
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe
@@ -183,7 +196,7 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
                     Some(_) => "--cert and --key?",
                     None => "https?",
                 };
-                format!("closed the connection without an answer; does it want {cure}")
+                format!("closed the connection early; does it want {cure}")
             }
             io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
             io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),

@@ -40,33 +40,28 @@ impl Connection {
     /// A listening socket or no TCP socket was handed over; the text names the setting to change.
     pub fn inherited() -> Result<Peer, String> {
         let mut passed = ListenFd::from_env();
+        let mut no_socket = Ok(Peer::Here(Connection::Standard));
         if passed.len() > 0 {
-            // AF_INET (listenfd lets AF_INET6 pass as well), SOCK_STREAM
-            let stream: Option<TcpStream> = passed
-                .take_custom(0, 2, 1, "TCP socket")
-                .map_err(|error| format!("LISTEN_FDS is set, but {error}"))?;
-            return stream.map_or(Ok(Peer::Gone), connected);
-        }
-        match io::stdin().as_fd().try_clone_to_owned() {
-            Ok(stdin) => {
-                let stream = TcpStream::from(stdin);
-                match stream.local_addr() {
-                    Ok(_) => connected(stream),
-                    // no socket, or one of another family
-                    Err(_) => Ok(Peer::Here(Connection::Standard)),
-                }
+            match passed.take_custom(0, libc::AF_INET, libc::SOCK_STREAM, "TCP socket") {
+                Ok(stream) => return stream.map_or(Ok(Peer::Gone), connected),
+                Err(error) => no_socket = Err(format!("LISTEN_FDS is set, but {error}")),
             }
-            Err(_) => Ok(Peer::Here(Connection::Standard)),
+        }
+        let stdin = io::stdin().as_fd().try_clone_to_owned().map(TcpStream::from);
+        match stdin {
+            Ok(stream) if stream.local_addr().is_ok() => connected(stream),
+            // no socket, or one of another family
+            _ => no_socket,
         }
     }
 
     /// Reads the line that HAProxy sends by `agent-send`, in however many pieces it comes.
-    /// Returned without its newline.
+    /// Returned without its newline; none if the peer closed without a word.
     ///
     /// # Errors
     ///
     /// There is no whole line before the deadline, or it is longer than [`LINE_LIMIT`] bytes.
-    pub fn read_line(&mut self, deadline: Instant) -> Result<Vec<u8>, String> {
+    pub fn read_line(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>, String> {
         match self {
             Connection::Socket(stream) => read_line(stream, deadline),
             Connection::Standard => read_line(&mut io::stdin().lock(), deadline),
@@ -97,7 +92,10 @@ fn connected(stream: TcpStream) -> Result<Peer, String> {
 
 const NO_LINE: &str = r#"no agent-send line before the deadline: end it with a newline, as in agent-send "primary\n""#;
 
-fn read_line(stream: &mut (impl Read + AsFd), deadline: Instant) -> Result<Vec<u8>, String> {
+fn read_line(
+    stream: &mut (impl Read + AsFd),
+    deadline: Instant,
+) -> Result<Option<Vec<u8>>, String> {
     let mut buffer = [0; LINE_LIMIT + 1];
     let mut length = 0;
     loop {
@@ -110,11 +108,12 @@ fn read_line(stream: &mut (impl Read + AsFd), deadline: Instant) -> Result<Vec<u
             Err(error) => return Err(format!("cannot wait for the agent-send line: {error}")),
         }
         match stream.read(&mut buffer[length..]) {
+            Ok(0) if length == 0 => return Ok(None),
             Ok(0) => return Err(NO_LINE.replace("before the deadline", "before the end")),
             Ok(count) => {
                 let end = length + count;
                 if let Some(newline) = buffer[length..end].iter().position(|byte| *byte == b'\n') {
-                    return Ok(buffer[..length + newline].to_vec());
+                    return Ok(Some(buffer[..length + newline].to_vec()));
                 }
                 length = end;
             }

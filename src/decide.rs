@@ -3,7 +3,7 @@
 
 use crate::ask::Answer;
 use crate::check::{Else, Question};
-use crate::options::{Options, Unreachable};
+use crate::options::Unreachable;
 use std::panic::{self, AssertUnwindSafe};
 
 /// What HAProxy shall do with this node.
@@ -15,6 +15,8 @@ pub enum Verdict {
     Out(Else),
     /// It is broken.
     Fail,
+    /// The peer left without a question: somebody who tries ports. As `Fail`, but no news.
+    Unasked,
     /// PostgreSQL was stopped and Patroni is not about to start it.
     Stopped,
     /// Patroni gave no usable answer.
@@ -137,15 +139,19 @@ pub fn not_understood(error: &str) -> Reply {
     Reply { verdict: Verdict::Fail, check: String::new(), reason: error.to_owned() }
 }
 
+/// The peer closed without a question, so Patroni was not asked.
+pub fn nobody_asked() -> Reply {
+    let reason = "closed without an agent-send line".to_owned();
+    Reply { verdict: Verdict::Unasked, check: String::new(), reason }
+}
+
 /// Even a bug is answered: silence would leave HAProxy with what it heard last, which may be READY.
-pub fn whatever_happens(options: &Options, answer: impl FnOnce() -> Reply) -> Reply {
-    // A panic's own message goes to fd 2, which under xinetd is HAProxy. It goes into the reply instead.
-    panic::set_hook(Box::new(|_| {}));
+pub fn whatever_happens(unreachable: Unreachable, answer: impl FnOnce() -> Reply) -> Reply {
     panic::catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         Reply {
-            verdict: no_answer(options.unreachable),
+            verdict: no_answer(unreachable),
             check: String::new(),
             reason: format!(
                 "bug in patroni-agent-check, please report it: {}",
@@ -161,15 +167,103 @@ mod tests {
 
     #[test]
     fn a_panic_is_answered() {
-        let bug = |arguments: &[&str], panic: fn() -> Reply| {
-            let options = Options::parse(arguments.iter().map(Into::into)).expect("options");
-            let reply = whatever_happens(&options, panic);
-            (reply.verdict, reply.reason)
-        };
         let text = "bug in patroni-agent-check, please report it: ";
-        let (verdict, reason) = bug(&[], || panic!("at {}", 3));
-        assert_eq!((verdict, reason), (Verdict::Down, format!("{text}at 3")));
-        let (verdict, reason) = bug(&["--unreachable", "hold"], || panic!("here"));
-        assert_eq!((verdict, reason), (Verdict::Hold, format!("{text}here")));
+        let reply = whatever_happens(Unreachable::Down, || panic!("at {}", 3));
+        assert_eq!((reply.verdict, reply.reason), (Verdict::Down, format!("{text}at 3")));
+        let reply = whatever_happens(Unreachable::Hold, || panic!("here"));
+        assert_eq!((reply.verdict, reply.reason), (Verdict::Hold, format!("{text}here")));
+    }
+
+    fn verdict(check: &str, status: u16, role: &str, state: &str) -> Verdict {
+        let check = check.parse().expect("a check");
+        let question = Question { check, otherwise: Else::Drain };
+        let answer = Answer {
+            status,
+            state: state.to_owned(),
+            role: role.to_owned(),
+            replication_state: None,
+            timeline: None,
+            noloadbalance: false,
+        };
+        decide(&question, Unreachable::Down, &Ok(answer)).verdict
+    }
+
+    const ROLES: [&str; 7] =
+        ["primary", "master", "replica", "standby_leader", "demoted", "uninitialized", "promoted"];
+
+    /// Each state that Patroni's source knows but `running`, with each role, check and status.
+    #[test]
+    fn no_state_but_running_is_ready() {
+        let maint = Verdict::Out(Else::Maint);
+        for (state, expected) in [
+            ("stopping", maint),
+            ("starting", maint),
+            ("restarting", maint),
+            ("creating replica", maint),
+            ("initializing new cluster", maint),
+            ("initalizing new cluster", maint),
+            ("running custom bootstrap script", maint),
+            ("starting after custom bootstrap", maint),
+            ("stopped", Verdict::Stopped),
+            ("crashed", Verdict::Fail),
+            ("start failed", Verdict::Fail),
+            ("restart failed", Verdict::Fail),
+            ("stop failed", Verdict::Fail),
+            ("initdb failed", Verdict::Fail),
+            ("custom bootstrap failed", Verdict::Fail),
+            ("unknown", Verdict::Fail),
+            ("Running", Verdict::Fail),
+            ("", Verdict::Fail),
+        ] {
+            for role in ROLES {
+                for check in
+                    ["primary", "leader", "standby-leader", "replica", "read-only", "health"]
+                {
+                    let expected = match (state, role) {
+                        ("stopped", "demoted" | "uninitialized") | ("unknown", "replica") => maint,
+                        _ => expected,
+                    };
+                    for status in [200, 503] {
+                        let verdict = verdict(check, status, role, state);
+                        assert_eq!(verdict, expected, "{check} {status} {role} {state}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Running, each role and check: READY wants 200 and a role that fits; the lock is only missed
+    /// by those who ask for it.
+    #[test]
+    fn running() {
+        let fits = [
+            ("primary", "primary master"),
+            ("read-write", "primary master"),
+            ("master", "primary master"),
+            ("leader", "primary master standby_leader"),
+            ("standby-leader", "standby_leader"),
+            ("standby_leader", "standby_leader"),
+            ("replica", "replica"),
+            ("sync", "replica"),
+            ("synchronous", "replica"),
+            ("async", "replica"),
+            ("asynchronous", "replica"),
+            ("quorum", "replica"),
+            ("read-only", "primary master standby_leader replica"),
+            ("read-only-sync", "primary master standby_leader replica"),
+            ("read-only-quorum", "primary master standby_leader replica"),
+            ("health", "primary master standby_leader replica demoted uninitialized promoted"),
+        ];
+        for (check, fitting) in fits {
+            for role in ROLES {
+                let fits = fitting.split(' ').any(|fitting| fitting == role);
+                let ready = if fits { Verdict::Ready } else { Verdict::Out(Else::Drain) };
+                assert_eq!(verdict(check, 200, role, "running"), ready, "{check} {role}");
+                let lost = matches!(check, "primary" | "read-write" | "master" | "leader")
+                    && matches!(role, "primary" | "master");
+                let out = if lost { Verdict::Fail } else { Verdict::Out(Else::Drain) };
+                assert_eq!(verdict(check, 503, role, "running"), out, "{check} {role}");
+            }
+        }
     }
 }

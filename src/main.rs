@@ -5,22 +5,27 @@
 use patroni_agent_check::check::Question;
 use patroni_agent_check::connection::{Connection, Peer};
 use patroni_agent_check::decide::{self, Reply};
-use patroni_agent_check::options::Options;
+use patroni_agent_check::options::{Options, Stop};
 use patroni_agent_check::{ask, sandbox, say};
+use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;
 
 fn main() -> ExitCode {
     let started = Instant::now();
+    // A panic's own message goes to fd 2, which under xinetd is HAProxy. It goes into the reply instead.
+    panic::set_hook(Box::new(|_| {}));
     let mut connection = match Connection::inherited() {
         Ok(Peer::Here(connection)) => connection,
         Ok(Peer::Gone) => return ExitCode::SUCCESS,
         Err(error) => return say::misused(&error),
     };
-    match Options::parse(std::env::args_os().skip(1)) {
+    let options = panic::catch_unwind(|| Options::parse(std::env::args_os().skip(1)));
+    match options.unwrap_or_else(|_| Err(Stop::Usage("bug in reading the command line".to_owned())))
+    {
         Ok(options) => {
-            let reply =
-                decide::whatever_happens(&options, || answer(&options, &mut connection, started));
+            let answer = || answer(&options, &mut connection, started);
+            let reply = decide::whatever_happens(options.unreachable, answer);
             say::say(connection, &reply)
         }
         Err(stop) => say::stop(connection, &stop),
@@ -36,9 +41,11 @@ fn answer(options: &Options, connection: &mut Connection, started: Instant) -> R
     }
     let question = match &options.question {
         Some(question) => Ok(question.clone()),
-        None => connection
-            .read_line(deadline)
-            .and_then(|line| Question::from_agent_send(&line, options.otherwise)),
+        None => match connection.read_line(deadline) {
+            Ok(Some(line)) => Question::from_agent_send(&line, options.otherwise),
+            Ok(None) => return decide::nobody_asked(),
+            Err(error) => Err(error),
+        },
     };
     match question {
         Ok(question) => {

@@ -28,7 +28,7 @@ pub fn line(reply: &Reply) -> String {
         Verdict::Out(Else::Maint) => "up maint",
         Verdict::Out(Else::Drain) => "up drain",
         Verdict::Out(Else::Down) | Verdict::Down => "down ready",
-        Verdict::Fail => "fail ready",
+        Verdict::Fail | Verdict::Unasked => "fail ready",
         Verdict::Stopped => "stopped ready",
         Verdict::Hold => {
             // HAProxy also splits words at commas.
@@ -51,7 +51,7 @@ pub fn say(connection: Connection, reply: &Reply) -> ExitCode {
     let status = match reply.verdict {
         Verdict::Ready => 0,
         Verdict::Out(_) => 1,
-        Verdict::Fail | Verdict::Stopped | Verdict::Down | Verdict::Hold => 2,
+        Verdict::Fail | Verdict::Unasked | Verdict::Stopped | Verdict::Down | Verdict::Hold => 2,
     };
     let about = if reply.check.is_empty() {
         reply.reason.clone()
@@ -62,7 +62,7 @@ pub fn say(connection: Connection, reply: &Reply) -> ExitCode {
         Connection::Socket(stream) => {
             let peer = stream.peer_addr().map(|peer| peer.to_string());
             send(stream, &line);
-            if status == 2 {
+            if status == 2 && reply.verdict != Verdict::Unasked {
                 let words = line.split(" #").next().unwrap_or_default().trim_end();
                 let peer = peer.unwrap_or_default();
                 log(&format!("<4>{peer} was told '{words}': {about}"));

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use ureq::Error;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
+const FILE_LIMIT: u64 = 1024 * 1024;
+
 /// The TLS options, in curl's words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
@@ -52,8 +54,13 @@ impl Tls {
     }
 }
 
+/// Nothing that could keep the handler waiting for ever, such as a FIFO, or feed it without end.
 fn read(file: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))
+    let plain = |file: &Path| match std::fs::metadata(file)? {
+        metadata if metadata.is_file() && metadata.len() <= FILE_LIMIT => std::fs::read(file),
+        _ => Err(std::io::Error::other("it is no file of at most 1 MiB")),
+    };
+    plain(file).map_err(|error| format!("cannot read {}: {error}", file.display()))
 }
 
 fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>, String> {

@@ -165,11 +165,39 @@ fn listen_fds_that_are_no_connection() {
     // meant for another process: this one was started by a human
     let (code, _) = run(r#"LISTEN_FDS=1 LISTEN_PID=1 exec "$0" --url http://127.0.0.1:1"#);
     assert_eq!(code, Some(2));
+    // left over from whoever started xinetd: the connection is fd 0
+    let patroni = primary();
+    let (client, stream) = connection("127.0.0.1:0");
+    let mut command = start(Start::Inetd, stream, &["--url", &patroni.url()]);
+    let child = command.env("LISTEN_FDS", "1").spawn().expect("the handler starts");
+    drop(command);
+    assert_eq!(listen(client), READY);
+    assert!(child.wait_with_output().expect("an end").status.success());
+}
+
+/// The answer of the first address counts, unless nobody is there: not even a request was sent then.
+#[test]
+fn a_full_localhost_is_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        waiting.push(stream);
+        assert!(waiting.len() < 5000, "the backlog fills");
+    }
+    let url = format!("http://localhost:{}", address.port());
+    let outcome = common::check(&["--url", &url, "--timeout", "500ms"]);
+    let reason = "no answer before the deadline (--timeout)";
+    assert_eq!(
+        outcome.reply,
+        format!("down ready # Patroni localhost:{}: {reason}\n", address.port())
+    );
 }
 
 #[test]
 fn systemd_is_told_if_it_wants_to_know() {
-    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("notify");
+    // the path of a Unix socket may not be long
+    let path = std::env::temp_dir().join(format!("notify-{}", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let systemd = UnixDatagram::bind(&path).expect("a socket");
     let patroni = primary();
@@ -182,6 +210,7 @@ fn systemd_is_told_if_it_wants_to_know() {
     let mut message = [0; 1000];
     systemd.set_nonblocking(true).expect("a socket");
     let length = systemd.recv(&mut message).expect("a message");
+    let _ = std::fs::remove_file(path);
     assert_eq!(String::from_utf8_lossy(&message[..length]), "READY=1\n");
 }
 
@@ -370,7 +399,7 @@ fn a_peer_that_closes_its_half_is_answered() {
         client.shutdown(Shutdown::Write).expect("a socket");
         listen(client)
     });
-    assert!(outcome.reply.starts_with("fail ready # no agent-send line"), "{outcome:?}");
+    assert_eq!(outcome.reply, "fail ready # closed without an agent-send line\n");
     let outcome = check_with(Start::Stdin, "127.0.0.1:0", &["--url", &patroni.url()], |client| {
         client.shutdown(Shutdown::Write).expect("a socket");
         listen(client)
@@ -431,4 +460,43 @@ fn agent_send_by_hand() {
     assert_eq!(code, Some(2));
     assert!(stdout.starts_with("fail ready # no agent-send line before the deadline"), "{stdout}");
     drop(stdin);
+}
+
+#[test]
+fn the_line_and_patroni_share_one_deadline() {
+    let patroni = FakePatroni::raw(|_stream| std::thread::sleep(Duration::from_secs(30)));
+    let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "2s"];
+    let outcome = check_with(Start::Stdin, "127.0.0.1:0", &arguments, |mut client| {
+        std::thread::sleep(Duration::from_millis(1500));
+        client.write_all(b"primary\n").expect("the handler reads");
+        listen(client)
+    });
+    assert!(outcome.reply.ends_with("no answer before the deadline (--timeout)\n"), "{outcome:?}");
+    // each with a deadline of its own would be 3.5 s
+    assert!(outcome.took < Duration::from_millis(3300), "{outcome:?}");
+}
+
+#[test]
+fn a_peer_that_never_closes_is_not_waited_for() {
+    for how in STARTS {
+        let (client, stream) = connection("127.0.0.1:0");
+        let mut command = start(how, stream, &["--url", "http://127.0.0.1:1"]);
+        let child = command.spawn().expect("the handler starts");
+        drop(command);
+        // ends although the client still holds the connection
+        assert!(child.wait_with_output().expect("an end").status.success(), "{how:?}");
+        assert_eq!(listen(client), "down ready # Patroni 127.0.0.1:1: connection refused\n");
+    }
+}
+
+#[test]
+fn who_only_tries_the_port_is_no_news() {
+    for leave in [Shutdown::Write, Shutdown::Both] {
+        let outcome = check_with(Start::ListenFds, "127.0.0.1:0", &["--agent-send"], |client| {
+            client.shutdown(leave).expect("a socket");
+            drop(client);
+            String::new()
+        });
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{leave:?}");
+    }
 }

@@ -1,7 +1,7 @@
 //! Break-outs: each of these works before the sandbox is entered and fails after. The sandbox is for
 //! good and partly for the whole process, so each try is a process of its own: this program again.
 
-use patroni_agent_check::options::Options;
+use patroni_agent_check::options::Unreachable;
 use patroni_agent_check::{decide, sandbox};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
@@ -103,8 +103,8 @@ fn inside() {
             |line: &&str| ["NoNewPrivs:", "Seccomp:"].iter().any(|key| line.starts_with(key));
         text.lines().filter(keep).collect::<Vec<_>>().join(" ").replace('\t', " ")
     } else if what[0] == "panic" {
-        let options = Options::parse([]).expect("defaults");
-        decide::whatever_happens(&options, || panic!("here")).reason
+        std::panic::set_hook(Box::new(|_| {}));
+        decide::whatever_happens(Unreachable::Down, || panic!("here")).reason
     } else {
         // what the handler is there for still works
         TcpStream::connect(("127.0.0.1", port)).expect("Patroni");

@@ -177,7 +177,13 @@ fn files_that_are_not_what_they_should_be() {
     let text = std::fs::read(&ca).expect("a file");
     std::fs::write(&half, &text[..text.len() / 2]).expect("a file");
     let half = half.to_str().expect("UTF-8");
-    let bad: [&[&str]; 8] = [
+    let fifo = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("fifo");
+    let _ = std::fs::remove_file(&fifo);
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
+    let fifo = fifo.to_str().expect("UTF-8");
+    let bad: [&[&str]; 10] = [
+        &["--cacert", fifo],
+        &["--cacert", "/dev/zero"],
         &["--cacert", "/nonexistent/ca.pem"],
         &["--cacert", "/"],
         &["--cacert", &key],
@@ -221,7 +227,7 @@ fn http_where_https_is_spoken() {
     // Patroni closes such a connection without a word
     let patroni = FakePatroni::raw(drop);
     let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
-    let reason = "closed the connection without an answer; does it want https?";
+    let reason = "closed the connection early; does it want https?";
     assert_eq!(outcome.reply, down(&patroni, reason));
 }
 
