@@ -209,7 +209,11 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
 
 /// Reads the body's few keys that matter. A key of an unexpected type counts as absent, and the
 /// rest of the body may be anything that is JSON.
-fn answer(status: u16, body: &[u8]) -> Result<Answer, String> {
+///
+/// # Errors
+///
+/// The body is no JSON object, or has no `state` or no `role`.
+pub fn answer(status: u16, body: &[u8]) -> Result<Answer, String> {
     let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(body)
         .map_err(|error| format!("answer is not Patroni's JSON: {error}"))?;
     let string = |key: &str| serde_json::from_str::<String>(keys.get(key)?.get()).ok();

@@ -187,6 +187,16 @@ impl Watch {
         assert_eq!(changes.lines().count(), 1, "{changes}");
     }
 
+    /// Asserts that a server was not UP in any pool since then.
+    fn assert_never_up_since(&self, since: Instant, server: &str) {
+        let history = self.history.lock().expect("no panic");
+        let looks: Vec<_> = history.iter().filter(|(at, _)| *at >= since).collect();
+        let changes = changes(&looks, since);
+        let up =
+            |view: &View| view.iter().any(|((_, s), shown)| s == server && *shown == Shown::Up);
+        assert!(looks.len() > 10 && !looks.iter().any(|(_, view)| up(view)), "{changes}");
+    }
+
     /// Asserts over all looks since then: no DOWN but of these servers.
     fn assert_since(&self, since: Instant, may_be_down: &[&str]) {
         let history = self.history.lock().expect("no panic");
@@ -337,6 +347,23 @@ fn a_real_site() {
     }
     watch.assert_since(started, &[]);
     watch.assert_unchanged_since(started);
+
+    println!("a reload while an agent says down: never UP");
+    let replica = other(&[&primary]);
+    let kill = "systemctl kill -s KILL --kill-whom=main patroni";
+    on(replica, kill).expect("it is killed, PostgreSQL lives on");
+    let down = |view: &View| {
+        let both = ["postgres-write", "postgres-read"];
+        both.iter().all(|pool| view[&(pool.to_string(), replica.to_owned())] == Shown::Down)
+    };
+    watch.until("DOWN", 10, down);
+    let started = Instant::now();
+    on("lb", "systemctl reload haproxy").expect("a reload");
+    std::thread::sleep(Duration::from_secs(1));
+    watch.until("DOWN again", 10, down);
+    watch.assert_never_up_since(started, replica);
+    on(replica, "systemctl start patroni").expect("Patroni starts");
+    watch.settled(Some(&primary));
 
     println!("the primary dies: Patroni is killed, then the postmaster");
     let started = Instant::now();

@@ -1,0 +1,99 @@
+//! The fuzz targets' properties, on every recorded answer and on what a fixed series of changes makes
+//! of the seeds. Always the same; tests/fuzz looks further.
+
+#[path = "properties/mod.rs"]
+mod properties;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A small generator of numbers that look like chance (Marsaglia's xorshift).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % limit as u64).expect("below")
+    }
+}
+
+/// Runs a property on each seed, and on some changes of it.
+fn hold(property: fn(&[u8]), seeds: &[Vec<u8>], changes: usize) {
+    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+    for seed in seeds {
+        property(seed);
+        for _ in 0..changes {
+            let mut bytes = seed.clone();
+            for _ in 0..=numbers.below(4) {
+                let at = numbers.below(bytes.len() + 1);
+                match numbers.below(5) {
+                    0 => bytes.insert(at, u8::try_from(numbers.below(256)).expect("a byte")),
+                    1 if at < bytes.len() => {
+                        bytes[at] = u8::try_from(numbers.below(256)).expect("a byte")
+                    }
+                    2 => bytes.truncate(at),
+                    3 => {
+                        let other = &seeds[numbers.below(seeds.len())];
+                        let from = numbers.below(other.len() + 1);
+                        bytes.splice(at.., other[from..].iter().copied());
+                    }
+                    _ if at < bytes.len() => drop(bytes.remove(at)),
+                    _ => {}
+                }
+            }
+            property(&bytes);
+        }
+    }
+}
+
+/// The files of a seed corpus.
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(target);
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(folder).expect("the seeds").map(|file| file.expect("a file").path()).collect();
+    files.sort();
+    assert!(files.len() > 10, "{target}");
+    files.iter().map(|file| fs::read(file).expect("a seed")).collect()
+}
+
+#[test]
+fn agent_send() {
+    hold(properties::agent_send, &seeds("agent_send"), 3000);
+}
+
+#[test]
+fn reply() {
+    hold(properties::reply, &seeds("reply"), 3000);
+}
+
+#[test]
+fn options() {
+    hold(properties::options, &seeds("options"), 3000);
+}
+
+#[test]
+fn answer() {
+    hold(properties::answer, &seeds("answer"), 1000);
+    // and all that was recorded
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("properties");
+    fs::create_dir_all(&folder).expect("a folder");
+    let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/answers/answers.tar.xz");
+    let tar = Command::new("tar").arg("-xJf").arg(packed).arg("-C").arg(&folder).status();
+    assert!(tar.expect("tar").success());
+    let mut bodies = Vec::new();
+    for version in fs::read_dir(folder.join("answers")).expect("versions") {
+        for file in fs::read_dir(version.expect("a version").path()).expect("answers") {
+            let answer = fs::read(file.expect("a file").path()).expect("an answer");
+            if let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") {
+                bodies.push([b"\0", &answer[end + 4..]].concat());
+                bodies.push([b"\x01", &answer[end + 4..]].concat());
+            }
+        }
+    }
+    assert!(bodies.len() > 6000);
+    bodies.sort();
+    hold(properties::answer, &bodies, 3);
+}
