@@ -6,7 +6,7 @@ use crate::connection::Connection;
 use crate::decide::{Reply, Verdict};
 use crate::options::{NAME, Stop};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
@@ -60,7 +60,10 @@ pub fn say(connection: Connection, reply: &Reply) -> ExitCode {
     };
     match connection {
         Connection::Socket(stream) => {
-            let peer = stream.peer_addr().map(|peer| peer.to_string());
+            // a dual-stack socket shows IPv4 as ::ffff:10.0.0.1
+            let canonical =
+                |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
+            let peer = stream.peer_addr().map(|peer| canonical(peer).to_string());
             send(stream, &line);
             if status == 2 && reply.verdict != Verdict::Unasked {
                 let words = line.split(" #").next().unwrap_or_default().trim_end();
