@@ -7,7 +7,7 @@ use crate::tls::Tls;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::time::Duration;
 use ureq::http::Uri;
@@ -191,7 +191,8 @@ fn patroni(url: &str, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, Str
         _ => return Err(wrong()),
     };
     let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
-    if !plain || authority.host().is_empty() || authority.as_str().contains('@') {
+    let host = bare(authority).ok_or_else(wrong)?;
+    if !plain || authority.as_str().contains('@') {
         return Err(wrong());
     }
     if !https && tls != Tls::default() {
@@ -208,7 +209,7 @@ fn patroni(url: &str, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, Str
     let port = port(authority, if https { 443 } else { 80 }).ok_or_else(wrong)?;
     let connect_to = match connect_to {
         Some(target) => host_and_port(target, port)?,
-        None => (bare(authority.host()), port),
+        None => (host, port),
     };
     Ok(Patroni { connect_to, tls: https.then_some(tls), url: uri })
 }
@@ -219,11 +220,8 @@ fn host_and_port(target: &str, default: u16) -> Result<(String, u16), String> {
     }
     let wrong = || format!("--connect-to {target}: write HOST or HOST:PORT");
     let authority: Authority = target.parse().map_err(|_| wrong())?;
-    if authority.host().is_empty() || target.contains('@') {
-        return Err(wrong());
-    }
-    let port = port(&authority, default).ok_or_else(wrong)?;
-    Ok((bare(authority.host()), port))
+    let host = bare(&authority).filter(|_| !target.contains('@')).ok_or_else(wrong)?;
+    Ok((host, port(&authority, default).ok_or_else(wrong)?))
 }
 
 /// The port that is written, or the default if none is; none if it is not one.
@@ -231,7 +229,12 @@ fn port(authority: &Authority, default: u16) -> Option<u16> {
     if authority.as_str() == authority.host() { Some(default) } else { authority.port_u16() }
 }
 
-/// Without the brackets of an IPv6 address.
-fn bare(host: &str) -> String {
-    host.trim_matches(['[', ']']).to_owned()
+/// The host without the brackets of an IPv6 address; none if it is none.
+fn bare(authority: &Authority) -> Option<String> {
+    let host = authority.host();
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').filter(|inner| inner.parse::<Ipv6Addr>().is_ok())?,
+        None => host,
+    };
+    (!host.is_empty()).then(|| host.to_owned())
 }

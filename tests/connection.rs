@@ -295,7 +295,14 @@ fn usage_errors_name_the_cure() {
         assert!(stderr.contains(cure), "{arguments:?}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
-    for port in ["--connect-to=a:99999", "--connect-to=a b", "--connect-to=", "--connect-to=u@h"] {
+    for port in [
+        "--connect-to=[].1:8007",
+        "--url=http://[]:80",
+        "--connect-to=a:99999",
+        "--connect-to=a b",
+        "--connect-to=",
+        "--connect-to=u@h",
+    ] {
         assert_eq!(text(&run(Stdio::null(), &[port])).0, Some(64), "{port}");
     }
     let not_utf8 = std::ffi::OsString::from_vec(vec![0xff]);
