@@ -1,6 +1,7 @@
 //! Break-outs: each of these works before the sandbox is entered and fails after. The sandbox is for
 //! good and partly for the whole process, so each try is a process of its own: this program again.
 
+use memmap2::MmapMut;
 use patroni_agent_check::options::Unreachable;
 use patroni_agent_check::{decide, sandbox};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -39,13 +40,14 @@ fn attempt(name: &str, elsewhere: u16, parent: Pid) -> i32 {
             socket.map(drop).map_err(Into::into)
         }
         "listen" => TcpListener::bind("127.0.0.1:0").map(drop),
+        "make code" => MmapMut::map_anon(4096).and_then(MmapMut::make_exec).map(drop),
         "signal another process" => kill_process(parent, Signal::CONT).map_err(Into::into),
         name => panic!("{name}?"),
     };
     done.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0)
 }
 
-const ATTEMPTS: [&str; 14] = [
+const ATTEMPTS: [&str; 15] = [
     "read a file",
     "list a directory",
     "write a file",
@@ -59,6 +61,7 @@ const ATTEMPTS: [&str; 14] = [
     "talk to the journal",
     "open a raw socket",
     "listen",
+    "make code",
     "signal another process",
 ];
 

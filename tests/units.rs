@@ -425,3 +425,56 @@ fn without_the_settings() {
     machine.network(|| (0..10).for_each(|_| drop(check(5555))));
     assert!(machine.journal_lines() >= lines + 20, "two lines for each healthy check");
 }
+
+/// The drop-ins that a site may choose still answer, and are as closed as the README says.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn drop_ins() {
+    for (name, root) in [("drop-ins-12", "/"), ("drop-ins-13", DEBIAN_13)] {
+        let machine = Machine::boot(name, root);
+        // the first instance brings its slice, and a line for that
+        assert!(machine.network(|| check(5555)).starts_with("up ready"));
+        let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
+        for (drop_in, most) in [("", 6.6), ("lean", 2.7), ("strict", 1.0)] {
+            machine.sh(&format!("rm -rf {folder}; mkdir {folder}"));
+            if !drop_in.is_empty() {
+                let file = top().join("units").join(format!("{drop_in}.conf"));
+                machine.put(&file, &format!("{folder}/{drop_in}.conf"));
+            }
+            machine.sh("systemctl daemon-reload");
+            let lines = machine.journal_lines();
+            assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name} {drop_in}");
+            assert_eq!(machine.journal_lines(), lines, "{name} {drop_in}");
+            // its last line: "Overall exposure level for UNIT: 2.4 OK"
+            let said =
+                machine.sh("systemd-analyze security --no-pager patroni-agent-check@0.service");
+            let exposure = said.rsplit_once("service: ").expect("an exposure level").1;
+            let exposure: f64 =
+                exposure.split(' ').next().expect("a number").parse().expect("a number");
+            assert!(exposure <= most, "{name} {drop_in}: {exposure}");
+            println!("{name} {drop_in}: {exposure}");
+        }
+    }
+}
+
+/// A kernel without Landlock or seccomp: the check goes on, and a human is told.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn an_old_kernel() {
+    let machine = Machine::boot("old-kernel", "/");
+    let run = |missing: &str| {
+        machine.sh(&format!(
+            "systemd-run --quiet --wait --pipe -p SystemCallArchitectures=native -p SystemCallFilter='~{missing}' \
+             -p SystemCallErrorNumber=ENOSYS /usr/bin/patroni-agent-check 2>&1"
+        ))
+    };
+    let said = run("landlock_create_ruleset");
+    let note = "patroni-agent-check: no full sandbox: Landlock: not in this kernel\n";
+    assert!(said.starts_with(note) && said.contains("up ready # primary"), "{said}");
+    let said = run("seccomp landlock_create_ruleset");
+    assert!(
+        said.contains("not in this kernel; seccomp: ") && said.contains("up ready # primary"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 3, "{said}");
+}
