@@ -457,6 +457,27 @@ fn drop_ins() {
     }
 }
 
+/// The commented fence in the .socket, with somebody who may ask and somebody who may not.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn who_may_ask() {
+    for (name, root) in [("fence-12", "/"), ("fence-13", DEBIAN_13)] {
+        let machine = Machine::boot(name, root);
+        let unit = "/etc/systemd/system/patroni-agent-check.socket";
+        machine.sh(&format!(
+            "sed -i 's/^#\\(IPAddressDeny=any\\)/\\1/; s/^#IPAddressAllow=.*/IPAddressAllow=127.0.0.1/' {unit}; \
+             systemctl daemon-reload; systemctl restart patroni-agent-check.socket"
+        ));
+        assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
+        let accepted = "systemctl show -P NAccepted patroni-agent-check.socket";
+        assert_eq!(machine.sh(accepted).trim(), "1", "{name}");
+        // their packets are dropped, so nobody of them gets through
+        machine.network(|| flood(500));
+        assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
+        assert_eq!(machine.sh(accepted).trim(), "2", "{name}");
+    }
+}
+
 /// A kernel without Landlock or seccomp: the check goes on, and a human is told.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
