@@ -19,7 +19,6 @@ use ureq::{Agent, Error};
 /// An answer has 500 to 800 bytes, and about 150 more for each replica.
 const BODY_LIMIT: u64 = 64 * 1024;
 const HEADER_LIMIT: usize = 16 * 1024;
-const REFUSED: &str = "connection refused";
 
 /// The REST API of the local Patroni.
 #[derive(Clone, Debug)]
@@ -95,17 +94,33 @@ fn addresses((host, port): &(String, u16), deadline: Instant) -> Result<Vec<Sock
 ///
 /// The text says who failed and, where there is one, the cure: nobody there, no answer before the
 /// deadline, no HTTP, a status other than 200 and 503, a body that is no status of Patroni's.
-pub fn ask(found: Found, check: &Check, deadline: Instant) -> Result<Answer, String> {
-    let patroni = found.patroni;
-    let mut answer = Err("its name has no address".to_owned());
-    for address in &found.addresses {
-        answer = exchange(&found, *address, check, deadline);
-        // Nobody was asked there, so the next one may be. ureq would share the time between them.
-        if answer.as_ref().err().is_none_or(|error| error != REFUSED) {
-            break;
+pub fn ask(found: &Found, check: &Check, deadline: Instant) -> Result<Answer, String> {
+    let mut nobody = "its name has no address".to_owned();
+    for (number, address) in found.addresses.iter().enumerate() {
+        match exchange(found, *address, check, deadline) {
+            // Not even connected, so the next one may be asked; the first error is told. ureq itself
+            // would share the time between them.
+            Err(Failure::Nobody(error)) if number == 0 => nobody = error,
+            Err(Failure::Nobody(_)) => {}
+            Err(Failure::Answer(error)) => return Err(found.patroni.blame(&error)),
+            Ok(answer) => return Ok(answer),
         }
     }
-    answer.map_err(|error| patroni.blame(&error))
+    Err(found.patroni.blame(&nobody))
+}
+
+/// Why there is no answer from one address.
+enum Failure {
+    /// There is nobody.
+    Nobody(String),
+    /// There is somebody who did not give one.
+    Answer(String),
+}
+
+impl From<String> for Failure {
+    fn from(error: String) -> Failure {
+        Failure::Answer(error)
+    }
 }
 
 impl Patroni {
@@ -121,12 +136,12 @@ fn exchange(
     address: SocketAddr,
     check: &Check,
     deadline: Instant,
-) -> Result<Answer, String> {
+) -> Result<Answer, Failure> {
     let patroni = found.patroni;
     let in_words = |error| in_words(patroni, error);
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return Err(in_words(Error::Timeout(ureq::Timeout::Global)));
+        return Err(in_words(Error::Timeout(ureq::Timeout::Global)).into());
     }
     let uri = Uri::builder()
         .scheme(patroni.url.scheme_str().unwrap_or("http"))
@@ -135,14 +150,28 @@ fn exchange(
         .build()
         .map_err(|error| error.to_string())?;
     let request = agent(found.tls.clone(), address, left).get(uri).header("Connection", "close");
-    let mut response = request.call().map_err(in_words)?;
+    let mut response = request.call().map_err(|error| match &error {
+        Error::Io(cause) if nobody(cause) => Failure::Nobody(in_words(error)),
+        _ => Failure::Answer(in_words(error)),
+    })?;
     let status = response.status().as_u16();
     // Read to the end even if it is of no use: Patroni logs a traceback for a reset connection.
     let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec();
     if !matches!(status, 200 | 503) {
-        return Err(format!("HTTP status {status} instead of 200 or 503"));
+        return Err(format!("HTTP status {status} instead of 200 or 503").into());
     }
-    answer(status, &body.map_err(in_words)?)
+    Ok(answer(status, &body.map_err(in_words)?)?)
+}
+
+/// Whether there was no connection at all.
+fn nobody(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::AddrNotAvailable
+    ) || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
 fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
@@ -187,7 +216,7 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
             format!("answer's header is larger than {limit} bytes")
         }
         Error::Io(error) => match error.kind() {
-            io::ErrorKind::ConnectionRefused => REFUSED.to_owned(),
+            io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe

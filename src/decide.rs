@@ -139,6 +139,12 @@ pub fn not_understood(error: &str) -> Reply {
     Reply { verdict: Verdict::Fail, check: String::new(), reason: error.to_owned() }
 }
 
+/// Patroni could not even be looked for, so HAProxy's question does not matter.
+pub fn unreachable(question: Option<&Question>, unreachable: Unreachable, error: &str) -> Reply {
+    let check = question.map(|question| question.check.to_string()).unwrap_or_default();
+    Reply { verdict: no_answer(unreachable), check, reason: error.to_owned() }
+}
+
 /// The peer closed without a question, so Patroni was not asked.
 pub fn nobody_asked() -> Reply {
     let reason = "closed without an agent-send line".to_owned();

@@ -35,7 +35,12 @@ fn main() -> ExitCode {
 fn answer(options: &Options, connection: &mut Connection, started: Instant) -> Reply {
     let deadline = started + options.timeout;
     // Files and names come first: once the process is locked in, there are none.
-    let patroni = ask::find(&options.patroni, deadline);
+    let patroni = match ask::find(&options.patroni, deadline) {
+        Ok(patroni) => patroni,
+        Err(error) => {
+            return decide::unreachable(options.question.as_ref(), options.unreachable, &error);
+        }
+    };
     if let Err(missing) = sandbox::enter(options.patroni.connect_to.1) {
         say::remark(connection, &missing);
     }
@@ -49,7 +54,7 @@ fn answer(options: &Options, connection: &mut Connection, started: Instant) -> R
     };
     match question {
         Ok(question) => {
-            let answer = patroni.and_then(|patroni| ask::ask(patroni, &question.check, deadline));
+            let answer = ask::ask(&patroni, &question.check, deadline);
             decide::decide(&question, options.unreachable, &answer)
         }
         Err(error) => decide::not_understood(&error),

@@ -5,7 +5,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetStatus, Scope,
 };
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -21,7 +21,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_recvfrom,
-    libc::SYS_sendto,
     libc::SYS_connect,
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
@@ -43,6 +42,8 @@ const ALLOWED: &[i64] = &[
     // the end
     libc::SYS_sigaltstack,
     libc::SYS_rt_sigreturn,
+    // a crash must end the process: Rust's handler of SIGSEGV gives the signal back
+    libc::SYS_rt_sigaction,
     libc::SYS_exit_group,
 ];
 
@@ -74,6 +75,8 @@ fn limits() -> Result<(), Box<dyn Error>> {
     let limits =
         [(Resource::Core, 0), (Resource::Cpu, 11), (Resource::Nproc, 0), (Resource::Nofile, 64)];
     for (resource, limit) in limits {
+        // a stricter one stays
+        let limit = getrlimit(resource).maximum.map_or(limit, |hard| hard.min(limit));
         setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?;
     }
     Ok(())
@@ -105,11 +108,16 @@ fn seccomp() -> Result<(), Box<dyn Error>> {
     // IPv4 and IPv6 are 2 and 10
     let internet = only(0, !(libc::AF_INET ^ libc::AF_INET6), libc::AF_INET)?;
     let stream = only(1, 0xf, libc::SOCK_STREAM)?;
+    // not MPTCP, for which Landlock knows no ports
+    let tcp = only(2, !libc::IPPROTO_TCP, 0)?;
+    // which would connect without asking Landlock
+    let no_fast_open = only(3, libc::MSG_FASTOPEN, 0)?;
     let nonblocking = only(1, !0, libc::FIONBIO as libc::c_int)?;
     let no_code = only(2, libc::PROT_EXEC, 0)?;
     let mut rules: BTreeMap<_, _> = ALLOWED.iter().map(|call| (*call, vec![])).collect();
     for (call, conditions) in [
-        (libc::SYS_socket, vec![internet, stream]),
+        (libc::SYS_socket, vec![internet, stream, tcp]),
+        (libc::SYS_sendto, vec![no_fast_open]),
         (libc::SYS_ioctl, vec![nonblocking]),
         (libc::SYS_mmap, vec![no_code.clone()]),
         (libc::SYS_mprotect, vec![no_code]),

@@ -4,12 +4,14 @@
 //!
 //! One test, since starting the site is most of the work; each step says what it does.
 
+mod common;
+
+use common::lab;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -17,32 +19,13 @@ use std::time::{Duration, Instant};
 
 const NODES: [&str; 3] = ["pg1", "pg2", "pg3"];
 
-fn script(name: &str, arguments: &[&str]) -> Result<String, String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab").join(name);
-    let output = Command::new(path)
-        .args(arguments)
-        .env("LAB", lab())
-        .stdin(Stdio::null())
-        .output()
-        .expect("bash");
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    match output.status.success() {
-        true => Ok(stdout),
-        false => Err(format!("{arguments:?}: {stdout}{}", String::from_utf8_lossy(&output.stderr))),
-    }
-}
-
-fn lab() -> PathBuf {
-    std::env::temp_dir().join(format!("patroni-agent-check-{}", std::process::id()))
-}
-
 fn cluster(arguments: &[&str]) -> String {
-    script("cluster", arguments).expect("tests/lab/cluster")
+    lab("cluster", arguments).expect("tests/lab/cluster")
 }
 
 /// Runs a line of shell on a machine.
 fn on(machine: &str, line: &str) -> Result<String, String> {
-    script("machine", &["run", machine, "sh", "-c", line])
+    lab("machine", &["run", machine, "sh", "-c", line])
 }
 
 struct Site;
@@ -66,7 +49,7 @@ impl Drop for Site {
                 );
             }
         }
-        if let Err(error) = script("cluster", &["down"]) {
+        if let Err(error) = lab("cluster", &["down"]) {
             println!("{error}");
         }
     }
@@ -125,7 +108,7 @@ struct Watch {
 
 impl Watch {
     fn start() -> Watch {
-        let leader = script("machine", &["pid", "lb"]).expect("lb");
+        let leader = lab("machine", &["pid", "lb"]).expect("lb");
         let socket = PathBuf::from(format!("/proc/{}/root/run/haproxy/admin.sock", leader.trim()));
         let (history, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let thread = std::thread::spawn({
@@ -238,7 +221,7 @@ fn write(value: &str) -> String {
     let query = format!("insert into t values ('{value}') returning host(inet_server_addr())");
     let end = Instant::now() + Duration::from_secs(30);
     loop {
-        match script("cluster", &["sql", "5000", &query]) {
+        match lab("cluster", &["sql", "5000", &query]) {
             Ok(address) => {
                 return format!("pg{}", address.trim().strip_prefix("10.55.0.1").expect("a node"));
             }
@@ -401,7 +384,7 @@ fn a_real_site() {
     on(&heir, "systemctl stop patroni-agent-check.socket").expect("it stops");
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("units/patroni-agent-check.xinetd");
     let shipped = shipped.to_str().expect("UTF-8");
-    script("machine", &["put", &heir, shipped, "/etc/xinetd.d/patroni-agent-check"]).expect("put");
+    lab("machine", &["put", &heir, shipped, "/etc/xinetd.d/patroni-agent-check"]).expect("put");
     on(&heir, "systemctl start xinetd").expect("xinetd starts");
     for address in [format!("10.55.0.1{}", &heir[2..]), format!("[fd55::1{}]", &heir[2..])] {
         let ask = format!("socat -t 5 -T 5 - TCP:{address}:5555 < /dev/null");

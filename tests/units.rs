@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::FakePatroni;
+use common::{FakePatroni, lab};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::VecDeque;
@@ -14,7 +14,6 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
@@ -39,8 +38,8 @@ impl Machine {
     fn boot(name: &str, root: &str) -> Machine {
         let name = format!("{name}-{}", std::process::id());
         let mut machine = Machine { name, leader: String::new(), said: Arc::default() };
-        machine.script(&["start", &machine.name, "--root", root]).expect("it boots");
-        machine.leader = machine.script(&["pid", &machine.name]).expect("pid").trim().to_owned();
+        lab("machine", &["start", &machine.name, "--root", root]).expect("it boots");
+        machine.leader = lab("machine", &["pid", &machine.name]).expect("pid").trim().to_owned();
         // the same for all, whatever the root has
         let handler = env!("CARGO_BIN_EXE_patroni-agent-check");
         machine.put(Path::new(handler), "/usr/bin/patroni-agent-check");
@@ -67,22 +66,8 @@ impl Machine {
         machine
     }
 
-    fn script(&self, arguments: &[&str]) -> Result<String, String> {
-        let output = Command::new(top().join("tests/lab/machine"))
-            .args(arguments)
-            .env("LAB", std::env::temp_dir().join("patroni-agent-check-units"))
-            .stdin(Stdio::null())
-            .output()
-            .expect("bash");
-        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-        match output.status.success() {
-            true => Ok(stdout),
-            false => Err(format!("{stdout}{}", String::from_utf8_lossy(&output.stderr))),
-        }
-    }
-
     fn try_sh(&self, line: &str) -> Result<String, String> {
-        self.script(&["run", &self.name, "sh", "-c", line])
+        lab("machine", &["run", &self.name, "sh", "-c", line])
     }
 
     fn sh(&self, line: &str) -> String {
@@ -202,7 +187,7 @@ impl Drop for Machine {
         if std::thread::panicking() {
             println!("{:?}", self.try_sh("journalctl -q --no-pager -n 30"));
         }
-        let _ = self.script(&["stop", &self.name]);
+        let _ = lab("machine", &["stop", &self.name]);
     }
 }
 
@@ -257,10 +242,16 @@ fn never_dead(name: &str, root: &str) {
     machine.assert_alive("start");
 
     // one hour of one pool, and not one line
+    machine.sh("systemctl stop 'haproxy*'");
     for _ in 0..20 {
         machine.network(|| check(5555));
     }
-    machine.sh("systemctl stop 'haproxy*'");
+    // without any settings either; HAProxy's question is then not looked at
+    machine.sh("mv /etc/default/patroni-agent-check /etc/default/away");
+    let lines = machine.journal_lines();
+    machine.network(|| (0..10).for_each(|_| assert!(check(5555).starts_with("up ready"))));
+    assert_eq!(machine.journal_lines(), lines, "lines without settings");
+    machine.sh("mv /etc/default/away /etc/default/patroni-agent-check");
     let (lines, memory) = (machine.journal_lines(), machine.memory());
     let answered =
         machine.network(|| (0..1800).filter(|_| check(5555).starts_with("up ready")).count());

@@ -191,3 +191,19 @@ pub fn check(arguments: &[&str]) -> Outcome {
 pub fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
+
+/// Runs one of the scripts in `tests/lab`, its machines kept apart from those of others.
+pub fn lab(script: &str, arguments: &[&str]) -> Result<String, String> {
+    let folder = std::env::temp_dir().join(format!("patroni-agent-check-{}", std::process::id()));
+    let output = Command::new(file("lab").join(script))
+        .args(arguments)
+        .env("LAB", folder)
+        .stdin(Stdio::null())
+        .output()
+        .expect("bash");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    match output.status.success() {
+        true => Ok(stdout),
+        false => Err(format!("{arguments:?}: {stdout}{}", String::from_utf8_lossy(&output.stderr))),
+    }
+}
