@@ -127,7 +127,8 @@ impl Options {
         }
         let question = match (check, agent_send) {
             (Some(_), true) => {
-                return Err(usage("with --agent-send HAProxy names the check, so give none here"));
+                let error = "with --agent-send HAProxy names the check, so give none here";
+                return Err(Stop::Usage(error.to_owned()));
             }
             (None, true) => None,
             (check, false) => {
@@ -143,10 +144,6 @@ impl Options {
             question,
         })
     }
-}
-
-fn usage(error: &str) -> Stop {
-    Stop::Usage(error.to_owned())
 }
 
 fn help() -> String {

@@ -53,30 +53,33 @@ pub fn say(connection: Connection, reply: &Reply) -> ExitCode {
         Verdict::Out(_) => 1,
         Verdict::Fail | Verdict::Unasked | Verdict::Stopped | Verdict::Down | Verdict::Hold => 2,
     };
-    let about = if reply.check.is_empty() {
-        reply.reason.clone()
-    } else {
-        format!("{}: {}", reply.check, reply.reason)
-    };
     match connection {
         Connection::Socket(stream) => {
-            // a dual-stack socket shows IPv4 as ::ffff:10.0.0.1
-            let canonical =
-                |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
-            let peer = stream.peer_addr().map(|peer| canonical(peer).to_string());
+            let peer = stream.peer_addr();
             send(stream, &line);
             if status == 2 && reply.verdict != Verdict::Unasked {
                 let words = line.split(" #").next().unwrap_or_default().trim_end();
-                let peer = peer.unwrap_or_default();
-                log(&format!("<4>{peer} was told '{words}': {about}"));
+                // a dual-stack socket shows IPv4 as ::ffff:10.0.0.1
+                let canonical =
+                    |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                let peer = peer.map(|peer| canonical(peer).to_string()).unwrap_or_default();
+                log(&format!("<4>{peer} was told '{words}': {}", about(reply)));
             }
             ExitCode::SUCCESS
         }
         Connection::Standard => {
             print(&line);
-            log(&format!("{NAME}: {about}"));
+            log(&format!("{NAME}: {}", about(reply)));
             ExitCode::from(status)
         }
+    }
+}
+
+/// The check and the whole reason, for the journal or a human.
+fn about(reply: &Reply) -> String {
+    match reply.check.as_str() {
+        "" => reply.reason.clone(),
+        check => format!("{check}: {}", reply.reason),
     }
 }
 

@@ -40,18 +40,11 @@ impl Machine {
         let mut machine = Machine { name, leader: String::new(), said: Arc::default() };
         lab("machine", &["start", &machine.name, "--root", root]).expect("it boots");
         machine.leader = lab("machine", &["pid", &machine.name]).expect("pid").trim().to_owned();
-        // the same for all, whatever the root has
         let handler = env!("CARGO_BIN_EXE_patroni-agent-check");
-        machine.put(Path::new(handler), "/usr/bin/patroni-agent-check");
+        lab("machine", &["agent", &machine.name, handler]).expect("it is installed");
+        // what a test replaces it with and by
         machine.put(Path::new(handler), "/root/patroni-agent-check");
-        for unit in ["patroni-agent-check.socket", "patroni-agent-check@.service"] {
-            machine.put(&top().join("units").join(unit), &format!("/etc/systemd/system/{unit}"));
-        }
-        machine.sh("mkdir -p /etc/sysusers.d");
-        let users = top().join("units/patroni-agent-check.sysusers");
-        machine.put(&users, "/etc/sysusers.d/patroni-agent-check.conf");
-        machine.sh("systemd-sysusers 2> /dev/null; chmod 755 /root");
-        machine.file("/etc/default/patroni-agent-check", "OPTIONS=\"--agent-send\"\n");
+        machine.sh("chmod 755 /root");
         let said = machine.said.clone();
         machine.network(|| {
             FakePatroni::on("127.0.0.1:8008", move |mut stream, _| {
@@ -62,7 +55,7 @@ impl Machine {
                 let _ = stream.write_all(&common::http(200, &body));
             })
         });
-        machine.sh("systemctl daemon-reload; systemctl start patroni-agent-check.socket");
+        machine.sh("systemctl start patroni-agent-check.socket");
         machine
     }
 
