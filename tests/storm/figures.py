@@ -1,0 +1,176 @@
+"""From what was watched to figures, the table and the broken promises. Pure; does no input or output.
+
+What the agent's pool promises, and `broken_promises` holds it to:
+
+* a write that is refused as read-only was sent before HAProxy could have heard of it: its node was shown UP
+  (but for the blink between two looks) and had stopped taking writes less than one agent-inter and one
+  --timeout ago;
+* no node takes a write through it after another one was promoted;
+* two servers are never UP at once;
+* nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN."""
+
+from collections import namedtuple
+from statistics import median
+
+from watch import NODES, OFFICIAL, OURS, POOLS
+
+AGENT_INTER, TIMEOUT, BLINK = 0.5, 1.5, 0.1
+
+Figures = namedtuple(
+    "Figures", "refused late split lost two_up down false_up first_write pause alerts"
+)
+# What the table shows of them.
+COLUMNS = {
+    "pause": "longest without a write, s",
+    "first_write": "promotion to first write, s",
+    "false_up": "UP without taking writes, s",
+    "two_up": "two UP, s",
+    "down": "DOWN shown, s x servers",
+    "refused": "refused as read-only",
+    "split": "taken by two primaries",
+    "lost": "lost",
+    "alerts": "alerts",
+}
+
+
+def at(records, time, key):
+    """The record that held at that time."""
+    held = [record for record in records if record.time <= time and key(record)]
+    return held[-1] if held else None
+
+
+def promotions(truths):
+    """Who took writes at the beginning, and who was promoted when: [(time, node)]."""
+    recovery, found = {}, []
+    for truth in truths:
+        if truth.recovery is None:
+            continue
+        was_standby = recovery.get(truth.node, not found)
+        recovery[truth.node] = truth.recovery
+        if was_standby and not truth.recovery:
+            found.append((truth.time, truth.node))
+    return found
+
+
+class Storm:
+    """The records of one weather, with what held when it began."""
+
+    def __init__(self, watch, began, ended, kept_rows, alerts):
+        self.began, self.ended, self.kept_rows, self.alerts = began, ended, kept_rows, alerts
+        self.writes = [write for write in watch.writes if began <= write.begun < ended]
+        self.looks = self._window(watch.looks, lambda look: "all")
+        self.truths = self._window(watch.truths, lambda truth: truth.node)
+        self.promotions = promotions(self.truths)
+
+    def _window(self, records, key):
+        """The records within, and the last one before of each key, as if it were new at the beginning."""
+        before = {key(record): record for record in records if record.time < self.began}
+        first = [record._replace(time=self.began) for record in before.values()]
+        return first + [record for record in records if self.began <= record.time < self.ended]
+
+    def takes_writes(self, node, time):
+        """PostgreSQL is up, is no standby, and nobody has been promoted over it."""
+        truth = at(self.truths, time, lambda truth: truth.node == node)
+        last = [who for when, who in self.promotions if when <= time]
+        return truth is not None and truth.recovery is False and last[-1:] == [node]
+
+    def stopped_taking_writes(self, node, time):
+        """When, before that time, it was last known to take them."""
+        changes = [truth.time for truth in self.truths] + [when for when, _ in self.promotions]
+        return max((change for change in changes if change <= time and self.takes_writes(node, change - 1e-6)), default=self.began)
+
+    def spans(self):
+        """(begin, end, shown) of what HAProxy showed, cut also where the truth changes."""
+        times = sorted({r.time for r in self.looks} | {r.time for r in self.truths} | {self.ended})
+        for begin, end in zip(times, times[1:]):
+            look = at(self.looks, begin, lambda look: True)
+            if look:
+                yield begin, end, look.shown
+
+    def figures(self, pool):
+        spans = list(self.spans())
+        up = lambda shown: [node for node in NODES if shown[pool, node] == "UP"]
+        writes = [write for write in self.writes if write.pool == pool]
+        written = [write for write in writes if write.outcome == "written"]
+        refused = [write for write in writes if write.outcome == "read-only"]
+        switched = self.promotions[-1] if len(self.promotions) > 1 else None
+        first = [w.ended - switched[0] for w in written if w.node == switched[1] and w.ended > switched[0]] if switched else []
+        ends = sorted([self.began] + [write.ended for write in written] + [self.ended])
+        return Figures(
+            refused=len(refused),
+            late=sum(self.late(pool, write) for write in refused),
+            split=sum(self.split(write) for write in written),
+            lost=sum(write.row not in self.kept_rows for write in written),
+            two_up=sum(end - begin for begin, end, shown in spans if len(up(shown)) > 1),
+            down=sum(
+                (end - begin) * [shown[pool, node] for node in NODES].count("DOWN") for begin, end, shown in spans
+            ),
+            false_up=sum(
+                (end - begin) * sum(not self.takes_writes(node, begin) for node in up(shown))
+                for begin, end, shown in spans
+            ),
+            first_write=min(first, default=None),
+            pause=max(later - earlier for earlier, later in zip(ends, ends[1:])),
+            alerts=self.alerts[pool],
+        )
+
+    def late(self, pool, write):
+        """Whether a refused write was sent when HAProxy should have known better."""
+        looks = [look for look in self.looks if look.time <= write.begun - BLINK][-1:]
+        looks += [look for look in self.looks if write.begun - BLINK < look.time <= write.begun]
+        seen_up = any(look.shown[pool, write.node] == "UP" for look in looks)
+        known = write.begun - self.stopped_taking_writes(write.node, write.begun)
+        return not seen_up or known > AGENT_INTER + TIMEOUT + BLINK
+
+    def story(self):
+        """All that changed, in words, for whoever has to find out why."""
+        told = [(look.time, "HAProxy", self._shown(look.shown)) for look in self.looks]
+        told += [(truth.time, truth.node, f"in recovery: {truth.recovery}") for truth in self.truths]
+        told += [(when, who, "PROMOTED") for when, who in self.promotions]
+        told += [(w.begun, w.node, f"refused through {w.pool}") for w in self.writes if w.outcome == "read-only"]
+        return "\n".join(f"    {time - self.began:6.2f} {who:8} {what}" for time, who, what in sorted(told))
+
+    def _shown(self, shown):
+        return "; ".join(f"{pool} " + " ".join(shown[pool, node] for node in NODES) for pool in POOLS)
+
+    def split(self, write):
+        """Whether another node had been promoted before it was even sent."""
+        last = [who for when, who in self.promotions if when <= write.begun]
+        return bool(last) and last[-1] != write.node
+
+
+def broken_promises(figures, planned):
+    """What the agent's pool did that it must not, in words."""
+    broken = []
+    if figures.late:
+        broken.append(f"{figures.late} writes refused as read-only that HAProxy should have known of")
+    if figures.split:
+        broken.append(f"{figures.split} writes taken by a node after another was promoted")
+    if figures.two_up:
+        broken.append(f"two servers UP for {figures.two_up:.2f} s")
+    if planned and figures.down:
+        broken.append(f"a server DOWN for {figures.down:.2f} s though all was planned")
+    return broken
+
+
+def table(results, planned):
+    """Markdown: a row for each weather; in each cell the pools in their order, median and (worst)."""
+    rows = [["weather", *COLUMNS.values(), "without a write, ratio"], ["---"] * (len(COLUMNS) + 2)]
+    for name, pools in results.items():
+        cells = [" / ".join(summary([getattr(f, key) for f in pools[pool]]) for pool in POOLS) for key in COLUMNS]
+        ratios = [ours.pause / theirs.pause for ours, theirs in zip(pools[OURS], pools[OFFICIAL])]
+        rows.append([f"**{name}**" if name in planned else name, *cells, summary(ratios)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def summary(values):
+    """The median, and the worst if it differs."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    middle, worst = short(median(values)), short(max(values))
+    return middle if middle == worst else f"{middle} ({worst})"
+
+
+def short(value):
+    return f"{value:.0f}" if value == round(value) or value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

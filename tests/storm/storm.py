@@ -1,0 +1,144 @@
+"""The storm: makes each weather, watches, and says what each pool did. Started by tests/storm/run."""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import figures
+import picture
+import watch
+import weather
+
+SHORT = [
+    "switchover",
+    "switchover, a session delays the stop",
+    "HAProxy reloaded in a switchover",
+    "HAProxy restarted",
+    "slow promotion",
+    "a flood of connections to the agents",
+    "postmaster killed",
+    "Patroni frozen, HAProxy reloaded before",
+    "primary cut from the DCS",
+]
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="tests/storm/run")
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--times", type=int)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--table", type=pathlib.Path)
+    parser.add_argument("--picture", type=pathlib.Path)
+    parser.add_argument("weathers", nargs="*", metavar="WEATHER")
+    given = parser.parse_args()
+    unknown = set(given.weathers) - set(weather.WEATHERS)
+    if given.list or unknown:
+        print("\n".join(weather.WEATHERS))
+        sys.exit(f"no such weather: {', '.join(unknown)}" if unknown else 0)
+    given.times = given.times or (1 if given.short else 5)
+    given.weathers = given.weathers or (SHORT if given.short else list(weather.WEATHERS))
+    return given
+
+
+class Site:
+    def __init__(self):
+        self.cluster = weather.Cluster()
+        leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
+        self.root = f"/proc/{leader.stdout.strip()}/root"
+        self.watch = watch.Watch(f"{self.root}/run/haproxy/admin.sock")
+        watch.local.patience = 10
+
+    def prepare(self):
+        self.primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
+        watch.run(self.primary, "create table storm (row text)")
+        # promotion asks for WAL from the archive first: that takes long while /tmp/slow is there
+        restore = "test ! -e /tmp/slow || sleep 2; false"
+        self.cluster.settings(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
+        self.watch.start()
+
+    def settled(self):
+        """Two standbys, one primary, and it alone is UP; nobody DOWN but the standbys of the official pool."""
+        shown = self.watch.looks[-1].shown if self.watch.looks else {}
+        recovery = {truth.node: truth.recovery for truth in self.watch.truths}
+        for node in watch.NODES:
+            for pool in watch.POOLS:
+                standby = "DOWN" if pool == watch.OFFICIAL else "MAINT"
+                if shown.get((pool, node)) != {False: "UP", True: standby}.get(recovery.get(node)):
+                    return False
+        return sorted(recovery.values()) == [False, True, True]
+
+    def settle(self):
+        """Waits until all is well for two seconds."""
+        end, since = time.monotonic() + 120, None
+        while since is None or time.monotonic() < since + 2:
+            if self.watch.broken:
+                raise self.watch.broken[0]
+            if time.monotonic() > end:
+                raise RuntimeError(f"not settled: {self.watch.looks[-1].shown}, {self.watch.truths[-6:]}")
+            since = (since or time.monotonic()) if self.settled() else None
+            time.sleep(0.05)
+
+    def kept_rows(self):
+        primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
+        rows = {row for row, in watch.ask(primary, "select row from storm")}
+        primary.close()
+        return rows
+
+    def alerts(self, since):
+        """HAProxy's lines of level alert and emergency, for each pool."""
+        lines = self.cluster.run("lb", f"journalctl -q -t haproxy -p alert -o cat --since=@{since:.3f} || true").splitlines()
+        return {pool: sum(pool in line for line in lines) for pool in watch.POOLS}
+
+    def weather(self, name, chance):
+        self.settle()
+        time.sleep(chance.uniform(0, 3))  # any moment between two checks
+        began = time.time()
+        weather.WEATHERS[name](self.cluster, chance)
+        self.settle()
+        return figures.Storm(self.watch, began, time.time(), self.kept_rows(), self.alerts(began))
+
+
+def line(pool, found):
+    words = [f"{found.refused} refused" + (f" ({found.late} late)" if found.late else "")]
+    words += [f"{found.split} by two primaries", f"{found.lost} lost", f"two UP {found.two_up:.2f} s"]
+    words += [f"DOWN {found.down:.1f} s", f"false UP {found.false_up:.2f} s", f"no write {found.pause:.2f} s"]
+    words += [f"first write {found.first_write:.2f} s"] if found.first_write is not None else []
+    return f"  {pool:14} {', '.join(words)}, {found.alerts} alerts"
+
+
+def main():
+    given = arguments()
+    site = Site()
+    site.prepare()
+    results, broken = {name: {pool: [] for pool in watch.POOLS} for name in given.weathers}, 0
+    try:
+        for turn in range(given.times):
+            for name in given.weathers:
+                print(f"== {name} ({turn + 1} of {given.times})", flush=True)
+                storm = site.weather(name, random.Random(f"{given.seed} {name} {turn}"))
+                for pool in watch.POOLS:
+                    found = storm.figures(pool)
+                    results[name][pool].append(found)
+                    print(line(pool, found), flush=True)
+                for promise in figures.broken_promises(results[name][watch.OURS][-1], weather.WEATHERS[name].planned):
+                    broken += 1
+                    print(f"  BROKEN: {promise}", flush=True)
+                    print(storm.story(), flush=True)
+                if given.picture and turn == 0 and name == given.weathers[0]:
+                    given.picture.write_text(picture.draw(storm, f"{name}, Patroni {os.environ['PATRONI']}"))
+    finally:
+        site.watch.stop()
+    print(f"longest time between two looks at HAProxy: {site.watch.longest_between_looks * 1000:.0f} ms")
+    if given.table:
+        given.table.write_text(figures.table(results, [n for n in results if weather.WEATHERS[n].planned]))
+    print(f"storm: {broken} promises broken")
+    return 1 if broken else 0
+
+
+sys.exit(main())

@@ -1,0 +1,174 @@
+"""What is watched during the storm: the writes of clients through each pool, what HAProxy shows, and, at
+each node itself, whether PostgreSQL takes writes. Does not know the weather.
+
+Everything is kept as plain records with the time of the machine's clock in seconds."""
+
+import select
+import socket
+import threading
+import time
+from collections import namedtuple
+
+import psycopg2
+import psycopg2.errorcodes
+import psycopg2.extensions
+
+NODES = {"pg1": "10.55.0.11", "pg2": "10.55.0.12", "pg3": "10.55.0.13"}
+POOLS = {"postgres-write": 5000, "official": 5100, "role-only": 5200}
+OURS, OFFICIAL, ROLE_ONLY = POOLS
+LB = "10.55.0.1"
+
+# outcome: written, read-only, or the error's first line. row: what identifies it in the table.
+Write = namedtuple("Write", "pool row begun ended node outcome")
+# shown: {(pool, node): UP, MAINT, DRAIN or DOWN}
+Look = namedtuple("Look", "time shown")
+# recovery: pg_is_in_recovery(), None if there was no answer
+Truth = namedtuple("Truth", "time node recovery")
+
+local = threading.local()
+
+
+def patience(connection):
+    """Waits for PostgreSQL, but not for ever: what psycopg2 calls instead of blocking."""
+    end = time.monotonic() + local.patience
+    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+        wants = [connection.fileno()]
+        reads = wants if state == psycopg2.extensions.POLL_READ else []
+        writes = wants if state == psycopg2.extensions.POLL_WRITE else []
+        if not any(select.select(reads, writes, [], max(0, end - time.monotonic()))):
+            raise psycopg2.OperationalError("timed out")
+
+
+psycopg2.extensions.set_wait_callback(patience)
+
+
+def connect(host, port):
+    connection = psycopg2.connect(
+        host=host, port=port, user="postgres", dbname="postgres", sslmode="disable", gssencmode="disable"
+    )
+    connection.autocommit = True
+    return connection
+
+
+def run(connection, query):
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+
+
+def ask(connection, query, values=None):
+    with connection.cursor() as cursor:
+        cursor.execute(query, values)
+        return cursor.fetchall()
+
+
+class Watch:
+    """Runs from `start` to `stop`; the records only grow."""
+
+    def __init__(self, admin_socket):
+        self.admin_socket = admin_socket
+        self.writes, self.looks, self.truths = [], [], []
+        self.longest_between_looks = 0
+        self.ended = threading.Event()
+        self.broken = []
+        tasks = [(self._look, ())]
+        tasks += [(self._ask_the_node, (node,)) for node in NODES]
+        tasks += [(self._write, (pool, session)) for pool in POOLS for session in (True, False)]
+        self.threads = [threading.Thread(target=self._guard, args=(task, args)) for task, args in tasks]
+
+    def start(self):
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self):
+        self.ended.set()
+        for thread in self.threads:
+            thread.join()
+        if self.broken:
+            raise self.broken[0]
+
+    def _guard(self, task, args):
+        try:
+            task(*args)
+        except Exception as error:  # a watcher that died would be a storm that sees nothing
+            self.broken.append(error)
+            self.ended.set()
+
+    def _every(self, seconds):
+        due = time.monotonic()
+        while not self.ended.wait(max(0, due - time.monotonic())):
+            yield
+            due = max(due + seconds, time.monotonic() - seconds)
+
+    def _write(self, pool, keeps_session):
+        """A client: numbered rows, each its own transaction, in one session or in a new one each time."""
+        local.patience = 3
+        connection, node, number = None, None, 0
+        for _ in self._every(0.05):
+            number += 1
+            row, begun = f"{pool}/{keeps_session}/{number}", time.time()
+            try:
+                if connection is None:
+                    node, connection = None, connect(LB, POOLS[pool])
+                    node = ask(connection, "select 'pg' || right(host(inet_server_addr()), 1)")[0][0]
+                ask(connection, "insert into storm values (%s) returning 1", (row,))
+                outcome = "written"
+            except psycopg2.Error as error:
+                read_only = error.pgcode == psycopg2.errorcodes.READ_ONLY_SQL_TRANSACTION
+                outcome = "read-only" if read_only else (str(error).strip() or repr(error)).splitlines()[0]
+            self.writes.append(Write(pool, row, begun, time.time(), node, outcome))
+            if connection and (connection.closed or not keeps_session or outcome == "timed out"):
+                connection.close()
+                connection = None
+
+    def _ask_the_node(self, node):
+        local.patience = 0.3
+        connection, last = None, ()
+        for _ in self._every(0.02):
+            try:
+                connection = connection or connect(NODES[node], 5432)
+                recovery = ask(connection, "select pg_is_in_recovery()")[0][0]
+            except psycopg2.Error:
+                connection, recovery = None, None
+            if recovery != last:
+                self.truths.append(Truth(time.time(), node, recovery))
+                last = recovery
+
+    def _look(self):
+        last, before = None, time.time()
+        for _ in self._every(0.02):
+            try:
+                shown = look(self.admin_socket)
+            except OSError:  # a reload puts a new socket into its place
+                continue
+            now = time.time()
+            self.longest_between_looks = max(self.longest_between_looks, now - before)
+            before = now
+            if shown != last:
+                self.looks.append(Look(now, shown))
+                last = shown
+
+
+def look(admin_socket):
+    """What HAProxy shows now, of the pools for writes."""
+    with socket.socket(socket.AF_UNIX) as admin:
+        admin.settimeout(5)
+        admin.connect(admin_socket)
+        admin.sendall(b"show servers state\n")
+        answer = b"".join(iter(lambda: admin.recv(65536), b"")).decode()
+    shown = {}
+    for line in answer.splitlines()[2:]:
+        column = line.split(" ")
+        if len(column) > 6 and column[1] in POOLS:
+            shown[column[1], column[3]] = state(int(column[5]), int(column[6]))
+    if len(shown) != len(POOLS) * len(NODES):
+        raise OSError(f"an incomplete answer from HAProxy: {answer!r}")
+    return shown
+
+
+def state(operational, administrative):
+    """HAProxy's management guide, "show servers state": srv_op_state, srv_admin_state."""
+    if administrative & 0x23:
+        return "MAINT"
+    if operational == 0:
+        return "DOWN"
+    return "DRAIN" if administrative & 0x08 else "UP"
