@@ -134,9 +134,10 @@ class Storm:
         return "; ".join(f"{pool} " + " ".join(shown[pool, node] for node in NODES) for pool in POOLS)
 
     def split(self, write):
-        """Whether another node had been promoted before it was even sent."""
+        """Whether another node had been promoted before it was even sent, and its own was not being promoted."""
         last = [who for when, who in self.promotions if when <= write.begun]
-        return bool(last) and last[-1] != write.node
+        soon = [who for when, who in self.promotions if write.begun < when <= write.ended + BLINK]
+        return bool(last) and last[-1] != write.node and write.node not in soon
 
 
 def broken_promises(figures, planned):

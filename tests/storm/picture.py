@@ -1,59 +1,65 @@
 """One weather as a picture (SVG): what each pool showed of each server, under what was true. Pure."""
 
-from watch import NODES, POOLS
+from itertools import groupby
+
+from watch import NODES, OFFICIAL, OURS, POOLS, ROLE_ONLY
 
 TITLES = {
-    "postgres-write": "patroni-agent-check",
-    "official": "Patroni's HAProxy template (httpchk)",
-    "role-only": "an agent that reads only the role",
+    OURS: "patroni-agent-check",
+    OFFICIAL: "Patroni's HAProxy template (httpchk)",
+    ROLE_ONLY: "an agent that reads only the role",
 }
-COLOURS = {"UP": "#2e9e4f", "MAINT": "#b9bec6", "DRAIN": "#e0b040", "DOWN": "#d3382f"}
-TRUTHS = {True: "#b9bec6", False: "#2e9e4f", None: "#ffffff"}
-LEFT, WIDTH, ROW = 70, 720, 18
+GREEN, GREY, YELLOW, RED, WHITE = "#2e9e4f", "#b9bec6", "#e0b040", "#d3382f", "#ffffff"
+SHOWN = {"UP": GREEN, "MAINT": GREY, "DRAIN": YELLOW, "DOWN": RED}
+RECOVERY = {False: GREEN, True: GREY, None: WHITE}
+OUTCOME = {"written": GREEN, "read-only": RED}
+LEFT, WIDTH, ROW = 60, 740, 18
 
 
 def draw(storm, title):
     seconds = storm.ended - storm.began
     x = lambda time: LEFT + WIDTH * (time - storm.began) / seconds
-    shapes, y = [text(10, 22, title, "bold 15px")], 50
+    shapes, y = [text(10, 24, title, "bold 15px")], 62
 
-    def bars(node, changes):
-        """A row of what held from when on: [(time, colour)]."""
-        shapes.append(text(10, y + 13, node, "12px"))
-        for (begin, colour), (end, _) in zip(changes, changes[1:] + [(storm.ended, None)]):
-            shapes.append(
-                f'<rect x="{x(begin):.1f}" y="{y}" width="{x(end) - x(begin):.1f}" height="{ROW - 3}" fill="{colour}"/>'
-            )
+    def block(title, changes):
+        """A title and a row for each node of what held from when on: changes(node) is [(time, colour)]."""
+        nonlocal y
+        shapes.append(text(LEFT, y - 6, title, "bold 12px"))
+        for node in NODES:
+            shapes.append(text(10, y + 13, node, "12px"))
+            runs = [next(run) for _, run in groupby(changes(node), key=lambda change: change[1])]
+            for (begin, colour), (end, _) in zip(runs, runs[1:] + [(storm.ended, None)]):
+                width = x(end) - x(begin)
+                shapes.append(f'<rect x="{x(begin):.1f}" y="{y}" width="{width:.1f}" height="{ROW - 3}" fill="{colour}"/>')
+            y += ROW
 
-    shapes.append(text(LEFT, y - 6, "PostgreSQL itself: takes writes, standby, does not answer", "bold 12px"))
-    for node in NODES:
-        bars(node, [(t.time, TRUTHS[t.recovery]) for t in storm.truths if t.node == node])
-        y += ROW
+    block(
+        "PostgreSQL itself (green: takes writes, grey: standby, white: does not answer)",
+        lambda node: [(truth.time, RECOVERY[truth.recovery]) for truth in storm.truths if truth.node == node],
+    )
     for pool in POOLS:
         y += 26
-        shapes.append(text(LEFT, y - 6, TITLES[pool], "bold 12px"))
-        for node in NODES:
-            bars(node, [(look.time, COLOURS[look.shown[pool, node]]) for look in storm.looks])
-            y += ROW
-        for write in storm.writes:
-            if write.pool == pool:
-                colour = {"written": COLOURS["UP"], "read-only": COLOURS["DOWN"]}.get(write.outcome, "#e0b040")
-                shapes.append(f'<rect x="{x(write.ended):.1f}" y="{y}" width="1.5" height="7" fill="{colour}"/>')
+        block(TITLES[pool], lambda node: [(look.time, SHOWN[look.shown[pool, node]]) for look in storm.looks])
         shapes.append(text(10, y + 8, "writes", "10px"))
+        ends = sorted((OUTCOME.get(write.outcome, YELLOW), x(write.ended)) for write in storm.writes if write.pool == pool)
+        for colour, marks in groupby(ends, key=lambda end: end[0]):
+            path = "".join(f"M{mark:.1f} {y}v7" for _, mark in marks)
+            shapes.append(f'<path d="{path}" stroke="{colour}" stroke-width="1.5"/>')
         y += 8
     y += 22
     for second in range(int(seconds) + 1):
         mark = x(storm.began + second)
-        shapes.append(f'<path d="M{mark:.1f} 46V{y - 12}" stroke="#00000022"/>')
-        shapes.append(text(mark - 4, y, f"{second}" if second else "0 s", "10px"))
-    for number, (state, colour) in enumerate(COLOURS.items()):
-        shapes.append(f'<rect x="{LEFT + 90 * number}" y="{y + 12}" width="14" height="10" fill="{colour}"/>')
-        shapes.append(text(LEFT + 90 * number + 18, y + 21, state, "11px"))
-    shapes.append(text(LEFT + 370, y + 21, "writes: green taken, red refused as read-only, yellow no connection", "11px"))
-    body = "\n".join(shapes)
+        shapes.append(f'<path d="M{mark:.1f} 58V{y - 12}" stroke="#00000022"/>')
+        shapes.append(text(mark - 4, y, f"{second} s", "10px"))
+    legend = [*SHOWN.items(), ("write taken", GREEN), ("write refused as read-only", RED), ("no connection", YELLOW)]
+    mark = LEFT
+    for words, colour in legend:
+        shapes.append(f'<rect x="{mark}" y="{y + 12}" width="14" height="10" fill="{colour}"/>')
+        shapes.append(text(mark + 18, y + 21, words, "11px"))
+        mark += 40 + 6 * len(words)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 20}" height="{y + 34}">\n'
-        f'<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
+        f'<rect width="100%" height="100%" fill="{WHITE}"/>\n' + "\n".join(shapes) + "\n</svg>\n"
     )
 
 

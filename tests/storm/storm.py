@@ -79,6 +79,8 @@ class Site:
         while since is None or time.monotonic() < since + 2:
             if self.watch.broken:
                 raise self.watch.broken[0]
+            if self.watch.blind_for() > 2:
+                raise RuntimeError("HAProxy does not answer")
             if time.monotonic() > end:
                 raise RuntimeError(f"not settled: {self.watch.looks[-1].shown}, {self.watch.truths[-6:]}")
             since = (since or time.monotonic()) if self.settled() else None

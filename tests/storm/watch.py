@@ -67,7 +67,7 @@ class Watch:
     def __init__(self, admin_socket):
         self.admin_socket = admin_socket
         self.writes, self.looks, self.truths = [], [], []
-        self.longest_between_looks = 0
+        self.last_look, self.longest_between_looks = time.time(), 0
         self.ended = threading.Event()
         self.broken = []
         tasks = [(self._look, ())]
@@ -85,6 +85,10 @@ class Watch:
             thread.join()
         if self.broken:
             raise self.broken[0]
+
+    def blind_for(self):
+        """Seconds since the last look at HAProxy."""
+        return time.time() - self.last_look
 
     def _guard(self, task, args):
         try:
@@ -134,15 +138,15 @@ class Watch:
                 last = recovery
 
     def _look(self):
-        last, before = None, time.time()
+        last, self.last_look = None, time.time()
         for _ in self._every(0.02):
             try:
                 shown = look(self.admin_socket)
             except OSError:  # a reload puts a new socket into its place
                 continue
             now = time.time()
-            self.longest_between_looks = max(self.longest_between_looks, now - before)
-            before = now
+            self.longest_between_looks = max(self.longest_between_looks, now - self.last_look)
+            self.last_look = now
             if shown != last:
                 self.looks.append(Look(now, shown))
                 last = shown
