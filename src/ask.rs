@@ -13,12 +13,12 @@ use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::tls::TlsConfig;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::{Connector, NextTimeout, RustlsConnector, TcpConnector};
 use ureq::{Agent, Error};
 
 /// An answer has 500 to 800 bytes, and about 150 more for each replica.
 const BODY_LIMIT: u64 = 64 * 1024;
-const HEADER_LIMIT: usize = 16 * 1024;
+const HEADER_LIMIT: usize = 4 * 1024;
 
 /// The REST API of the local Patroni.
 #[derive(Clone, Debug)]
@@ -175,7 +175,7 @@ fn nobody(error: &io::Error) -> bool {
 }
 
 fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
-    let mut config = Agent::config_builder()
+    let config = Agent::config_builder()
         .timeout_global(Some(left))
         .http_status_as_error(false)
         .max_redirects(0)
@@ -185,12 +185,17 @@ fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
         .accept("")
         .accept_encoding("")
         .input_buffer_size(HEADER_LIMIT)
-        .output_buffer_size(4 * 1024)
+        .output_buffer_size(1024)
         .max_response_header_size(HEADER_LIMIT);
-    if let Some(tls) = tls {
-        config = config.tls_config(tls);
+    // ureq's DefaultConnector also looks for proxies: nine page faults for deeper stacks, and 110 us of CPU.
+    let tcp = ().chain(TcpConnector::default());
+    match tls {
+        None => Agent::with_parts(config.build(), tcp, To(address)),
+        Some(tls) => {
+            let tls = config.tls_config(tls).build();
+            Agent::with_parts(tls, tcp.chain(RustlsConnector::default()), To(address))
+        }
     }
-    Agent::with_parts(config.build(), DefaultConnector::default(), To(address))
 }
 
 /// For ureq, whose own resolver starts a thread as soon as there is a deadline.

@@ -42,9 +42,10 @@ fn answer(options: &Options, connection: &mut Connection, started: Instant) -> R
         }
     };
     // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
-    #[cfg(not(without_sandbox))]
-    if let Err(missing) = sandbox::enter(options.patroni.connect_to.1) {
-        say::remark(connection, &missing);
+    if !cfg!(without_sandbox) {
+        if let Err(missing) = sandbox::enter(options.patroni.connect_to.1) {
+            say::remark(connection, &missing);
+        }
     }
     let question = match &options.question {
         Some(question) => Ok(question.clone()),

@@ -1,0 +1,28 @@
+"""A REST API that answers like Patroni's, for the benchmarks, and costs as little as it can. Prints its port."""
+
+import socket
+import sys
+
+BODY = (
+    b'{"state": "running", "postmaster_start_time": "2026-11-22 22:29:17.787235+00:00", "role": "primary", '
+    b'"server_version": 150018, "xlog": {"location": 9437184}, "timeline": 5, "replication": [{"usename": '
+    b'"replication", "application_name": "pg3", "client_addr": "10.55.0.13", "state": "streaming", "sync_state": '
+    b'"async", "sync_priority": 0}], "dcs_last_seen": 1795386563, "database_system_identifier": '
+    b'"7711126546588295308", "patroni": {"version": "4.1.5", "scope": "demo", "name": "pg2"}}'
+)
+HEADER = b"HTTP/1.0 200 OK\r\nServer: BaseHTTP/0.6 Python/3.11.2\r\nContent-Type: application/json\r\n\r\n"
+
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1]) if sys.argv[1:] else 0), backlog=128)
+print(listener.getsockname()[1], flush=True)
+while True:
+    connection, _ = listener.accept()
+    with connection:
+        request = b""
+        while b"\r\n\r\n" not in request and (more := connection.recv(4096)):
+            request += more
+        try:
+            connection.sendall(HEADER + BODY)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(4096)
+        except OSError:
+            pass
