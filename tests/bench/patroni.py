@@ -1,6 +1,9 @@
-"""A REST API that answers like Patroni's, for the benchmarks, and costs as little as it can. Prints its port."""
+"""A REST API that answers like Patroni's, for the benchmarks, and costs as little as it can.
+
+patroni.py PORT [CERTIFICATE KEY [CLIENTS' CA]]: 0 is any port; prints which one it is."""
 
 import socket
+import ssl
 import sys
 
 BODY = (
@@ -12,17 +15,24 @@ BODY = (
 )
 HEADER = b"HTTP/1.0 200 OK\r\nServer: BaseHTTP/0.6 Python/3.11.2\r\nContent-Type: application/json\r\n\r\n"
 
-listener = socket.create_server(("127.0.0.1", int(sys.argv[1]) if sys.argv[1:] else 0), backlog=128)
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=128)
+tls = None
+if sys.argv[2:]:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=sys.argv[4] if sys.argv[4:] else None)
+    tls.load_cert_chain(*sys.argv[2:4])
+    tls.verify_mode = ssl.CERT_REQUIRED if sys.argv[4:] else ssl.CERT_NONE
 print(listener.getsockname()[1], flush=True)
 while True:
     connection, _ = listener.accept()
-    with connection:
-        request = b""
-        while b"\r\n\r\n" not in request and (more := connection.recv(4096)):
-            request += more
-        try:
-            connection.sendall(HEADER + BODY)
+    try:
+        with tls.wrap_socket(connection, server_side=True) if tls else connection as connection:
+            request = b""
+            while b"\r\n\r\n" not in request and (more := connection.recv(4096)):
+                request += more
+            # two writes, as Patroni does it
+            connection.sendall(HEADER)
+            connection.sendall(BODY)
             connection.shutdown(socket.SHUT_WR)
             connection.recv(4096)
-        except OSError:
-            pass
+    except OSError:
+        pass
