@@ -2,7 +2,7 @@
 //! Knows nothing of what the answer means for HAProxy.
 
 use crate::check::Check;
-use crate::tls::{self, Tls};
+use crate::tls::{self, Tcp, Tls};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::io;
@@ -13,7 +13,7 @@ use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::tls::TlsConfig;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::{Connector, DefaultConnector, NextTimeout, RustlsConnector};
 use ureq::{Agent, Error};
 
 /// An answer has 500 to 800 bytes, and about 150 more for each replica.
@@ -176,7 +176,7 @@ fn nobody(error: &io::Error) -> bool {
 }
 
 fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
-    let mut config = Agent::config_builder()
+    let config = Agent::config_builder()
         .timeout_global(Some(left))
         .http_status_as_error(false)
         .max_redirects(0)
@@ -188,10 +188,13 @@ fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
         .input_buffer_size(HEADER_LIMIT)
         .output_buffer_size(1024)
         .max_response_header_size(HEADER_LIMIT);
-    if let Some(tls) = tls {
-        config = config.tls_config(tls);
+    match tls {
+        None => Agent::with_parts(config.build(), DefaultConnector::default(), To(address)),
+        Some(tls) => {
+            let connector = ().chain(Tcp).chain(RustlsConnector::default());
+            Agent::with_parts(config.tls_config(tls).build(), connector, To(address))
+        }
     }
-    Agent::with_parts(config.build(), DefaultConnector::default(), To(address))
 }
 
 /// For ureq, whose own resolver starts a thread as soon as there is a deadline.

@@ -9,7 +9,10 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{
     RootCertStore, ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion,
 };
+use std::fs;
 use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 fn pem(name: &str) -> String {
@@ -239,4 +242,27 @@ fn a_silent_handshake() {
     let outcome = check(&["--url", &url, "-k", "--timeout", "300ms"]);
     assert_eq!(outcome.reply, down(&patroni, "no answer before the deadline (--timeout)"));
     assert!(outcome.took < std::time::Duration::from_secs(15));
+}
+
+/// Patroni's answer comes in two records, the second after the acknowledgement of the first: a delayed
+/// one would cost 40 ms. The kernel forgets the setting when something is sent.
+#[test]
+#[ignore = "needs strace: tests/run"]
+fn acknowledges_at_once() {
+    let patroni = plain("server");
+    let trace = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("acknowledgements");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-e", "trace=setsockopt,recvfrom", "-o"]);
+    strace.arg(&trace).arg(env!("CARGO_BIN_EXE_patroni-agent-check")).stdin(Stdio::null());
+    strace.args(["--url", &format!("https://{}", patroni.address), "--cacert", &pem("ca.pem")]);
+    let said = strace.output().expect("strace; see tests/install").stdout;
+    assert_eq!(String::from_utf8_lossy(&said), "up ready # primary, running, timeline 5\n");
+    let trace = fs::read_to_string(trace).expect("the trace");
+    let calls: Vec<_> =
+        trace.lines().filter(|call| call.contains("recv") || call.contains("QUICKACK")).collect();
+    assert!(calls.len() >= 4, "{trace}");
+    for pair in calls.chunks(2) {
+        let [setting, reading] = pair else { panic!("{trace}") };
+        assert!(setting.contains("TCP_QUICKACK, [1]") && reading.contains("recvfrom"), "{trace}");
+    }
 }

@@ -10,7 +10,6 @@
  *       runs it once, for those who trace it */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -123,7 +122,7 @@ static void run(char **program) {
 
 int main(int argc, char **argv) {
     char **programs[16];
-    int programs_count = 0, start = 2;
+    int programs_count = 0, start;
     if (argc > 2 && !strcmp(argv[1], "count")) count(argv + 2);
     else if (argc > 2 && !strcmp(argv[1], "run")) run(argv + 2);
     else if (argc > 3 && !strcmp(argv[1], "time")) {

@@ -5,10 +5,12 @@ What the agent's pool promises, and `broken_promises` holds it to:
 * a write that is refused as read-only was sent before HAProxy could have heard of it: its node was shown UP
   (but for the blink between two looks) and had stopped taking writes less than one agent-inter and one
   --timeout ago;
-* no node takes a write through it after another one was promoted;
-* two servers are never UP at once;
-* nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN."""
+* no node takes a write through it after another one was promoted, and nothing planned loses one;
+* two servers are never UP at once, and none that does not take writes for longer than that;
+* nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN;
+* when all is well again, writes get through."""
 
+import math
 from collections import namedtuple
 from statistics import median
 
@@ -17,7 +19,7 @@ from watch import NODES, OFFICIAL, OURS, POOLS
 AGENT_INTER, TIMEOUT, BLINK = 0.5, 1.5, 0.1
 
 Figures = namedtuple(
-    "Figures", "refused late split lost two_up down false_up first_write pause alerts"
+    "Figures", "refused late split lost two_up down most_down false_up first_write pause alerts alive"
 )
 # What the table shows of them.
 COLUMNS = {
@@ -57,7 +59,7 @@ class Storm:
 
     def __init__(self, watch, began, ended, kept_rows, alerts):
         self.began, self.ended, self.kept_rows, self.alerts = began, ended, kept_rows, alerts
-        self.writes = [write for write in watch.writes if began <= write.begun < ended]
+        self.writes = [write for write in watch.writes if began <= write.ended < ended]
         self.looks = self._window(watch.looks, lambda look: "all")
         self.truths = self._window(watch.truths, lambda truth: truth.node)
         self.promotions = promotions(self.truths)
@@ -76,8 +78,11 @@ class Storm:
 
     def stopped_taking_writes(self, node, time):
         """When, before that time, it was last known to take them."""
+        if self.takes_writes(node, time):
+            return time
         changes = [truth.time for truth in self.truths] + [when for when, _ in self.promotions]
-        return max((change for change in changes if change <= time and self.takes_writes(node, change - 1e-6)), default=self.began)
+        last = [change for change in changes if change <= time and self.takes_writes(node, change - 1e-6)]
+        return max(last, default=-math.inf)
 
     def spans(self):
         """(begin, end, shown) of what HAProxy showed, cut also where the truth changes."""
@@ -105,6 +110,7 @@ class Storm:
             down=sum(
                 (end - begin) * [shown[pool, node] for node in NODES].count("DOWN") for begin, end, shown in spans
             ),
+            most_down=max([shown[pool, node] for node in NODES].count("DOWN") for _, _, shown in spans),
             false_up=sum(
                 (end - begin) * sum(not self.takes_writes(node, begin) for node in up(shown))
                 for begin, end, shown in spans
@@ -112,6 +118,8 @@ class Storm:
             first_write=min(first, default=None),
             pause=max(later - earlier for earlier, later in zip(ends, ends[1:])),
             alerts=self.alerts[pool],
+            # each of the two clients, in the last second
+            alive=len({w.row.rpartition("/")[0] for w in written if w.ended > self.ended - 1}) == 2,
         )
 
     def late(self, pool, write):
@@ -149,8 +157,16 @@ def broken_promises(figures, planned):
         broken.append(f"{figures.split} writes taken by a node after another was promoted")
     if figures.two_up:
         broken.append(f"two servers UP for {figures.two_up:.2f} s")
+    if figures.false_up > AGENT_INTER + TIMEOUT + BLINK:
+        broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes")
     if planned and figures.down:
         broken.append(f"a server DOWN for {figures.down:.2f} s though all was planned")
+    if figures.most_down > 1:
+        broken.append(f"{figures.most_down} servers DOWN at once")
+    if planned and figures.lost:
+        broken.append(f"{figures.lost} writes lost though all was planned")
+    if not figures.alive:
+        broken.append("a client that writes nothing though all is well again")
     return broken
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ SHORT = [
     "Patroni frozen, HAProxy reloaded before",
     "primary cut from the DCS",
 ]
+CONTROL = "Patroni frozen, HAProxy reloaded before"
 
 
 def arguments():
@@ -33,6 +35,7 @@ def arguments():
     parser.add_argument("--times", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("--picture", type=pathlib.Path)
     parser.add_argument("weathers", nargs="*", metavar="WEATHER")
@@ -41,6 +44,8 @@ def arguments():
     if given.list or unknown:
         print("\n".join(weather.WEATHERS))
         sys.exit(f"no such weather: {', '.join(unknown)}" if unknown else 0)
+    if given.check:
+        sys.exit(0)
     given.times = given.times or (1 if given.short else 5)
     given.weathers = given.weathers or (SHORT if given.short else list(weather.WEATHERS))
     return given
@@ -52,14 +57,16 @@ class Site:
         leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
         self.root = f"/proc/{leader.stdout.strip()}/root"
         self.watch = watch.Watch(f"{self.root}/run/haproxy/admin.sock")
+        self.ended = None
         watch.local.patience = 10
 
     def prepare(self):
-        self.primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
-        watch.run(self.primary, "create table storm (row text)")
+        primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
+        watch.run(primary, "create table storm (row text)")
+        primary.close()
         # promotion asks for WAL from the archive first: that takes long while /tmp/slow is there
         restore = "test ! -e /tmp/slow || sleep 2; false"
-        self.cluster.settings(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
+        self.cluster.setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
         self.watch.start()
 
     def settled(self):
@@ -85,6 +92,11 @@ class Site:
                 raise RuntimeError(f"not settled: {self.watch.looks[-1].shown}, {self.watch.truths[-6:]}")
             since = (since or time.monotonic()) if self.settled() else None
             time.sleep(0.05)
+        for address in watch.NODES.values():  # HAProxy would not show that an agent is gone
+            with socket.create_connection((address, 5555), 5) as agent:
+                agent.sendall(b"health\n")
+                if not agent.recv(256).startswith(b"up ready "):
+                    raise RuntimeError(f"the agent of {address} does not answer")
 
     def kept_rows(self):
         primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
@@ -94,16 +106,20 @@ class Site:
 
     def alerts(self, since):
         """HAProxy's lines of level alert and emergency, for each pool."""
-        lines = self.cluster.run("lb", f"journalctl -q -t haproxy -p alert -o cat --since=@{since:.3f} || true").splitlines()
+        lines = self.cluster.run("lb", f"journalctl -q -t haproxy -p alert -o cat --since=@{since:.3f}").splitlines()
         return {pool: sum(pool in line for line in lines) for pool in watch.POOLS}
 
     def weather(self, name, chance):
         self.settle()
+        began = self.ended or time.time()  # the calm between two weathers belongs to the next
         time.sleep(chance.uniform(0, 3))  # any moment between two checks
-        began = time.time()
+        self.watch.longest_between_looks = 0
         weather.WEATHERS[name](self.cluster, chance)
         self.settle()
-        return figures.Storm(self.watch, began, time.time(), self.kept_rows(), self.alerts(began))
+        self.ended = time.time()
+        if self.watch.longest_between_looks > 1:
+            raise RuntimeError(f"blind: {self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
+        return figures.Storm(self.watch, began, self.ended, self.kept_rows(), self.alerts(began))
 
 
 def line(pool, found):
@@ -136,9 +152,13 @@ def main():
                     given.picture.write_text(picture.draw(storm, f"{name}, Patroni {os.environ['PATRONI']}"))
     finally:
         site.watch.stop()
-    print(f"longest time between two looks at HAProxy: {site.watch.longest_between_looks * 1000:.0f} ms")
     if given.table:
         given.table.write_text(figures.table(results, [n for n in results if weather.WEATHERS[n].planned]))
+    # what must be seen in a pool that promises nothing: else the instrument sees nothing
+    for name, pools in results.items():
+        if name == CONTROL and not all(found.split and found.two_up for found in pools[watch.ROLE_ONLY]):
+            broken += 1
+            print(f"BROKEN: '{name}' is not seen in the role-only pool: the storm is blind")
     print(f"storm: {broken} promises broken")
     return 1 if broken else 0
 

@@ -112,7 +112,8 @@ class Watch:
             row, begun = f"{pool}/{keeps_session}/{number}", time.time()
             try:
                 if connection is None:
-                    node, connection = None, connect(LB, POOLS[pool])
+                    node = None
+                    connection = connect(LB, POOLS[pool])
                     node = ask(connection, "select 'pg' || right(host(inet_server_addr()), 1)")[0][0]
                 ask(connection, "insert into storm values (%s) returning 1", (row,))
                 outcome = "written"

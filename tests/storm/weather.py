@@ -33,10 +33,14 @@ class Cluster:
         return self._call("tests/lab/machine", "run", node, "sh", "-c", script)
 
     def patronictl(self, *words):
-        return self._call("tests/lab/cluster", "patronictl", *words)
+        """patronictl says with words alone that it failed."""
+        said = self._call("tests/lab/cluster", "patronictl", *words)
+        if "failed" in said.lower() or "recognize" in said:
+            raise RuntimeError(f"patronictl {' '.join(words)}: {said}")
+        return said
 
-    def settings(self, *settings):
-        self.patronictl("edit-config", "demo", "--force", *(f"--set={setting}" for setting in settings))
+    def setting(self, setting):
+        self.patronictl("edit-config", "demo", "--force", f"--set={setting}")
 
     def is_primary(self, node):
         query = "psql -h /tmp -U postgres -Atc 'select pg_is_in_recovery()'"
@@ -57,6 +61,8 @@ class Cluster:
 
     def switchover(self, leader, candidate):
         self.patronictl("switchover", "demo", "--leader", leader, "--candidate", candidate, "--force")
+        if self.primary(but=leader) != candidate:
+            raise RuntimeError(f"the switchover from {leader} did not lead to {candidate}")
 
     def agents(self, verb):
         """`disable agent` or `enable agent` for the servers of the pool."""
@@ -101,6 +107,8 @@ def delayed_switchover(cluster, random):
         " query like '%pg_sleep(60)' and pid <> pg_backend_pid()\"); [ -z \"$pid\" ] || break; sleep 0.1; done; "
         "kill -STOP $pid; echo $pid",
     ).strip()
+    if not stuck:
+        raise RuntimeError("no session to delay the stop")
     cluster.run(primary, f"(sleep 5; kill -CONT {stuck}) > /dev/null 2>&1 &")
     cluster.switchover(primary, random.choice(others(primary)))
 
@@ -123,8 +131,11 @@ def reinit(cluster, random):
 @weather("HAProxy reloaded in a switchover", planned=True)
 def reload(cluster, random):
     primary = cluster.primary()
-    cluster.run("lb", f"(sleep {random.uniform(0, 2):.2f}; systemctl reload haproxy) > /dev/null 2>&1 &")
-    cluster.switchover(primary, random.choice(others(primary)))
+    reload = f"sleep {random.uniform(0, 2):.2f}; systemctl reload haproxy"
+    with subprocess.Popen(["tests/lab/machine", "run", "lb", "sh", "-c", reload]) as reloading:
+        cluster.switchover(primary, random.choice(others(primary)))
+    if reloading.returncode:
+        raise RuntimeError("HAProxy was not reloaded")
 
 
 @weather("HAProxy restarted", planned=True)
@@ -251,13 +262,13 @@ def freeze_dcs(cluster, random):
 
 @weather("DCS frozen, failsafe mode")
 def freeze_dcs_failsafe(cluster, random):
-    cluster.settings("failsafe_mode=true")
+    cluster.setting("failsafe_mode=true")
     try:
         time.sleep(5)
         freeze_etcd(cluster)
     finally:
         time.sleep(3)
-        cluster.settings("failsafe_mode=null")
+        cluster.setting("failsafe_mode=null")
 
 
 @weather("primary cut from the DCS")
@@ -272,14 +283,13 @@ def cut_from_dcs(cluster, random):
         cluster.run(primary, "ip neighbour delete 10.55.0.2 dev eth0")
 
 
-@weather("slow promotion")
+@weather("slow promotion", planned=True)
 def slow_promotion(cluster, random):
     primary = cluster.primary()
     for node in NODES:
         cluster.run(node, "touch /tmp/slow")
     try:
         cluster.switchover(primary, random.choice(others(primary)))
-        cluster.primary(but=primary)
     finally:
         for node in NODES:
             cluster.run(node, "rm /tmp/slow")
