@@ -251,6 +251,18 @@ fn row(server: &str) -> String {
     table.lines().find(|line| line.starts_with(&start)).expect("a row").to_owned()
 }
 
+/// Waits for a status and a reason: while an agent is asked HAProxy shows no reason.
+fn until_row(server: &str, status: &str, reason: &str) {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let row = row(server);
+        if row.contains(status) && row.ends_with(reason) {
+            return;
+        }
+        assert!(Instant::now() < end, "{row}");
+    }
+}
+
 /// The lines of the journal that have to do with the agent.
 fn journal(node: &str) -> Vec<String> {
     let all = on(node, "journalctl --no-pager -q").expect("journalctl");
@@ -280,9 +292,9 @@ fn a_real_site() {
     assert_eq!(write("steady"), primary);
     std::thread::sleep(Duration::from_secs(5));
     watch.assert_since(steady, &[]);
-    assert!(row(&primary).contains("primary, running, timeline 1"), "{}", row(&primary));
+    until_row(&primary, "UP ", "primary, running, timeline 1");
     let replica = other(&[&primary]);
-    assert!(row(replica).ends_with("replica, streaming"), "{}", row(replica));
+    until_row(replica, "MAINT ", "replica, streaming");
     for node in NODES {
         assert_eq!(journal(node), Vec::<String>::new(), "nothing for a healthy check");
     }
@@ -355,12 +367,7 @@ fn a_real_site() {
     watch.until("DOWN", 10, |view| {
         view[&("postgres-write".to_owned(), primary.clone())] == Shown::Down
     });
-    // between the agent's answers HAProxy shows no reason
-    let reason = "Patroni 127.0.0.1:8008: connection refused";
-    let end = Instant::now() + Duration::from_secs(10);
-    while !(row(&primary).contains("DOWN") && row(&primary).ends_with(reason)) {
-        assert!(Instant::now() < end, "{}", row(&primary));
-    }
+    until_row(&primary, "DOWN ", "Patroni 127.0.0.1:8008: connection refused");
     watch.until("a new writer", 60, |view| {
         view.iter().any(|((pool, _), shown)| pool == "postgres-write" && *shown == Shown::Up)
     });
