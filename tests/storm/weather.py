@@ -35,7 +35,7 @@ class Cluster:
     def patronictl(self, *words):
         """patronictl says with words alone that it failed."""
         said = self._call("tests/lab/cluster", "patronictl", *words)
-        if "failed" in said.lower() or "recognize" in said:
+        if "failed" in said.lower() or "n't recognize" in said:
             raise RuntimeError(f"patronictl {' '.join(words)}: {said}")
         return said
 
