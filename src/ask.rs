@@ -13,7 +13,7 @@ use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::tls::TlsConfig;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{Connector, DefaultConnector, NextTimeout, RustlsConnector};
+use ureq::unversioned::transport::{Connector, NextTimeout, RustlsConnector, TcpConnector};
 use ureq::{Agent, Error};
 
 /// An answer has 500 to 800 bytes, and about 150 more for each replica.
@@ -182,6 +182,7 @@ fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
         .max_redirects(0)
         .proxy(None)
         .max_idle_connections(0)
+        .no_delay(false) // the request is one write
         .user_agent(concat!("patroni-agent-check/", env!("CARGO_PKG_VERSION")))
         .accept("")
         .accept_encoding("")
@@ -189,7 +190,7 @@ fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
         .output_buffer_size(1024)
         .max_response_header_size(HEADER_LIMIT);
     match tls {
-        None => Agent::with_parts(config.build(), DefaultConnector::default(), To(address)),
+        None => Agent::with_parts(config.build(), TcpConnector::default(), To(address)),
         Some(tls) => {
             let connector = ().chain(Tcp).chain(RustlsConnector::default());
             Agent::with_parts(config.tls_config(tls).build(), connector, To(address))
