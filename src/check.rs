@@ -188,6 +188,16 @@ impl FromStr for Else {
     }
 }
 
+impl fmt::Display for Else {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Else::Maint => "maint",
+            Else::Drain => "drain",
+            Else::Down => "down",
+        })
+    }
+}
+
 /// One question of HAProxy's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
