@@ -49,12 +49,12 @@ pub fn read(file: &Path) -> Option<Hold> {
 
 fn text(file: &Path) -> io::Result<String> {
     // `echo` makes the file first and fills it then: a hold that is drain must not be maint in between.
-    for _ in 0..5 {
+    for _ in 0..10 {
         let text = whole(file)?;
         if text.ends_with('\n') {
             return Ok(text);
         }
-        sleep(Duration::from_millis(2));
+        sleep(Duration::from_millis(5));
     }
     whole(file)
 }
