@@ -313,6 +313,19 @@ fn never_dead(units: &'static str, name: &str, root: &str) {
         machine.assert_alive(&format!("a handler that {what} at every check"));
     }
 
+    if units == LISTEN {
+        for signal in ["SEGV", "KILL", "STOP"] {
+            let running = format!("systemctl show -P MainPID {LISTEN}.service");
+            machine.sh(&format!("kill -{signal} $({running})"));
+            machine.assert_alive(&format!("SIG{signal} while it serves"));
+        }
+        let end = Instant::now() + INTERVAL;
+        let told = || machine.sh(&format!("systemctl show -P StatusText {LISTEN}.service"));
+        while !told().ends_with(" running, last said: up ready\n") {
+            assert!(Instant::now() < end, "systemd is told: {}", told());
+        }
+    }
+
     let used = machine.sh("df --output=used -k /run | tail -1");
     machine.sh(&format!("mount -o remount,size={}k /run", used.trim()));
     assert!(machine.try_sh("head -c 100000 /dev/zero > /run/more").is_err(), "/run is full");
