@@ -106,12 +106,12 @@ class Demo:
         """The picture as lines."""
         lines = [f"{BOLD}{'patroni-agent-check: what HAProxy shows of a Patroni cluster':{columns - 8}}{time.strftime('%T')}{PLAIN}"]
         for pool, port in PORTS.items():
-            lines += ["", f"{BOLD}{pool}{PLAIN} {DIM}{f':{port}':{27 - len(pool)}}for   the agent says{PLAIN}"]
+            lines += ["", f"{BOLD}{pool}{PLAIN} {DIM}{f':{port}':{22 - len(pool)}}for   the agent says{PLAIN}"]
             for server in self.servers.values():
                 if server.pool == pool:
                     dot = COLOURS.get(server.status, "") + "●" + PLAIN
                     lasts = f"{server.seconds // 60}m {server.seconds % 60:2}s" if server.seconds >= 60 else f"{server.seconds}s"
-                    lines.append(f"  {dot} {server.name:6}{paint(server.status, 11)}{lasts:>10}   {DIM}{server.reason}{PLAIN}")
+                    lines.append(f"  {dot} {server.name:6}{paint(server.status, 7)}{lasts:>9}   {DIM}{server.reason}{PLAIN}")
         silent = time.monotonic() - self.wrote if self.wrote else 0
         where = f"{RED}nowhere for {silent:.1f} s" if silent > 1 else f"{GREEN}to {self.writer or '...'}"
         lines += ["", f"writes go {where}{PLAIN} {DIM}({self.writes} taken, longest pause {self.gap:.1f} s){PLAIN}", ""]
@@ -138,7 +138,7 @@ def cut(line, columns):
 def demo(leader, once, notes):
     view = Demo(leader)
     coloured, alive = sys.stdout.isatty(), sys.stdout.isatty() and not once
-    begin, height, seen, settled = time.monotonic(), 0, None, False
+    begin, height, seen, drawn, settled = time.monotonic(), 0, None, 0, False
     threading.Thread(target=view.write, daemon=True).start()
 
     def draw():
@@ -177,7 +177,9 @@ def demo(leader, once, notes):
         time.sleep(0.1 if alive else 0.05)
 
 
-def main(leader, what, *words):
+def main(leader, what="", *words):
+    if what not in ("table", "demo"):
+        sys.exit(__doc__)
     if what == "table":
         for server in look(leader):
             print(f"{server.pool:15} {server.name:4} {server.status:14} {server.reason}")
@@ -192,5 +194,11 @@ def main(leader, what, *words):
         print("\033[?25h" * alive, end="", flush=True)
 
 
-leader = subprocess.run([LAB / "machine", "pid", "lb"], stdout=subprocess.PIPE, text=True)
-main(leader.stdout.strip(), *sys.argv[1:]) if leader.returncode == 0 else sys.exit(1)
+if __name__ == "__main__":
+    lb = subprocess.run([LAB / "machine", "pid", "lb"], stdout=subprocess.PIPE, text=True)
+    if lb.returncode:
+        sys.exit(1) # machine has said why
+    try:
+        main(lb.stdout.strip(), *sys.argv[1:])
+    except OSError as error:
+        sys.exit(f"view: HAProxy in lb does not answer: {error}")
