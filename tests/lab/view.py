@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 LAB = pathlib.Path(__file__).parent
 WRITE, READ = "postgres-write", "postgres-read"
+TITLE = "patroni-agent-check: what HAProxy shows of a Patroni cluster"
 PORTS = {WRITE: 5000, READ: 5001}
 INSERT = "create table if not exists demo (at timestamptz); insert into demo values (now()) returning inet_server_addr()"
 BOLD, DIM, RED, GREEN, BROWN, BLUE, PLAIN = (f"\033[{code}m" for code in (1, 90, 31, 32, 33, 34, 0))
@@ -104,7 +105,7 @@ class Demo:
 
     def frame(self, notes, columns, rows):
         """The picture as lines."""
-        lines = [f"{BOLD}{'patroni-agent-check: what HAProxy shows of a Patroni cluster':{columns - 8}}{time.strftime('%T')}{PLAIN}"]
+        lines = [f"{BOLD}{TITLE:{columns - 8}}{time.strftime('%T')}{PLAIN}"]
         for pool, port in PORTS.items():
             lines += ["", f"{BOLD}{pool}{PLAIN} {DIM}{f':{port}':{22 - len(pool)}}for   the agent says{PLAIN}"]
             for server in self.servers.values():
@@ -144,8 +145,8 @@ def demo(leader, once, notes):
     def draw():
         nonlocal height
         columns, rows = shutil.get_terminal_size()
-        lines = view.frame(notes, columns, rows)
-        if alive: # over the frame before, not after a clear, which flickers
+        lines = view.frame(notes, columns - 1, rows)  # in the last column some terminals wrap
+        if alive:  # over the frame before, not after a clear, which flickers
             lines = [f"\r\033[{height}A" * bool(height) + lines[0], *lines[1:]]
             print("\033[K\n".join(lines) + "\033[K\n\033[J", end="", flush=True)
         else:
@@ -165,7 +166,7 @@ def demo(leader, once, notes):
             shown = "a DOWN was shown" if any("DOWN" in words for _, words in view.events) else "no DOWN was shown"
             view.tell(f"{BOLD}HAProxy has followed; {shown}{PLAIN}")
         if not settled and now > begin + 64:
-            view.failure = view.failure or "HAProxy did not follow the switchover"
+            view.failure = view.failure or "HAProxy or the writes did not follow the switchover within a minute"
         if view.failure:
             draw()
             sys.exit(f"demo: {view.failure}")

@@ -14,7 +14,7 @@ STYLES = {
     "34": "fill:#6ea8fe",
     "90": "fill:#8a93a1",
 }
-LETTER, LINE, MARGIN, COLUMNS = 9.0, 20, 18, 80
+LETTER, LINE, MARGIN, COLUMNS = 9.0, 20, 18, 79
 
 # Each view begins with a jump to the first line of the one before; the last one may be cut off.
 views = re.split(r"\r\033\[\d+A", sys.stdin.buffer.read().decode())
