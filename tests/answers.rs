@@ -1,8 +1,7 @@
 //! Every recorded answer of real Patronis to a health check becomes the reply that
 //! `tests/answers/expected.txt` says, and Patroni is asked once for it.
 //!
-//! A new answer needs no Rust: add the file to `answers.tar.xz`, a line to `index.tsv`, and, if no
-//! line of `expected.txt` covers it yet, one there.
+//! A new answer needs no Rust: see "A recorded answer" in the README, and `tests/answers/more`.
 
 mod common;
 
@@ -205,4 +204,23 @@ fn whole_lines() {
     }
     assert!(count >= 40, "{count} lines");
     assert!(wrong.is_empty(), "got:\n{wrong}");
+}
+
+/// Each file: the check, two blanks and the whole reply on the first line, then what Patroni said.
+#[test]
+fn more_answers() {
+    let folder = file("answers/more");
+    let mut played = 0;
+    for entry in fs::read_dir(&folder).expect("tests/answers/more") {
+        let path = entry.expect("a file").path();
+        let bytes = fs::read(&path).expect("a file");
+        let newline = bytes.iter().position(|byte| *byte == b'\n').expect("a first line");
+        let first = String::from_utf8_lossy(&bytes[..newline]);
+        let (check, reply) = first.split_once("  ").expect("CHECK, two blanks, the whole reply");
+        let patroni = FakePatroni::answering(&bytes[newline + 1..]);
+        let outcome = common::check(&["--url", &patroni.url(), check]);
+        assert_eq!(outcome.reply.trim_end(), reply.trim_end(), "{}", path.display());
+        played += 1;
+    }
+    assert!(played > 0);
 }
