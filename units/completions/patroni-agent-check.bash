@@ -1,0 +1,1 @@
+complete -W "--help --version" patroni-agent-check

@@ -1,0 +1,1 @@
+complete -c patroni-agent-check -l help
