@@ -36,6 +36,11 @@ const CHECKS: &[(&str, Wants)] = &[
     ("health", Wants::Any),
 ];
 
+/// The names of all checks.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    CHECKS.iter().map(|(name, _)| *name)
+}
+
 /// One of Patroni's health checks with its query, such as `replica?lag=16MB`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
@@ -97,11 +102,8 @@ impl FromStr for Check {
             None => (text, None),
         };
         let Some((name, wants)) = CHECKS.iter().find(|(known, _)| *known == name) else {
-            let known: Vec<_> = CHECKS.iter().map(|(known, _)| *known).collect();
-            return Err(format!(
-                "'{name}' is no Patroni health check; there are {}",
-                known.join(", ")
-            ));
+            let known = names().collect::<Vec<_>>().join(", ");
+            return Err(format!("'{name}' is no Patroni health check; there are {known}"));
         };
         let mut sent = Vec::new();
         let mut lag = None;
@@ -185,6 +187,16 @@ impl FromStr for Else {
             "down" => Ok(Else::Down),
             _ => Err(format!("'{word}' is none of maint, drain, down")),
         }
+    }
+}
+
+impl fmt::Display for Else {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Else::Maint => "maint",
+            Else::Drain => "drain",
+            Else::Down => "down",
+        })
     }
 }
 

@@ -1,14 +1,15 @@
 //! How this process was started: with HAProxy's connection as fd 3 (systemd, `Accept=yes`) or as
-//! fd 0 (xinetd, inetd, `StandardInput=socket`), or by a human. Knows nothing of Patroni and of
-//! what the bytes mean.
+//! fd 0 (xinetd, inetd, `StandardInput=socket`), with a listening socket in their place (`Accept=no`,
+//! `wait = yes`), or by a human. Knows nothing of Patroni and of what the bytes mean.
 
 use listenfd::ListenFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_acceptconn;
 use sd_notify::NotifyState;
 use std::io::{self, ErrorKind, Read};
-use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 /// The longest agent-send line, without its newline.
@@ -23,11 +24,13 @@ pub enum Connection {
     Standard,
 }
 
-/// Whether there is anybody left to answer.
+/// Who is there to be answered.
 #[derive(Debug)]
 pub enum Peer {
-    /// Yes.
+    /// One who asked.
     Here(Connection),
+    /// All who ask from now on.
+    Listener(TcpListener),
     /// The connection was reset before this process got it.
     Gone,
 }
@@ -37,7 +40,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// A listening socket or no TCP socket was handed over; the text names the setting to change.
+    /// What was handed over is no TCP socket, or cannot be used.
     pub fn inherited() -> Result<Peer, String> {
         let mut passed = ListenFd::from_env();
         let mut no_socket = Ok(Peer::Here(Connection::Standard));
@@ -77,13 +80,9 @@ fn connected(stream: TcpStream) -> Result<Peer, String> {
             let _ = sd_notify::notify(&[NotifyState::Ready]);
             Ok(Peer::Here(Connection::Socket(stream)))
         }
-        // A listening socket and a connection that was reset both have no peer, but only the
-        // first was never connected.
-        Err(error) if error.kind() == ErrorKind::NotConnected => match stream.peek(&mut [0]) {
-            Err(error) if error.kind() == ErrorKind::NotConnected => Err(
-                "got a listening socket, not a connection: set Accept=yes in the .socket unit, or wait = no for xinetd"
-                    .to_owned(),
-            ),
+        // A listening socket and a connection that was reset both have no peer.
+        Err(error) if error.kind() == ErrorKind::NotConnected => match socket_acceptconn(&stream) {
+            Ok(true) => Ok(Peer::Listener(TcpListener::from(OwnedFd::from(stream)))),
             _ => Ok(Peer::Gone),
         },
         Err(error) => Err(format!("cannot use the socket it was started with: {error}")),

@@ -3,6 +3,7 @@
 
 use crate::ask::Answer;
 use crate::check::{Else, Question};
+use crate::hold::Hold;
 use crate::options::Unreachable;
 use std::panic::{self, AssertUnwindSafe};
 
@@ -134,6 +135,17 @@ fn no_answer(unreachable: Unreachable) -> Verdict {
     }
 }
 
+/// An operator's hold takes a node out that would be ready, and makes no other one better.
+pub fn held(hold: Option<Hold>, reply: Reply) -> Reply {
+    match hold {
+        Some(hold) if reply.verdict == Verdict::Ready => {
+            let reason = format!("hold: {}", hold.reason);
+            Reply { verdict: Verdict::Out(hold.word), reason, ..reply }
+        }
+        _ => reply,
+    }
+}
+
 /// HAProxy's question could not be understood, so Patroni was not asked.
 pub fn not_understood(error: &str) -> Reply {
     Reply { verdict: Verdict::Fail, check: String::new(), reason: error.to_owned() }
@@ -178,6 +190,33 @@ mod tests {
         assert_eq!((reply.verdict, reply.reason), (Verdict::Down, format!("{text}at 3")));
         let reply = whatever_happens(Unreachable::Hold, || panic!("here"));
         assert_eq!((reply.verdict, reply.reason), (Verdict::Hold, format!("{text}here")));
+    }
+
+    #[test]
+    fn a_hold_takes_out_a_ready_node_and_nothing_else() {
+        let hold = |word| Some(Hold { word, reason: "why".to_owned() });
+        let before = |verdict| Reply {
+            verdict,
+            check: "primary".to_owned(),
+            reason: "primary, running".to_owned(),
+        };
+        for word in [Else::Maint, Else::Drain] {
+            let reply = held(hold(word), before(Verdict::Ready));
+            assert_eq!((reply.verdict, reply.reason.as_str()), (Verdict::Out(word), "hold: why"));
+            for verdict in [
+                Verdict::Out(Else::Maint),
+                Verdict::Out(Else::Drain),
+                Verdict::Out(Else::Down),
+                Verdict::Fail,
+                Verdict::Unasked,
+                Verdict::Stopped,
+                Verdict::Down,
+                Verdict::Hold,
+            ] {
+                assert_eq!(held(hold(word), before(verdict)), before(verdict));
+            }
+        }
+        assert_eq!(held(None, before(Verdict::Ready)), before(Verdict::Ready));
     }
 
     fn verdict(check: &str, status: u16, role: &str, state: &str) -> Verdict {

@@ -1,7 +1,7 @@
 //! A zero-resident HAProxy agent for Patroni.
 //!
 //! One HAProxy agent check starts one process, which goes once down this pipe and exits:
-//! connection, question, ask, decide, say. The library exists so that tests can call the steps.
+//! connection, question, ask, decide, say. With a listening socket each check is a thread instead. The library exists so that tests can call the steps.
 
 // fd 1 and 2 may be HAProxy: only `say` writes there, and never by a macro that may panic.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
@@ -12,11 +12,17 @@ pub mod say;
 /// How this process was started, and so where the question comes from and the reply goes.
 pub mod connection;
 
+/// Many checks a second by one process, for as long as somebody asks.
+pub mod serve;
+
 /// The command line.
 pub mod options;
 
 /// The question: which of Patroni's health checks is asked.
 pub mod check;
+
+/// The operator's hand: a file that takes this node out of every pool.
+pub mod hold;
 
 /// One GET on Patroni's REST API.
 pub mod ask;

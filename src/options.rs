@@ -8,6 +8,8 @@ use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use ureq::http::Uri;
@@ -16,23 +18,81 @@ use ureq::http::uri::Authority;
 /// This program's name.
 pub const NAME: &str = env!("CARGO_PKG_NAME");
 
-const OPTIONS: &[(&str, &str)] = &[
-    ("--url URL", "Patroni's REST API, http or https (default http://127.0.0.1:8008)"),
-    ("--timeout DURATION", "one deadline for everything, 10ms to 10s (default 1500ms)"),
-    ("--else maint|drain|down", "what a healthy node gets that is not CHECK (default maint)"),
-    (
-        "--unreachable down|hold",
-        "what is said if Patroni gives no usable answer; hold changes\nnothing in HAProxy (default down)",
+/// One option, as `--help`, the manual, the completions and the README have it.
+#[derive(Clone, Copy, Debug)]
+pub struct Described {
+    /// Its letter, if it has one.
+    pub short: Option<char>,
+    /// Its name, without the dashes.
+    pub long: &'static str,
+    /// What it takes: `a|b` is a choice, `FILE` a file; empty if it takes nothing.
+    pub value: &'static str,
+    /// What holds without it; empty if that says nothing.
+    pub default: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+}
+
+const fn takes(
+    long: &'static str,
+    value: &'static str,
+    default: &'static str,
+    meaning: &'static str,
+) -> Described {
+    Described { short: None, long, value, default, meaning }
+}
+
+const fn flag(short: Option<char>, long: &'static str, meaning: &'static str) -> Described {
+    Described { short, long, value: "", default: "", meaning }
+}
+
+/// All options. What is said of them anywhere is made from this (`tests/manual.rs`).
+pub const OPTIONS: &[Described] = &[
+    takes("url", "URL", URL, "Patroni's REST API, http or https"),
+    takes("timeout", "DURATION", "1500ms", "one deadline for everything, 10ms to 10s"),
+    takes("else", "maint|drain|down", "maint", "what a healthy node gets that is not CHECK"),
+    takes(
+        "unreachable",
+        "down|hold",
+        "down",
+        "what is said if Patroni gives no usable answer; hold changes nothing in HAProxy",
     ),
-    ("--agent-send", "HAProxy sends the check: one line 'CHECK [maint|drain|down]'"),
-    ("--cacert FILE", "the CA of Patroni's certificate, PEM"),
-    ("--cert FILE", "client certificate, PEM"),
-    ("--key FILE", "its private key, PEM (default: in the file of --cert)"),
-    ("-k, --insecure", "do not verify Patroni's certificate"),
-    ("--connect-to HOST[:PORT]", "connect there, but verify and name the host of --url"),
-    ("-h, --help", "print this and exit"),
-    ("-V, --version", "print the version and exit"),
+    flag(
+        None,
+        "agent-send",
+        "HAProxy sends the check: one line CHECK [maint|drain|down], at most 256 bytes",
+    ),
+    takes(
+        "hold-file",
+        "FILE",
+        HOLD_FILE,
+        "if there is this file, its first word drain or maint is what a ready node gets, and the rest says why",
+    ),
+    takes(
+        "idle",
+        "DURATION",
+        "10s",
+        "with a listening socket: how long to stay after the last check, 1s to 1h",
+    ),
+    takes("cacert", "FILE", "", "the CA of Patroni's certificate, PEM; public CAs are not used"),
+    takes("cert", "FILE", "", "client certificate, PEM"),
+    takes(
+        "key",
+        "FILE",
+        "",
+        "its private key, PEM; without it the key is looked for in the file of --cert",
+    ),
+    flag(Some('k'), "insecure", "do not verify Patroni's certificate"),
+    takes("connect-to", "HOST[:PORT]", "", "connect there, but verify and name the host of --url"),
+    flag(Some('h'), "help", "print this and exit"),
+    flag(Some('V'), "version", "print the version and exit"),
 ];
+
+const URL: &str = "http://127.0.0.1:8008";
+const HOLD_FILE: &str = "/run/patroni-agent-check/hold";
+const TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long a process with a listening socket stays after the last check (`--idle`).
+pub const IDLE: Duration = Duration::from_secs(10);
 
 /// What to do with an unusable answer (`--unreachable`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +127,10 @@ pub struct Options {
     pub otherwise: Else,
     /// What is said if Patroni gives no usable answer.
     pub unreachable: Unreachable,
+    /// The operator's hold.
+    pub hold_file: PathBuf,
+    /// With a listening socket: how long to stay after the last check.
+    pub idle: Duration,
     /// The question; none with `--agent-send`: HAProxy sends it.
     pub question: Option<Question>,
 }
@@ -93,8 +157,10 @@ impl Options {
     ///
     /// See [`Stop`].
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
-        let mut url = "http://127.0.0.1:8008".to_owned();
-        let mut timeout = Duration::from_millis(1500);
+        let mut url = URL.to_owned();
+        let mut timeout = TIMEOUT;
+        let mut hold_file = PathBuf::from(HOLD_FILE);
+        let mut idle = IDLE;
         let mut otherwise = Else::default();
         let mut unreachable = Unreachable::default();
         let mut agent_send = false;
@@ -105,10 +171,12 @@ impl Options {
         while let Some(argument) = parser.next()? {
             match argument {
                 Arg::Long("url") => url = parser.value()?.string()?,
-                Arg::Long("timeout") => timeout = parser.value()?.parse_with(duration)?,
+                Arg::Long("timeout") => timeout = parser.value()?.parse_with(timeout_value)?,
                 Arg::Long("else") => otherwise = parser.value()?.parse()?,
                 Arg::Long("unreachable") => unreachable = parser.value()?.parse()?,
                 Arg::Long("agent-send") => agent_send = true,
+                Arg::Long("hold-file") => hold_file = parser.value()?.into(),
+                Arg::Long("idle") => idle = parser.value()?.parse_with(idle_value)?,
                 Arg::Long("cacert") => tls.cacert = Some(parser.value()?.into()),
                 Arg::Long("cert") => tls.cert = Some(parser.value()?.into()),
                 Arg::Long("key") => tls.key = Some(parser.value()?.into()),
@@ -141,41 +209,75 @@ impl Options {
             timeout,
             otherwise,
             unreachable,
+            hold_file,
+            idle,
             question,
         })
     }
 }
 
-fn help() -> String {
+impl Described {
+    /// The option with its value, such as `-k, --insecure` or `--url URL`.
+    pub fn usage(&self) -> String {
+        let short = self.short.map(|short| format!("-{short}, ")).unwrap_or_default();
+        let space = if self.value.is_empty() { "" } else { " " };
+        format!("{short}--{}{space}{}", self.long, self.value)
+    }
+}
+
+/// What `--help` prints.
+pub fn help() -> String {
     let mut text = format!(
         "HAProxy agent for Patroni: answers one agent check and exits.\n\n\
          Usage: {NAME} [OPTIONS] [CHECK]\n\n\
          CHECK is one of Patroni's health checks, with its query: primary (default),\n\
          replica?lag=16MB, read-only, sync, standby-leader ...\n\n"
     );
-    for (option, meaning) in OPTIONS {
-        for (number, meaning) in meaning.lines().enumerate() {
-            let option = if number == 0 { option } else { "" };
-            let _ = writeln!(text, "  {option:25} {meaning}");
+    for option in OPTIONS {
+        let mut meaning = option.meaning.to_owned();
+        if !option.default.is_empty() {
+            let _ = write!(meaning, " (default {})", option.default);
         }
+        let (mut column, mut length) = (format!("  {:26}", option.usage()), 0);
+        for word in meaning.split(' ') {
+            if length + word.len() > 50 {
+                let _ = writeln!(text, "{}", column.trim_end());
+                (column, length) = (" ".repeat(28), 0);
+            }
+            length += word.len() + 1;
+            column += &format!("{word} ");
+        }
+        let _ = writeln!(text, "{}", column.trim_end());
     }
     text += "\nExit status on a terminal: 0 in the pool, 1 healthy but not CHECK, 2 broken or\n\
-             unreachable, 64 usage. Behind a socket 0 whenever an answer was written.\n";
+             unreachable, 64 usage. Behind a socket 0 whenever an answer was written.\n\
+             See patroni-agent-check(8).\n";
     text
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.strip_suffix("ms") {
-        Some(number) => (number, 1),
-        None => (text.strip_suffix('s').unwrap_or(""), 1000),
+fn timeout_value(text: &str) -> Result<Duration, String> {
+    duration(text, 10..=10_000)
+        .ok_or("--timeout takes 10ms to 10s, such as 1500ms or 2s".to_owned())
+}
+
+fn idle_value(text: &str) -> Result<Duration, String> {
+    duration(text, 1_000..=3_600_000).ok_or("--idle takes 1s to 1h, such as 10s or 5min".to_owned())
+}
+
+/// A whole number with its unit; none if it is not one or not within these milliseconds.
+fn duration(text: &str, milliseconds: RangeInclusive<u64>) -> Option<Duration> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[number.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
     };
     // Only digits: parse() would take a sign.
     let digits = number.bytes().all(|byte| byte.is_ascii_digit());
-    let milliseconds = number.parse::<u64>().ok().filter(|_| digits);
-    match milliseconds.and_then(|n| n.checked_mul(unit)) {
-        Some(n @ 10..=10_000) => Ok(Duration::from_millis(n)),
-        _ => Err("--timeout takes 10ms to 10s, such as 1500ms or 2s".to_owned()),
-    }
+    let duration = number.parse::<u64>().ok().filter(|_| digits)?.checked_mul(unit)?;
+    milliseconds.contains(&duration).then(|| Duration::from_millis(duration))
 }
 
 fn patroni(url: &str, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, String> {

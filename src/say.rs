@@ -23,20 +23,25 @@ const USAGE: u8 = 64;
 /// brings back a server that an agent has called down. `down ready` rather than `down`, which is
 /// not seen on a server in MAINT. A word that HAProxy does not know changes nothing and is shown.
 pub fn line(reply: &Reply) -> String {
-    let words = match reply.verdict {
+    let reason = printable(&reply.reason, REASON_LIMIT);
+    match (words(reply.verdict), reply.verdict) {
+        // HAProxy also splits words at commas.
+        (word, Verdict::Hold) => format!("{word}:_{}\n", reason.replace([' ', ','], "_")),
+        (words, _) => format!("{words} # {reason}\n"),
+    }
+}
+
+/// The words of the reply, without the reason.
+pub fn words(verdict: Verdict) -> &'static str {
+    match verdict {
         Verdict::Ready => "up ready",
         Verdict::Out(Else::Maint) => "up maint",
         Verdict::Out(Else::Drain) => "up drain",
         Verdict::Out(Else::Down) | Verdict::Down => "down ready",
         Verdict::Fail | Verdict::Unasked => "fail ready",
         Verdict::Stopped => "stopped ready",
-        Verdict::Hold => {
-            // HAProxy also splits words at commas.
-            let word = printable(&reply.reason, REASON_LIMIT).replace([' ', ','], "_");
-            return format!("!unreachable:_{word}\n");
-        }
-    };
-    format!("{words} # {}\n", printable(&reply.reason, REASON_LIMIT))
+        Verdict::Hold => "!unreachable",
+    }
 }
 
 /// Nothing from outside gets further than this as it came: printable ASCII only.
@@ -58,7 +63,7 @@ pub fn say(connection: Connection, reply: &Reply) -> ExitCode {
             let peer = stream.peer_addr();
             send(stream, &line);
             if status == 2 && reply.verdict != Verdict::Unasked {
-                let words = line.split(" #").next().unwrap_or_default().trim_end();
+                let words = words(reply.verdict);
                 // a dual-stack socket shows IPv4 as ::ffff:10.0.0.1
                 let canonical =
                     |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());

@@ -7,7 +7,6 @@ use common::{
 };
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output, Stdio};
@@ -105,18 +104,6 @@ fn a_wrong_command_line_is_answered() {
             assert_eq!(outcome.reply.matches('\n').count(), 1);
             assert_eq!(outcome.code, Some(0));
         }
-    }
-}
-
-#[test]
-fn a_listening_socket_is_a_clear_error() {
-    for how in [Start::ListenFds, Start::Stdin] {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let stream = TcpStream::from(OwnedFd::from(listener));
-        let output = start(how, stream, &[]).output().expect("the handler starts");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(stderr.contains("set Accept=yes") && stderr.contains("wait = no"), "{stderr}");
-        assert_eq!(output.status.code(), Some(64));
     }
 }
 

@@ -7,12 +7,12 @@ use common::{FakePatroni, HANDLER, Start, http, start};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -325,6 +325,125 @@ fn pools_on_one_port_by_agent_send() {
             "{asked}"
         );
     }
+}
+
+/// The commented lines of units/haproxy.cfg and the alerts of units/prometheus-rules.yml, on two nodes.
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn reads_fall_back_to_the_primary_and_alerts_see_it() {
+    /// A server that says who it is; and an agent of its own.
+    fn node(name: &'static str, primary: bool, replica: Arc<AtomicBool>) -> (u16, u16) {
+        let server = FakePatroni::raw(move |mut stream| drop(stream.write_all(name.as_bytes())));
+        let patroni = FakePatroni::on("127.0.0.1:0", move |mut stream, _| {
+            let request = common::read_request(&mut stream);
+            let asked_for = match request.starts_with("GET /primary ") {
+                true => primary,
+                false => !primary && replica.load(Ordering::SeqCst),
+            };
+            let body = if primary { READY.body } else { REPLICA };
+            let _ = stream.write_all(&http(if asked_for { 200 } else { 503 }, body));
+        });
+        let arguments = ["--agent-send", "--url", &patroni.url()].map(str::to_owned).to_vec();
+        let agent = launcher("127.0.0.1:0", Arc::new(Mutex::new(arguments))).port();
+        (server.address.port(), agent)
+    }
+    let replica = Arc::new(AtomicBool::new(true));
+    let nodes =
+        [("pg1", true), ("pg2", false)].map(|(name, primary)| node(name, primary, replica.clone()));
+    let port =
+        || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
+    let (reads, metrics) = (port(), port());
+    let shipped = common::file("../units/haproxy.cfg");
+    let shipped = fs::read_to_string(shipped).expect("haproxy.cfg");
+    let mut pools = format!(
+        "listen postgres-write\n default-server agent-check agent-inter 200ms disabled\n bind 127.0.0.1:{}\n",
+        port()
+    );
+    for (number, (server, agent)) in nodes.iter().enumerate() {
+        let _ = writeln!(
+            pools,
+            " server pg{} 127.0.0.1:{server} agent-port {agent} agent-send \"primary\\n\"",
+            number + 1
+        );
+    }
+    let _ = write!(
+        pools,
+        "listen postgres-read\n default-server agent-check agent-inter 200ms disabled\n bind 127.0.0.1:{reads}\n"
+    );
+    let lines = shipped.split("listen postgres-read").nth(1).expect("the read pool").lines();
+    for line in lines.take_while(|line| !line.starts_with("listen")) {
+        let line = line.trim().trim_start_matches('#');
+        for (number, (server, agent)) in nodes.iter().enumerate() {
+            let address = format!("pg{}:5432", number + 1);
+            if line.starts_with("server ") && line.contains(&address) {
+                let line =
+                    line.replace(&address, &format!("127.0.0.1:{server} agent-port {agent}"));
+                let _ = writeln!(pools, " {line}");
+            }
+        }
+    }
+    assert_eq!(pools.matches(" backup ").count(), 2, "{pools}");
+    let _ = writeln!(
+        pools,
+        "frontend metrics\n mode http\n bind 127.0.0.1:{metrics}\n http-request use-service prometheus-exporter"
+    );
+    let _haproxy = HaProxy::start("fallback", &pools);
+    let get = |port, request: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("HAProxy");
+        let _ = stream.write_all(request.as_bytes());
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    };
+    let reads_reach = |name: &str| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while get(reads, "") != name {
+            assert!(Instant::now() < end, "reads do not reach {name}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for _ in 0..10 {
+            assert_eq!(get(reads, ""), name);
+        }
+    };
+    reads_reach("pg2");
+    replica.store(false, Ordering::SeqCst);
+    reads_reach("pg1");
+    replica.store(true, Ordering::SeqCst);
+    reads_reach("pg2");
+
+    let exported = get(metrics, "GET /metrics HTTP/1.0\r\n\r\n");
+    let rules =
+        fs::read_to_string(common::file("../units/prometheus-rules.yml")).expect("the rules");
+    let mut seen = 0;
+    for selector in rules.split("haproxy_server_status{").skip(1) {
+        let labels = selector.split('}').next().expect("labels");
+        let label = |name: &str| {
+            labels
+                .split(&format!("{name}="))
+                .nth(1)
+                .map(|rest| rest.trim_start_matches('~').split('"').nth(1).expect("a value"))
+        };
+        let (proxy, state) = (label("proxy").expect("a proxy"), label("state").expect("a state"));
+        let proxy = proxy.replace(".*", "read");
+        let named = |line: &&str| {
+            line.starts_with(&format!("haproxy_server_status{{proxy=\"{proxy}\","))
+                && line.contains(&format!("state=\"{state}\""))
+        };
+        assert!(exported.lines().any(|line| named(&line)), "{labels} is not exported");
+        seen += 1;
+    }
+    assert_eq!(seen, rules.matches("expr:").count());
+    let up = |proxy: &str| {
+        exported
+            .lines()
+            .filter(|line| {
+                line.starts_with(&format!("haproxy_server_status{{proxy=\"{proxy}\""))
+                    && line.contains("state=\"UP\"")
+                    && line.ends_with(" 1")
+            })
+            .count()
+    };
+    assert_eq!(up("postgres-write"), 1);
 }
 
 /// HAProxy's own regression test of agents sends words of all classes at once; ours always sends

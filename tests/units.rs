@@ -1,4 +1,4 @@
-//! The shipped units on a real systemd: nothing that a peer, a broken handler or an administrator does
+//! The shipped units on a real systemd, a process for each check and one for many: nothing that a peer, a broken handler or an administrator does
 //! kills the port, lingers, or fills the journal. On Debian 12 (systemd 252, HAProxy 2.6) and Debian 13
 //! (systemd 257, HAProxy 3.0). Needs root and what tests/install installs; tests/run runs it.
 
@@ -26,9 +26,15 @@ fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The units: a process for each check, one process for many.
+const UNITS: &str = "patroni-agent-check";
+const LISTEN: &str = "patroni-agent-check-listen";
+
 /// A machine with the shipped units, a fake Patroni, and HAProxy.
 struct Machine {
     name: String,
+    /// Which pair of units is in use.
+    units: &'static str,
     leader: String,
     /// The timeline that Patroni names.
     said: Arc<AtomicU64>,
@@ -36,8 +42,12 @@ struct Machine {
 
 impl Machine {
     fn boot(name: &str, root: &str) -> Machine {
+        Machine::with(UNITS, name, root)
+    }
+
+    fn with(units: &'static str, name: &str, root: &str) -> Machine {
         let name = format!("{name}-{}", std::process::id());
-        let mut machine = Machine { name, leader: String::new(), said: Arc::default() };
+        let mut machine = Machine { name, units, leader: String::new(), said: Arc::default() };
         lab("machine", &["start", &machine.name, "--root", root]).expect("it boots");
         machine.leader = lab("machine", &["pid", &machine.name]).expect("pid").trim().to_owned();
         let handler = env!("CARGO_BIN_EXE_patroni-agent-check");
@@ -55,7 +65,7 @@ impl Machine {
                 let _ = stream.write_all(&common::http(200, &body));
             })
         });
-        machine.sh("systemctl start patroni-agent-check.socket");
+        machine.sh(&format!("systemctl start {units}.socket"));
         machine
     }
 
@@ -130,7 +140,7 @@ impl Machine {
         let started = Instant::now();
         while !self.heard().contains(&wanted) {
             let state =
-                || self.sh("systemctl status patroni-agent-check.socket --no-pager || true");
+                || self.sh(&format!("systemctl status {}.socket --no-pager || true", self.units));
             assert!(
                 started.elapsed() < 2 * INTERVAL + Duration::from_millis(1500),
                 "{after}: {}",
@@ -150,7 +160,7 @@ impl Machine {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
             let units =
-                self.sh("systemctl list-units --all --plain --no-legend 'patroni-agent-check@*'");
+                self.sh("systemctl list-units --plain --no-legend 'patroni-agent-check*.service'");
             let processes = self.sh("pgrep -x patroni-agent-c || true");
             if units.is_empty() && processes.is_empty() {
                 return;
@@ -229,8 +239,8 @@ fn flood(count: u32) {
     println!("{count} connections in {:.1} s", started.elapsed().as_secs_f64());
 }
 
-fn never_dead(name: &str, root: &str) {
-    let machine = Machine::boot(name, root);
+fn never_dead(units: &'static str, name: &str, root: &str) {
+    let machine = Machine::with(units, name, root);
     machine.haproxies(4);
     machine.assert_alive("start");
 
@@ -241,10 +251,12 @@ fn never_dead(name: &str, root: &str) {
     }
     // without any settings either; HAProxy's question is then not looked at
     machine.sh("mv /etc/default/patroni-agent-check /etc/default/away");
+    machine.sh(&format!("systemctl stop {LISTEN}.service"));
     let lines = machine.journal_lines();
     machine.network(|| (0..10).for_each(|_| assert!(check(5555).starts_with("up ready"))));
     assert_eq!(machine.journal_lines(), lines, "lines without settings");
     machine.sh("mv /etc/default/away /etc/default/patroni-agent-check");
+    machine.sh(&format!("systemctl stop {LISTEN}.service"));
     let (lines, memory) = (machine.journal_lines(), machine.memory());
     let answered =
         machine.network(|| (0..1800).filter(|_| check(5555).starts_with("up ready")).count());
@@ -284,6 +296,7 @@ fn never_dead(name: &str, root: &str) {
     for (what, signal) in [("crashes", "SEGV"), ("hangs", "STOP")] {
         machine.file("/usr/bin/new", &format!("#!/bin/sh\nkill -{signal} $$\n"));
         machine.sh("chmod 755 /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
+        machine.sh(&format!("systemctl stop {LISTEN}.service"));
         machine.network(|| {
             (0..30).for_each(|_| {
                 let stream = TcpStream::connect(agent(5555)).expect("the port lives");
@@ -298,6 +311,19 @@ fn never_dead(name: &str, root: &str) {
             sleep(Duration::from_secs(18));
         }
         machine.assert_alive(&format!("a handler that {what} at every check"));
+    }
+
+    if units == LISTEN {
+        for signal in ["SEGV", "KILL", "STOP"] {
+            let running = format!("systemctl show -P MainPID {LISTEN}.service");
+            machine.sh(&format!("kill -{signal} $({running})"));
+            machine.assert_alive(&format!("SIG{signal} while it serves"));
+        }
+        let end = Instant::now() + INTERVAL;
+        let told = || machine.sh(&format!("systemctl show -P StatusText {LISTEN}.service"));
+        while !told().ends_with(" running, last said: up ready\n") {
+            assert!(Instant::now() < end, "systemd is told: {}", told());
+        }
     }
 
     let used = machine.sh("df --output=used -k /run | tail -1");
@@ -321,10 +347,12 @@ fn never_dead(name: &str, root: &str) {
     assert_eq!(lost, 0, "checks while the program was replaced 100 times");
     machine.assert_alive("100 replacements of the program");
 
-    let restart = "for i in $(seq 100); do systemctl restart patroni-agent-check.socket || exit 1; \
-        [ $((i % 10)) != 0 ] || systemctl daemon-reload; done";
+    let restart = format!(
+        "for i in $(seq 100); do systemctl restart {units}.socket || exit 1; \
+         [ $((i % 10)) != 0 ] || systemctl daemon-reload; done"
+    );
     let (asked, refused) = std::thread::scope(|scope| {
-        let restarting = scope.spawn(|| machine.sh(restart));
+        let restarting = scope.spawn(|| machine.sh(&restart));
         let (mut asked, mut refused) = (0, 0);
         while !restarting.is_finished() {
             machine.network(|| {
@@ -345,19 +373,31 @@ fn never_dead(name: &str, root: &str) {
     let grown = machine.memory().saturating_sub(memory);
     println!("{}: PID 1 grew by {grown} kB, from {memory} kB", machine.name);
     assert!(grown < 2048, "PID 1 grew by {grown} kB");
-    assert_eq!(machine.sh("systemctl is-active patroni-agent-check.socket"), "active\n");
+    assert_eq!(machine.sh(&format!("systemctl is-active {units}.socket")), "active\n");
 }
 
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn never_dead_on_debian_12() {
-    never_dead("bookworm", "/");
+    never_dead(UNITS, "bookworm", "/");
 }
 
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn never_dead_on_debian_13() {
-    never_dead("trixie", DEBIAN_13);
+    never_dead(UNITS, "trixie", DEBIAN_13);
+}
+
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn listening_never_dead_on_debian_12() {
+    never_dead(LISTEN, "listen-bookworm", "/");
+}
+
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn listening_never_dead_on_debian_13() {
+    never_dead(LISTEN, "listen-trixie", DEBIAN_13);
 }
 
 /// Each setting is there for something that happens without it.

@@ -1,1 +1,17 @@
-complete -c patroni-agent-check -l help
+# Made by tests/manual.rs from the table in src/options.rs.
+complete -c patroni-agent-check -f
+complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https'
+complete -c patroni-agent-check -l timeout -x -d 'one deadline for everything, 10ms to 10s'
+complete -c patroni-agent-check -l else -x -a 'maint drain down' -d 'what a healthy node gets that is not CHECK'
+complete -c patroni-agent-check -l unreachable -x -a 'down hold' -d 'what is said if Patroni gives no usable answer; hold changes nothing in HAProxy'
+complete -c patroni-agent-check -l agent-send -d 'HAProxy sends the check: one line CHECK [maint|drain|down], at most 256 bytes'
+complete -c patroni-agent-check -l hold-file -r -F -d 'if there is this file, its first word drain or maint is what a ready node gets, and the rest says why'
+complete -c patroni-agent-check -l idle -x -d 'with a listening socket: how long to stay after the last check, 1s to 1h'
+complete -c patroni-agent-check -l cacert -r -F -d 'the CA of Patroni\'s certificate, PEM; public CAs are not used'
+complete -c patroni-agent-check -l cert -r -F -d 'client certificate, PEM'
+complete -c patroni-agent-check -l key -r -F -d 'its private key, PEM; without it the key is looked for in the file of --cert'
+complete -c patroni-agent-check -s k -l insecure -d 'do not verify Patroni\'s certificate'
+complete -c patroni-agent-check -l connect-to -x -d 'connect there, but verify and name the host of --url'
+complete -c patroni-agent-check -s h -l help -d 'print this and exit'
+complete -c patroni-agent-check -s V -l version -d 'print the version and exit'
+complete -c patroni-agent-check -a 'primary read-write master leader standby-leader standby_leader replica read-only sync synchronous async asynchronous quorum read-only-sync read-only-quorum health'

@@ -1,0 +1,73 @@
+//! The operator's hand: a file that takes this node out of every pool, whatever it is asked for. Knows the
+//! file, and nothing of what the node would be without it.
+
+use crate::check::Else;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+/// The longest hold file in bytes; a reason needs no more.
+const LIMIT: u64 = 4096;
+
+/// A hold that is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// What a node gets that would be ready: maint or drain.
+    pub word: Else,
+    /// Why, in the words of whoever wrote the file, or what is wrong with it.
+    pub reason: String,
+}
+
+/// Reads the hold file, `drain|maint [REASON]`; none if there is no file.
+///
+/// Whatever else is there is a hold too, with maint: it was somebody's will to take the node out, and
+/// the reason says what is wrong.
+pub fn read(file: &Path) -> Option<Hold> {
+    let wrong = |error: String| {
+        let reason = format!("{}: {error}", file.display());
+        Some(Hold { word: Else::Maint, reason })
+    };
+    match text(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => wrong(error.to_string()),
+        Ok(text) => {
+            let (word, reason) =
+                text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
+            let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+            let word = match word.to_ascii_lowercase().as_str() {
+                "drain" => Else::Drain,
+                "maint" => Else::Maint,
+                word => return wrong(format!("'{word}' is neither drain nor maint")),
+            };
+            let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };
+            Some(Hold { word, reason })
+        }
+    }
+}
+
+fn text(file: &Path) -> io::Result<String> {
+    // `echo` makes the file first and fills it then: a hold that is drain must not be maint in between.
+    for _ in 0..10 {
+        let text = whole(file)?;
+        if text.ends_with('\n') {
+            return Ok(text);
+        }
+        sleep(Duration::from_millis(5));
+    }
+    whole(file)
+}
+
+fn whole(file: &Path) -> io::Result<String> {
+    // Nothing that could keep the check waiting for ever, such as a FIFO, or feed it without end.
+    if !fs::metadata(file)?.is_file() {
+        return Err(io::Error::other("it is no plain file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(file)?.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LIMIT {
+        return Err(io::Error::other(format!("it is longer than {LIMIT} bytes")));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,180 @@
+//! The hold file: what an operator writes there, and what HAProxy is told then.
+
+mod common;
+
+use common::{FakePatroni, PRIMARY, check, http};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A folder of this test's own, gone when it ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let name = format!("patroni-agent-check-hold-{name}-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir(&folder).expect("a folder");
+        Folder(folder)
+    }
+
+    fn file(&self) -> String {
+        self.0.join("hold").to_str().expect("UTF-8").to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn primary() -> FakePatroni {
+    FakePatroni::answering(http(200, PRIMARY))
+}
+
+#[test]
+fn what_is_written_is_what_a_ready_node_gets() {
+    let (folder, patroni) = (Folder::new("words"), primary());
+    let file = folder.file();
+    let ask = || check(&["--url", &patroni.url(), "--hold-file", &file]);
+    let long = format!("maint {}", "x".repeat(3000));
+    let odd = |what: &str| format!("up maint # hold: {file}: {what}").chars().take(111).collect();
+    let lines: [(&[u8], String); 13] = [
+        (
+            b"drain kernel upgrade, ticket 123\n",
+            "up drain # hold: kernel upgrade, ticket 123".into(),
+        ),
+        (b"maint moving house\n", "up maint # hold: moving house".into()),
+        (b"DRAIN  by\thand \n\n", "up drain # hold: by hand".into()),
+        (b"drain one\nand two\r\n", "up drain # hold: one and two".into()),
+        (b"maint no newline", "up maint # hold: no newline".into()),
+        (b"maint\n", "up maint # hold: no reason given".into()),
+        (b"drain a\0b\x1b[31m \xff up ready\n", "up drain # hold: a?b?[31m ? up ready".into()),
+        (long.as_bytes(), format!("up maint # hold: {}", "x".repeat(94))),
+        (b"", odd("'' is neither drain nor maint")),
+        (b"\n", odd("'' is neither drain nor maint")),
+        (b"ready\n", odd("'ready' is neither drain nor maint")),
+        (b"down it is\n", odd("'down' is neither drain nor maint")),
+        (&[b'm'; 5000], odd("it is longer than 4096 bytes")),
+    ];
+    for (text, line) in lines {
+        fs::write(&file, text).expect("written");
+        let outcome = ask();
+        assert_eq!(outcome.reply, format!("{line}\n"));
+        assert_eq!(
+            (outcome.stderr.as_str(), outcome.code),
+            ("", Some(0)),
+            "no news for the journal"
+        );
+    }
+    fs::remove_file(&file).expect("removed");
+    assert_eq!(ask().reply, "up ready # primary, running, timeline 5\n");
+}
+
+#[test]
+fn what_cannot_be_read_is_maint() {
+    let (folder, patroni) = (Folder::new("unreadable"), primary());
+    let file = folder.file();
+    fs::write(&file, "drain x\n").expect("written");
+    let beneath = format!("{file}/hold");
+    let fifo = folder.0.join("fifo").to_str().expect("UTF-8").to_owned();
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.expect("mkfifo").success());
+    let folder = folder.0.to_str().expect("UTF-8");
+    for (hold, why) in [
+        (beneath.as_str(), "Not a directory"),
+        (fifo.as_str(), "it is no plain file"),
+        (folder, "it is no plain file"),
+        ("/dev/zero", "it is no plain file"),
+    ] {
+        let outcome = check(&["--url", &patroni.url(), "--hold-file", hold]);
+        assert!(
+            outcome.reply.starts_with(&format!("up maint # hold: {hold}: {why}")),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn a_hold_makes_no_node_better() {
+    let folder = Folder::new("better");
+    let file = folder.file();
+    fs::write(&file, "drain x\n").expect("written");
+    let ask = |patroni: &FakePatroni, arguments: &[&str]| {
+        let url = patroni.url();
+        check(&[&["--url", &url, "--hold-file", &file], arguments].concat()).reply
+    };
+    let stopped = r#"{"state": "stopped", "role": "primary"}"#;
+    let replica = r#"{"state": "running", "role": "replica", "replication_state": "streaming"}"#;
+    let answering = |status, body| FakePatroni::answering(http(status, body));
+    for (patroni, arguments, line) in [
+        (
+            answering(503, stopped),
+            &["primary"][..],
+            "stopped ready # primary, PostgreSQL is stopped",
+        ),
+        (answering(503, PRIMARY), &["primary"], "fail ready # primary without the leader lock"),
+        (answering(503, replica), &["primary"], "up maint # replica, streaming"),
+        (answering(503, replica), &["--else", "down"], "down ready # replica, streaming"),
+        (answering(200, replica), &["replica"], "up drain # hold: x"),
+        (answering(200, replica), &["health"], "up drain # hold: x"),
+    ] {
+        assert_eq!(ask(&patroni, arguments), format!("{line}\n"));
+    }
+    let hung = FakePatroni::raw(|_| std::thread::sleep(std::time::Duration::from_secs(1)));
+    let reply = ask(&hung, &["--timeout", "100ms"]);
+    assert!(reply.starts_with("down ready # Patroni "), "{reply}");
+    let reply = ask(&hung, &["--timeout", "100ms", "--unreachable", "hold"]);
+    assert!(reply.starts_with("!unreachable:_Patroni"), "{reply}");
+}
+
+/// `echo` empties the file before it fills it: a drain must never be a maint in between, which cuts sessions.
+#[test]
+fn a_half_written_file_is_waited_for() {
+    let (folder, patroni) = (Folder::new("half"), primary());
+    let file = folder.file();
+    fs::write(&file, "drain x\n").expect("written");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut written = 0;
+            while !over.load(Ordering::SeqCst) {
+                fs::write(&file, "drain x\n").expect("written");
+                written += 1;
+                std::thread::sleep(std::time::Duration::from_micros(300));
+            }
+            written
+        });
+        for _ in 0..200 {
+            let outcome = check(&["--url", &patroni.url(), "--hold-file", &file]);
+            if outcome.reply != "up drain # hold: x\n" {
+                over.store(true, Ordering::SeqCst);
+                panic!("{outcome:?}");
+            }
+        }
+        over.store(true, Ordering::SeqCst);
+        println!("200 checks, {} times written meanwhile", writer.join().expect("no panic"));
+    });
+}
+
+/// A human is told of a hold even where it changes nothing.
+#[test]
+fn a_human_is_told() {
+    let folder = Folder::new("human");
+    let file = folder.file();
+    fs::write(&file, "drain x\n").expect("written");
+    let patroni = primary();
+    for (check, reply, code) in
+        [("primary", "up drain # hold: x\n", 1), ("replica", "up maint # primary, running\n", 1)]
+    {
+        let output = std::process::Command::new(common::HANDLER)
+            .args(["--url", &patroni.url(), "--hold-file", &file, check])
+            .output()
+            .expect("it starts");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), reply);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.starts_with("patroni-agent-check: a hold is on: drain, x\n"), "{said}");
+        assert_eq!(output.status.code(), Some(code));
+    }
+}

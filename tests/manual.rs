@@ -1,0 +1,226 @@
+//! What is said of the options and checks is made from one source: the manual, the completions and the
+//! README must be what this makes of it. `UPDATE=1 cargo test --test manual` writes them anew.
+
+use patroni_agent_check::check;
+use patroni_agent_check::options::{Described, NAME, OPTIONS, Options, help};
+use std::fmt::Write;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn text(name: &str) -> String {
+    fs::read_to_string(file(name)).unwrap_or_default()
+}
+
+/// The file must be this, or becomes it.
+fn assert_is(name: &str, wanted: &str) {
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(file(name), wanted).expect(name);
+    }
+    assert!(text(name) == wanted, "{name} is old: UPDATE=1 cargo test --test manual");
+}
+
+/// A text with the part between two marks made anew.
+fn between(text: &str, marks: [&str; 2], made: &str) -> String {
+    let (before, rest) = text.split_once(marks[0]).unwrap_or_else(|| panic!("no {}", marks[0]));
+    let (_, after) = rest.split_once(marks[1]).unwrap_or_else(|| panic!("no {}", marks[1]));
+    [before, marks[0], made, marks[1], after].concat()
+}
+
+fn choices(option: &Described) -> Option<Vec<&str>> {
+    option.value.contains('|').then(|| option.value.split('|').collect())
+}
+
+fn roff(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq")
+}
+
+/// Markdown's `code` in bold.
+fn roff_of_markdown(text: &str) -> String {
+    let mut parts = text.split('`').map(roff);
+    let mut text = parts.next().expect("a part");
+    for (number, part) in parts.enumerate() {
+        text += if number % 2 == 0 { "\\fB" } else { "\\fR" };
+        text += &part;
+    }
+    text
+}
+
+/// The rows below the head of README's table that begins so.
+fn readme_rows(head: &str) -> Vec<Vec<String>> {
+    let readme = text("README.md");
+    let table = readme.split(head).nth(1).unwrap_or_else(|| panic!("no {head} in the README"));
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(|row| row.trim_matches(['|', ' ']).split(" | ").map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn the_manual() {
+    let version = concat!("\"", env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"), "\"");
+    assert!(text("units/patroni-agent-check.8").contains(version), "its .TH line has {version}");
+    let mut options = String::new();
+    for option in OPTIONS {
+        let short = option.short.map(|short| format!("\\fB\\-{short}\\fR, ")).unwrap_or_default();
+        let value =
+            if option.value.is_empty() { "" } else { &format!(" \\fI{}\\fR", roff(option.value)) };
+        let _ = writeln!(options, ".TP\n{short}\\fB\\-\\-{}\\fR{value}", roff(option.long));
+        let _ = match option.default {
+            "" => writeln!(options, "{}", roff(option.meaning)),
+            default => writeln!(options, "{} (default {})", roff(option.meaning), roff(default)),
+        };
+    }
+    let mut decision = String::new();
+    for row in readme_rows("| Patroni says | reply |") {
+        let [says, reply] = &row[..] else { panic!("{row:?}") };
+        let _ = writeln!(decision, ".TP\n{}\n{}", roff_of_markdown(reply), roff_of_markdown(says));
+    }
+    let checks: Vec<_> = check::names().map(|name| format!("\\fB{}\\fR", roff(name))).collect();
+    let mut manual = text("units/patroni-agent-check.8");
+    for (name, made) in [
+        ("checks", format!("{}.\n", checks.join(",\n"))),
+        ("options", options),
+        ("decision", decision),
+    ] {
+        let marks = [format!(".\\\" begin {name}\n"), format!(".\\\" end {name}\n")];
+        manual = between(&manual, [&marks[0], &marks[1]], &made);
+    }
+    assert_is("units/patroni-agent-check.8", &manual);
+}
+
+#[test]
+fn the_readme() {
+    let mut table = "\n| option | default | meaning |\n|---|---|---|\n".to_owned();
+    for option in OPTIONS {
+        let default = match option.default {
+            "" => String::new(),
+            default => format!("`{default}`"),
+        };
+        let usage = option.usage().replace('|', "\\|");
+        let meaning = option.meaning.replace('|', "\\|");
+        let _ = writeln!(table, "| `{usage}` | {default} | {meaning} |");
+    }
+    let marks = ["<!-- begin options -->\n", "\n<!-- end options -->"];
+    assert_is("README.md", &between(&text("README.md"), marks, &table));
+}
+
+#[test]
+fn the_completions() {
+    let checks = check::names().collect::<Vec<_>>().join(" ");
+    let mut words = Vec::new();
+    let (mut bash, mut zsh, mut fish) = (String::new(), String::new(), String::new());
+    for option in OPTIONS {
+        let Described { short, long, value, meaning, .. } = option;
+        let flags: Vec<_> =
+            short.iter().map(|short| format!("-{short}")).chain([format!("--{long}")]).collect();
+        words.extend(flags.clone());
+        let (completes, zsh_value, fish_value) = match (choices(option), *value) {
+            (Some(choices), _) => {
+                let choices = choices.join(" ");
+                let bash = format!("mapfile -t COMPREPLY < <(compgen -W '{choices}' -- \"$cur\")");
+                (bash, format!(":{long}:({choices})"), format!(" -x -a '{choices}'"))
+            }
+            (_, "FILE") => {
+                let bash = "mapfile -t COMPREPLY < <(compgen -f -- \"$cur\")".to_owned();
+                (bash, format!(":{long}:_files"), " -r -F".to_owned())
+            }
+            (_, "") => (String::new(), String::new(), String::new()),
+            _ => (":".to_owned(), format!(":{long}:"), " -x".to_owned()),
+        };
+        if !value.is_empty() {
+            let _ = writeln!(bash, "        --{long}) {completes} ;;");
+        }
+        let mut said = meaning.replace('\'', r"'\''");
+        for special in ["[", "]", ":"] {
+            said = said.replace(special, &format!("\\{special}"));
+        }
+        let name = match &flags[..] {
+            [one] => format!("'{one}"),
+            both => format!("'({})'{{{}}}'", both.join(" "), both.join(",")),
+        };
+        let _ = writeln!(zsh, "    {name}[{said}]{zsh_value}' \\");
+        let letter = short.map(|short| format!(" -s {short}")).unwrap_or_default();
+        let _ = writeln!(
+            fish,
+            "complete -c {NAME}{letter} -l {long}{fish_value} -d '{}'",
+            meaning.replace('\'', r"\'")
+        );
+    }
+    let words = words.join(" ");
+    let made = "# Made by tests/manual.rs from the table in src/options.rs.";
+    assert_is(
+        "units/completions/patroni-agent-check.bash",
+        &format!(
+            "{made}\n_patroni_agent_check() {{\n    local cur=${{COMP_WORDS[COMP_CWORD]}}\n    \
+             case ${{COMP_WORDS[COMP_CWORD - 1]}} in\n{bash}        *) mapfile -t COMPREPLY < \
+             <(compgen -W '{words} {checks}' -- \"$cur\") ;;\n    esac\n}}\n\
+             complete -F _patroni_agent_check {NAME}\n"
+        ),
+    );
+    assert_is(
+        "units/completions/_patroni-agent-check",
+        &format!("#compdef {NAME}\n{made}\n_arguments \\\n{zsh}    ':check:({checks})'\n"),
+    );
+    assert_is(
+        "units/completions/patroni-agent-check.fish",
+        &format!("{made}\ncomplete -c {NAME} -f\n{fish}complete -c {NAME} -a '{checks}'\n"),
+    );
+}
+
+/// What each shell makes of the completions.
+#[test]
+#[ignore = "needs zsh and fish: tests/run"]
+fn the_shells() {
+    let run = |command: &[&str]| {
+        let output = Command::new(command[0]).args(&command[1..]).output().expect(command[0]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{command:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let [bash, zsh, fish] =
+        ["patroni-agent-check.bash", "_patroni-agent-check", "patroni-agent-check.fish"]
+            .map(|name| file("units/completions").join(name).display().to_string());
+    let script = "source $0; COMP_WORDS=(x \"$@\"); COMP_CWORD=$#; _patroni_agent_check; echo \"${COMPREPLY[*]}\"";
+    assert_eq!(run(&["bash", "-c", script, &bash, "--else", ""]), "maint drain down\n");
+    assert_eq!(run(&["bash", "-c", script, &bash, "--unr"]), "--unreachable\n");
+    assert_eq!(run(&["bash", "-c", script, &bash, "stand"]), "standby-leader standby_leader\n");
+    let ask = |line: &str| {
+        run(&["fish", "--no-config", "-c", &format!("source {fish}; complete -C '{line}'")])
+    };
+    assert!(ask("patroni-agent-check --else dr").starts_with("drain\t"));
+    assert!(ask("patroni-agent-check --ins").contains("not verify Patroni's certificate"));
+    // the whole completion system needs a terminal; what it would be told does not
+    let tell = "_arguments() { print -rl -- \"$@\" }; source $0";
+    let told = run(&["zsh", "-f", "-c", tell, &zsh]);
+    assert!(told.contains("\n(-k --insecure)-k[do not verify Patroni's certificate]\n"), "{told}");
+    assert!(
+        told.contains("--else[what a healthy node gets that is not CHECK]:else:(maint drain down)"),
+        "{told}"
+    );
+    assert!(told.contains("one line CHECK \\[maint|drain|down\\], at most"), "{told}");
+}
+
+/// The table and what the program takes are the same options.
+#[test]
+fn the_options() {
+    let source = text("src/options.rs");
+    for option in OPTIONS {
+        let arm = format!("Arg::Long(\"{}\")", option.long);
+        assert_eq!(source.matches(&arm).count(), 1, "{arm}");
+        assert!(help().contains(&option.usage()));
+        // what is the default may be given, and so may each choice
+        for value in choices(option).unwrap_or(vec![option.default]) {
+            if !value.is_empty() {
+                let arguments = [format!("--{}", option.long).into(), value.into()];
+                assert!(Options::parse(arguments).is_ok(), "--{} {value}", option.long);
+            }
+        }
+    }
+    assert_eq!(source.matches("Arg::Long(\"").count(), OPTIONS.len());
+    for line in help().lines() {
+        assert!(line.len() <= 80, "{line}");
+    }
+}

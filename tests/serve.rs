@@ -1,0 +1,206 @@
+//! A listening socket: many checks at once by one process, which ends when nobody asks any more.
+
+mod common;
+
+use common::{FakePatroni, HANDLER, PRIMARY, Start, http, listen, start};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+const READY: &str = "up ready # primary, running, timeline 5\n";
+
+/// The process with its socket, which is ours too, as it is systemd's.
+struct Server {
+    listener: TcpListener,
+    child: Child,
+}
+
+impl Server {
+    fn start(how: Start, address: &str, arguments: &[&str]) -> Server {
+        let listener = TcpListener::bind(address).expect("a free port");
+        let child = child(how, &listener, arguments);
+        Server { listener, child }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.listener.local_addr().expect("an address")
+    }
+
+    fn ask(&self) -> String {
+        listen(self.connect())
+    }
+
+    fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address()).expect("a connection")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn child(how: Start, listener: &TcpListener, arguments: &[&str]) -> Child {
+    let stream = TcpStream::from(OwnedFd::from(listener.try_clone().expect("a descriptor")));
+    start(how, stream, arguments).spawn().expect("the handler starts")
+}
+
+fn primary() -> FakePatroni {
+    FakePatroni::answering(http(200, PRIMARY))
+}
+
+fn send(signal: &str, child: &Child) {
+    let status = Command::new("kill").args([signal, &child.id().to_string()]).status();
+    assert!(status.expect("kill").success());
+}
+
+#[test]
+fn answers_until_nobody_asks() {
+    for how in [Start::ListenFds, Start::Stdin] {
+        for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+            let patroni = primary();
+            let mut server =
+                Server::start(how, address, &["--url", &patroni.url(), "--idle", "1s"]);
+            for _ in 0..3 {
+                assert_eq!(server.ask(), READY, "{how:?} {address}");
+            }
+            let asked = Instant::now();
+            assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
+            assert!(asked.elapsed() >= Duration::from_millis(900), "{:?}", asked.elapsed());
+            // a connection that comes then waits for the next process
+            let late = server.connect();
+            server.child = child(how, &server.listener, &["--url", &patroni.url(), "--idle", "1s"]);
+            assert_eq!(listen(late), READY);
+        }
+    }
+}
+
+#[test]
+fn a_hung_patroni_does_not_keep_the_next_check_waiting() {
+    let asked = AtomicUsize::new(0);
+    let patroni = FakePatroni::new(move |stream| {
+        if asked.fetch_add(1, Ordering::SeqCst) < 10 {
+            let _ = stream.read(&mut [0]); // until the agent gives up
+        } else {
+            let _ = stream.write_all(&http(200, PRIMARY));
+        }
+    });
+    let server = Server::start(
+        Start::ListenFds,
+        "127.0.0.1:0",
+        &["--url", &patroni.url(), "--timeout", "5s"],
+    );
+    let started = Instant::now();
+    let waiting: Vec<_> = (0..10).map(|_| server.connect()).collect();
+    while patroni.requests().len() < 10 {
+        assert!(started.elapsed() < Duration::from_secs(4), "ten checks at once");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(server.ask(), READY);
+    assert!(started.elapsed() < Duration::from_secs(5), "before the first deadline");
+    for stream in waiting {
+        let reply = listen(stream);
+        assert!(reply.ends_with("no answer before the deadline (--timeout)\n"), "{reply}");
+    }
+}
+
+#[test]
+fn what_one_address_can_take_is_bounded() {
+    let patroni = primary();
+    let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
+    let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+    let from = |source: [u8; 4]| {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        bind(&socket, &SocketAddr::from((Ipv4Addr::from(source), 0))).expect("an address");
+        connect(&socket, &server.address()).expect("a connection");
+        TcpStream::from(socket)
+    };
+    let silent: Vec<_> = (0..32).map(|_| from([127, 0, 0, 66])).collect();
+    // a connection that is closed without an answer: the end, or a reset for what was sent
+    let answer = |mut stream: TcpStream| {
+        let mut reply = String::new();
+        let _ = stream.write_all(b"primary\n");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket");
+        let _ = stream.read_to_string(&mut reply);
+        reply
+    };
+    assert_eq!(answer(from([127, 0, 0, 66])), "", "one above the limit");
+    assert_eq!(answer(from([127, 0, 0, 1])), READY, "another address");
+    let others: Vec<_> = (0..32).map(|_| from([127, 0, 0, 67])).collect();
+    assert_eq!(answer(from([127, 0, 0, 1])), "", "one above the limit of all");
+    drop((silent, others));
+    let end = Instant::now() + Duration::from_secs(5);
+    while answer(from([127, 0, 0, 66])) != READY {
+        assert!(Instant::now() < end, "places come back");
+    }
+}
+
+#[test]
+fn sigterm_lets_checks_finish() {
+    let patroni = FakePatroni::new(|stream| {
+        std::thread::sleep(Duration::from_millis(500));
+        let _ = stream.write_all(&http(200, PRIMARY));
+    });
+    let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &["--url", &patroni.url()]);
+    let waiting = server.connect();
+    while patroni.requests().is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    send("-TERM", &server.child);
+    assert_eq!(listen(waiting), READY);
+    assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn a_wrong_command_line_is_answered() {
+    for arguments in [&["--nonsense"][..], &["--agent-send", "primary"], &["--idle", "1ms"]] {
+        let server = Server::start(Start::ListenFds, "127.0.0.1:0", arguments);
+        for _ in 0..2 {
+            let reply = server.ask();
+            assert!(reply.starts_with("fail ready # patroni-agent-check: "), "{reply}");
+        }
+    }
+}
+
+#[test]
+fn systemd_is_told() {
+    let folder = std::env::temp_dir().join(format!("patroni-agent-check-{}", std::process::id()));
+    fs::create_dir(&folder).expect("a folder");
+    let path = folder.join("notify");
+    let socket = UnixDatagram::bind(&path).expect("a socket");
+    socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+    let said = || {
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).expect("a message");
+        String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned()
+    };
+    let patroni = primary();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let mut child = Command::new(HANDLER)
+        .args(["--url", &patroni.url(), "--idle", "1s"])
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "900000")
+        .stdin(Stdio::from(OwnedFd::from(listener.try_clone().expect("a descriptor"))))
+        .spawn()
+        .expect("the handler starts");
+    assert_eq!(said(), "READY=1");
+    assert_eq!(listen(TcpStream::connect(listener.local_addr().expect("it")).expect("it")), READY);
+    let mut heard = Vec::new();
+    while heard.last().map(String::as_str) != Some("STOPPING=1") {
+        heard.push(said());
+    }
+    let served = "STATUS=1 checks served, 0 running, last said: up ready";
+    assert!(heard.iter().any(|line| line == served), "{heard:?}");
+    let alive = heard.iter().filter(|line| *line == "WATCHDOG=1").count();
+    assert!((2..=6).contains(&alive), "three times in each watchdog interval: {heard:?}");
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    fs::remove_dir_all(&folder).expect("the folder");
+}
