@@ -7,6 +7,7 @@ use patroni_agent_check::connection::{Connection, Peer};
 use patroni_agent_check::decide::{self, Reply, Verdict};
 use patroni_agent_check::options::{IDLE, Options, Stop};
 use patroni_agent_check::{ask, hold, sandbox, say, serve};
+use std::net::TcpListener;
 use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -22,34 +23,39 @@ fn main() -> ExitCode {
         (Err(error), _) => say::misused(&error),
         (Ok(Peer::Gone), _) => ExitCode::SUCCESS,
         (Ok(Peer::Here(connection)), Err(stop)) => say::stop(connection, &stop),
-        (Ok(Peer::Here(mut connection)), Ok(options)) => {
-            // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
-            let lock_in = || match cfg!(without_sandbox) {
-                true => Ok(()),
-                false => sandbox::enter(options.patroni.connect_to.1),
-            };
-            let reply = answer(&options, &mut connection, started, lock_in);
-            say::say(connection, &reply)
+        (Ok(Peer::Here(connection)), Ok(options)) => one(&options, connection, started),
+        (Ok(Peer::Listener(listener)), options) => many(&options, &listener),
+    }
+}
+
+/// A process for one check, which locks itself in.
+fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
+    // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
+    let lock_in = || match cfg!(without_sandbox) {
+        true => Ok(()),
+        false => sandbox::enter(options.patroni.connect_to.1),
+    };
+    let reply = answer(options, &mut connection, started, lock_in);
+    say::say(connection, &reply)
+}
+
+/// A process for many, which its unit locks in: files and names are needed again for the next.
+fn many(options: &Result<Options, Stop>, listener: &TcpListener) -> ExitCode {
+    let idle = options.as_ref().map_or(IDLE, |options| options.idle);
+    let served = serve::serve(listener, idle, |mut connection| match options {
+        Ok(options) => {
+            let reply = answer(options, &mut connection, Instant::now(), || Ok(()));
+            say::say(connection, &reply);
+            say::words(reply.verdict)
         }
-        (Ok(Peer::Listener(listener)), options) => {
-            let idle = options.as_ref().map_or(IDLE, |options| options.idle);
-            let served = serve::serve(&listener, idle, |mut connection| match &options {
-                Ok(options) => {
-                    // Files and names are needed again for the next: here the unit locks it in.
-                    let reply = answer(options, &mut connection, Instant::now(), || Ok(()));
-                    say::say(connection, &reply);
-                    say::words(reply.verdict)
-                }
-                Err(stop) => {
-                    say::stop(connection, stop);
-                    say::words(Verdict::Fail)
-                }
-            });
-            match served {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => say::misused(&format!("cannot serve: {error}")),
-            }
+        Err(stop) => {
+            say::stop(connection, stop);
+            say::words(Verdict::Fail)
         }
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => say::misused(&format!("cannot serve: {error}")),
     }
 }
 
