@@ -244,18 +244,23 @@ fn planned(watch: &Watch, name: &str, patronictl: &[&str], writer: &str) {
     watch.settled(Some(writer));
 }
 
-/// What `table` shows of a server of the write pool: status and reason.
-fn row(server: &str) -> String {
+/// What `table` shows of a server: status and reason.
+fn row(pool: &str, server: &str) -> String {
     let table = cluster(&["table"]);
-    let start = format!("postgres-write  {server}");
+    let start = format!("{pool:15} {server}");
     table.lines().find(|line| line.starts_with(&start)).expect("a row").to_owned()
 }
 
-/// Waits for a status and a reason: while an agent is asked HAProxy shows no reason.
+/// Waits for a status and a reason in the write pool.
 fn until_row(server: &str, status: &str, reason: &str) {
+    until("postgres-write", server, status, reason);
+}
+
+/// Waits for a status and a reason: while an agent is asked HAProxy shows no reason.
+fn until(pool: &str, server: &str, status: &str, reason: &str) {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
-        let row = row(server);
+        let row = row(pool, server);
         if row.contains(status) && row.ends_with(reason) {
             return;
         }
@@ -299,7 +304,29 @@ fn a_real_site() {
         assert_eq!(journal(node), Vec::<String>::new(), "nothing for a healthy check");
     }
 
+    println!("a hold takes a node out of both pools with its reason, and changes nothing else");
+    let hold = "/run/patroni-agent-check/hold";
+    for (node, pool, other_pool, expected, why) in [
+        (replica, "postgres-read", "postgres-write", "MAINT ", "replica, streaming"),
+        (primary.as_str(), "postgres-write", "postgres-read", "MAINT ", "primary, running"),
+    ] {
+        for (word, shown) in [("drain", "DRAIN"), ("maint", "MAINT ")] {
+            on(node, &format!("echo '{word} kernel upgrade' > {hold}")).expect("written");
+            until(pool, node, shown, "hold: kernel upgrade");
+            until(other_pool, node, expected, why);
+        }
+        on(node, &format!("rm {hold}")).expect("removed");
+        until(pool, node, "UP ", "timeline 1");
+    }
+    watch.assert_since(steady, &[]);
+
     let next = other(&[&primary]);
+    println!("from here on {next} answers by one process for many checks");
+    on(
+        next,
+        "systemctl disable --now patroni-agent-check.socket && systemctl enable --now patroni-agent-check-listen.socket",
+    )
+    .expect("the other units");
     let switchover = ["switchover", "demo", "--leader", &primary, "--candidate", next, "--force"];
     planned(&watch, "switchover", &switchover, next);
     planned(
