@@ -80,9 +80,12 @@ fn addresses((host, port): &(String, u16), deadline: Instant) -> Result<Vec<Sock
     }
     let (sender, receiver) = mpsc::channel();
     let name = (host.clone(), *port);
-    std::thread::spawn(move || {
+    let look_up = move || {
         let _ = sender.send(name.to_socket_addrs().map(|addresses| addresses.take(16).collect()));
-    });
+    };
+    std::thread::Builder::new()
+        .spawn(look_up)
+        .map_err(|error| format!("no thread to look up its name (TasksMax=): {error}"))?;
     match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         Ok(addresses) => addresses.map_err(|error| error.to_string()),
         Err(_) => Err("its name was not found before the deadline (--timeout)".to_owned()),

@@ -29,8 +29,8 @@ pub enum Connection {
 pub enum Peer {
     /// One who asked.
     Here(Connection),
-    /// All who ask from now on.
-    Listener(TcpListener),
+    /// All who ask from now on, on one socket or several.
+    Listeners(Vec<TcpListener>),
     /// The connection was reset before this process got it.
     Gone,
 }
@@ -44,15 +44,21 @@ impl Connection {
     pub fn inherited() -> Result<Peer, String> {
         let mut passed = ListenFd::from_env();
         let mut no_socket = Ok(Peer::Here(Connection::Standard));
+        let mut others = Vec::new();
+        for number in 1..passed.len() {
+            others.extend(passed.take_tcp_listener(number).ok().flatten());
+        }
         if passed.len() > 0 {
             match passed.take_custom(0, libc::AF_INET, libc::SOCK_STREAM, "TCP socket") {
-                Ok(stream) => return stream.map_or(Ok(Peer::Gone), connected),
+                Ok(stream) => {
+                    return stream.map_or(Ok(Peer::Gone), |stream| connected(stream, others));
+                }
                 Err(error) => no_socket = Err(format!("LISTEN_FDS is set, but {error}")),
             }
         }
         let stdin = io::stdin().as_fd().try_clone_to_owned().map(TcpStream::from);
         match stdin {
-            Ok(stream) if stream.local_addr().is_ok() => connected(stream),
+            Ok(stream) if stream.local_addr().is_ok() => connected(stream, others),
             // no socket, or one of another family
             _ => no_socket,
         }
@@ -72,7 +78,7 @@ impl Connection {
     }
 }
 
-fn connected(stream: TcpStream) -> Result<Peer, String> {
+fn connected(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Peer, String> {
     match stream.peer_addr() {
         Ok(_) => {
             // Nothing but a look at the environment unless a drop-in makes the unit Type=notify, for
@@ -82,7 +88,10 @@ fn connected(stream: TcpStream) -> Result<Peer, String> {
         }
         // A listening socket and a connection that was reset both have no peer.
         Err(error) if error.kind() == ErrorKind::NotConnected => match socket_acceptconn(&stream) {
-            Ok(true) => Ok(Peer::Listener(TcpListener::from(OwnedFd::from(stream)))),
+            Ok(true) => {
+                others.push(TcpListener::from(OwnedFd::from(stream)));
+                Ok(Peer::Listeners(others))
+            }
             _ => Ok(Peer::Gone),
         },
         Err(error) => Err(format!("cannot use the socket it was started with: {error}")),

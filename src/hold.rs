@@ -30,7 +30,12 @@ pub fn read(file: &Path) -> Option<Hold> {
         Some(Hold { word: Else::Maint, reason })
     };
     match text(file) {
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        // a link to nothing is somebody's will, too
+        Err(error)
+            if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(file).is_err() =>
+        {
+            None
+        }
         Err(error) => wrong(error.to_string()),
         Ok(text) => {
             let (word, reason) =

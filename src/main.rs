@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         (Ok(Peer::Gone), _) => ExitCode::SUCCESS,
         (Ok(Peer::Here(connection)), Err(stop)) => say::stop(connection, &stop),
         (Ok(Peer::Here(connection)), Ok(options)) => one(&options, connection, started),
-        (Ok(Peer::Listener(listener)), options) => many(&options, &listener),
+        (Ok(Peer::Listeners(listeners)), options) => many(&options, &listeners),
     }
 }
 
@@ -40,9 +40,9 @@ fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitC
 }
 
 /// A process for many, which its unit locks in: files and names are needed again for the next.
-fn many(options: &Result<Options, Stop>, listener: &TcpListener) -> ExitCode {
+fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or(IDLE, |options| options.idle);
-    let served = serve::serve(listener, idle, |mut connection| match options {
+    let served = serve::serve(listeners, idle, |mut connection| match options {
         Ok(options) => {
             let reply = answer(options, &mut connection, Instant::now(), || Ok(()));
             say::say(connection, &reply);

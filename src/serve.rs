@@ -15,9 +15,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Checks at once, in all and for each address that asks; one above is closed without an answer, as
-/// systemd does it (`MaxConnections=` and `MaxConnectionsPerSource=` of the other socket unit).
-const AT_ONCE: usize = 64;
-const AT_ONCE_PER_SOURCE: usize = 32;
+/// systemd does it. While Patroni hangs, each pool of a HAProxy takes a place for `--timeout`, and the pools
+/// above the limit would keep what they heard last. `TasksMax=` and `LimitNOFILE=` of the unit fit these.
+const AT_ONCE: usize = 512;
+const AT_ONCE_PER_SOURCE: usize = 256;
 /// Above the longest `--timeout`: a check that takes longer hangs, and systemd's watchdog shall see it.
 const LONGEST: Duration = Duration::from_secs(15);
 /// How often systemd is told the status, at most: it costs PID 1 as much as it costs here.
@@ -31,16 +32,18 @@ const STATUS: Duration = Duration::from_secs(1);
 ///
 /// The socket or the signal cannot be waited for.
 pub fn serve(
-    listener: &TcpListener,
+    listeners: &[TcpListener],
     idle: Duration,
     check: impl Fn(Connection) -> &'static str + Sync,
 ) -> io::Result<()> {
     let (stop, stopper) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, stopper)?;
     // a connection may be gone again before it is accepted
-    listener.set_nonblocking(true)?;
+    for listener in listeners {
+        listener.set_nonblocking(true)?;
+    }
     let watchdog = sd_notify::watchdog_enabled();
-    let tick = watchdog.map_or(STATUS, |limit| STATUS.min(limit / 3)).min(idle);
+    let tick = watchdog.map_or(STATUS, |limit| STATUS.min(limit / 3));
     let wait = Timespec::try_from(tick).map_err(io::Error::other)?;
     let checks = Checks::default();
     notify(NotifyState::Ready);
@@ -48,16 +51,19 @@ pub fn serve(
         let mut asked = Instant::now();
         let mut told = asked;
         loop {
-            let mut ready =
-                [PollFd::new(listener, PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
+            let mut ready = vec![PollFd::new(&stop, PollFlags::IN)];
+            ready.extend(listeners.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
             match poll(&mut ready, Some(&wait)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if !ready[1].revents().is_empty() {
+            if !ready[0].revents().is_empty() {
                 break;
             }
-            if !ready[0].revents().is_empty() {
+            for (listener, ready) in listeners.iter().zip(&ready[1..]) {
+                if ready.revents().is_empty() {
+                    continue;
+                }
                 if let Some((stream, slot)) = accept(listener, &checks) {
                     let check = &check;
                     // without a thread for it the connection is closed, as one above the limit
@@ -65,8 +71,7 @@ pub fn serve(
                         thread::Builder::new().spawn_scoped(scope, move || slot.run(stream, check));
                 }
             }
-            let running = checks.lock().running.clone();
-            if !running.is_empty() {
+            if !checks.lock().running.is_empty() {
                 asked = Instant::now();
             } else if asked.elapsed() >= idle {
                 break;
@@ -74,7 +79,7 @@ pub fn serve(
             if told.elapsed() >= tick {
                 told = Instant::now();
                 notify(NotifyState::Status(&checks.status()));
-                if running.iter().all(|(_, since)| since.elapsed() < LONGEST) {
+                if checks.lock().running.iter().all(|(_, since)| since.elapsed() < LONGEST) {
                     notify(NotifyState::Watchdog);
                 }
             }
@@ -109,6 +114,7 @@ struct Checks(Mutex<State>);
 struct State {
     running: Vec<(IpAddr, Instant)>,
     served: u64,
+    refused: u64,
     last: &'static str,
 }
 
@@ -124,24 +130,22 @@ impl Checks {
     }
 
     fn slot(&self, source: IpAddr) -> Option<Slot<'_>> {
-        let running = &mut self.lock().running;
-        let same = running.iter().filter(|(other, _)| *other == source).count();
-        if running.len() >= AT_ONCE || same >= AT_ONCE_PER_SOURCE {
+        let state = &mut *self.lock();
+        let same = state.running.iter().filter(|(other, _)| *other == source).count();
+        if state.running.len() >= AT_ONCE || same >= AT_ONCE_PER_SOURCE {
+            state.refused += 1;
             return None;
         }
         let entry = (source, Instant::now());
-        running.push(entry);
+        state.running.push(entry);
         Some(Slot { checks: self, entry })
     }
 
     fn status(&self) -> String {
         let state = self.lock();
         let last = if state.last.is_empty() { "nothing yet" } else { state.last };
-        format!(
-            "{} checks served, {} running, last said: {last}",
-            state.served,
-            state.running.len()
-        )
+        let (served, refused, running) = (state.served, state.refused, state.running.len());
+        format!("{served} checks served, {refused} refused, {running} running, last said: {last}")
     }
 }
 
