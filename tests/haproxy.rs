@@ -408,8 +408,20 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     reads_reach("pg2");
     replica.store(false, Ordering::SeqCst);
     reads_reach("pg1");
+    // what PostgresNoReplica adds up: all but the backups
+    let replicas = || {
+        let exported = get(metrics, "GET /metrics HTTP/1.0\r\n\r\n");
+        let up = exported.lines().filter(|line| {
+            line.starts_with("haproxy_server_status{proxy=\"postgres-read\"")
+                && !line.contains("-primary\"")
+                && line.ends_with("state=\"UP\"} 1")
+        });
+        up.count()
+    };
+    assert_eq!(replicas(), 0, "while reads are on the primary");
     replica.store(true, Ordering::SeqCst);
     reads_reach("pg2");
+    assert_eq!(replicas(), 1);
 
     let exported = get(metrics, "GET /metrics HTTP/1.0\r\n\r\n");
     let rules =

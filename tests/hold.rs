@@ -81,8 +81,11 @@ fn what_cannot_be_read_is_maint() {
     let fifo = folder.0.join("fifo").to_str().expect("UTF-8").to_owned();
     let made = std::process::Command::new("mkfifo").arg(&fifo).status();
     assert!(made.expect("mkfifo").success());
+    let link = folder.0.join("link").to_str().expect("UTF-8").to_owned();
+    std::os::unix::fs::symlink("/nowhere", &link).expect("a link");
     let folder = folder.0.to_str().expect("UTF-8");
     for (hold, why) in [
+        (link.as_str(), "No such file"),
         (beneath.as_str(), "Not a directory"),
         (fifo.as_str(), "it is no plain file"),
         (folder, "it is no plain file"),

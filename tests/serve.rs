@@ -82,6 +82,26 @@ fn answers_until_nobody_asks() {
     }
 }
 
+/// Two `ListenStream=` lines.
+#[test]
+fn every_socket_is_served() {
+    let patroni = primary();
+    let [one, two] = ["127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).expect("a port"));
+    let fd = |listener: &TcpListener| OwnedFd::from(listener.try_clone().expect("a descriptor"));
+    let script = r#"export LISTEN_FDS=2 LISTEN_PID=$$; exec "$0" "$@" 3<&0 4<&1 0</dev/null 1>&2"#;
+    let mut child = Command::new("sh")
+        .args(["-c", script, HANDLER, "--url", &patroni.url(), "--idle", "1s"])
+        .stdin(fd(&one))
+        .stdout(fd(&two))
+        .spawn()
+        .expect("the handler starts");
+    for listener in [&one, &two, &one] {
+        let address = listener.local_addr().expect("an address");
+        assert_eq!(listen(TcpStream::connect(address).expect("a connection")), READY);
+    }
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
 #[test]
 fn a_hung_patroni_does_not_keep_the_next_check_waiting() {
     let asked = AtomicUsize::new(0);

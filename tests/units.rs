@@ -450,6 +450,20 @@ fn without_the_settings() {
     assert!(machine.journal_lines() >= lines + 20, "two lines for each healthy check");
 }
 
+/// Root's umask does not turn a drain into a file that the agent cannot read.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn a_hold_is_readable() {
+    for units in [UNITS, LISTEN] {
+        for (name, root) in [("hold-12", "/"), ("hold-13", DEBIAN_13)] {
+            let machine = Machine::with(units, name, root);
+            machine.sh("umask 077; echo 'drain by hand' > /run/patroni-agent-check/hold");
+            let reply = machine.network(|| check(5555));
+            assert_eq!(reply, "up drain # hold: by hand\n", "{units} {name}");
+        }
+    }
+}
+
 /// The drop-ins that a site may choose still answer, and are as closed as the README says.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
