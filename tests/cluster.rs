@@ -415,7 +415,8 @@ fn a_real_site() {
     watch.assert_since(started, &[&primary]);
 
     println!("xinetd with the shipped file in the place of systemd");
-    on(&heir, "systemctl stop patroni-agent-check.socket").expect("it stops");
+    on(&heir, "systemctl stop 'patroni-agent-check*.socket' patroni-agent-check-listen.service")
+        .expect("it stops");
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("units/patroni-agent-check.xinetd");
     let shipped = shipped.to_str().expect("UTF-8");
     lab("machine", &["put", &heir, shipped, "/etc/xinetd.d/patroni-agent-check"]).expect("put");
