@@ -42,7 +42,10 @@ pub fn read(file: &Path) -> Option<Hold> {
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
             let word = match word.to_ascii_lowercase().as_str() {
                 "" => {
-                    return Some(Hold { word: Else::Drain, reason: "the file is empty".to_owned() });
+                    return Some(Hold {
+                        word: Else::Drain,
+                        reason: "the file is empty".to_owned(),
+                    });
                 }
                 "drain" => Else::Drain,
                 "maint" => Else::Maint,
