@@ -22,7 +22,7 @@ const BODY_LIMIT: u64 = 64 * 1024;
 const HEADER_LIMIT: usize = 4 * 1024;
 
 /// The REST API of the local Patroni.
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug)]
 pub struct Patroni {
     /// `http://HOST:PORT` or `https://HOST:PORT`.
     pub url: Uri,

@@ -79,6 +79,11 @@ impl Check {
         matches!(self.wants, Wants::Primary | Wants::Leader)
     }
 
+    /// As it was written, without a leading `/`.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// The number of its name in the list, if it has no query.
     pub fn plain_number(&self) -> Option<usize> {
         CHECKS.iter().position(|(name, _)| *name == self.text)

@@ -108,7 +108,7 @@ pub fn decide(
     let was_ready = last.ready == Some(last.at);
     let mut in_the_pool = ready;
     match (meaning(question, answer, last, times), answer) {
-        (Meaning::Good, Ok(answer)) => {
+        (Meaning::Good(answer), _) => {
             record.trouble = None;
             // what was asked before a bad answer came says nothing about what came after it
             if times.asked >= last.at {
@@ -135,11 +135,16 @@ pub fn decide(
                 };
             }
         }
-        _ => {
+        (Meaning::Other, answer) => {
             let broken = matches!(reply.verdict, Verdict::Fail | Verdict::Stopped);
             record.trouble = last.trouble.or(Some(times.answered)).filter(|_| broken);
+            // A standby whose Patroni is restarted stops first: it has left the pool, and is not broken.
+            let standby = answer.as_ref().is_ok_and(|answer| answer.role == "replica") && !broken;
+            let end = last.at + policy.grace.min(last.lease);
             if times.answered >= last.at {
-                (record.at, record.lease) = (times.answered, Duration::ZERO);
+                record.at = times.answered;
+                record.lease =
+                    if standby { end.saturating_sub(times.answered) } else { Duration::ZERO };
             }
         }
     }
@@ -150,21 +155,21 @@ pub fn decide(
 }
 
 /// What an answer means for the grace.
-enum Meaning {
+enum Meaning<'a> {
     /// A healthy node, in the pool or not: the grace begins.
-    Good,
+    Good(&'a Answer),
     /// Nobody knows, and it may be over with the next answer. Why, if the table would say something else.
     Trouble(Option<&'static str>),
-    /// Patroni has said something else, and that stands: the grace is over.
+    /// Patroni has said something else, and that stands: what was ready is so no more.
     Other,
 }
 
-fn meaning(
+fn meaning<'a>(
     question: &Question,
-    answer: &Result<Answer, NoAnswer>,
+    answer: &'a Result<Answer, NoAnswer>,
     last: &Record,
     times: Times,
-) -> Meaning {
+) -> Meaning<'a> {
     let Ok(answer) = answer else { return Meaning::Trouble(None) };
     let lock = question.check.asks_for_the_lock();
     match (answer.status, answer.state.as_str(), answer.role.as_str()) {
@@ -174,7 +179,7 @@ fn meaning(
                 None => Meaning::Other,
             }
         }
-        (_, "running", _) => Meaning::Good,
+        (_, "running", _) => Meaning::Good(answer),
         // it has the lock, and PostgreSQL did not answer it this once
         (200, "unknown", role) if lock && role != "replica" => Meaning::Trouble(None),
         _ => Meaning::Other,
@@ -506,14 +511,14 @@ mod tests {
             ("primary", UNLOCKED()),
             ("leader", UNLOCKED()),
             ("primary", answer(503, "primary", "unknown")),
-            ("primary", answer(200, "replica", "unknown")),
             ("read-only", answer(200, "primary", "unknown")),
             ("primary", answer(200, "primary", "stopping")),
             ("primary", answer(503, "demoted", "stopped")),
             ("primary", answer(200, "primary", "crashed")),
             ("primary", answer(200, "primary", "starting")),
             ("primary", answer(200, "primary", "start failed")),
-            ("replica", answer(503, "replica", "starting")),
+            ("replica", answer(503, "replica", "crashed")),
+            ("replica", answer(503, "replica", "stopped")),
             ("primary", answer(200, "primary", "nonsense")),
         ] {
             let mut node = Node::new(check);
@@ -531,6 +536,28 @@ mod tests {
             assert!(!node.bridges(10.8), "{check}");
             node.hears(10.9, good());
             assert!(node.bridges(11.0), "{check}");
+        }
+    }
+
+    /// Outside a pause Patroni stops PostgreSQL first when it is restarted.
+    #[test]
+    fn a_standby_whose_patroni_is_restarted_is_not_down() {
+        for (check, good) in
+            [("primary", STANDBY()), ("replica", answer(200, "replica", "running"))]
+        {
+            let was_ready = good.status == 200;
+            let mut node = Node::new(check);
+            node.hears(10.0, Ok(good));
+            for (time, state) in [(10.5, "stopping"), (10.6, "unknown")] {
+                let reply = node.hears(time, Ok(answer(503, "replica", state)));
+                assert_eq!(reply.verdict, Verdict::Out(Else::Maint));
+            }
+            // it is out of the pool and stays so, also for a HAProxy that has not heard of it
+            let expected = if was_ready { Verdict::Out(Else::Drain) } else { Verdict::Keep };
+            assert_eq!(node.hears(11.0, REFUSED()).verdict, expected);
+            assert_eq!(node.hears(13.9, REFUSED()).verdict, expected);
+            // the grace has not begun anew
+            assert_eq!(node.hears(14.0, REFUSED()).verdict, Verdict::Down);
         }
     }
 

@@ -93,12 +93,12 @@ fn answer(
 ) -> Answered {
     decide::whatever_happens(options.policy.unreachable, || {
         let deadline = started + options.timeout;
+        let human = connection.is_human();
+        let memory = Memory::open(&options.memory_file, human);
         let hold = hold::read(&options.hold_file);
         if let Some(hold) = &hold {
             say::remark(connection, &format!("a hold is on: {}, {}", hold.word, hold.reason));
         }
-        let human = connection.is_human();
-        let memory = Memory::open(&options.memory_file, human);
         let found = ask::find(&options.patroni, deadline);
         if let Err(missing) = lock_in(&memory) {
             say::remark(connection, &missing);
@@ -115,10 +115,10 @@ fn answer(
             Ok(question) => question,
             Err(error) => return decide::not_understood(&error).into(),
         };
-        let asked = memory::now();
+        let (asked, since) = (memory::now(), Instant::now());
         let answer = found.and_then(|found| ask::ask(&found, &question.check, deadline));
-        let times = Times { asked, answered: memory::now() };
-        let recalled = memory.recall(&options.patroni, &question.check);
+        let times = Times { asked, answered: asked + since.elapsed() };
+        let recalled = memory.recall(&options.patroni.connect_to, &question.check, times.answered);
         if let Some(error) = recalled.error() {
             say::remark(connection, &format!("there is no grace: {error}"));
         }
@@ -130,7 +130,7 @@ fn answer(
         }
         let (reply, mut record) =
             decide::decide(&question, options.policy, &answer, hold, &last, times);
-        let news = recalled.news(&mut record, times.answered);
+        let news = recalled.news(&mut record);
         Answered { reply, news, left: Some((recalled, record)) }
     })
 }

@@ -19,6 +19,7 @@ pub const SIZE: usize = 64 * RECORD;
 const PLAIN: usize = 24;
 /// What each record begins with, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
+const FOREIGN: &str = "not a memory file; remove it";
 /// While trouble lasts the journal gets one line in this time.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -78,9 +79,10 @@ impl Memory {
         let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
         let mut options = OpenOptions::new();
         options.read(true).write(!look).create(!look).mode(0o644).custom_flags(flags);
-        let plain = |file: File| match file.metadata()?.is_file() {
-            true => Ok(file),
-            false => Err(io::Error::other("not a regular file")),
+        let plain = |file: File| match file.metadata()? {
+            metadata if !metadata.is_file() => Err(io::Error::other("not a regular file")),
+            metadata if metadata.len() > SIZE as u64 => Err(io::Error::other(FOREIGN)),
+            _ => Ok(file),
         };
         let file = options.open(path).and_then(plain);
         Memory(file.map_err(|error| format!("{}: {error}", path.display())))
@@ -91,22 +93,20 @@ impl Memory {
         self.0.as_ref().ok().map(File::as_raw_fd)
     }
 
-    /// Reads what was left for a check of this Patroni. Nothing was, if the file cannot be read, or the
-    /// record is torn, of another Patroni, of another boot or of the future.
-    pub fn recall(self, patroni: &impl Hash, check: &Check) -> Recalled {
+    /// Reads what was left for a check of the Patroni at this host and port. Nothing was, if the file cannot be
+    /// read, or the record is torn, of another Patroni, of another boot or of the future.
+    pub fn recall(self, patroni: &(String, u16), check: &Check, now: Duration) -> Recalled {
         let mut hasher = DefaultHasher::new();
-        (patroni, check.to_string()).hash(&mut hasher);
+        (patroni, check.text()).hash(&mut hasher);
         let key = hasher.finish();
-        let mut records = vec![0; SIZE + 1];
+        let mine = check.plain_number().filter(|number| *number < PLAIN);
+        let mut records = vec![0; if mine.is_some() { PLAIN * RECORD } else { SIZE }];
         let file = self.0.and_then(|mut file| {
             let read = read(&mut file, &mut records);
             read.map(|()| file).map_err(|error| error.to_string())
         });
-        let place = match check.plain_number() {
-            Some(number) if number < PLAIN => number,
-            _ => shared_place(&records, key),
-        };
-        Recalled { file, records, place, key }
+        let place = mine.unwrap_or_else(|| shared_place(&records, key, now));
+        Recalled { file, records, place, key, now }
     }
 }
 
@@ -117,22 +117,22 @@ fn read(file: &mut File, records: &mut [u8]) -> io::Result<()> {
             length => break length?,
         }
     };
-    let ours = |record: &[u8]| record.starts_with(&MAGIC) || record == [0; RECORD];
-    if length > SIZE || !records.chunks_exact(RECORD).all(ours) {
-        records.fill(0);
-        return Err(io::Error::other("not a memory file, remove it"));
+    let ours = |record: &[u8]| record.starts_with(&MAGIC) || *record == [0; RECORD][..record.len()];
+    if records[..length].chunks(RECORD).all(ours) {
+        return Ok(());
     }
-    Ok(())
+    records.fill(0);
+    Err(io::Error::other(FOREIGN))
 }
 
-fn read_record(records: &[u8], place: usize) -> Option<(u64, Record)> {
-    decode(&records[place * RECORD..][..RECORD])
+fn read_record(records: &[u8], place: usize, now: Duration) -> Option<(u64, Record)> {
+    decode(&records[place * RECORD..][..RECORD], now)
 }
 
 /// The place of a check with a query: its own, or a free one, or one that it takes from another.
-fn shared_place(records: &[u8], key: u64) -> usize {
+fn shared_place(records: &[u8], key: u64, now: Duration) -> usize {
     let places = PLAIN..SIZE / RECORD;
-    let of = |place: &usize| read_record(records, *place).map(|(key, _)| key);
+    let of = |place: &usize| read_record(records, *place, now).map(|(key, _)| key);
     let mine = places.clone().find(|place| of(place) == Some(key));
     let free = || places.clone().find(|place| of(place).is_none());
     mine.or_else(free).unwrap_or(PLAIN + (key % places.len() as u64) as usize)
@@ -145,12 +145,13 @@ pub struct Recalled {
     records: Vec<u8>,
     place: usize,
     key: u64,
+    now: Duration,
 }
 
 impl Recalled {
     /// What was left for this check.
     pub fn last(&self) -> Record {
-        match read_record(&self.records, self.place) {
+        match read_record(&self.records, self.place, self.now) {
             Some((key, record)) if key == self.key => record,
             _ => Record::default(),
         }
@@ -163,26 +164,27 @@ impl Recalled {
 
     /// What the journal is told: a line when trouble begins, one in a minute while it lasts, one when it ends,
     /// however many checks meet it. Without a memory each check tells what it met.
-    pub fn news(&self, record: &mut Record, now: Duration) -> Option<News> {
+    pub fn news(&self, record: &mut Record) -> Option<News> {
         let last = self.last();
         let Some(since) = record.trouble else {
             let ended = last.trouble.filter(|_| last.spoke)?;
-            return Some(News::Ended(now.saturating_sub(ended)));
+            return Some(News::Ended(self.now.saturating_sub(ended)));
         };
-        // Who asks something that nobody else does must not keep the journal from hearing of the others.
-        let others = if self.place < PLAIN { PLAIN } else { SIZE / RECORD };
-        let others = (0..others).filter_map(|place| read_record(&self.records, place));
+        // For a check without a query these are only its like: who asks something that nobody else does must not
+        // keep the journal from hearing of the others.
+        let others = (0..self.records.len() / RECORD)
+            .filter_map(|place| read_record(&self.records, place, self.now));
         let in_trouble = others.filter(|(_, other)| other.trouble.is_some());
         let heard = in_trouble.map(|(_, other)| other.logged).max();
-        if let Some(heard) = heard.filter(|heard| now.saturating_sub(*heard) < MINUTE) {
+        if let Some(heard) = heard.filter(|heard| self.now.saturating_sub(*heard) < MINUTE) {
             // what takes another one's place must not forget it
             record.logged = heard;
             return None;
         }
-        (record.logged, record.spoke) = (now, true);
+        (record.logged, record.spoke) = (self.now, true);
         Some(match last.trouble {
             None => News::Began,
-            Some(_) => News::Lasts(now.saturating_sub(since)),
+            Some(_) => News::Lasts(self.now.saturating_sub(since)),
         })
     }
 
@@ -190,7 +192,7 @@ impl Recalled {
     pub fn leave(&self, record: &Record) {
         if let Ok(file) = &self.file {
             let offset = self.place * RECORD;
-            let _ = file.write_at(&encode(self.key, record), offset as u64);
+            let _ = file.write_at(&encode(self.key, record, self.now), offset as u64);
         }
     }
 }
@@ -205,7 +207,7 @@ fn checksum(bytes: &[u8]) -> [u8; 4] {
     (hasher.finish() as u32).to_le_bytes()
 }
 
-fn encode(key: u64, record: &Record) -> [u8; RECORD] {
+fn encode(key: u64, record: &Record, now: Duration) -> [u8; RECORD] {
     let time = |time: Option<Duration>| milliseconds(time.unwrap_or_default()).to_le_bytes();
     let lease = u16::try_from(record.lease.as_millis()).unwrap_or(u16::MAX);
     let flags =
@@ -219,7 +221,7 @@ fn encode(key: u64, record: &Record) -> [u8; RECORD] {
     bytes[32..40].copy_from_slice(&time(record.trouble));
     bytes[40..48].copy_from_slice(&time(Some(record.logged)));
     // by how much the two clocks differ, which says whether it is the same boot
-    let booted = wall_clock().saturating_sub(now());
+    let booted = wall_clock().saturating_sub(now);
     bytes[48..56].copy_from_slice(&time(Some(booted)));
     bytes[56..58].copy_from_slice(&lease.to_le_bytes());
     bytes[58] = flags;
@@ -228,7 +230,7 @@ fn encode(key: u64, record: &Record) -> [u8; RECORD] {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
+fn decode(bytes: &[u8], now: Duration) -> Option<(u64, Record)> {
     let number =
         |from: usize| Some(u64::from_le_bytes(bytes.get(from..from + 8)?.try_into().ok()?));
     let time = |from: usize| number(from).map(Duration::from_millis);
@@ -249,9 +251,9 @@ fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
     };
     // At another boot the two clocks differ by what they differed then and at least the time that the machine had
     // been up; when somebody sets the clock, by less.
-    let booted = wall_clock().saturating_sub(now());
+    let booted = wall_clock().saturating_sub(now);
     let same_boot = booted.abs_diff(time(48)?) < record.at.max(Duration::from_secs(1));
     let past = [Some(record.at), record.ready, record.trouble, Some(record.logged)];
-    let past = past.into_iter().flatten().all(|time| time <= now());
+    let past = past.into_iter().flatten().all(|time| time <= now);
     (same_boot && past).then_some((number(8)?, record))
 }

@@ -7,7 +7,8 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetStatus, Scope,
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, prlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -76,9 +77,15 @@ fn limits() -> Result<(), Box<dyn Error>> {
     let limits =
         [(Resource::Core, 0), (Resource::Cpu, 11), (Resource::Nproc, 0), (Resource::Nofile, 64)];
     for (resource, limit) in limits {
-        // a stricter one stays
-        let limit = getrlimit(resource).maximum.map_or(limit, |hard| hard.min(limit));
-        setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?;
+        let both = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
+        match prlimit(None, resource, both(limit)) {
+            // a stricter one stays
+            Ok(Rlimit { maximum: Some(hard), .. }) if hard < limit => {
+                prlimit(None, resource, both(hard))?;
+            }
+            Ok(_) | Err(Errno::PERM) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(())
 }
@@ -126,8 +133,7 @@ fn seccomp(memory: Option<RawFd>) -> Result<(), Box<dyn Error>> {
     let no_code = only(2, libc::PROT_EXEC, 0)?;
     let mut rules: BTreeMap<_, _> = ALLOWED.iter().map(|call| (*call, vec![])).collect();
     for (call, conditions) in [
-        (libc::SYS_write, vec![elsewhere.clone()]),
-        (libc::SYS_writev, vec![elsewhere]),
+        (libc::SYS_write, vec![elsewhere]),
         (libc::SYS_pwrite64, vec![there, record, within]),
         (libc::SYS_socket, vec![internet, stream, tcp]),
         (libc::SYS_sendto, vec![no_fast_open]),

@@ -56,9 +56,9 @@ pub fn say(connection: Connection, reply: &Reply, news: Option<News>) -> ExitCod
     let line = line(reply);
     match connection {
         Connection::Socket(stream) => {
-            let peer = stream.peer_addr();
+            let peer = news.map(|_| stream.peer_addr());
             send(stream, &line);
-            if let Some(news) = news {
+            if let (Some(news), Some(peer)) = (news, peer) {
                 // a dual-stack socket shows IPv4 as ::ffff:10.0.0.1
                 let canonical =
                     |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
