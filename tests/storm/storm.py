@@ -70,12 +70,12 @@ class Site:
         self.watch.start()
 
     def settled(self):
-        """Two standbys, one primary, and it alone is UP; nobody DOWN but the standbys of the official pool."""
+        """Two standbys, one primary, and it alone is UP; the standbys are what each pool shows of them."""
         shown = self.watch.looks[-1].shown if self.watch.looks else {}
         recovery = {truth.node: truth.recovery for truth in self.watch.truths}
         for node in watch.NODES:
             for pool in watch.POOLS:
-                standby = "DOWN" if pool == watch.OFFICIAL else "MAINT"
+                standby = {watch.OFFICIAL: "DOWN", watch.WITHOUT_AGENT: "NOLB"}.get(pool, "MAINT")
                 if shown.get((pool, node)) != {False: "UP", True: standby}.get(recovery.get(node)):
                     return False
         return sorted(recovery.values()) == [False, True, True]

@@ -14,13 +14,13 @@ import psycopg2.errorcodes
 import psycopg2.extensions
 
 NODES = {"pg1": "10.55.0.11", "pg2": "10.55.0.12", "pg3": "10.55.0.13"}
-POOLS = {"postgres-write": 5000, "official": 5100, "role-only": 5200}
-OURS, OFFICIAL, ROLE_ONLY = POOLS
+POOLS = {"postgres-write": 5000, "official": 5100, "role-only": 5200, "without-agent": 5300}
+OURS, OFFICIAL, ROLE_ONLY, WITHOUT_AGENT = POOLS
 LB = "10.55.0.1"
 
 # outcome: written, read-only, or the error's first line. row: what identifies it in the table.
 Write = namedtuple("Write", "pool row begun ended node outcome")
-# shown: {(pool, node): UP, MAINT, DRAIN or DOWN}
+# shown: {(pool, node): UP, MAINT, DRAIN, NOLB or DOWN}
 Look = namedtuple("Look", "time shown")
 # recovery: pg_is_in_recovery(), None if there was no answer
 Truth = namedtuple("Truth", "time node recovery")
@@ -176,4 +176,6 @@ def state(operational, administrative):
         return "MAINT"
     if operational == 0:
         return "DOWN"
-    return "DRAIN" if administrative & 0x08 else "UP"
+    if administrative & 0x08:
+        return "DRAIN"
+    return "NOLB" if operational == 3 else "UP"
