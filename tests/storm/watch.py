@@ -18,8 +18,9 @@ POOLS = {"postgres-write": 5000, "official": 5100, "role-only": 5200, "without-a
 OURS, OFFICIAL, ROLE_ONLY, WITHOUT_AGENT = POOLS
 LB = "10.55.0.1"
 
-# outcome: written, read-only, or the error's first line. row: what identifies it in the table.
-Write = namedtuple("Write", "pool row begun ended node outcome")
+# outcome: written, read-only, or the error's first line. row: what identifies it in the table. cut: it was to go
+# through a session that was there before, and somebody else had ended that.
+Write = namedtuple("Write", "pool row begun ended node outcome cut")
 # shown: {(pool, node): UP, MAINT, DRAIN, NOLB or DOWN}
 Look = namedtuple("Look", "time shown")
 # recovery: pg_is_in_recovery(), None if there was no answer
@@ -109,7 +110,7 @@ class Watch:
         connection, node, number = None, None, 0
         for _ in self._every(0.05):
             number += 1
-            row, begun = f"{pool}/{keeps_session}/{number}", time.time()
+            row, begun, kept = f"{pool}/{keeps_session}/{number}", time.time(), connection is not None
             try:
                 if connection is None:
                     node = None
@@ -120,7 +121,8 @@ class Watch:
             except psycopg2.Error as error:
                 read_only = error.pgcode == psycopg2.errorcodes.READ_ONLY_SQL_TRANSACTION
                 outcome = "read-only" if read_only else (str(error).strip() or repr(error)).splitlines()[0]
-            self.writes.append(Write(pool, row, begun, time.time(), node, outcome))
+            cut = kept and bool(connection.closed) and outcome != "timed out"
+            self.writes.append(Write(pool, row, begun, time.time(), node, outcome, cut))
             if connection and (connection.closed or not keeps_session or outcome == "timed out"):
                 connection.close()
                 connection = None
@@ -163,7 +165,7 @@ def look(admin_socket):
     shown = {}
     for line in answer.splitlines()[2:]:
         column = line.split(" ")
-        if len(column) > 6 and column[1] in POOLS:
+        if len(column) > 6 and column[1] in POOLS and column[3] in NODES:
             shown[column[1], column[3]] = state(int(column[5]), int(column[6]))
     if len(shown) != len(POOLS) * len(NODES):
         raise OSError(f"an incomplete answer from HAProxy: {answer!r}")
