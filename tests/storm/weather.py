@@ -90,10 +90,12 @@ class Cluster:
     def sql(self, node, query):
         return self._call("tests/lab/machine", "run", node, "psql", "-h", "/tmp", "-U", "postgres", "-Atqc", query)
 
+    def until(self, node, command):
+        self.run(node, f"for i in $(seq 1000); do if {command}; then exit 0; fi; sleep 0.03; done; exit 1")
+
     def until_ok(self, node, path):
         """Waits until Patroni answers 200 to that path."""
-        curl = f"curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/{path}"
-        self.run(node, f"for i in $(seq 600); do ! {curl} || exit 0; sleep 0.05; done; exit 1")
+        self.until(node, f"curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/{path}")
 
     def freeze(self, node, frozen):
         """The whole machine, its agent too. Its cgroup is seen only from outside."""
@@ -390,8 +392,8 @@ def reset(cluster, random):
     primary, started = cluster.primary(), time.monotonic()
     cluster.signal_patroni(primary, "STOP")
     try:
-        ask = "ss -HtnK state established 'sport = :8008 and ( dst 127.0.0.1 or dst [::ffff:127.0.0.1] )'"
-        cluster.run(primary, f'for i in $(seq 100); do [ -z "$({ask})" ] || exit 0; sleep 0.02; done; exit 1')
+        kill = "ss -HtnK state established 'sport = :8008 and ( dst 127.0.0.1 or dst [::ffff:127.0.0.1] )'"
+        cluster.until(primary, f'[ "$({kill})" ]')
     finally:
         cluster.signal_patroni(primary, "CONT")
     return time.monotonic() - started
@@ -477,33 +479,45 @@ def starve_machine(cluster, random):
         freeze(False)
 
 
-def step_clock(cluster, random, seconds):
-    """Only Patroni's clock, by libfaketime; Patroni is restarted in pause before and after that."""
+CLOCK = """import time
+
+real = time.time
+time.time = lambda: real() + float(open("/run/patroni-clock").read())
+"""
+
+
+def step_clock(cluster, random, seconds, watched):
+    """Only Patroni's clock, as Python reads it; before and after that Patroni is killed and started.
+
+    Patroni sleeps until the clock says that its next loop is due: set back by more than ttl, it does not renew its
+    lock, and says 200 all the same, until the lock's end wakes it."""
     primary, file = cluster.primary(), "/run/patroni-clock"
-    write = lambda offset: cluster.run(primary, f"echo {offset:+} > {file}.new; mv {file}.new {file}")
-    library = "/usr/lib/$LIB/faketime/libfaketimeMT.so.1"
-    environment = (
-        f"LD_PRELOAD={library}\\nFAKETIME_TIMESTAMP_FILE={file}\\nFAKETIME_NO_CACHE=1\\n"
-        "FAKETIME_DONT_FAKE_MONOTONIC=1\\nDONT_FAKE_MONOTONIC=1\\n"
+    write = lambda offset: cluster.run(primary, f"echo {offset} > {file}.new; mv {file}.new {file}")
+    script = (
+        "systemctl kill -s KILL --kill-whom=main patroni; while systemctl -q is-active patroni; do sleep 0.02; done; "
+        "systemctl start patroni"
     )
-    lasted = []
+    # 200 from a primary that has its lock and from any standby
+    restart = lambda: lasting(0, lambda: cluster.run(primary, script), lambda: cluster.until_ok(primary, "read-only"))
     write(0)
-    cluster.run(primary, f"printf '{environment}' > /etc/patroni/environment")
+    cluster.run(primary, f"mkdir -p /etc/patroni/clock; echo '{CLOCK}' > /etc/patroni/clock/sitecustomize.py")
+    cluster.run(primary, "echo PYTHONPATH=/etc/patroni/clock > /etc/patroni/environment")
     try:
-        lasted.append(restart_in_pause(cluster, random))
+        lasted = [restart()]
         time.sleep(random.uniform(2, 3))
         lasted.append(lasting(0, lambda: write(seconds), lambda: cluster.until_ok(primary, "primary")))
-        time.sleep(random.uniform(4, 5))
+        time.sleep(watched)
     finally:
         cluster.run(primary, "rm /etc/patroni/environment")
-        lasted.append(restart_in_pause(cluster, random))
+        lasted.append(restart())
     return max(lasted)
 
 
-for name, seconds in {"a second": 1, "five minutes": 300}.items():
-    for direction, sign in {"forward": 1, "back": -1}.items():
-        step = functools.partial(step_clock, seconds=sign * seconds)
-        weather(f"Patroni's clock set {direction} by {name}", bridged=True)(step)
+for words, step, watched in ("a second", 1, 5), ("five minutes", 300, 25):
+    ahead = functools.partial(step_clock, seconds=step, watched=5)
+    weather(f"Patroni's clock {words} forward", bridged=True)(ahead)
+    back = functools.partial(step_clock, seconds=-step, watched=watched)
+    weather(f"Patroni's clock {words} back", bridged=step == 1)(back)
 
 
 def poll_cluster(address, ended):
@@ -517,7 +531,8 @@ def poll_cluster(address, ended):
 
 @weather("Patroni's loop hung, GET /cluster polled")
 def hang_loop(cluster, random):
-    """Each GET /cluster reads the DCS and renews dcs_last_seen, though Patroni does not renew its lock."""
+    """Each GET /cluster reads the DCS and renews dcs_last_seen, though Patroni does not renew its lock. The standbys
+    see that the primary is alive, and stay what they are; an operator does not look."""
     primary, ended = cluster.primary(), threading.Event()
     signal = lambda word: cluster.run(primary, f"kill -{word} {' '.join(pids)}")
     pids = backends(cluster, primary, "Patroni heartbeat")
@@ -525,6 +540,8 @@ def hang_loop(cluster, random):
     poller.start()
     signal("STOP")
     try:
+        cluster.until(primary, "! curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/primary")
+        cluster.patronictl("failover", "demo", "--candidate", random.choice(others(primary)), "--force")
         cluster.primary(but=primary)
         time.sleep(5)
     finally:
