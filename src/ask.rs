@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::tls::TlsConfig;
@@ -22,7 +22,7 @@ const BODY_LIMIT: u64 = 64 * 1024;
 const HEADER_LIMIT: usize = 4 * 1024;
 
 /// The REST API of the local Patroni.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Patroni {
     /// `http://HOST:PORT` or `https://HOST:PORT`.
     pub url: Uri,
@@ -47,6 +47,30 @@ pub struct Answer {
     pub timeline: Option<u64>,
     /// Patroni's tag that takes a standby out of load balancing.
     pub noloadbalance: bool,
+    /// The cluster is paused.
+    pub pause: bool,
+    /// Patroni sees no leader lock in the DCS: failsafe mode, a pause, or the lock has just run out.
+    pub cluster_unlocked: bool,
+    /// When Patroni last read the cluster from the DCS, in seconds since 1970 (since Patroni 2.1.2).
+    pub dcs_last_seen: Option<u32>,
+    /// When Patroni answered, by its own clock, in seconds since 1970.
+    pub date: u32,
+}
+
+/// Why there is no usable answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoAnswer {
+    /// Nobody listens: Patroni is not there, or not there yet.
+    pub refused: bool,
+    /// Who failed and how, and the cure if there is one.
+    pub reason: String,
+}
+
+impl NoAnswer {
+    /// Somebody is there, or nobody knows.
+    pub fn unusable(reason: String) -> NoAnswer {
+        NoAnswer { refused: false, reason }
+    }
 }
 
 /// A Patroni for which no file and no name needs to be looked up any more.
@@ -61,12 +85,12 @@ pub struct Found<'a> {
 /// # Errors
 ///
 /// As those of [`ask`].
-pub fn find(patroni: &Patroni, deadline: Instant) -> Result<Found<'_>, String> {
+pub fn find(patroni: &Patroni, deadline: Instant) -> Result<Found<'_>, NoAnswer> {
     let found = || {
         let tls = patroni.tls.as_ref().map(Tls::config).transpose()?;
         Ok(Found { patroni, addresses: addresses(&patroni.connect_to, deadline)?, tls })
     };
-    found().map_err(|error: String| patroni.blame(&error))
+    found().map_err(|error: String| NoAnswer::unusable(patroni.blame(&error)))
 }
 
 /// Only names that need a look-up cost one, and a thread: nothing else can give up on a look-up.
@@ -98,25 +122,27 @@ fn addresses((host, port): &(String, u16), deadline: Instant) -> Result<Vec<Sock
 ///
 /// The text says who failed and, where there is one, the cure: nobody there, no answer before the
 /// deadline, no HTTP, a status other than 200 and 503, a body that is no status of Patroni's.
-pub fn ask(found: &Found, check: &Check, deadline: Instant) -> Result<Answer, String> {
-    let mut nobody = "its name has no address".to_owned();
+pub fn ask(found: &Found, check: &Check, deadline: Instant) -> Result<Answer, NoAnswer> {
+    let mut nobody = NoAnswer::unusable("its name has no address".to_owned());
     for (number, address) in found.addresses.iter().enumerate() {
         match exchange(found, *address, check, deadline) {
             // Not even connected, so the next one may be asked; the first error is told. ureq itself
             // would share the time between them.
             Err(Failure::Nobody(error)) if number == 0 => nobody = error,
             Err(Failure::Nobody(_)) => {}
-            Err(Failure::Answer(error)) => return Err(found.patroni.blame(&error)),
+            Err(Failure::Answer(error)) => {
+                return Err(NoAnswer::unusable(found.patroni.blame(&error)));
+            }
             Ok(answer) => return Ok(answer),
         }
     }
-    Err(found.patroni.blame(&nobody))
+    Err(NoAnswer { reason: found.patroni.blame(&nobody.reason), ..nobody })
 }
 
 /// Why there is no answer from one address.
 enum Failure {
     /// There is nobody.
-    Nobody(String),
+    Nobody(NoAnswer),
     /// There is somebody who did not give one.
     Answer(String),
 }
@@ -155,16 +181,25 @@ fn exchange(
         .map_err(|error| error.to_string())?;
     let request = agent(found.tls.clone(), address, left).get(uri).header("Connection", "close");
     let mut response = request.call().map_err(|error| match &error {
-        Error::Io(cause) if nobody(cause) => Failure::Nobody(in_words(error)),
+        Error::Io(cause) if nobody(cause) => {
+            let refused = cause.kind() == io::ErrorKind::ConnectionRefused;
+            Failure::Nobody(NoAnswer { refused, reason: in_words(error) })
+        }
         _ => Failure::Answer(in_words(error)),
     })?;
     let status = response.status().as_u16();
+    let date = response.headers().get("Date").and_then(|date| date.to_str().ok());
+    let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
     // Read to the end even if it is of no use: Patroni logs a traceback for a reset connection.
     let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec();
     if !matches!(status, 200 | 503) {
         return Err(format!("HTTP status {status} instead of 200 or 503").into());
     }
-    Ok(answer(status, &body.map_err(in_words)?)?)
+    let mut answer = answer(status, &body.map_err(in_words)?)?;
+    if let Some(date) = date {
+        answer.date = seconds(date);
+    }
+    Ok(answer)
 }
 
 /// Whether there was no connection at all.
@@ -244,8 +279,13 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
     }
 }
 
+fn seconds(time: SystemTime) -> u32 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
+}
+
 /// Reads the body's few keys that matter. A key of an unexpected type counts as absent, and the
-/// rest of the body may be anything that is JSON.
+/// rest of the body may be anything that is JSON. The date is that of this machine.
 ///
 /// # Errors
 ///
@@ -254,6 +294,7 @@ pub fn answer(status: u16, body: &[u8]) -> Result<Answer, String> {
     let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(body)
         .map_err(|error| format!("answer is not Patroni's JSON: {error}"))?;
     let string = |key: &str| serde_json::from_str::<String>(keys.get(key)?.get()).ok();
+    let is_true = |key: &str| keys.get(key).is_some_and(|value| value.get() == "true");
     let required = |key: &str| string(key).ok_or(format!("answer has no '{key}'"));
     let tags = keys
         .get("tags")
@@ -269,6 +310,10 @@ pub fn answer(status: u16, body: &[u8]) -> Result<Answer, String> {
         replication_state: string("replication_state"),
         timeline: keys.get("timeline").and_then(|timeline| timeline.get().parse().ok()),
         noloadbalance,
+        pause: is_true("pause"),
+        cluster_unlocked: is_true("cluster_unlocked"),
+        dcs_last_seen: keys.get("dcs_last_seen").and_then(|seen| seen.get().parse().ok()),
+        date: seconds(SystemTime::now()),
     })
 }
 

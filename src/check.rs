@@ -79,6 +79,11 @@ impl Check {
         matches!(self.wants, Wants::Primary | Wants::Leader)
     }
 
+    /// The number of its name in the list, if it has no query.
+    pub fn plain_number(&self) -> Option<usize> {
+        CHECKS.iter().position(|(name, _)| *name == self.text)
+    }
+
     /// The `replication_state` that a replica must report, if the query names one.
     pub fn replication_state(&self) -> Option<&str> {
         self.replication_state.as_deref()

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
 use sd_notify::NotifyState;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, IsTerminal, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
@@ -62,6 +62,11 @@ impl Connection {
             // no socket, or one of another family
             _ => no_socket,
         }
+    }
+
+    /// Whether somebody looks at a terminal, and HAProxy hears nothing of it.
+    pub fn is_human(&self) -> bool {
+        matches!(self, Connection::Standard) && io::stdin().is_terminal()
     }
 
     /// Reads the line that HAProxy sends by `agent-send`, in however many pieces it comes.

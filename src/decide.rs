@@ -1,11 +1,22 @@
 //! What Patroni's answer means for HAProxy: the only place where meaning lives, and a pure one.
-//! Knows nothing of sockets, HTTP and the words of an agent reply.
+//! Knows nothing of sockets, HTTP, files and the words of an agent reply.
 
-use crate::ask::Answer;
+use crate::ask::{Answer, NoAnswer};
 use crate::check::{Else, Question};
 use crate::hold::Hold;
-use crate::options::Unreachable;
+use crate::memory::Record;
 use std::panic::{self, AssertUnwindSafe};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Trouble is not bridged for longer than this after Patroni last saw the DCS, by `dcs_last_seen`: its main loop
+/// may hang while its REST API goes on saying that it has the lock. With Patroni's own defaults (`ttl` 30,
+/// `loop_wait` 10) the lock then lives 20 s longer than that.
+const DCS_LIMIT: Duration = Duration::from_secs(15);
+/// By now every HAProxy has heard of a node that it is no longer ready, unless its `agent-inter` is longer.
+const HEARD: Duration = Duration::from_secs(60);
+/// Patroni's `Date:` has whole seconds, and a short step of its clock ends no claim of the lock.
+const CLOCK_STEP: u64 = 5;
 
 /// What HAProxy shall do with this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +33,8 @@ pub enum Verdict {
     Stopped,
     /// Patroni gave no usable answer.
     Down,
-    /// Patroni gave no usable answer, and HAProxy shall leave everything as it is.
-    Hold,
+    /// There is trouble, and HAProxy shall leave everything as it is.
+    Keep,
 }
 
 /// A verdict and why.
@@ -37,19 +48,183 @@ pub struct Reply {
     pub reason: String,
 }
 
+/// What to do with an unusable answer (`--unreachable`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unreachable {
+    /// Out of the pool, shown as DOWN.
+    #[default]
+    Down,
+    /// HAProxy leaves everything as it is; the health check of the server line decides alone.
+    Hold,
+}
+
+impl FromStr for Unreachable {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "down" => Ok(Unreachable::Down),
+            "hold" => Ok(Unreachable::Hold),
+            _ => Err(format!("'{word}' is none of down, hold")),
+        }
+    }
+}
+
+/// How trouble is answered (`--unreachable`, `--grace`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What is said if Patroni gives no usable answer.
+    pub unreachable: Unreachable,
+    /// How long after a good answer trouble is bridged; zero for never.
+    pub grace: Duration,
+}
+
+/// When the question was asked, and when there was an answer or an end to waiting: CLOCK_BOOTTIME.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// Before the question was sent. Counted from here, the verdict does not depend on `--timeout`.
+    pub asked: Duration,
+    /// Afterwards.
+    pub answered: Duration,
+}
+
+/// What HAProxy is told, and what is left for the next check.
+///
+/// The decision table first; then the grace: trouble soon after a good answer changes nothing in HAProxy. It is
+/// availability within the lease of the leader lock and decides nothing about who is primary: the lock outlives
+/// the last good answer by at least `ttl - loop_wait - retry_timeout`, and `--grace` must be less than that by
+/// HAProxy's `agent-inter` and two `--timeout`s. An operator's hold comes last.
+pub fn decide(
+    question: &Question,
+    policy: Policy,
+    answer: &Result<Answer, NoAnswer>,
+    hold: Option<Hold>,
+    last: &Record,
+    times: Times,
+) -> (Reply, Record) {
+    let mut reply = table(question, policy.unreachable, answer);
+    let mut record = last.clone();
+    let ready = reply.verdict == Verdict::Ready;
+    let was_ready = last.ready == Some(last.at);
+    let mut in_the_pool = ready;
+    match (meaning(question, answer, last, times), answer) {
+        (Meaning::Good, Ok(answer)) => {
+            record.trouble = None;
+            // what was asked before a bad answer came says nothing about what came after it
+            if times.asked >= last.at {
+                (record.at, record.lease) = (times.asked, lease(answer));
+                record.ready = if ready { Some(times.asked) } else { last.ready };
+                (record.date, record.pause, record.refused) = (answer.date, answer.pause, false);
+            }
+        }
+        (Meaning::Trouble(excuse), _) => {
+            record.trouble = last.trouble.or(Some(times.answered));
+            record.refused |= answer.as_ref().is_err_and(|no_answer| no_answer.refused);
+            let passed = times.asked.saturating_sub(last.at);
+            let grace = policy.grace.min(last.lease);
+            if passed < grace {
+                let (passed, grace) = (passed.as_secs_f32(), grace.as_secs_f32());
+                let why = excuse.unwrap_or(&reply.reason);
+                reply.reason = format!("held {passed:.1} of {grace} s: {why}");
+                in_the_pool = was_ready;
+                let since = |ready| times.asked.saturating_sub(ready);
+                reply.verdict = match last.ready.filter(|ready| since(*ready) < HEARD) {
+                    // It has left the pool, and a HAProxy that has not heard of it must not keep it.
+                    Some(_) if !was_ready => Verdict::Out(question.otherwise),
+                    _ => Verdict::Keep,
+                };
+            }
+        }
+        _ => {
+            let broken = matches!(reply.verdict, Verdict::Fail | Verdict::Stopped);
+            record.trouble = last.trouble.or(Some(times.answered)).filter(|_| broken);
+            if times.answered >= last.at {
+                (record.at, record.lease) = (times.answered, Duration::ZERO);
+            }
+        }
+    }
+    if let Some(hold) = hold.filter(|_| in_the_pool) {
+        (reply.verdict, reply.reason) = (Verdict::Out(hold.word), format!("hold: {}", hold.reason));
+    }
+    (reply, record)
+}
+
+/// What an answer means for the grace.
+enum Meaning {
+    /// A healthy node, in the pool or not: the grace begins.
+    Good,
+    /// Nobody knows, and it may be over with the next answer. Why, if the table would say something else.
+    Trouble(Option<&'static str>),
+    /// Patroni has said something else, and that stands: the grace is over.
+    Other,
+}
+
+fn meaning(
+    question: &Question,
+    answer: &Result<Answer, NoAnswer>,
+    last: &Record,
+    times: Times,
+) -> Meaning {
+    let Ok(answer) = answer else { return Meaning::Trouble(None) };
+    let lock = question.check.asks_for_the_lock();
+    match (answer.status, answer.state.as_str(), answer.role.as_str()) {
+        (503, "running", "primary" | "master") if lock => {
+            match without_the_lock(answer, last, times) {
+                Some(excuse) => Meaning::Trouble(Some(excuse)),
+                None => Meaning::Other,
+            }
+        }
+        (_, "running", _) => Meaning::Good,
+        // it has the lock, and PostgreSQL did not answer it this once
+        (200, "unknown", role) if lock && role != "replica" => Meaning::Trouble(None),
+        _ => Meaning::Other,
+    }
+}
+
+/// Why a primary says 503 though it need not have lost the leader lock.
+fn without_the_lock(answer: &Answer, last: &Record, times: Times) -> Option<&'static str> {
+    let patronis = u64::from(answer.date.saturating_sub(last.date));
+    let ours = times.answered.saturating_sub(last.at).as_secs();
+    if last.refused {
+        Some("primary, Patroni has just started and does not know its lock yet")
+    } else if answer.pause && last.pause {
+        // nobody but an operator promotes another one now
+        Some("primary, paused, Patroni does not know its lock")
+    } else if patronis > ours + CLOCK_STEP {
+        // its claim ends by its own clock, the lock by that of the DCS
+        Some("primary, Patroni's clock was set forward")
+    } else {
+        None
+    }
+}
+
+/// How long trouble may be bridged after this answer, whatever `--grace` is.
+fn lease(answer: &Answer) -> Duration {
+    let age = answer.dcs_last_seen.map(|seen| i64::from(answer.date) - i64::from(seen));
+    match age {
+        // in failsafe mode, or the lock has just run out
+        _ if answer.cluster_unlocked => Duration::ZERO,
+        // before 2.1.2 it is not known
+        None => DCS_LIMIT,
+        // both are whole seconds; further in the future they say nothing
+        Some(age) if age < -1 => Duration::ZERO,
+        Some(age) => DCS_LIMIT.saturating_sub(Duration::from_secs(age.max(0).unsigned_abs())),
+    }
+}
+
 /// The decision table of the README, first row that matches.
 ///
 /// READY needs all three: status 200, state running, a role that fits. The role word alone stays
 /// `primary` after the lock is lost, and `/primary` is 200 on a primary that is stopping, starting or
 /// crashed (patroni#2756) and on a replica that is not promoted yet (patroni#2972).
-pub fn decide(
+fn table(
     question: &Question,
     unreachable: Unreachable,
-    answer: &Result<Answer, String>,
+    answer: &Result<Answer, NoAnswer>,
 ) -> Reply {
     let check = &question.check;
     let (verdict, reason) = match answer {
-        Err(error) => (no_answer(unreachable), error.clone()),
+        Err(error) => (no_answer(unreachable), error.reason.clone()),
         Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
             ("running", role) if answer.status == 200 && serves(question, answer) => {
                 let timeline = answer.timeline.map(|n| format!(", timeline {n}"));
@@ -131,30 +306,13 @@ fn not_asked_for(question: &Question, answer: &Answer) -> String {
 fn no_answer(unreachable: Unreachable) -> Verdict {
     match unreachable {
         Unreachable::Down => Verdict::Down,
-        Unreachable::Hold => Verdict::Hold,
-    }
-}
-
-/// An operator's hold takes a node out that would be ready, and makes no other one better.
-pub fn held(hold: Option<Hold>, reply: Reply) -> Reply {
-    match hold {
-        Some(hold) if reply.verdict == Verdict::Ready => {
-            let reason = format!("hold: {}", hold.reason);
-            Reply { verdict: Verdict::Out(hold.word), reason, ..reply }
-        }
-        _ => reply,
+        Unreachable::Hold => Verdict::Keep,
     }
 }
 
 /// HAProxy's question could not be understood, so Patroni was not asked.
 pub fn not_understood(error: &str) -> Reply {
     Reply { verdict: Verdict::Fail, check: String::new(), reason: error.to_owned() }
-}
-
-/// Patroni could not even be looked for, so HAProxy's question does not matter.
-pub fn unreachable(question: Option<&Question>, unreachable: Unreachable, error: &str) -> Reply {
-    let check = question.map(|question| question.check.to_string()).unwrap_or_default();
-    Reply { verdict: no_answer(unreachable), check, reason: error.to_owned() }
 }
 
 /// The peer closed without a question, so Patroni was not asked.
@@ -164,18 +322,12 @@ pub fn nobody_asked() -> Reply {
 }
 
 /// Even a bug is answered: silence would leave HAProxy with what it heard last, which may be READY.
-pub fn whatever_happens(unreachable: Unreachable, answer: impl FnOnce() -> Reply) -> Reply {
+pub fn whatever_happens<T: From<Reply>>(unreachable: Unreachable, answer: impl FnOnce() -> T) -> T {
     panic::catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Reply {
-            verdict: no_answer(unreachable),
-            check: String::new(),
-            reason: format!(
-                "bug in patroni-agent-check, please report it: {}",
-                text.unwrap_or("?")
-            ),
-        }
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
+        let reason = format!("bug in patroni-agent-check, please report it: {text}");
+        Reply { verdict: no_answer(unreachable), check: String::new(), reason }.into()
     })
 }
 
@@ -186,51 +338,304 @@ mod tests {
     #[test]
     fn a_panic_is_answered() {
         let text = "bug in patroni-agent-check, please report it: ";
-        let reply = whatever_happens(Unreachable::Down, || panic!("at {}", 3));
+        let reply: Reply = whatever_happens(Unreachable::Down, || panic!("at {}", 3));
         assert_eq!((reply.verdict, reply.reason), (Verdict::Down, format!("{text}at 3")));
-        let reply = whatever_happens(Unreachable::Hold, || panic!("here"));
-        assert_eq!((reply.verdict, reply.reason), (Verdict::Hold, format!("{text}here")));
+        let reply: Reply = whatever_happens(Unreachable::Hold, || panic!("here"));
+        assert_eq!((reply.verdict, reply.reason), (Verdict::Keep, format!("{text}here")));
     }
 
-    #[test]
-    fn a_hold_takes_out_a_ready_node_and_nothing_else() {
-        let hold = |word| Some(Hold { word, reason: "why".to_owned() });
-        let before = |verdict| Reply {
-            verdict,
-            check: "primary".to_owned(),
-            reason: "primary, running".to_owned(),
-        };
-        for word in [Else::Maint, Else::Drain] {
-            let reply = held(hold(word), before(Verdict::Ready));
-            assert_eq!((reply.verdict, reply.reason.as_str()), (Verdict::Out(word), "hold: why"));
-            for verdict in [
-                Verdict::Out(Else::Maint),
-                Verdict::Out(Else::Drain),
-                Verdict::Out(Else::Down),
-                Verdict::Fail,
-                Verdict::Unasked,
-                Verdict::Stopped,
-                Verdict::Down,
-                Verdict::Hold,
-            ] {
-                assert_eq!(held(hold(word), before(verdict)), before(verdict));
-            }
-        }
-        assert_eq!(held(None, before(Verdict::Ready)), before(Verdict::Ready));
+    fn question(check: &str) -> Question {
+        Question { check: check.parse().expect("a check"), otherwise: Else::Drain }
     }
 
-    fn verdict(check: &str, status: u16, role: &str, state: &str) -> Verdict {
-        let check = check.parse().expect("a check");
-        let question = Question { check, otherwise: Else::Drain };
-        let answer = Answer {
+    fn answer(status: u16, role: &str, state: &str) -> Answer {
+        Answer {
             status,
             state: state.to_owned(),
             role: role.to_owned(),
             replication_state: None,
             timeline: None,
             noloadbalance: false,
+            pause: false,
+            cluster_unlocked: false,
+            dcs_last_seen: None,
+            date: 0,
+        }
+    }
+
+    fn verdict(check: &str, status: u16, role: &str, state: &str) -> Verdict {
+        table(&question(check), Unreachable::Down, &Ok(answer(status, role, state))).verdict
+    }
+
+    /// Checks of one node, each at its second, with what the one before has left.
+    struct Node {
+        question: Question,
+        policy: Policy,
+        hold: Option<Hold>,
+        left: Record,
+        /// When the machine was started, by Patroni's clock.
+        clock: u32,
+    }
+
+    impl Node {
+        fn new(check: &str) -> Node {
+            let policy = Policy { unreachable: Unreachable::Down, grace: Duration::from_secs(4) };
+            Node {
+                question: question(check),
+                policy,
+                hold: None,
+                left: Record::default(),
+                clock: 1_000_000,
+            }
+        }
+
+        fn hears(&mut self, asked: f64, answer: Result<Answer, NoAnswer>) -> Reply {
+            self.late(asked, asked, answer)
+        }
+
+        /// With an answer that took its time.
+        fn late(&mut self, asked: f64, answered: f64, answer: Result<Answer, NoAnswer>) -> Reply {
+            let times = Times {
+                asked: Duration::from_secs_f64(asked),
+                answered: Duration::from_secs_f64(answered),
+            };
+            let answer = answer.map(|answer| Answer {
+                date: self.clock + answered as u32,
+                dcs_last_seen: Some(
+                    answer.dcs_last_seen.unwrap_or(self.clock + answered as u32 - 1),
+                ),
+                ..answer
+            });
+            let hold = self.hold.clone();
+            let (reply, left) =
+                decide(&self.question, self.policy, &answer, hold, &self.left, times);
+            self.left = left;
+            reply
+        }
+
+        /// Whether trouble is bridged that is met at that second.
+        fn bridges(&self, asked: f64) -> bool {
+            let hold = self.hold.clone();
+            let mut node =
+                Node { question: self.question.clone(), left: self.left.clone(), hold, ..*self };
+            let reply = node.hears(asked, SILENT());
+            assert_eq!(reply.reason.starts_with("held "), reply.verdict == Verdict::Keep);
+            reply.verdict == Verdict::Keep
+        }
+    }
+
+    const PRIMARY: fn() -> Answer = || answer(200, "primary", "running");
+    const STANDBY: fn() -> Answer = || answer(503, "replica", "running");
+    const UNLOCKED: fn() -> Answer = || answer(503, "primary", "running");
+    const SILENT: fn() -> Result<Answer, NoAnswer> =
+        || Err(NoAnswer::unusable("no answer".to_owned()));
+    const REFUSED: fn() -> Result<Answer, NoAnswer> =
+        || Err(NoAnswer { refused: true, reason: "connection refused".to_owned() });
+
+    #[test]
+    fn a_hold_takes_out_a_ready_node_and_nothing_else() {
+        for word in [Else::Maint, Else::Drain] {
+            let hold = Some(Hold { word, reason: "why".to_owned() });
+            let mut node = Node { hold: hold.clone(), ..Node::new("primary") };
+            let expected = (Verdict::Out(word), "hold: why".to_owned());
+            let said = |reply: Reply| (reply.verdict, reply.reason);
+            assert_eq!(said(node.hears(10.0, Ok(PRIMARY()))), expected);
+            // in the grace too, since it was ready, and not after it
+            assert_eq!(said(node.hears(11.0, REFUSED())), expected);
+            assert_eq!(node.hears(15.0, REFUSED()).verdict, Verdict::Down);
+            for other in [
+                STANDBY(),
+                UNLOCKED(),
+                answer(200, "primary", "stopping"),
+                answer(503, "primary", "stopped"),
+            ] {
+                let mut free = Node { left: node.left.clone(), ..Node::new("primary") };
+                assert_eq!(node.hears(20.0, Ok(other.clone())), free.hears(20.0, Ok(other)));
+            }
+            let mut standby = Node { hold, ..Node::new("primary") };
+            standby.hears(10.0, Ok(STANDBY()));
+            assert_eq!(standby.hears(11.0, REFUSED()).verdict, Verdict::Keep);
+        }
+    }
+
+    #[test]
+    fn trouble_soon_after_a_good_answer_changes_nothing() {
+        for good in [PRIMARY(), STANDBY()] {
+            let mut node = Node::new("primary");
+            assert_eq!(node.hears(9.0, SILENT()).verdict, Verdict::Down, "nothing good yet");
+            node.hears(10.0, Ok(good));
+            let reply = node.hears(11.2, REFUSED());
+            assert_eq!(reply.verdict, Verdict::Keep);
+            assert_eq!(reply.reason, "held 1.2 of 4 s: connection refused");
+            let reply = node.hears(13.9, SILENT());
+            assert_eq!(reply.reason, "held 3.9 of 4 s: no answer");
+            // it has not renewed itself
+            let reply = node.hears(14.0, SILENT());
+            assert_eq!((reply.verdict, reply.reason.as_str()), (Verdict::Down, "no answer"));
+        }
+    }
+
+    #[test]
+    fn without_grace_nothing_is_bridged() {
+        let policy = Policy { unreachable: Unreachable::Down, grace: Duration::ZERO };
+        let mut node = Node { policy, ..Node::new("primary") };
+        node.hears(10.0, Ok(PRIMARY()));
+        assert_eq!(node.hears(10.0, SILENT()).verdict, Verdict::Down);
+        assert_eq!(node.hears(10.1, Ok(UNLOCKED())).verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn the_verdict_does_not_depend_on_the_timeout() {
+        let mut node = Node::new("primary");
+        node.hears(10.0, Ok(PRIMARY()));
+        for timeout in [0.01, 1.5, 2.5, 10.0] {
+            let left = node.left.clone();
+            assert_eq!(node.late(13.5, 13.5 + timeout, SILENT()).verdict, Verdict::Keep);
+            node.left = left;
+        }
+        // one that is slow counts from the question
+        let mut node = Node::new("primary");
+        node.late(10.0, 11.5, Ok(PRIMARY()));
+        assert!(node.bridges(13.9) && !node.bridges(14.1));
+    }
+
+    /// Each other answer ends it at once, and what Patroni said last stands.
+    #[test]
+    fn whatever_else_patroni_says_ends_it() {
+        for (check, other) in [
+            ("primary", UNLOCKED()),
+            ("leader", UNLOCKED()),
+            ("primary", answer(503, "primary", "unknown")),
+            ("primary", answer(200, "replica", "unknown")),
+            ("read-only", answer(200, "primary", "unknown")),
+            ("primary", answer(200, "primary", "stopping")),
+            ("primary", answer(503, "demoted", "stopped")),
+            ("primary", answer(200, "primary", "crashed")),
+            ("primary", answer(200, "primary", "starting")),
+            ("primary", answer(200, "primary", "start failed")),
+            ("replica", answer(503, "replica", "starting")),
+            ("primary", answer(200, "primary", "nonsense")),
+        ] {
+            let mut node = Node::new(check);
+            let good = || match check {
+                "replica" => Ok(answer(200, "replica", "running")),
+                _ => Ok(PRIMARY()),
+            };
+            node.hears(10.0, good());
+            assert!(node.bridges(10.4));
+            let expected = table(&node.question, Unreachable::Down, &Ok(other.clone()));
+            assert_eq!(node.hears(10.5, Ok(other)), expected);
+            assert!(!node.bridges(10.6), "{check}");
+            // and what was asked before and answered afterwards does not bring it back
+            node.late(10.4, 10.7, good());
+            assert!(!node.bridges(10.8), "{check}");
+            node.hears(10.9, good());
+            assert!(node.bridges(11.0), "{check}");
+        }
+    }
+
+    #[test]
+    fn one_unknown_state_is_trouble_while_it_has_the_lock() {
+        let mut node = Node::new("primary");
+        node.hears(10.0, Ok(PRIMARY()));
+        let unknown = || Ok(answer(200, "primary", "unknown"));
+        assert_eq!(node.hears(11.0, unknown()).verdict, Verdict::Keep);
+        assert_eq!(node.hears(14.0, unknown()).verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn a_primary_without_the_lock_is_only_bridged_if_it_need_not_have_lost_it() {
+        // restarted
+        let mut node = Node::new("primary");
+        node.hears(10.0, Ok(PRIMARY()));
+        node.hears(10.5, REFUSED());
+        let reply = node.hears(11.0, Ok(UNLOCKED()));
+        assert_eq!(reply.verdict, Verdict::Keep);
+        assert!(reply.reason.ends_with("does not know its lock yet"), "{reply:?}");
+        assert_eq!(node.hears(14.0, Ok(UNLOCKED())).verdict, Verdict::Fail);
+        // a good answer since
+        let mut node = Node::new("primary");
+        node.hears(10.0, Ok(PRIMARY()));
+        node.hears(10.5, REFUSED());
+        node.hears(11.0, Ok(PRIMARY()));
+        assert_eq!(node.hears(11.5, Ok(UNLOCKED())).verdict, Verdict::Fail);
+        // silent is not refused
+        let mut node = Node::new("primary");
+        node.hears(10.0, Ok(PRIMARY()));
+        node.hears(10.5, SILENT());
+        assert_eq!(node.hears(11.0, Ok(UNLOCKED())).verdict, Verdict::Fail);
+        // paused: now and at the last good answer
+        for (before, now, expected) in [
+            (true, true, Verdict::Keep),
+            (true, false, Verdict::Fail),
+            (false, true, Verdict::Fail),
+        ] {
+            let mut node = Node::new("primary");
+            node.hears(10.0, Ok(Answer { pause: before, ..PRIMARY() }));
+            let reply = node.hears(11.0, Ok(Answer { pause: now, ..UNLOCKED() }));
+            assert_eq!(reply.verdict, expected);
+        }
+        // its clock was set
+        for (step, expected) in
+            [(300, Verdict::Keep), (5, Verdict::Fail), (1, Verdict::Fail), (-300, Verdict::Fail)]
+        {
+            let mut node = Node::new("primary");
+            node.hears(10.0, Ok(PRIMARY()));
+            node.clock = node.clock.saturating_add_signed(step);
+            assert_eq!(node.hears(11.0, Ok(UNLOCKED())).verdict, expected, "{step}");
+        }
+    }
+
+    #[test]
+    fn what_patroni_knows_of_the_dcs_bounds_it() {
+        let seen = |ago: i64| {
+            let mut node = Node::new("primary");
+            let seen = u32::try_from(i64::from(node.clock) + 100 - ago).expect("a time");
+            node.hears(100.0, Ok(Answer { dcs_last_seen: Some(seen), ..PRIMARY() }));
+            node
         };
-        decide(&question, Unreachable::Down, &Ok(answer)).verdict
+        assert!(seen(0).bridges(103.9) && seen(11).bridges(103.9));
+        assert!(seen(13).bridges(101.9) && !seen(13).bridges(102.0));
+        assert!(!seen(15).bridges(100.0) && !seen(1000).bridges(100.0));
+        // whole seconds may be off by one; what is further in the future says nothing
+        assert!(seen(-1).bridges(103.9) && !seen(-2).bridges(100.0));
+        let mut failsafe = Node::new("primary");
+        failsafe.hears(100.0, Ok(Answer { cluster_unlocked: true, ..PRIMARY() }));
+        assert!(!failsafe.bridges(100.1));
+    }
+
+    #[test]
+    fn a_node_that_has_left_the_pool_stays_out() {
+        let mut node = Node::new("primary");
+        node.hears(10.0, Ok(PRIMARY()));
+        node.hears(10.5, Ok(STANDBY()));
+        // another HAProxy may not have heard of it
+        let reply = node.hears(11.0, SILENT());
+        assert_eq!(reply.verdict, Verdict::Out(Else::Drain));
+        assert_eq!(reply.reason, "held 0.5 of 4 s: no answer");
+        node.hears(70.5, Ok(STANDBY()));
+        assert_eq!(node.hears(71.0, SILENT()).verdict, Verdict::Keep);
+        // and into the pool nobody has to hear of anything
+        node.hears(72.0, Ok(PRIMARY()));
+        assert_eq!(node.hears(72.5, SILENT()).verdict, Verdict::Keep);
+    }
+
+    #[test]
+    fn trouble_begins_lasts_and_ends() {
+        let mut node = Node::new("primary");
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        node.hears(10.0, Ok(PRIMARY()));
+        assert_eq!(node.left.trouble, None);
+        node.hears(11.0, SILENT());
+        node.hears(20.0, SILENT());
+        node.hears(21.0, Ok(UNLOCKED()));
+        assert_eq!(node.left.trouble, seconds(11));
+        for well in [PRIMARY(), STANDBY(), answer(503, "replica", "starting")] {
+            node.hears(30.0, Ok(answer(503, "primary", "stopped")));
+            assert_eq!(node.left.trouble, seconds(if well == PRIMARY() { 11 } else { 30 }));
+            node.hears(31.0, Ok(well));
+            assert_eq!(node.left.trouble, None);
+        }
     }
 
     const ROLES: [&str; 7] =

@@ -5,8 +5,6 @@ use crate::check::Else;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
-use std::thread::sleep;
-use std::time::Duration;
 
 /// The longest hold file in bytes; a reason needs no more.
 const LIMIT: u64 = 4096;
@@ -22,8 +20,9 @@ pub struct Hold {
 
 /// Reads the hold file, `drain|maint [REASON]`; none if there is no file.
 ///
-/// Whatever else is there is a hold too, with maint: it was somebody's will to take the node out, and
-/// the reason says what is wrong.
+/// An empty file is a hold with drain, the gentler word: `echo` empties the file before it fills it, and
+/// `touch` says no more. Whatever else is there is a hold too, with maint: it was somebody's will to take the
+/// node out, and the reason says what is wrong.
 pub fn read(file: &Path) -> Option<Hold> {
     let wrong = |error: String| {
         let reason = format!("{}: {error}", file.display());
@@ -42,6 +41,12 @@ pub fn read(file: &Path) -> Option<Hold> {
                 text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
             let word = match word.to_ascii_lowercase().as_str() {
+                "" => {
+                    return Some(Hold {
+                        word: Else::Drain,
+                        reason: "the file is empty".to_owned(),
+                    });
+                }
                 "drain" => Else::Drain,
                 "maint" => Else::Maint,
                 word => return wrong(format!("'{word}' is neither drain nor maint")),
@@ -53,18 +58,6 @@ pub fn read(file: &Path) -> Option<Hold> {
 }
 
 fn text(file: &Path) -> io::Result<String> {
-    // `echo` makes the file first and fills it then: a hold that is drain must not be maint in between.
-    for _ in 0..10 {
-        let text = whole(file)?;
-        if text.ends_with('\n') {
-            return Ok(text);
-        }
-        sleep(Duration::from_millis(5));
-    }
-    whole(file)
-}
-
-fn whole(file: &Path) -> io::Result<String> {
     // Nothing that could keep the check waiting for ever, such as a FIFO, or feed it without end.
     if !fs::metadata(file)?.is_file() {
         return Err(io::Error::other("it is no plain file"));

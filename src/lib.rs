@@ -24,6 +24,9 @@ pub mod check;
 /// The operator's hand: a file that takes this node out of every pool.
 pub mod hold;
 
+/// What the last checks left for the next.
+pub mod memory;
+
 /// One GET on Patroni's REST API.
 pub mod ask;
 

@@ -4,7 +4,8 @@
 
 use patroni_agent_check::check::Question;
 use patroni_agent_check::connection::{Connection, Peer};
-use patroni_agent_check::decide::{self, Reply, Verdict};
+use patroni_agent_check::decide::{self, Reply, Times, Verdict};
+use patroni_agent_check::memory::{self, Memory, News, Recalled, Record};
 use patroni_agent_check::options::{IDLE, Options, Stop};
 use patroni_agent_check::{ask, hold, sandbox, say, serve};
 use std::net::TcpListener;
@@ -31,12 +32,12 @@ fn main() -> ExitCode {
 /// A process for one check, which locks itself in.
 fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
     // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
-    let lock_in = || match cfg!(without_sandbox) {
+    let lock_in = |memory: &Memory| match cfg!(without_sandbox) {
         true => Ok(()),
-        false => sandbox::enter(options.patroni.connect_to.1),
+        false => sandbox::enter(options.patroni.connect_to.1, memory.descriptor()),
     };
-    let reply = answer(options, &mut connection, started, lock_in);
-    say::say(connection, &reply)
+    let answered = answer(options, &mut connection, started, lock_in);
+    say(connection, &answered)
 }
 
 /// A process for many, which its unit locks in: files and names are needed again for the next.
@@ -44,9 +45,9 @@ fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode 
     let idle = options.as_ref().map_or(IDLE, |options| options.idle);
     let served = serve::serve(listeners, idle, |mut connection| match options {
         Ok(options) => {
-            let reply = answer(options, &mut connection, Instant::now(), || Ok(()));
-            say::say(connection, &reply);
-            say::words(reply.verdict)
+            let answered = answer(options, &mut connection, Instant::now(), |_| Ok(()));
+            say(connection, &answered);
+            say::words(answered.reply.verdict)
         }
         Err(stop) => {
             say::stop(connection, stop);
@@ -59,42 +60,77 @@ fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode 
     }
 }
 
+/// The end of the pipe.
+struct Answered {
+    reply: Reply,
+    news: Option<News>,
+    left: Option<(Recalled, Record)>,
+}
+
+impl From<Reply> for Answered {
+    /// A reply that nothing is remembered of, and that is news if it is bad.
+    fn from(reply: Reply) -> Answered {
+        let news = (reply.verdict != Verdict::Unasked).then_some(News::Began);
+        Answered { reply, news, left: None }
+    }
+}
+
+/// First HAProxy is told, since nothing else may keep it waiting.
+fn say(connection: Connection, answered: &Answered) -> ExitCode {
+    let code = say::say(connection, &answered.reply, answered.news);
+    if let Some((recalled, record)) = &answered.left {
+        recalled.leave(record);
+    }
+    code
+}
+
 /// One check, down the pipe. `lock_in` comes when files and names are no longer needed.
 fn answer(
     options: &Options,
     connection: &mut Connection,
     started: Instant,
-    lock_in: impl FnOnce() -> Result<(), String>,
-) -> Reply {
-    decide::whatever_happens(options.unreachable, || {
+    lock_in: impl FnOnce(&Memory) -> Result<(), String>,
+) -> Answered {
+    decide::whatever_happens(options.policy.unreachable, || {
         let deadline = started + options.timeout;
         let hold = hold::read(&options.hold_file);
         if let Some(hold) = &hold {
             say::remark(connection, &format!("a hold is on: {}, {}", hold.word, hold.reason));
         }
-        let patroni = match ask::find(&options.patroni, deadline) {
-            Ok(patroni) => patroni,
-            Err(error) => {
-                return decide::unreachable(options.question.as_ref(), options.unreachable, &error);
-            }
-        };
-        if let Err(missing) = lock_in() {
+        let human = connection.is_human();
+        let memory = Memory::open(&options.memory_file, human);
+        let found = ask::find(&options.patroni, deadline);
+        if let Err(missing) = lock_in(&memory) {
             say::remark(connection, &missing);
         }
         let question = match &options.question {
             Some(question) => Ok(question.clone()),
             None => match connection.read_line(deadline) {
                 Ok(Some(line)) => Question::from_agent_send(&line, options.otherwise),
-                Ok(None) => return decide::nobody_asked(),
+                Ok(None) => return decide::nobody_asked().into(),
                 Err(error) => Err(error),
             },
         };
-        match question {
-            Ok(question) => {
-                let answer = ask::ask(&patroni, &question.check, deadline);
-                decide::held(hold, decide::decide(&question, options.unreachable, &answer))
-            }
-            Err(error) => decide::not_understood(&error),
+        let question = match question {
+            Ok(question) => question,
+            Err(error) => return decide::not_understood(&error).into(),
+        };
+        let asked = memory::now();
+        let answer = found.and_then(|found| ask::ask(&found, &question.check, deadline));
+        let times = Times { asked, answered: memory::now() };
+        let recalled = memory.recall(&options.patroni, &question.check);
+        if let Some(error) = recalled.error() {
+            say::remark(connection, &format!("there is no grace: {error}"));
         }
+        let last = recalled.last();
+        if human && recalled.error().is_none() && last.lease.is_zero() {
+            let file = options.memory_file.display();
+            let text = format!("there is no grace: no good answer to this check is in {file}");
+            say::remark(connection, &text);
+        }
+        let (reply, mut record) =
+            decide::decide(&question, options.policy, &answer, hold, &last, times);
+        let news = recalled.news(&mut record, times.answered);
+        Answered { reply, news, left: Some((recalled, record)) }
     })
 }

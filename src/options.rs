@@ -3,6 +3,7 @@
 
 use crate::ask::Patroni;
 use crate::check::{Check, Else, Question};
+use crate::decide::{Policy, Unreachable};
 use crate::tls::Tls;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
@@ -10,7 +11,6 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 use ureq::http::Uri;
 use ureq::http::uri::Authority;
@@ -69,6 +69,18 @@ pub const OPTIONS: &[Described] = &[
         "if there is this file, its first word drain or maint is what a ready node gets, and the rest says why",
     ),
     takes(
+        "grace",
+        "DURATION",
+        "3s",
+        "how long after a good answer trouble changes nothing in HAProxy, at most 15s; 0 for never",
+    ),
+    takes(
+        "memory-file",
+        "FILE",
+        MEMORY_FILE,
+        "what one check leaves to the next, for --grace and the journal",
+    ),
+    takes(
         "idle",
         "DURATION",
         "10s",
@@ -90,31 +102,11 @@ pub const OPTIONS: &[Described] = &[
 
 const URL: &str = "http://127.0.0.1:8008";
 const HOLD_FILE: &str = "/run/patroni-agent-check/hold";
+const MEMORY_FILE: &str = "/run/patroni-agent-check/memory";
+const GRACE: Duration = Duration::from_secs(3);
 const TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a process with a listening socket stays after the last check (`--idle`).
 pub const IDLE: Duration = Duration::from_secs(10);
-
-/// What to do with an unusable answer (`--unreachable`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Unreachable {
-    /// Out of the pool, shown as DOWN.
-    #[default]
-    Down,
-    /// HAProxy leaves everything as it is; the health check of the server line decides alone.
-    Hold,
-}
-
-impl FromStr for Unreachable {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<Self, String> {
-        match word {
-            "down" => Ok(Unreachable::Down),
-            "hold" => Ok(Unreachable::Hold),
-            _ => Err(format!("'{word}' is none of down, hold")),
-        }
-    }
-}
 
 /// A valid command line.
 #[derive(Clone, Debug)]
@@ -125,10 +117,12 @@ pub struct Options {
     pub timeout: Duration,
     /// What a healthy node gets that is not what was asked for.
     pub otherwise: Else,
-    /// What is said if Patroni gives no usable answer.
-    pub unreachable: Unreachable,
+    /// How trouble is answered.
+    pub policy: Policy,
     /// The operator's hold.
     pub hold_file: PathBuf,
+    /// What one check leaves to the next.
+    pub memory_file: PathBuf,
     /// With a listening socket: how long to stay after the last check.
     pub idle: Duration,
     /// The question; none with `--agent-send`: HAProxy sends it.
@@ -160,6 +154,8 @@ impl Options {
         let mut url = URL.to_owned();
         let mut timeout = TIMEOUT;
         let mut hold_file = PathBuf::from(HOLD_FILE);
+        let mut memory_file = PathBuf::from(MEMORY_FILE);
+        let mut grace = GRACE;
         let mut idle = IDLE;
         let mut otherwise = Else::default();
         let mut unreachable = Unreachable::default();
@@ -176,6 +172,8 @@ impl Options {
                 Arg::Long("unreachable") => unreachable = parser.value()?.parse()?,
                 Arg::Long("agent-send") => agent_send = true,
                 Arg::Long("hold-file") => hold_file = parser.value()?.into(),
+                Arg::Long("grace") => grace = parser.value()?.parse_with(grace_value)?,
+                Arg::Long("memory-file") => memory_file = parser.value()?.into(),
                 Arg::Long("idle") => idle = parser.value()?.parse_with(idle_value)?,
                 Arg::Long("cacert") => tls.cacert = Some(parser.value()?.into()),
                 Arg::Long("cert") => tls.cert = Some(parser.value()?.into()),
@@ -208,8 +206,9 @@ impl Options {
             patroni: patroni(&url, connect_to.as_deref(), tls).map_err(Stop::Usage)?,
             timeout,
             otherwise,
-            unreachable,
+            policy: Policy { unreachable, grace },
             hold_file,
+            memory_file,
             idle,
             question,
         })
@@ -258,6 +257,11 @@ pub fn help() -> String {
 fn timeout_value(text: &str) -> Result<Duration, String> {
     duration(text, 10..=10_000)
         .ok_or("--timeout takes 10ms to 10s, such as 1500ms or 2s".to_owned())
+}
+
+fn grace_value(text: &str) -> Result<Duration, String> {
+    let grace = if text == "0" { Some(Duration::ZERO) } else { duration(text, 0..=15_000) };
+    grace.ok_or("--grace takes 0 to 15s, such as 3s or 2500ms".to_owned())
 }
 
 fn idle_value(text: &str) -> Result<Duration, String> {

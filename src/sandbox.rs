@@ -1,6 +1,8 @@
 //! Locks this process in before it reads a byte from a peer. What is left: its open descriptors,
-//! memory, time, and TCP connections to Patroni's port. Knows nothing of what they are used for.
+//! memory, time, TCP connections to Patroni's port, and one record in the memory file. Knows nothing of what they
+//! are used for.
 
+use crate::memory::{RECORD, SIZE};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetStatus, Scope,
@@ -12,14 +14,13 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::os::fd::RawFd;
 
 /// The system calls that are left as they are. Each one costs: the kernel runs the filter once for
 /// every number there is when it is installed.
 const ALLOWED: &[i64] = &[
     // the connections
     libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_writev,
     libc::SYS_recvfrom,
     libc::SYS_connect,
     libc::SYS_getpeername,
@@ -48,16 +49,16 @@ const ALLOWED: &[i64] = &[
 ];
 
 /// Locks this process in for good. Only `port` can be connected to, where the kernel knows ports
-/// (Landlock ABI 4, Linux 6.7).
+/// (Landlock ABI 4, Linux 6.7), and to `memory` only a record can be written, in its place.
 ///
 /// # Errors
 ///
 /// This kernel has not all of it: the text says what is missing. The rest holds, and the check can go on.
-pub fn enter(port: u16) -> Result<(), String> {
+pub fn enter(port: u16, memory: Option<RawFd>) -> Result<(), String> {
     let limits = limits();
     let landlock = landlock(port);
     // last, since it forbids the others
-    let seccomp = seccomp();
+    let seccomp = seccomp(memory);
     let missing: Vec<_> = [("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)]
         .into_iter()
         .filter_map(|(what, result)| Some(format!("{what}: {}", result.err()?)))
@@ -100,7 +101,7 @@ fn landlock(port: u16) -> Result<(), Box<dyn Error>> {
 }
 
 /// Forbidden calls fail with EPERM; the process is not killed, since it still has to answer.
-fn seccomp() -> Result<(), Box<dyn Error>> {
+fn seccomp(memory: Option<RawFd>) -> Result<(), Box<dyn Error>> {
     let only = |argument, mask: libc::c_int, value: libc::c_int| {
         let masked = SeccompCmpOp::MaskedEq(mask as u32 as u64);
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, masked, value as u64)
@@ -113,9 +114,21 @@ fn seccomp() -> Result<(), Box<dyn Error>> {
     // which would connect without asking Landlock
     let no_fast_open = only(3, libc::MSG_FASTOPEN, 0)?;
     let nonblocking = only(1, !0, libc::FIONBIO as libc::c_int)?;
+    // never a descriptor, if there is no memory
+    let memory = memory.map_or(u64::from(u32::MAX), |fd| u64::from(fd.unsigned_abs()));
+    let is = |argument, operator, value| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operator, value)
+    };
+    let elsewhere = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, memory)?;
+    let there = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, memory)?;
+    let record = is(2, SeccompCmpOp::Eq, RECORD as u64)?;
+    let within = is(3, SeccompCmpOp::Lt, SIZE as u64)?;
     let no_code = only(2, libc::PROT_EXEC, 0)?;
     let mut rules: BTreeMap<_, _> = ALLOWED.iter().map(|call| (*call, vec![])).collect();
     for (call, conditions) in [
+        (libc::SYS_write, vec![elsewhere.clone()]),
+        (libc::SYS_writev, vec![elsewhere]),
+        (libc::SYS_pwrite64, vec![there, record, within]),
         (libc::SYS_socket, vec![internet, stream, tcp]),
         (libc::SYS_sendto, vec![no_fast_open]),
         (libc::SYS_ioctl, vec![nonblocking]),

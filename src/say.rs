@@ -4,6 +4,7 @@
 use crate::check::Else;
 use crate::connection::Connection;
 use crate::decide::{Reply, Verdict};
+use crate::memory::News;
 use crate::options::{NAME, Stop};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -26,7 +27,7 @@ pub fn line(reply: &Reply) -> String {
     let reason = printable(&reply.reason, REASON_LIMIT);
     match (words(reply.verdict), reply.verdict) {
         // HAProxy also splits words at commas.
-        (word, Verdict::Hold) => format!("{word}:_{}\n", reason.replace([' ', ','], "_")),
+        (word, Verdict::Keep) => format!("{word}:_{}\n", reason.replace([' ', ','], "_")),
         (words, _) => format!("{words} # {reason}\n"),
     }
 }
@@ -40,7 +41,7 @@ pub fn words(verdict: Verdict) -> &'static str {
         Verdict::Out(Else::Down) | Verdict::Down => "down ready",
         Verdict::Fail | Verdict::Unasked => "fail ready",
         Verdict::Stopped => "stopped ready",
-        Verdict::Hold => "!unreachable",
+        Verdict::Keep => "!unreachable",
     }
 }
 
@@ -51,31 +52,37 @@ fn printable(text: &str, limit: usize) -> String {
 
 /// Answers, and tells how to exit: behind a socket always 0, since systemd keeps a failed unit's
 /// place; else 0 in the pool, 1 healthy but not in the pool, 2 broken.
-pub fn say(connection: Connection, reply: &Reply) -> ExitCode {
+pub fn say(connection: Connection, reply: &Reply, news: Option<News>) -> ExitCode {
     let line = line(reply);
-    let status = match reply.verdict {
-        Verdict::Ready => 0,
-        Verdict::Out(_) => 1,
-        Verdict::Fail | Verdict::Unasked | Verdict::Stopped | Verdict::Down | Verdict::Hold => 2,
-    };
     match connection {
         Connection::Socket(stream) => {
             let peer = stream.peer_addr();
             send(stream, &line);
-            if status == 2 && reply.verdict != Verdict::Unasked {
-                let words = words(reply.verdict);
+            if let Some(news) = news {
                 // a dual-stack socket shows IPv4 as ::ffff:10.0.0.1
                 let canonical =
                     |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 let peer = peer.map(|peer| canonical(peer).to_string()).unwrap_or_default();
-                log(&format!("<4>{peer} was told '{words}': {}", about(reply)));
+                let (level, since) = match news {
+                    News::Began => (4, String::new()),
+                    News::Lasts(time) => (4, format!(" (trouble for {:.0} s)", time.as_secs_f32())),
+                    News::Ended(time) => {
+                        (5, format!(" (after {:.1} s of trouble)", time.as_secs_f32()))
+                    }
+                };
+                let words = words(reply.verdict);
+                log(&format!("<{level}>replied '{words}' to {peer}: {}{since}", about(reply)));
             }
             ExitCode::SUCCESS
         }
         Connection::Standard => {
             print(&line);
             log(&format!("{NAME}: {}", about(reply)));
-            ExitCode::from(status)
+            ExitCode::from(match reply.verdict {
+                Verdict::Ready => 0,
+                Verdict::Out(_) => 1,
+                _ => 2,
+            })
         }
     }
 }
@@ -122,6 +129,7 @@ pub fn stop(connection: Connection, stop: &Stop) -> ExitCode {
                     Stop::Print(_) => format!("{NAME}: --help and --version are for a terminal"),
                 },
             },
+            Some(News::Began),
         ),
     }
 }
@@ -175,7 +183,7 @@ mod tests {
             (Verdict::Fail, "fail ready # why\n"),
             (Verdict::Stopped, "stopped ready # why\n"),
             (Verdict::Down, "down ready # why\n"),
-            (Verdict::Hold, "!unreachable:_why\n"),
+            (Verdict::Keep, "!unreachable:_why\n"),
         ];
         for (verdict, line) in lines {
             assert_eq!(said(verdict, "why"), line);
@@ -188,7 +196,7 @@ mod tests {
         let line = said(Verdict::Fail, &evil);
         assert_eq!(line.len(), "fail ready # ".len() + REASON_LIMIT + 1);
         assert!(line.starts_with("fail ready # a?up ready????[31m # ?, down"));
-        let word = said(Verdict::Hold, &evil);
+        let word = said(Verdict::Keep, &evil);
         assert_eq!(word.find([' ', ',', '\t', '\n']), Some(word.len() - 1));
     }
 }

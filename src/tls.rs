@@ -20,7 +20,7 @@ use ureq::unversioned::transport::{
 const FILE_LIMIT: u64 = 1024 * 1024;
 
 /// The TLS options, in curl's words.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
 pub struct Tls {
     /// `--cacert`: a PEM file with the CA of Patroni's certificate.
     pub cacert: Option<PathBuf>,

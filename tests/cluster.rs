@@ -414,27 +414,38 @@ fn a_real_site() {
     watch.settled(Some(&heir));
     watch.assert_since(started, &[&primary]);
 
-    println!("xinetd with the shipped file in the place of systemd");
-    on(&heir, "systemctl stop 'patroni-agent-check*.socket' patroni-agent-check-listen.service")
-        .expect("it stops");
+    // whoever became the heir: a node with each pair of units
+    let socket = |node: &str| match node == next {
+        true => "patroni-agent-check-listen.socket",
+        false => "patroni-agent-check.socket",
+    };
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("units/patroni-agent-check.xinetd");
     let shipped = shipped.to_str().expect("UTF-8");
-    lab("machine", &["put", &heir, shipped, "/etc/xinetd.d/patroni-agent-check"]).expect("put");
-    on(&heir, "systemctl start xinetd").expect("xinetd starts");
-    for address in [format!("10.55.0.1{}", &heir[2..]), format!("[fd55::1{}]", &heir[2..])] {
-        let ask = format!("socat -t 5 -T 5 - TCP:{address}:5555 < /dev/null");
-        let end = Instant::now() + Duration::from_secs(20);
-        let line = loop {
-            match on("lb", &ask) {
-                Ok(line) => break line,
-                Err(error) => assert!(Instant::now() < end, "{error}"),
-            }
+    for node in [next, other(&[next])] {
+        println!("xinetd with the shipped file in the place of {} on {node}", socket(node));
+        on(node, "systemctl stop 'patroni-agent-check*.socket' patroni-agent-check-listen.service")
+            .expect("it stops");
+        lab("machine", &["put", node, shipped, "/etc/xinetd.d/patroni-agent-check"]).expect("put");
+        on(node, "systemctl start xinetd").expect("xinetd starts");
+        let expected = match node == heir {
+            true => "up ready # primary, running, timeline ",
+            false => "up maint # replica, streaming",
         };
-        assert!(line.starts_with("up ready # primary, running, timeline "), "{line}");
-        assert_eq!(line.matches('\n').count(), 1, "{line}");
+        for address in [format!("10.55.0.1{}", &node[2..]), format!("[fd55::1{}]", &node[2..])] {
+            let ask = format!("socat -t 5 -T 5 - TCP:{address}:5555 < /dev/null");
+            let end = Instant::now() + Duration::from_secs(20);
+            let line = loop {
+                match on("lb", &ask) {
+                    Ok(line) => break line,
+                    Err(error) => assert!(Instant::now() < end, "{error}"),
+                }
+            };
+            assert!(line.starts_with(expected), "{line}");
+            assert_eq!(line.matches('\n').count(), 1, "{line}");
+        }
+        on(node, &format!("systemctl stop xinetd && systemctl start {}", socket(node)))
+            .expect("back to systemd");
     }
-    on(&heir, "systemctl stop xinetd && systemctl start patroni-agent-check.socket")
-        .expect("back to systemd");
 
     println!("nothing resident, nothing failed");
     watch.settled(Some(&heir));
@@ -443,9 +454,7 @@ fn a_real_site() {
             on(node, "systemctl list-units --failed --plain --no-legend --all 'patroni-agent*'")
                 .expect("systemctl");
         assert_eq!(failed, "", "{node}");
-        assert_eq!(
-            on(node, "systemctl is-active patroni-agent-check.socket"),
-            Ok("active\n".to_owned())
-        );
+        let active = on(node, &format!("systemctl is-active {}", socket(node)));
+        assert_eq!(active, Ok("active\n".to_owned()), "{node}");
     }
 }

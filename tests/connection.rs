@@ -85,10 +85,12 @@ fn nothing_but_the_line_reaches_the_peer() {
         let outcome = check_with(how, "127.0.0.1:0", &["--url", "http://127.0.0.1:1"], listen);
         assert_eq!(outcome.reply, "down ready # Patroni 127.0.0.1:1: connection refused\n");
         assert_eq!(outcome.code, Some(0));
-        let expected = "was told 'down ready': primary: Patroni 127.0.0.1:1: connection refused\n";
+        let replied = "<4>replied 'down ready' to 127.0.0.1:";
+        let why = ": primary: Patroni 127.0.0.1:1: connection refused\n";
+        let said = &outcome.stderr;
         match how {
-            Start::Inetd => assert_eq!(outcome.stderr, ""),
-            _ => assert!(outcome.stderr.ends_with(expected), "{outcome:?}"),
+            Start::Inetd => assert_eq!(said, ""),
+            _ => assert!(said.starts_with(replied) && said.ends_with(why), "{outcome:?}"),
         }
     }
 }
@@ -233,10 +235,16 @@ fn without_a_socket_there_are_exit_codes() {
     ];
     for (arguments, code, line) in cases {
         for stdin in [Stdio::null(), Stdio::piped()] {
-            let (got, stdout, stderr) = text(&run(stdin, arguments));
+            let arguments = [arguments, &["--memory-file", "/none/memory"]].concat();
+            let (got, stdout, stderr) = text(&run(stdin, &arguments));
             assert_eq!((got, stdout.as_str()), (Some(code), line), "{arguments:?}");
-            assert!(stderr.starts_with("patroni-agent-check: primary: "), "{stderr}");
-            assert_eq!(stderr.lines().count(), 1);
+            let lines: Vec<_> = stderr.lines().collect();
+            let [grace, reason] = lines[..] else { panic!("{stderr}") };
+            assert!(
+                grace.starts_with("patroni-agent-check: there is no grace: /none/memory: "),
+                "{grace}"
+            );
+            assert!(reason.starts_with("patroni-agent-check: primary: "), "{reason}");
         }
     }
 }
@@ -244,11 +252,17 @@ fn without_a_socket_there_are_exit_codes() {
 #[test]
 fn on_a_terminal() {
     let patroni = primary();
-    let command = format!("{HANDLER} --url {}", patroni.url());
+    let command = format!("{HANDLER} --url {} --memory-file /none/memory", patroni.url());
     let output = Command::new("script").args(["-qefc", &command, "/dev/null"]).output();
     let (code, stdout, _) = text(&output.expect("script(1) of util-linux"));
-    let expected = "up ready # primary, running, timeline 5\r\npatroni-agent-check: primary: primary, running, timeline 5\r\n";
-    assert_eq!((code, stdout.as_str()), (Some(0), expected));
+    let mut lines = stdout.lines();
+    let grace = "patroni-agent-check: there is no grace: /none/memory: No such file or directory";
+    assert!(lines.next().is_some_and(|line| line.starts_with(grace)), "{stdout}");
+    let rest = [
+        "up ready # primary, running, timeline 5",
+        "patroni-agent-check: primary: primary, running, timeline 5",
+    ];
+    assert_eq!((code, lines.collect::<Vec<_>>()), (Some(0), rest.to_vec()));
 }
 
 #[test]
@@ -381,7 +395,7 @@ fn a_line_that_is_none_is_answered_and_patroni_is_not_asked() {
         assert_eq!(outcome.reply.matches('\n').count(), 1, "{outcome:?}");
         assert_eq!(outcome.code, Some(0));
         assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
-        assert!(outcome.stderr.starts_with("<4>127.0.0.1:"), "{outcome:?}");
+        assert!(outcome.stderr.starts_with("<4>replied 'fail ready' to 127.0.0.1:"), "{outcome:?}");
     }
     assert_eq!(patroni.connections(), 0);
 }

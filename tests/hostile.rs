@@ -18,9 +18,9 @@ fn assert_down(outcome: &Outcome, patroni: &FakePatroni, reason: &str) {
     assert_eq!(outcome.reply, format!("down ready # {shown}\n"));
     assert_eq!(outcome.code, Some(0));
     assert!(outcome.took < LONG / 2, "{outcome:?}");
-    let (priority, cause) = outcome.stderr.split_once("127.0.0.1").expect("the peer");
-    assert_eq!(priority, "<4>");
-    let about = format!("was told 'down ready': primary: {reason}\n");
+    let (replied, cause) = outcome.stderr.split_once("127.0.0.1").expect("the peer");
+    assert_eq!(replied, "<4>replied 'down ready' to ");
+    let about = format!(": primary: {reason}\n");
     assert!(cause.ends_with(&about), "{} is not {about}", outcome.stderr);
     assert_eq!(outcome.stderr.lines().count(), 1);
 }

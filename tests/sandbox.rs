@@ -2,13 +2,15 @@
 //! good and partly for the whole process, so each try is a process of its own: this program again.
 
 use memmap2::MmapMut;
-use patroni_agent_check::options::Unreachable;
-use patroni_agent_check::{decide, sandbox};
+use patroni_agent_check::decide::{self, Reply, Unreachable};
+use patroni_agent_check::sandbox;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -16,6 +18,11 @@ use std::process::{Command, Output};
 /// A file that can be written and removed.
 fn file() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("break-out")
+}
+
+/// A memory of this process's own.
+fn memory() -> PathBuf {
+    file().with_file_name(format!("break-out-memory-{}", std::process::id()))
 }
 
 const TRY: &str = "PATRONI_AGENT_CHECK_TRY";
@@ -36,12 +43,19 @@ fn by_fast_open(port: u16) -> rustix::io::Result<()> {
 }
 
 /// What an intruder would do next. Returns the error as a number, 0 if there is none.
-fn attempt(name: &str, elsewhere: u16, parent: Pid) -> i32 {
+fn attempt(name: &str, elsewhere: u16, parent: Pid, mut memory: &File) -> i32 {
     let done: io::Result<()> = match name {
         "read a file" => File::open("/etc/passwd").map(drop),
         "list a directory" => fs::read_dir("/").map(drop),
         "write a file" => File::create(file()).map(drop),
         "remove a file" => fs::remove_file(file()),
+        "write the memory's file on" => memory.write_all(b"x"),
+        "write more than a record" => memory.write_at(&[0; 65], 0).map(drop),
+        "write beyond the memory" => memory.write_at(&[0; 64], 4096).map(drop),
+        "write a record elsewhere" => {
+            memory.try_clone().and_then(|other| other.write_at(&[0; 64], 0)).map(drop)
+        }
+        "shorten the memory" => memory.set_len(0),
         "start a program" => Command::new("/bin/true").spawn().map(drop),
         "start a thread" => std::thread::Builder::new().spawn(|| ()).map(drop),
         "connect elsewhere" => TcpStream::connect(("127.0.0.1", elsewhere)).map(drop),
@@ -64,7 +78,12 @@ fn attempt(name: &str, elsewhere: u16, parent: Pid) -> i32 {
     done.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0)
 }
 
-const ATTEMPTS: [&str; 17] = [
+const ATTEMPTS: [&str; 22] = [
+    "write the memory's file on",
+    "write more than a record",
+    "write beyond the memory",
+    "write a record elsewhere",
+    "shorten the memory",
     "read a file",
     "list a directory",
     "write a file",
@@ -119,8 +138,11 @@ fn inside() {
     let port = patroni.local_addr().expect("an address").port();
     let mut status = File::open("/proc/thread-self/status").expect("proc");
     let parent = rustix::process::getppid().expect("a parent");
+    let memory = File::options().read(true).write(true).create(true).truncate(true).open(memory());
+    let memory = memory.expect("a file");
+    fs::remove_file(self::memory()).expect("a file");
     if what[2] == "true" {
-        sandbox::enter(port).expect("this kernel has all of it");
+        sandbox::enter(port, Some(memory.as_raw_fd())).expect("this kernel has all of it");
     }
     let result = if what[0] == "status" {
         let mut text = String::new();
@@ -132,11 +154,12 @@ fn inside() {
         std::process::abort()
     } else if what[0] == "panic" {
         std::panic::set_hook(Box::new(|_| {}));
-        decide::whatever_happens(Unreachable::Down, || panic!("here")).reason
+        decide::whatever_happens::<Reply>(Unreachable::Down, || panic!("here")).reason
     } else {
         // what the handler is there for still works
         TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
-        attempt(what[0], elsewhere, parent).to_string()
+        memory.write_at(&[0; 64], 4032).expect("a record");
+        attempt(what[0], elsewhere, parent, &memory).to_string()
     };
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "outcome: {result}").expect("stdout");

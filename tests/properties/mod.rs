@@ -2,12 +2,15 @@
 //! tests/properties.rs on the recorded answers and what a fixed series of changes makes of them.
 
 use patroni_agent_check::ask;
+use patroni_agent_check::ask::NoAnswer;
 use patroni_agent_check::check::{Check, Else, Question};
-use patroni_agent_check::decide::{Reply, Verdict, decide};
-use patroni_agent_check::options::{Options, Unreachable};
+use patroni_agent_check::decide::{Policy, Reply, Times, Unreachable, Verdict, decide};
+use patroni_agent_check::memory::Record;
+use patroni_agent_check::options::Options;
 use patroni_agent_check::say;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
 
 /// A check that was understood asks for a plain path, and means the same when it is read again.
 fn plain(check: &Check) {
@@ -51,7 +54,7 @@ pub fn reply(bytes: &[u8]) {
         (Verdict::Unasked, "fail ready"),
         (Verdict::Stopped, "stopped ready"),
         (Verdict::Down, "down ready"),
-        (Verdict::Hold, "!"),
+        (Verdict::Keep, "!"),
     ];
     let (verdict, expected) = all[usize::from(*first) % all.len()];
     let reason = String::from_utf8_lossy(reason).into_owned();
@@ -62,7 +65,7 @@ pub fn reply(bytes: &[u8]) {
         "{line:?}"
     );
     match verdict {
-        Verdict::Hold => {
+        Verdict::Keep => {
             let [word] = words(&line)[..] else { panic!("{line:?}") };
             assert!(word.starts_with("!unreachable:_"), "{line:?}");
         }
@@ -74,7 +77,9 @@ pub fn reply(bytes: &[u8]) {
 pub fn answer(bytes: &[u8]) {
     let (first, body) = bytes.split_first().unwrap_or((&0, &[]));
     let status = if first % 2 == 0 { 200 } else { 503 };
-    let answer = ask::answer(status, body);
+    let answer = ask::answer(status, body).map_err(NoAnswer::unusable);
+    let policy = Policy { unreachable: Unreachable::Down, grace: Duration::from_secs(3) };
+    let times = Times { asked: Duration::from_secs(100), answered: Duration::from_secs(101) };
     for check in [
         "primary",
         "leader",
@@ -86,7 +91,10 @@ pub fn answer(bytes: &[u8]) {
     ] {
         let check: Check = check.parse().expect("a check");
         let question = Question { check, otherwise: Else::Drain };
-        let reply = decide(&question, Unreachable::Down, &answer);
+        let (reply, left) = decide(&question, policy, &answer, None, &Record::default(), times);
+        // only a healthy node is bridged, and with no more than was asked for
+        let healthy = answer.as_ref().is_ok_and(|answer| answer.state == "running");
+        assert!(left.lease.is_zero() || healthy);
         assert_eq!(words(&say::line(&reply)).len(), 2);
         match &answer {
             Ok(answer) if answer.status == 200 && answer.state == "running" => {}
@@ -104,6 +112,7 @@ pub fn options(bytes: &[u8]) {
     let arguments =
         bytes.split(|byte| *byte == 0).map(|argument| OsString::from_vec(argument.to_vec()));
     if let Ok(options) = Options::parse(arguments) {
+        assert!(options.policy.grace.as_secs() <= 15);
         assert!((10..=10_000).contains(&options.timeout.as_millis()));
         assert!(options.patroni.url.host().is_some() && !options.patroni.connect_to.0.is_empty());
         assert_eq!(

@@ -6,6 +6,8 @@ complete -c patroni-agent-check -l else -x -a 'maint drain down' -d 'what a heal
 complete -c patroni-agent-check -l unreachable -x -a 'down hold' -d 'what is said if Patroni gives no usable answer; hold changes nothing in HAProxy'
 complete -c patroni-agent-check -l agent-send -d 'HAProxy sends the check: one line CHECK [maint|drain|down], at most 256 bytes'
 complete -c patroni-agent-check -l hold-file -r -F -d 'if there is this file, its first word drain or maint is what a ready node gets, and the rest says why'
+complete -c patroni-agent-check -l grace -x -d 'how long after a good answer trouble changes nothing in HAProxy, at most 15s; 0 for never'
+complete -c patroni-agent-check -l memory-file -r -F -d 'what one check leaves to the next, for --grace and the journal'
 complete -c patroni-agent-check -l idle -x -d 'with a listening socket: how long to stay after the last check, 1s to 1h'
 complete -c patroni-agent-check -l cacert -r -F -d 'the CA of Patroni\'s certificate, PEM; public CAs are not used'
 complete -c patroni-agent-check -l cert -r -F -d 'client certificate, PEM'

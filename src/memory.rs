@@ -1,0 +1,257 @@
+//! What the last checks left in /run for the next: when Patroni last gave a good answer, and since when there
+//! is trouble. Knows the file and its one record for each health check; knows nothing of what they lead to.
+
+use crate::check::Check;
+use rustix::time::{ClockId, clock_gettime};
+use std::fs::{File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// One record is one write of this many bytes.
+pub const RECORD: usize = 64;
+/// The whole file: one page.
+pub const SIZE: usize = 64 * RECORD;
+/// The places of the checks without a query, which no check with one can take: anybody may ask anything.
+const PLAIN: usize = 24;
+/// What each record begins with, so that no other file is ever written to.
+const MAGIC: [u8; 4] = *b"PAC1";
+/// While trouble lasts the journal gets one line in this time.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What is remembered of one health check. All times are those of CLOCK_BOOTTIME, in milliseconds.
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
+pub struct Record {
+    /// When the question was asked that had the last good answer, or when one came that was bad.
+    pub at: Duration,
+    /// How long after `at` trouble may be bridged at the most; zero after a bad answer.
+    pub lease: Duration,
+    /// When the question was asked to which the node was ready last.
+    pub ready: Option<Duration>,
+    /// Patroni's own clock in the last good answer, in seconds since 1970.
+    pub date: u32,
+    /// Whether the cluster was paused in the last good answer.
+    pub pause: bool,
+    /// Whether a connection was refused since then.
+    pub refused: bool,
+    /// Since when there is trouble.
+    pub trouble: Option<Duration>,
+    /// When the journal last heard of it.
+    logged: Duration,
+    /// Whether it heard of it from this check.
+    spoke: bool,
+}
+
+/// What the journal is told of trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It has begun.
+    Began,
+    /// It has lasted for this long.
+    Lasts(Duration),
+    /// It is over, after this long.
+    Ended(Duration),
+}
+
+/// CLOCK_BOOTTIME: it goes on while the machine sleeps, and is never set.
+pub fn now() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// The clock that may be set, in seconds since 1970.
+pub fn wall_clock() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The memory file, not read yet.
+#[derive(Debug)]
+pub struct Memory(Result<File, String>);
+
+impl Memory {
+    /// Opens the file; makes it if it is not there, unless somebody only looks.
+    pub fn open(path: &Path, look: bool) -> Memory {
+        // a FIFO must not keep the check waiting, and a link not lead elsewhere
+        let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
+        let mut options = OpenOptions::new();
+        options.read(true).write(!look).create(!look).mode(0o644).custom_flags(flags);
+        let plain = |file: File| match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::other("not a regular file")),
+        };
+        let file = options.open(path).and_then(plain);
+        Memory(file.map_err(|error| format!("{}: {error}", path.display())))
+    }
+
+    /// The descriptor, for the sandbox.
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.0.as_ref().ok().map(File::as_raw_fd)
+    }
+
+    /// Reads what was left for a check of this Patroni. Nothing was, if the file cannot be read, or the
+    /// record is torn, of another Patroni, of another boot or of the future.
+    pub fn recall(self, patroni: &impl Hash, check: &Check) -> Recalled {
+        let mut hasher = DefaultHasher::new();
+        (patroni, check.to_string()).hash(&mut hasher);
+        let key = hasher.finish();
+        let mut records = vec![0; SIZE + 1];
+        let file = self.0.and_then(|mut file| {
+            let read = read(&mut file, &mut records);
+            read.map(|()| file).map_err(|error| error.to_string())
+        });
+        let place = match check.plain_number() {
+            Some(number) if number < PLAIN => number,
+            _ => shared_place(&records, key),
+        };
+        Recalled { file, records, place, key }
+    }
+}
+
+fn read(file: &mut File, records: &mut [u8]) -> io::Result<()> {
+    let length = loop {
+        match file.read(records) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            length => break length?,
+        }
+    };
+    let ours = |record: &[u8]| record.starts_with(&MAGIC) || record == [0; RECORD];
+    if length > SIZE || !records.chunks_exact(RECORD).all(ours) {
+        records.fill(0);
+        return Err(io::Error::other("not a memory file, remove it"));
+    }
+    Ok(())
+}
+
+fn read_record(records: &[u8], place: usize) -> Option<(u64, Record)> {
+    decode(&records[place * RECORD..][..RECORD])
+}
+
+/// The place of a check with a query: its own, or a free one, or one that it takes from another.
+fn shared_place(records: &[u8], key: u64) -> usize {
+    let places = PLAIN..SIZE / RECORD;
+    let of = |place: &usize| read_record(records, *place).map(|(key, _)| key);
+    let mine = places.clone().find(|place| of(place) == Some(key));
+    let free = || places.clone().find(|place| of(place).is_none());
+    mine.or_else(free).unwrap_or(PLAIN + (key % places.len() as u64) as usize)
+}
+
+/// All records as they were when they were read, and the place of one check.
+#[derive(Debug)]
+pub struct Recalled {
+    file: Result<File, String>,
+    records: Vec<u8>,
+    place: usize,
+    key: u64,
+}
+
+impl Recalled {
+    /// What was left for this check.
+    pub fn last(&self) -> Record {
+        match read_record(&self.records, self.place) {
+            Some((key, record)) if key == self.key => record,
+            _ => Record::default(),
+        }
+    }
+
+    /// What is wrong with the file.
+    pub fn error(&self) -> Option<&str> {
+        self.file.as_ref().err().map(String::as_str)
+    }
+
+    /// What the journal is told: a line when trouble begins, one in a minute while it lasts, one when it ends,
+    /// however many checks meet it. Without a memory each check tells what it met.
+    pub fn news(&self, record: &mut Record, now: Duration) -> Option<News> {
+        let last = self.last();
+        let Some(since) = record.trouble else {
+            let ended = last.trouble.filter(|_| last.spoke)?;
+            return Some(News::Ended(now.saturating_sub(ended)));
+        };
+        // Who asks something that nobody else does must not keep the journal from hearing of the others.
+        let others = if self.place < PLAIN { PLAIN } else { SIZE / RECORD };
+        let others = (0..others).filter_map(|place| read_record(&self.records, place));
+        let in_trouble = others.filter(|(_, other)| other.trouble.is_some());
+        let heard = in_trouble.map(|(_, other)| other.logged).max();
+        if let Some(heard) = heard.filter(|heard| now.saturating_sub(*heard) < MINUTE) {
+            // what takes another one's place must not forget it
+            record.logged = heard;
+            return None;
+        }
+        (record.logged, record.spoke) = (now, true);
+        Some(match last.trouble {
+            None => News::Began,
+            Some(_) => News::Lasts(now.saturating_sub(since)),
+        })
+    }
+
+    /// Leaves this for the next check: one write. Where it cannot be written, nothing is left.
+    pub fn leave(&self, record: &Record) {
+        if let Ok(file) = &self.file {
+            let offset = self.place * RECORD;
+            let _ = file.write_at(&encode(self.key, record), offset as u64);
+        }
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn checksum(bytes: &[u8]) -> [u8; 4] {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    (hasher.finish() as u32).to_le_bytes()
+}
+
+fn encode(key: u64, record: &Record) -> [u8; RECORD] {
+    let time = |time: Option<Duration>| milliseconds(time.unwrap_or_default()).to_le_bytes();
+    let lease = u16::try_from(record.lease.as_millis()).unwrap_or(u16::MAX);
+    let flags =
+        u8::from(record.pause) | u8::from(record.refused) << 1 | u8::from(record.spoke) << 2;
+    let mut bytes = [0; RECORD];
+    bytes[..4].copy_from_slice(&MAGIC);
+    bytes[4..8].copy_from_slice(&record.date.to_le_bytes());
+    bytes[8..16].copy_from_slice(&key.to_le_bytes());
+    bytes[16..24].copy_from_slice(&time(Some(record.at)));
+    bytes[24..32].copy_from_slice(&time(record.ready));
+    bytes[32..40].copy_from_slice(&time(record.trouble));
+    bytes[40..48].copy_from_slice(&time(Some(record.logged)));
+    // by how much the two clocks differ, which says whether it is the same boot
+    let booted = wall_clock().saturating_sub(now());
+    bytes[48..56].copy_from_slice(&time(Some(booted)));
+    bytes[56..58].copy_from_slice(&lease.to_le_bytes());
+    bytes[58] = flags;
+    let sum = checksum(&bytes[..60]);
+    bytes[60..].copy_from_slice(&sum);
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Option<(u64, Record)> {
+    let number =
+        |from: usize| Some(u64::from_le_bytes(bytes.get(from..from + 8)?.try_into().ok()?));
+    let time = |from: usize| number(from).map(Duration::from_millis);
+    let maybe = |from: usize| Some(time(from)?).map(|time| (!time.is_zero()).then_some(time));
+    if !bytes.starts_with(&MAGIC) || bytes[60..] != checksum(&bytes[..60]) {
+        return None;
+    }
+    let record = Record {
+        at: time(16)?,
+        lease: Duration::from_millis(u16::from_le_bytes([bytes[56], bytes[57]]).into()),
+        ready: maybe(24)?,
+        date: u32::from_le_bytes(bytes[4..8].try_into().ok()?),
+        pause: bytes[58] & 1 != 0,
+        refused: bytes[58] & 2 != 0,
+        trouble: maybe(32)?,
+        logged: time(40)?,
+        spoke: bytes[58] & 4 != 0,
+    };
+    // At another boot the two clocks differ by what they differed then and at least the time that the machine had
+    // been up; when somebody sets the clock, by less.
+    let booted = wall_clock().saturating_sub(now());
+    let same_boot = booted.abs_diff(time(48)?) < record.at.max(Duration::from_secs(1));
+    let past = [Some(record.at), record.ready, record.trouble, Some(record.logged)];
+    let past = past.into_iter().flatten().all(|time| time <= now());
+    (same_boot && past).then_some((number(8)?, record))
+}

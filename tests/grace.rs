@@ -1,0 +1,334 @@
+//! The grace period and the memory file, with the program as it is started behind a socket.
+
+mod common;
+
+use common::{Outcome, Start, check, check_with, http, read_request};
+use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+const PRIMARY: &str = r#"{"state": "running", "role": "primary", "timeline": 5}"#;
+const STANDBY: &str = r#"{"state": "running", "role": "replica"}"#;
+const HELD: &str = "!unreachable:_held_";
+
+/// A Patroni at an address of its own, which can be away. The folder holds the memory.
+struct Site {
+    folder: PathBuf,
+    address: String,
+}
+
+/// A Patroni that answers every question with the same bytes until it is dropped, and then refuses connections.
+struct Patroni {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Site {
+    fn new(name: &str) -> Site {
+        let folder = format!("patroni-agent-check-grace-{name}-{}", std::process::id());
+        let folder = std::env::temp_dir().join(folder);
+        fs::create_dir(&folder).expect("a folder");
+        // free, and not given to another test: those take ports that the kernel chooses
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        Site { folder, address: format!("127.55.0.1:{port}") }
+    }
+
+    fn memory(&self) -> String {
+        self.folder.join("memory").to_str().expect("UTF-8").to_owned()
+    }
+
+    fn answers(&self, status: u16, body: &str) -> Patroni {
+        let answer = http(status, body);
+        // a process that another test is just starting may still have it
+        let end = Instant::now() + Duration::from_secs(5);
+        let listener = loop {
+            match TcpListener::bind(&self.address) {
+                Ok(listener) => break listener,
+                Err(error) => assert!(Instant::now() < end, "{}: {error}", self.address),
+            }
+        };
+        listener.set_nonblocking(true).expect("a socket");
+        let over = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let over = over.clone();
+            move || {
+                while !over.load(Ordering::SeqCst) {
+                    let Ok((mut stream, _)) = listener.accept() else {
+                        sleep(Duration::from_millis(1));
+                        continue;
+                    };
+                    stream.set_nonblocking(false).expect("a socket");
+                    read_request(&mut stream);
+                    let _ = stream.write_all(&answer);
+                }
+            }
+        });
+        Patroni { over, thread: Some(thread) }
+    }
+
+    fn arguments<'a>(&'a self, url: &'a str, memory: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        // --grace in a test is longer than it can take on a busy machine, or what is tried is that it ends
+        [&["--url", url, "--memory-file", memory, "--grace", "15s"], more].concat()
+    }
+
+    fn asks(&self, more: &[&str]) -> Outcome {
+        let (url, memory) = (format!("http://{}", self.address), self.memory());
+        check(&self.arguments(&url, &memory, more))
+    }
+
+    /// One good answer, and then nobody is there.
+    fn was(&self, status: u16, body: &str) -> String {
+        let _patroni = self.answers(status, body);
+        self.asks(&[]).reply
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Drop for Patroni {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        let _ = self.thread.take().expect("a thread").join();
+    }
+}
+
+#[test]
+fn trouble_changes_nothing_for_a_while_and_then_it_is_down() {
+    for (name, status, body) in [("primary", 200, PRIMARY), ("standby", 503, STANDBY)] {
+        let site = Site::new(name);
+        let refused = format!("down ready # Patroni {}: connection refused\n", site.address);
+        assert_eq!(site.asks(&[]).reply, refused, "nothing good yet");
+        let before = Instant::now();
+        site.was(status, body);
+        let short = ["--grace", "1500ms"];
+        let reply = site.asks(&[]).reply;
+        assert!(reply.starts_with(HELD), "{reply}");
+        let end = format!("_of_15_s:_Patroni_{}:_connection_refused\n", site.address);
+        assert!(reply.ends_with(&end), "{reply}");
+        // the passed time is counted from the good answer, and bridging does not renew it
+        loop {
+            let asked = before.elapsed();
+            let reply = site.asks(&short).reply;
+            if reply == refused {
+                assert!(before.elapsed() > Duration::from_millis(1500));
+                break;
+            }
+            assert!(reply.starts_with(HELD) && asked < Duration::from_secs(10), "{reply}");
+        }
+        assert_eq!(site.asks(&["--grace", "0"]).reply, refused);
+        // a check of its own, of which nothing is known
+        assert_eq!(site.asks(&["read-only"]).reply, refused);
+    }
+}
+
+/// Each way to be started leaves and finds the same.
+#[test]
+fn however_it_is_started() {
+    let site = Site::new("started");
+    let (url, memory) = (format!("http://{}", site.address), site.memory());
+    let arguments = site.arguments(&url, &memory, &[]);
+    for how in [Start::ListenFds, Start::Stdin, Start::Inetd] {
+        let _ = fs::remove_file(&memory);
+        {
+            let _patroni = site.answers(200, PRIMARY);
+            let reply = check_with(how, "127.0.0.1:0", &arguments, common::listen).reply;
+            assert_eq!(reply, "up ready # primary, running, timeline 5\n");
+        }
+        let reply = check_with(how, "127.0.0.1:0", &arguments, common::listen).reply;
+        assert!(reply.starts_with(HELD), "{how:?}: {reply}");
+    }
+}
+
+#[test]
+fn a_restarted_patroni_does_not_know_its_lock_yet() {
+    let site = Site::new("restarted");
+    site.was(200, PRIMARY);
+    {
+        // as long as nobody was away, the lock is lost
+        let _patroni = site.answers(503, PRIMARY);
+        assert_eq!(site.asks(&[]).reply, "fail ready # primary without the leader lock\n");
+    }
+    assert!(site.asks(&[]).reply.starts_with("down ready # "), "what Patroni said last stands");
+    site.was(200, PRIMARY);
+    assert!(site.asks(&[]).reply.starts_with(HELD));
+    let _patroni = site.answers(503, PRIMARY);
+    let reply = site.asks(&[]).reply;
+    assert!(reply.starts_with(HELD) && reply.contains("has_just_started"), "{reply}");
+    // the question of another pool does not hear of it
+    assert!(site.asks(&["leader"]).reply.starts_with("fail ready # "));
+}
+
+#[test]
+fn a_torn_foreign_or_future_memory_is_none() {
+    let site = Site::new("torn");
+    let down = |what: &str| {
+        let reply = site.asks(&[]).reply;
+        assert!(reply.starts_with("down ready # Patroni "), "{what}: {reply}");
+    };
+    site.was(200, PRIMARY);
+    let good = fs::read(site.memory()).expect("a memory");
+    assert_eq!(good.len() % 64, 0);
+    let used = good.chunks(64).position(|record| record.iter().any(|byte| *byte != 0));
+    let record = used.expect("a record") * 64;
+    for bit in 0..64 * 8 {
+        let mut torn = good.clone();
+        torn[record + bit / 8] ^= 1 << (bit % 8);
+        fs::write(site.memory(), &torn).expect("written");
+        down(&format!("bit {bit}"));
+    }
+    for length in 0..64 {
+        fs::write(site.memory(), &good[..record + length]).expect("written");
+        down(&format!("{length} bytes"));
+    }
+    fs::write(site.memory(), &good).expect("written");
+    assert!(site.asks(&[]).reply.starts_with(HELD), "this one is whole");
+    fs::write(site.memory(), &good).expect("written");
+    // another Patroni's, though it is the same check
+    let url = site.address.replace("127.55.0.1", "127.55.0.2");
+    let reply = check(&["--url", &format!("http://{url}"), "--memory-file", &site.memory()]).reply;
+    assert!(reply.starts_with("down ready # "), "{reply}");
+    // another boot's: CLOCK_BOOTTIME goes on elsewhere, back and forth
+    let reply = |offset: &str| {
+        fs::write(site.memory(), &good).expect("written");
+        let check = ["--grace", "15s", "--memory-file", &site.memory()].join(" ");
+        let check = format!("{} {check} --url http://{} </dev/null", common::HANDLER, site.address);
+        let output = Command::new("unshare")
+            .args([
+                "--user",
+                "--map-root-user",
+                "--time",
+                "--fork",
+                "--boottime",
+                offset,
+                "sh",
+                "-c",
+                &check,
+            ])
+            .output()
+            .expect("unshare");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(reply("0").starts_with(HELD), "{}", reply("0"));
+    for offset in ["100", "-100"] {
+        assert!(reply(offset).starts_with("down ready # "), "{offset}");
+    }
+}
+
+#[test]
+fn where_nothing_can_be_left_all_is_as_without() {
+    let site = Site::new("nothing");
+    let folder = site.folder.to_str().expect("UTF-8");
+    let foreign = format!("{folder}/foreign");
+    fs::write(&foreign, "not ours\n").expect("written");
+    let fifo = format!("{folder}/fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
+    let link = format!("{folder}/link");
+    std::os::unix::fs::symlink(&foreign, &link).expect("a link");
+    let long = format!("{folder}/long");
+    fs::write(&long, [0; 5000]).expect("written");
+    for (file, why) in [
+        (format!("{folder}/none/memory"), "No such file"),
+        (folder.to_owned(), "directory"),
+        (foreign.clone(), "not a memory file"),
+        (format!("{foreign}/memory"), "Not a directory"),
+        (fifo, "not a regular file"),
+        (link, "symbolic links"),
+        (long, "not a memory file"),
+        ("/dev/zero".to_owned(), "not a regular file"),
+        ("/proc/version".to_owned(), ""),
+    ] {
+        let arguments = ["--url", &format!("http://{}", site.address), "--memory-file", &file];
+        {
+            let _patroni = site.answers(200, PRIMARY);
+            let outcome = check(&arguments);
+            assert_eq!(outcome.reply, "up ready # primary, running, timeline 5\n", "{file}");
+            assert_eq!(outcome.stderr, "", "{file}");
+        }
+        let reply = check(&arguments).reply;
+        assert!(reply.starts_with("down ready # Patroni "), "{file}: {reply}");
+        // and whoever asks by hand is told
+        let output = Command::new(common::HANDLER).args(arguments).output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let told =
+            said.lines().any(|line| line.contains("there is no grace: ") && line.contains(why));
+        assert!(told, "{file}: {said}");
+    }
+    assert_eq!(fs::read(&foreign).expect("it is there"), b"not ours\n");
+}
+
+/// Anybody may ask anything; the memory of the checks without a query is not theirs.
+#[test]
+fn a_stranger_with_many_questions_takes_no_place() {
+    let site = Site::new("stranger");
+    {
+        let _patroni = site.answers(200, STANDBY);
+        site.asks(&["replica"]);
+        site.asks(&["replica?lag=16MB"]);
+        for number in 0..100 {
+            site.asks(&[&format!("replica?lag={number}")]);
+        }
+    }
+    assert!(fs::metadata(site.memory()).expect("a memory").len() <= 4096);
+    assert!(site.asks(&["replica"]).reply.starts_with(HELD));
+    // some places are shared by all questions with a query
+    assert!(site.asks(&["replica?lag=99"]).reply.starts_with(HELD));
+}
+
+#[test]
+fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
+    let site = Site::new("journal");
+    let said = |check: &str| site.asks(&[check]).stderr;
+    site.was(200, PRIMARY);
+    let began = said("primary");
+    let bridged = "<4>replied '!unreachable' to 127.0.0.1:";
+    assert!(began.starts_with(bridged) && began.contains(": primary: held "), "{began}");
+    for _ in 0..5 {
+        assert_eq!(said("primary"), "");
+        assert_eq!(said("replica"), "", "it is the same trouble, for whatever is asked");
+        assert_eq!(said("replica?lag=16MB"), "");
+    }
+    {
+        let _patroni = site.answers(200, PRIMARY);
+        let ended = said("primary");
+        assert!(ended.starts_with("<5>replied 'up ready' to 127.0.0.1:"), "{ended}");
+        assert!(ended.ends_with(" s of trouble)\n"), "{ended}");
+        for check in ["primary", "replica", "replica?lag=16MB"] {
+            assert_eq!(said(check), "", "nothing for a healthy check");
+        }
+    }
+    // trouble of one's own making keeps nobody from hearing of what is true
+    assert!(said("primary?tag_none=1").starts_with("<4>"));
+    assert!(said("primary").starts_with("<4>"));
+    assert_eq!(said("primary"), "");
+}
+
+/// Many at once: each reply is whole and true, and the memory stays one.
+#[test]
+fn many_at_once_leave_one_memory() {
+    let site = Site::new("many");
+    site.was(200, PRIMARY);
+    let _patroni = site.answers(200, PRIMARY);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let reply = site.asks(&[]).reply;
+                    assert_eq!(reply, "up ready # primary, running, timeline 5\n");
+                }
+            });
+        }
+    });
+    drop(_patroni);
+    assert!(site.asks(&[]).reply.starts_with(HELD));
+}
