@@ -27,6 +27,10 @@ SHORT = [
     "postmaster killed",
     "Patroni frozen, HAProxy reloaded before",
     "primary cut from the DCS",
+    "Patroni upgraded in pause",
+    "Patroni killed and restarted by systemd",
+    "Patroni's sessions to PostgreSQL ended",
+    "Patroni's loop hung, GET /cluster polled",
 ]
 CONTROL = "Patroni frozen, HAProxy reloaded before"
 GRACES = [0, 2, 3, 4, 5, 6, 8]

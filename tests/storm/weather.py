@@ -44,7 +44,7 @@ class Cluster:
     def patronictl(self, *words):
         """patronictl says with words alone that it failed."""
         said = self._call("tests/lab/cluster", "patronictl", *words)
-        if "failed" in said.lower() or "n't recognize" in said:
+        if "failed" in said.lower().replace("failed over", "") or "n't recognize" in said:
             raise RuntimeError(f"patronictl {' '.join(words)}: {said}")
         return said
 
@@ -125,7 +125,7 @@ def others(node):
 
 
 def lasting(seconds, begin, end=lambda: None):
-    """Does `begin`, and `end` after that time. Returns how long it was until `end` was done, and prints it."""
+    """Does `begin`, and `end` after that time. Returns, and prints, how long it was until `end` was done."""
     started = time.monotonic()
     begin()
     try:
@@ -133,7 +133,7 @@ def lasting(seconds, begin, end=lambda: None):
     finally:
         end()
     lasted = time.monotonic() - started
-    print(f"  {seconds:.2f} s drawn, {lasted:.2f} s long", flush=True)
+    print(f"  {lasted:.2f} s" + (f" (wanted: {seconds:.2f} s)" if seconds else ""), flush=True)
     return lasted
 
 
