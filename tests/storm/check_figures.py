@@ -57,8 +57,9 @@ class Figures(unittest.TestCase):
 
     def test_up_without_taking_writes(self):
         def up(seconds, template, **options):
+            ours = storm(looks((0, "UP"), (2 + seconds, "DOWN")), truths=truths, **options)
             theirs = storm(looks((0, "UP"), (2 + template, "DOWN"), pool=OFFICIAL), truths=truths)
-            return broken(storm(looks((0, "UP"), (2 + seconds, "DOWN")), truths=truths, **options), Weather(), None, theirs)
+            return broken(ours, Weather(), template=theirs)
 
         truths = [(0, False), (2, None)]
         self.assertEqual(up(2, 2), [])

@@ -30,6 +30,8 @@ SHORT = [
     "Patroni upgraded in pause",
     "Patroni killed and restarted by systemd",
     "Patroni's sessions to PostgreSQL ended",
+    "an answer of Patroni reset",
+    "PostgreSQL frozen",
     "Patroni's loop hung, GET /cluster polled",
 ]
 CONTROL = "Patroni frozen, HAProxy reloaded before"
@@ -154,6 +156,7 @@ class Site:
         self.watch.longest_between_looks = 0
         lasted = weather.WEATHERS[name](self.cluster, chance)
         self.settle()
+        self.watch.renew_refused()
         self.ended = time.time()
         if self.watch.longest_between_looks > 1:
             raise RuntimeError(f"blind: {self.watch.longest_between_looks:.1f} s between two looks at HAProxy")

@@ -69,7 +69,7 @@ class Watch:
         self.admin_socket = admin_socket
         self.writes, self.looks, self.truths = [], [], []
         self.last_look, self.longest_between_looks = time.time(), 0
-        self.ended = threading.Event()
+        self.ended, self.renewing = threading.Event(), threading.Event()
         self.broken = []
         tasks = [(self._look, ())]
         tasks += [(self._ask_the_node, (node,)) for node in NODES]
@@ -90,6 +90,12 @@ class Watch:
     def blind_for(self):
         """Seconds since the last look at HAProxy."""
         return time.time() - self.last_look
+
+    def renew_refused(self):
+        """Ends the sessions that are left on a standby: they would be refused in the next weather as well."""
+        self.renewing.set()
+        time.sleep(0.2)
+        self.renewing.clear()
 
     def _guard(self, task, args):
         try:
@@ -123,7 +129,8 @@ class Watch:
                 outcome = "read-only" if read_only else (str(error).strip() or repr(error)).splitlines()[0]
             cut = kept and bool(connection.closed) and outcome != "timed out"
             self.writes.append(Write(pool, row, begun, time.time(), node, outcome, cut))
-            if connection and (connection.closed or not keeps_session or outcome == "timed out"):
+            refused = outcome == "read-only" and self.renewing.is_set()
+            if connection and (connection.closed or not keeps_session or refused or outcome == "timed out"):
                 connection.close()
                 connection = None
 
