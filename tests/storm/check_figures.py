@@ -64,7 +64,7 @@ class Figures(unittest.TestCase):
         truths = [(0, False), (2, None)]
         self.assertEqual(up(2, 2), [])
         self.assertEqual(up(2.2, 5), [])
-        self.assertIn("over half of 4.00 s", up(2.2, 4)[0])
+        self.assertIn("over half of the 4.00 s", up(2.2, 4)[0])
         self.assertIn("UP for 7.00 s", up(7, 8)[0])
         self.assertIn("UP for 2.20 s", up(2.2, 5, grace=0)[0])
 

@@ -180,7 +180,8 @@ def broken_promises(figures, template, weather, lasted, grace):
     if figures.false_up > (LONGEST_FALL + BLINK if weather.paused else bound(grace)):
         broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes")
     if not weather.paused and figures.false_up > max(bound(0), template.false_up / 2):
-        broken.append(f"that is over half of {template.false_up:.2f} s, as Patroni's template has it")
+        half = f"over half of the {template.false_up:.2f} s with Patroni's template"
+        broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes, {half}")
     if weather.bridged and lasted < min(grace - AGENT_INTER, FALL):
         if figures.down:
             broken.append(f"a server DOWN for {figures.down:.2f} s in trouble of {lasted:.2f} s, grace period {grace} s")
