@@ -11,7 +11,8 @@ What the agent's pool promises, and `broken_promises` holds it to:
   that is weaker than it could be: it is not looked at whether this server was being bridged;
 * no node takes a write through it after another one was promoted, and nothing planned loses one;
 * two servers are never UP at once;
-* nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN;
+* nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN, but for trouble that others have
+  as well;
 * trouble that the grace period is there for, and that is over within it, shows no DOWN and cuts no session. The period
   begins with the last good answer, up to one agent-inter before the trouble: so much shorter the trouble must
   be; and shorter than HAProxy's own check needs to call a server DOWN, three failures two seconds apart;

@@ -3,7 +3,7 @@
 Each is a function of the cluster and a seeded random; it does its worst, and undoes it. `planned` marks
 what an operator does on purpose, where nothing is broken; `bridged` trouble that the agent's grace period is
 there for: such a function returns how many seconds the longest trouble really lasted; `paused` that the node's agent
-does not run either; `everywhere` trouble that all nodes have at once."""
+does not run either; `everywhere` trouble that other nodes may have as well."""
 
 import functools
 import os
@@ -529,10 +529,11 @@ def poll_cluster(address, ended):
             pass
 
 
-@weather("Patroni's loop hung, GET /cluster polled")
+@weather("Patroni's loop hung, GET /cluster polled", everywhere=True)
 def hang_loop(cluster, random):
     """Each GET /cluster reads the DCS and renews dcs_last_seen, though Patroni does not renew its lock. The standbys
-    see that the primary is alive, and stay what they are; an operator does not look."""
+    see that the primary is alive, and stay what they are; an operator does not look. The third node may have
+    replayed too much by then, and its PostgreSQL is stopped for pg_rewind."""
     primary, ended = cluster.primary(), threading.Event()
     signal = lambda word: cluster.run(primary, f"kill -{word} {' '.join(pids)}")
     pids = backends(cluster, primary, "Patroni heartbeat")
