@@ -2,24 +2,37 @@
 
 What the agent's pool promises, and `broken_promises` holds it to:
 
+* a server that does not take writes is UP for no longer than `bound`: one agent-inter and one --timeout, and with a
+  grace period that and one more --timeout on top. The grace period ends by the time at which a check asks, and
+  only the next one says DOWN; both may wait for --timeout. What is longer than it would be without a grace period
+  is at most half as long as in the pool with Patroni's template;
 * a write that is refused as read-only was sent before HAProxy could have heard of it: its node was shown UP
-  (but for the blink between two looks) and had stopped taking writes less than one agent-inter and one
-  --timeout ago;
+  (but for the blink between two looks) and had stopped taking writes for less than `bound`. With a grace period
+  that is weaker than it could be: it is not looked at whether this server was being bridged;
 * no node takes a write through it after another one was promoted, and nothing planned loses one;
-* two servers are never UP at once, and none that does not take writes for longer than that;
-* nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN;
-* when all is well again, writes get through."""
+* two servers are never UP at once;
+* nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN, but for trouble that others have
+  as well;
+* trouble that the grace period is there for, and that is over within it, shows no DOWN and cuts no session. The period
+  begins with the last good answer, up to one agent-inter before the trouble: so much shorter the trouble must
+  be; and shorter than HAProxy's own check needs to call a server DOWN, three failures two seconds apart;
+* when all is well again, writes get through.
+
+While the node's agent is paused with all else there, HAProxy's own check is all there is: two seconds between two
+failures, and two that each may take."""
 
 import math
 from collections import namedtuple
 from statistics import median
 
-from watch import NODES, OFFICIAL, OURS, POOLS
+from watch import NODES, OFFICIAL, OURS, POOLS, WITHOUT_AGENT
 
 AGENT_INTER, TIMEOUT, BLINK = 0.5, 1.5, 0.1
+# HAProxy's own check: the time from the first failure to the third, and the longest until DOWN
+FALL, LONGEST_FALL = 4, 8
 
 Figures = namedtuple(
-    "Figures", "refused late split lost two_up down most_down false_up first_write pause alerts alive"
+    "Figures", "refused late split lost cut two_up down most_down false_up first_write pause alerts alive"
 )
 # What the table shows of them.
 COLUMNS = {
@@ -31,8 +44,14 @@ COLUMNS = {
     "refused": "refused as read-only",
     "split": "taken by two primaries",
     "lost": "lost",
+    "cut": "sessions cut",
     "alerts": "alerts",
 }
+
+
+def bound(grace):
+    """How long a server may be UP that does not take writes, if the node's agent answers."""
+    return AGENT_INTER + TIMEOUT + BLINK + (grace + TIMEOUT if grace else 0)
 
 
 def at(records, time, key):
@@ -57,8 +76,8 @@ def promotions(truths):
 class Storm:
     """The records of one weather, with what held when it began."""
 
-    def __init__(self, watch, began, ended, kept_rows, alerts):
-        self.began, self.ended, self.kept_rows, self.alerts = began, ended, kept_rows, alerts
+    def __init__(self, watch, began, ended, kept_rows, alerts, grace):
+        self.began, self.ended, self.kept_rows, self.alerts, self.grace = began, ended, kept_rows, alerts, grace
         self.writes = [write for write in watch.writes if began <= write.ended < ended]
         self.looks = self._window(watch.looks, lambda look: "all")
         self.truths = self._window(watch.truths, lambda truth: truth.node)
@@ -106,6 +125,7 @@ class Storm:
             late=sum(self.late(pool, write) for write in refused),
             split=sum(self.split(write) for write in written),
             lost=sum(write.row not in self.kept_rows for write in written),
+            cut=sum(write.cut for write in writes),
             two_up=sum(end - begin for begin, end, shown in spans if len(up(shown)) > 1),
             down=sum(
                 (end - begin) * [shown[pool, node] for node in NODES].count("DOWN") for begin, end, shown in spans
@@ -128,7 +148,7 @@ class Storm:
         looks += [look for look in self.looks if write.begun - BLINK < look.time <= write.begun]
         seen_up = any(look.shown[pool, write.node] == "UP" for look in looks)
         known = write.begun - self.stopped_taking_writes(write.node, write.begun)
-        return not seen_up or known > AGENT_INTER + TIMEOUT + BLINK
+        return not seen_up or known > bound(self.grace)
 
     def story(self):
         """All that changed, in words, for whoever has to find out why."""
@@ -148,20 +168,29 @@ class Storm:
         return bool(last) and last[-1] != write.node and write.node not in soon
 
 
-def broken_promises(figures, planned):
-    """What the agent's pool did that it must not, in words."""
-    broken = []
+def broken_promises(figures, template, weather, lasted, grace):
+    """What the agent's pool did that it must not, in words. `template`: figures of the pool with Patroni's template;
+    `lasted`: how long bridged trouble was."""
+    broken, planned = [], weather.planned
     if figures.late:
         broken.append(f"{figures.late} writes refused as read-only that HAProxy should have known of")
     if figures.split:
         broken.append(f"{figures.split} writes taken by a node after another was promoted")
     if figures.two_up:
         broken.append(f"two servers UP for {figures.two_up:.2f} s")
-    if figures.false_up > AGENT_INTER + TIMEOUT + BLINK:
+    if figures.false_up > (LONGEST_FALL + BLINK if weather.paused else bound(grace)):
         broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes")
+    if not weather.paused and figures.false_up > max(bound(0), template.false_up / 2):
+        half = f"over half of the {template.false_up:.2f} s with Patroni's template"
+        broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes, {half}")
+    if weather.bridged and lasted < min(grace - AGENT_INTER, FALL):
+        if figures.down:
+            broken.append(f"a server DOWN for {figures.down:.2f} s in trouble of {lasted:.2f} s, grace period {grace} s")
+        if figures.cut:
+            broken.append(f"{figures.cut} sessions cut in trouble of {lasted:.2f} s, grace period {grace} s")
     if planned and figures.down:
         broken.append(f"a server DOWN for {figures.down:.2f} s though all was planned")
-    if figures.most_down > 1:
+    if figures.most_down > 1 and not weather.everywhere:
         broken.append(f"{figures.most_down} servers DOWN at once")
     if planned and figures.lost:
         broken.append(f"{figures.lost} writes lost though all was planned")
@@ -177,6 +206,19 @@ def table(results, planned):
         cells = [" / ".join(summary([getattr(f, key) for f in pools[pool]]) for pool in POOLS) for key in COLUMNS]
         ratios = [ours.pause / theirs.pause for ours, theirs in zip(pools[OURS], pools[OFFICIAL])]
         rows.append([f"**{name}**" if name in planned else name, *cells, summary(ratios)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def grace_table(results):
+    """Markdown: a row for each weather, a column for each grace period, and the other pools in the same runs.
+    results: {grace: {weather: {pool: [Figures]}}}."""
+    cell = lambda found: " / ".join(summary([getattr(f, key) for f in found]) for key in ("pause", "down", "false_up"))
+    head = ["weather", *(f"grace {grace} s" for grace in results), OFFICIAL, WITHOUT_AGENT]
+    rows = [head, ["---"] * len(head)]
+    for name in next(iter(results.values())):
+        runs = [pools[name] for pools in results.values()]
+        others = [[found for run in runs for found in run[pool]] for pool in (OFFICIAL, WITHOUT_AGENT)]
+        rows.append([name, *map(cell, [run[OURS] for run in runs] + others)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

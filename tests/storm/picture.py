@@ -2,15 +2,16 @@
 
 from itertools import groupby
 
-from watch import NODES, OFFICIAL, OURS, POOLS, ROLE_ONLY
+from watch import NODES, OFFICIAL, OURS, POOLS, ROLE_ONLY, WITHOUT_AGENT
 
 TITLES = {
     OURS: "patroni-agent-check",
     OFFICIAL: "Patroni's HAProxy template (httpchk)",
     ROLE_ONLY: "an agent that reads only the role",
+    WITHOUT_AGENT: "HAProxy alone (httpchk, the others NOLB)",
 }
-GREEN, GREY, YELLOW, RED, WHITE = "#2e9e4f", "#b9bec6", "#e0b040", "#d3382f", "#ffffff"
-SHOWN = {"UP": GREEN, "MAINT": GREY, "DRAIN": YELLOW, "DOWN": RED}
+GREEN, GREY, BLUE, YELLOW, RED, WHITE = "#2e9e4f", "#b9bec6", "#9db4d6", "#e0b040", "#d3382f", "#ffffff"
+SHOWN = {"UP": GREEN, "MAINT": GREY, "DRAIN": YELLOW, "NOLB": BLUE, "DOWN": RED}
 RECOVERY = {False: GREEN, True: GREY, None: WHITE}
 OUTCOME = {"written": GREEN, "read-only": RED}
 LEFT, WIDTH, ROW = 60, 740, 18

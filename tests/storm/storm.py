@@ -5,10 +5,12 @@ import json
 import os
 import pathlib
 import random
+import re
 import socket
 import subprocess
 import sys
 import time
+from itertools import product
 
 import figures
 import picture
@@ -25,8 +27,27 @@ SHORT = [
     "postmaster killed",
     "Patroni frozen, HAProxy reloaded before",
     "primary cut from the DCS",
+    "Patroni upgraded in pause",
+    "Patroni killed and restarted by systemd",
+    "Patroni's sessions to PostgreSQL ended",
+    "an answer of Patroni reset",
+    "PostgreSQL frozen",
+    "Patroni's loop hung, GET /cluster polled",
 ]
 CONTROL = "Patroni frozen, HAProxy reloaded before"
+GRACES = [0, 2, 3, 4, 5, 6, 8]
+GRACE_WEATHERS = [
+    "Patroni late, 4 s",
+    "the primary's Patroni restarted in pause",
+    "Patroni killed and restarted by systemd",
+    "five idle clients of Patroni, 8 s",
+    "Patroni's sessions to PostgreSQL ended",
+    "Patroni and postmaster killed",
+    "PostgreSQL frozen",
+    "postmaster killed",
+    "Patroni frozen, HAProxy reloaded before",
+    "primary cut from the DCS",
+]
 
 
 def arguments():
@@ -38,6 +59,9 @@ def arguments():
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("--picture", type=pathlib.Path)
+    parser.add_argument("--agent-options", default="")
+    parser.add_argument("--haproxy", type=pathlib.Path)
+    parser.add_argument("--grace-table", type=pathlib.Path)
     parser.add_argument("weathers", nargs="*", metavar="WEATHER")
     given = parser.parse_args()
     unknown = set(given.weathers) - set(weather.WEATHERS)
@@ -46,14 +70,25 @@ def arguments():
         sys.exit(f"no such weather: {', '.join(unknown)}" if unknown else 0)
     if given.check:
         sys.exit(0)
-    given.times = given.times or (1 if given.short else 5)
-    given.weathers = given.weathers or (SHORT if given.short else list(weather.WEATHERS))
+    given.times = given.times or (1 if given.short or given.grace_table else 5)
+    all_of_them = SHORT if given.short else GRACE_WEATHERS if given.grace_table else list(weather.WEATHERS)
+    given.weathers = given.weathers or all_of_them
     return given
 
 
+def grace_of(options):
+    """The agents' grace period in seconds: from their options, or the program's default; 0 if it has none."""
+    said = subprocess.run([os.environ["HANDLER"], "--help"], capture_output=True, text=True, check=True).stdout
+    duration = r"(?:(0)\b|(\d+)(ms|s))"
+    found = re.search(rf"--grace[ =]{duration}", options) or re.search(rf"--grace D[^()]*\(default\s+{duration}", said)
+    return int(found[2] or 0) / (1000 if found[3] == "ms" else 1) if found else 0
+
+
 class Site:
-    def __init__(self):
-        self.cluster = weather.Cluster()
+    def __init__(self, haproxy):
+        self.cluster, self.grace = weather.Cluster(), 0
+        if haproxy:
+            self.cluster.haproxy(haproxy)
         leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
         self.root = f"/proc/{leader.stdout.strip()}/root"
         self.watch = watch.Watch(f"{self.root}/run/haproxy/admin.sock")
@@ -69,13 +104,17 @@ class Site:
         self.cluster.setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
         self.watch.start()
 
+    def agent_options(self, options):
+        self.grace = grace_of(options)
+        self.cluster.agent_options(options)
+
     def settled(self):
-        """Two standbys, one primary, and it alone is UP; nobody DOWN but the standbys of the official pool."""
+        """Two standbys, one primary, and it alone is UP; the standbys are what each pool shows of them."""
         shown = self.watch.looks[-1].shown if self.watch.looks else {}
         recovery = {truth.node: truth.recovery for truth in self.watch.truths}
         for node in watch.NODES:
             for pool in watch.POOLS:
-                standby = "DOWN" if pool == watch.OFFICIAL else "MAINT"
+                standby = {watch.OFFICIAL: "DOWN", watch.WITHOUT_AGENT: "NOLB"}.get(pool, "MAINT")
                 if shown.get((pool, node)) != {False: "UP", True: standby}.get(recovery.get(node)):
                     return False
         return sorted(recovery.values()) == [False, True, True]
@@ -110,57 +149,81 @@ class Site:
         return {pool: sum(pool in line for line in lines) for pool in watch.POOLS}
 
     def weather(self, name, chance):
+        """What was seen of it, and how long it lasted if it is bridged."""
         self.settle()
         began = self.ended or time.time()  # the calm between two weathers belongs to the next
         time.sleep(chance.uniform(0, 3))  # any moment between two checks
         self.watch.longest_between_looks = 0
-        weather.WEATHERS[name](self.cluster, chance)
+        lasted = weather.WEATHERS[name](self.cluster, chance)
         self.settle()
+        self.watch.renew_refused()
         self.ended = time.time()
         if self.watch.longest_between_looks > 1:
             raise RuntimeError(f"blind: {self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
-        return figures.Storm(self.watch, began, self.ended, self.kept_rows(), self.alerts(began))
+        storm = figures.Storm(self.watch, began, self.ended, self.kept_rows(), self.alerts(began), self.grace)
+        return storm, lasted
 
 
 def line(pool, found):
     words = [f"{found.refused} refused" + (f" ({found.late} late)" if found.late else "")]
-    words += [f"{found.split} by two primaries", f"{found.lost} lost", f"two UP {found.two_up:.2f} s"]
+    words += [f"{found.split} by two primaries", f"{found.lost} lost", f"{found.cut} cut", f"two UP {found.two_up:.2f} s"]
     words += [f"DOWN {found.down:.1f} s", f"false UP {found.false_up:.2f} s", f"no write {found.pause:.2f} s"]
     words += [f"first write {found.first_write:.2f} s"] if found.first_write is not None else []
     return f"  {pool:14} {', '.join(words)}, {found.alerts} alerts"
 
 
+def storm_of(site, given, name, turn):
+    """Makes one weather; prints and returns each pool's figures, and how many promises were broken."""
+    print(f"== {name} ({turn + 1} of {given.times}, grace {site.grace:g} s)", flush=True)
+    storm, lasted = site.weather(name, random.Random(f"{given.seed} {name} {turn}"))
+    found = {pool: storm.figures(pool) for pool in watch.POOLS}
+    for pool in watch.POOLS:
+        print(line(pool, found[pool]), flush=True)
+    ours, template = found[watch.OURS], found[watch.OFFICIAL]
+    promises = figures.broken_promises(ours, template, weather.WEATHERS[name], lasted, site.grace)
+    for promise in promises:
+        print(f"  BROKEN: {promise}", flush=True)
+    if promises:
+        print(storm.story(), flush=True)
+    if given.picture:
+        given.picture.write_text(picture.draw(storm, f"{name}, Patroni {os.environ['PATRONI']}"))
+        given.picture = None  # the first alone
+    return found, len(promises)
+
+
+def blind(results):
+    """What must be seen in a pool that promises nothing: else the instrument sees nothing."""
+    seen = [found.split and found.two_up for found in results.get(CONTROL, {}).get(watch.ROLE_ONLY, [])]
+    if not all(seen):
+        print(f"BROKEN: '{CONTROL}' is not seen in the role-only pool: the storm is blind")
+    return not all(seen)
+
+
 def main():
     given = arguments()
-    site = Site()
+    site = Site(given.haproxy)
     site.prepare()
-    results, broken = {name: {pool: [] for pool in watch.POOLS} for name in given.weathers}, 0
+    results, broken = {}, 0
     try:
-        for turn in range(given.times):
-            for name in given.weathers:
-                print(f"== {name} ({turn + 1} of {given.times})", flush=True)
-                storm = site.weather(name, random.Random(f"{given.seed} {name} {turn}"))
+        for grace in GRACES if given.grace_table else [None]:
+            site.agent_options(given.agent_options + ("" if grace is None else f" --grace {grace}s"))
+            results[grace] = {name: {pool: [] for pool in watch.POOLS} for name in given.weathers}
+            for turn, name in product(range(given.times), given.weathers):
+                found, promises = storm_of(site, given, name, turn)
+                broken += promises
                 for pool in watch.POOLS:
-                    found = storm.figures(pool)
-                    results[name][pool].append(found)
-                    print(line(pool, found), flush=True)
-                for promise in figures.broken_promises(results[name][watch.OURS][-1], weather.WEATHERS[name].planned):
-                    broken += 1
-                    print(f"  BROKEN: {promise}", flush=True)
-                    print(storm.story(), flush=True)
-                if given.picture and turn == 0 and name == given.weathers[0]:
-                    given.picture.write_text(picture.draw(storm, f"{name}, Patroni {os.environ['PATRONI']}"))
+                    results[grace][name][pool].append(found[pool])
+            broken += blind(results[grace])
+            if given.grace_table:
+                given.grace_table.write_text(figures.grace_table(results))
     finally:
         site.watch.stop()
     if given.table:
-        given.table.write_text(figures.table(results, [n for n in results if weather.WEATHERS[n].planned]))
-    # what must be seen in a pool that promises nothing: else the instrument sees nothing
-    for name, pools in results.items():
-        if name == CONTROL and not all(found.split and found.two_up for found in pools[watch.ROLE_ONLY]):
-            broken += 1
-            print(f"BROKEN: '{name}' is not seen in the role-only pool: the storm is blind")
+        planned = [name for name in given.weathers if weather.WEATHERS[name].planned]
+        given.table.write_text(figures.table(results[grace], planned))
     print(f"storm: {broken} promises broken")
     return 1 if broken else 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,13 +14,14 @@ import psycopg2.errorcodes
 import psycopg2.extensions
 
 NODES = {"pg1": "10.55.0.11", "pg2": "10.55.0.12", "pg3": "10.55.0.13"}
-POOLS = {"postgres-write": 5000, "official": 5100, "role-only": 5200}
-OURS, OFFICIAL, ROLE_ONLY = POOLS
+POOLS = {"postgres-write": 5000, "official": 5100, "role-only": 5200, "without-agent": 5300}
+OURS, OFFICIAL, ROLE_ONLY, WITHOUT_AGENT = POOLS
 LB = "10.55.0.1"
 
-# outcome: written, read-only, or the error's first line. row: what identifies it in the table.
-Write = namedtuple("Write", "pool row begun ended node outcome")
-# shown: {(pool, node): UP, MAINT, DRAIN or DOWN}
+# outcome: written, read-only, or the error's first line. row: what identifies it in the table. cut: it was to go
+# through a session that was there before, and somebody else had ended that.
+Write = namedtuple("Write", "pool row begun ended node outcome cut")
+# shown: {(pool, node): UP, MAINT, DRAIN, NOLB or DOWN}
 Look = namedtuple("Look", "time shown")
 # recovery: pg_is_in_recovery(), None if there was no answer
 Truth = namedtuple("Truth", "time node recovery")
@@ -68,7 +69,7 @@ class Watch:
         self.admin_socket = admin_socket
         self.writes, self.looks, self.truths = [], [], []
         self.last_look, self.longest_between_looks = time.time(), 0
-        self.ended = threading.Event()
+        self.ended, self.renewing = threading.Event(), threading.Event()
         self.broken = []
         tasks = [(self._look, ())]
         tasks += [(self._ask_the_node, (node,)) for node in NODES]
@@ -90,6 +91,12 @@ class Watch:
         """Seconds since the last look at HAProxy."""
         return time.time() - self.last_look
 
+    def renew_refused(self):
+        """Ends the sessions that are left on a standby: they would be refused in the next weather as well."""
+        self.renewing.set()
+        time.sleep(0.2)
+        self.renewing.clear()
+
     def _guard(self, task, args):
         try:
             task(*args)
@@ -109,7 +116,7 @@ class Watch:
         connection, node, number = None, None, 0
         for _ in self._every(0.05):
             number += 1
-            row, begun = f"{pool}/{keeps_session}/{number}", time.time()
+            row, begun, kept = f"{pool}/{keeps_session}/{number}", time.time(), connection is not None
             try:
                 if connection is None:
                     node = None
@@ -120,8 +127,10 @@ class Watch:
             except psycopg2.Error as error:
                 read_only = error.pgcode == psycopg2.errorcodes.READ_ONLY_SQL_TRANSACTION
                 outcome = "read-only" if read_only else (str(error).strip() or repr(error)).splitlines()[0]
-            self.writes.append(Write(pool, row, begun, time.time(), node, outcome))
-            if connection and (connection.closed or not keeps_session or outcome == "timed out"):
+            cut = kept and bool(connection.closed) and outcome != "timed out"
+            self.writes.append(Write(pool, row, begun, time.time(), node, outcome, cut))
+            refused = outcome == "read-only" and self.renewing.is_set()
+            if connection and (connection.closed or not keeps_session or refused or outcome == "timed out"):
                 connection.close()
                 connection = None
 
@@ -163,7 +172,7 @@ def look(admin_socket):
     shown = {}
     for line in answer.splitlines()[2:]:
         column = line.split(" ")
-        if len(column) > 6 and column[1] in POOLS:
+        if len(column) > 6 and column[1] in POOLS and column[3] in NODES:
             shown[column[1], column[3]] = state(int(column[5]), int(column[6]))
     if len(shown) != len(POOLS) * len(NODES):
         raise OSError(f"an incomplete answer from HAProxy: {answer!r}")
@@ -176,4 +185,6 @@ def state(operational, administrative):
         return "MAINT"
     if operational == 0:
         return "DOWN"
-    return "DRAIN" if administrative & 0x08 else "UP"
+    if administrative & 0x08:
+        return "DRAIN"
+    return "NOLB" if operational == 3 else "UP"

@@ -1,19 +1,28 @@
 """The weathers: what is done to the cluster. Does not know what is measured.
 
 Each is a function of the cluster and a seeded random; it does its worst, and undoes it. `planned` marks
-what an operator does on purpose, where nothing is broken."""
+what an operator does on purpose, where nothing is broken; `bridged` trouble that the agent's grace period is
+there for: such a function returns how many seconds the longest trouble really lasted; `paused` that the node's agent
+does not run either; `everywhere` trouble that other nodes may have as well."""
 
+import functools
+import os
+import pathlib
+import socket
 import subprocess
+import threading
 import time
+import urllib.request
 
-from watch import NODES, OURS
+from watch import NODES
 
 WEATHERS = {}
 
 
-def weather(name, planned=False):
+def weather(name, planned=False, bridged=False, paused=False, everywhere=False):
     def register(function):
-        function.planned = planned
+        function.planned, function.bridged = planned, bridged
+        function.paused, function.everywhere = paused, everywhere
         WEATHERS[name] = function
         return function
 
@@ -35,7 +44,7 @@ class Cluster:
     def patronictl(self, *words):
         """patronictl says with words alone that it failed."""
         said = self._call("tests/lab/cluster", "patronictl", *words)
-        if "failed" in said.lower() or "n't recognize" in said:
+        if "failed" in said.lower().replace("failed over", "") or "n't recognize" in said:
             raise RuntimeError(f"patronictl {' '.join(words)}: {said}")
         return said
 
@@ -64,10 +73,34 @@ class Cluster:
         if self.primary(but=leader) != candidate:
             raise RuntimeError(f"the switchover from {leader} did not lead to {candidate}")
 
-    def agents(self, verb):
-        """`disable agent` or `enable agent` for the servers of the pool."""
+    def haproxy(self, file):
+        """Another configuration for HAProxy's first file."""
+        self._call("tests/lab/machine", "put", "lb", str(file), "/etc/haproxy/haproxy.cfg")
+        self.run("lb", "systemctl restart haproxy")
+
+    def agent_options(self, options):
+        """Settings of the agent on each node; they hold from its next check on."""
         for node in NODES:
-            self.run("lb", f"echo {verb} agent {OURS}/{node} | socat stdio unix-connect:/run/haproxy/admin.sock")
+            self.run(
+                node,
+                f"echo 'OPTIONS=\"--agent-send {options}\"' > /etc/default/new && "
+                "mv /etc/default/new /etc/default/patroni-agent-check",
+            )
+
+    def sql(self, node, query):
+        return self._call("tests/lab/machine", "run", node, "psql", "-h", "/tmp", "-U", "postgres", "-Atqc", query)
+
+    def until(self, node, command):
+        self.run(node, f"for i in $(seq 1000); do if {command}; then exit 0; fi; sleep 0.03; done; exit 1")
+
+    def until_ok(self, node, path):
+        """Waits until Patroni answers 200 to that path."""
+        self.until(node, f"curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/{path}")
+
+    def freeze(self, node, frozen):
+        """The whole machine, its agent too. Its cgroup is seen only from outside."""
+        group = pathlib.Path(os.environ["LAB"], node, "cgroup").read_text().strip()
+        pathlib.Path(group, "cgroup.freeze").write_text(str(int(frozen)))
 
     def patroni(self, node, verb):
         self.run(node, f"systemctl {verb} patroni")
@@ -89,6 +122,19 @@ DATA = "/var/lib/postgresql/patroni"
 
 def others(node):
     return [other for other in NODES if other != node]
+
+
+def lasting(seconds, begin, end=lambda: None):
+    """Does `begin`, and `end` after that time. Returns, and prints, how long it was until `end` was done."""
+    started = time.monotonic()
+    begin()
+    try:
+        time.sleep(seconds)
+    finally:
+        end()
+    lasted = time.monotonic() - started
+    print(f"  {lasted:.2f} s" + (f" (wanted: {seconds:.2f} s)" if seconds else ""), flush=True)
+    return lasted
 
 
 @weather("switchover", planned=True)
@@ -143,8 +189,9 @@ def restart_haproxy(cluster, random):
     cluster.run("lb", "systemctl restart haproxy")
 
 
-def restart_patronis(cluster):
-    """As an upgrade does it: PostgreSQL stays up."""
+@weather("Patroni upgraded in pause", planned=True)
+def upgrade(cluster, random):
+    """HAProxy is not prepared for it. PostgreSQL stays up."""
     cluster.patronictl("pause", "demo", "--wait")
     try:
         for node in NODES:
@@ -152,20 +199,6 @@ def restart_patronis(cluster):
             time.sleep(3)
     finally:
         cluster.patronictl("resume", "demo", "--wait")
-
-
-@weather("Patroni upgraded in pause", planned=True)
-def upgrade(cluster, random):
-    cluster.agents("disable")  # as the README says
-    try:
-        restart_patronis(cluster)
-    finally:
-        cluster.agents("enable")
-
-
-@weather("the same, HAProxy not prepared")
-def unprepared_upgrade(cluster, random):
-    restart_patronis(cluster)
 
 
 @weather("the agent's socket restarted", planned=True)
@@ -247,12 +280,15 @@ def freeze_postgres(cluster, random):
         cluster.signal_postgres(primary, "CONT")
 
 
-def freeze_etcd(cluster):
-    cluster.run("lb", "systemctl kill -s STOP etcd")
-    try:
-        time.sleep(25)
-    finally:
-        cluster.run("lb", "systemctl kill -s CONT etcd")
+def freeze_etcd(cluster, seconds=25):
+    etcd = functools.partial(cluster.run, "lb")
+    lasting(seconds, lambda: etcd("systemctl kill -s STOP etcd"), lambda: etcd("systemctl kill -s CONT etcd"))
+
+
+@weather("DCS frozen for 4 s")
+def freeze_dcs_shortly(cluster, random):
+    """Less than ttl; but the primary is demoted after retry_timeout, and another may be promoted."""
+    freeze_etcd(cluster, 4)
 
 
 @weather("DCS frozen")
@@ -307,3 +343,209 @@ def stop_in_pause(cluster, random):
         time.sleep(3)
     finally:
         cluster.patronictl("resume", "demo", "--wait")
+
+
+def patroni_late(cluster, seconds):
+    primary = cluster.primary()
+    signal = functools.partial(cluster.signal_patroni, primary)
+    return lasting(seconds, lambda: signal("STOP"), lambda: signal("CONT"))
+
+
+@weather("Patroni late, 1 to 4 s", bridged=True)
+def late(cluster, random):
+    return patroni_late(cluster, random.uniform(1, 4))
+
+
+@weather("Patroni late, 4 s", bridged=True)
+def late_four(cluster, random):
+    return patroni_late(cluster, 4)
+
+
+def backends(cluster, node, name):
+    """The pids of Patroni's own sessions to PostgreSQL whose application_name is like that."""
+    pids = cluster.sql(node, f"select pid from pg_stat_activity where application_name like '{name}'").split()
+    if not pids:
+        raise RuntimeError(f"no session like {name} on {node}")
+    return pids
+
+
+@weather("Patroni's sessions to PostgreSQL ended", bridged=True)
+def end_sessions(cluster, random):
+    """The next answer has the state unknown, whoever asked. So that it is the agent now and then, again and again
+    for a little longer than an agent-inter, five times."""
+    primary = cluster.primary()
+    backends(cluster, primary, "Patroni restapi")
+    end = (
+        "do $$ begin for i in 1..30 loop perform pg_stat_clear_snapshot(); perform pg_terminate_backend(pid) from "
+        "pg_stat_activity where application_name like 'Patroni %'; perform pg_sleep(0.02); end loop; end $$"
+    )
+    lasted = []
+    for _ in range(5):
+        lasted.append(lasting(0, lambda: cluster.sql(primary, end)))
+        time.sleep(random.uniform(1, 2))
+    return max(lasted)
+
+
+@weather("an answer of Patroni reset", bridged=True)
+def reset(cluster, random):
+    """Patroni is stopped meanwhile, else the answer is there before one can reset it."""
+    primary, started = cluster.primary(), time.monotonic()
+    cluster.signal_patroni(primary, "STOP")
+    try:
+        kill = "ss -HtnK state established 'sport = :8008 and ( dst 127.0.0.1 or dst [::ffff:127.0.0.1] )'"
+        cluster.until(primary, f'[ "$({kill})" ]')
+    finally:
+        cluster.signal_patroni(primary, "CONT")
+    return time.monotonic() - started
+
+
+def idle_clients(cluster, seconds):
+    """Patroni has five threads for its REST API, and no time limit for a client that sends nothing."""
+    address, clients = (NODES[cluster.primary()], 8008), []
+    connect = lambda: clients.extend(socket.create_connection(address, 5) for _ in range(5))
+    return lasting(seconds, connect, lambda: [client.close() for client in clients])
+
+
+@weather("five idle clients of Patroni, 1 to 4 s", bridged=True)
+def idle(cluster, random):
+    return idle_clients(cluster, random.uniform(1, 4))
+
+
+@weather("five idle clients of Patroni, 8 s", bridged=True)
+def idle_eight(cluster, random):
+    return idle_clients(cluster, 8)
+
+
+def restart(cluster, node, path):
+    """Restarts Patroni; returns how long it did not answer 200 to that path."""
+    return lasting(0, lambda: cluster.patroni(node, "restart"), lambda: cluster.until_ok(node, path))
+
+
+@weather("a standby's Patroni restarted", bridged=True)
+def restart_standby(cluster, random):
+    return restart(cluster, random.choice(others(cluster.primary())), "replica")
+
+
+@weather("the primary's Patroni restarted in pause", bridged=True)
+def restart_in_pause(cluster, random):
+    cluster.patronictl("pause", "demo", "--wait")
+    try:
+        lasted = restart(cluster, cluster.primary(), "primary")
+        time.sleep(random.uniform(1, 2))
+    finally:
+        cluster.patronictl("resume", "demo", "--wait")
+    return lasted
+
+
+@weather("Patroni killed and restarted by systemd", bridged=True)
+def kill_patroni_restarted(cluster, random):
+    primary, drop_in = cluster.primary(), "/run/systemd/system/patroni.service.d/restart.conf"
+    setting = "[Service]\\nRestart=always\\nRestartSec=100ms\\n"
+    cluster.run(primary, f"mkdir -p $(dirname {drop_in}); printf '{setting}' > {drop_in}; systemctl daemon-reload")
+    try:
+        return lasting(
+            0.2, lambda: cluster.signal_patroni(primary, "KILL"), lambda: cluster.until_ok(primary, "primary")
+        )
+    finally:
+        cluster.run(primary, f"rm {drop_in}; systemctl daemon-reload")
+
+
+@weather("Patroni's query blocked, 1 to 4 s", bridged=True, everywhere=True)
+def block_query(cluster, random):
+    """Patroni gives up after two seconds: 200 with the state unknown. The standbys replay this lock and have the
+    same trouble. New sessions to PostgreSQL may have to wait, too."""
+    primary, seconds = cluster.primary(), random.uniform(1, 4)
+    lock = f"begin; lock table pg_authid in access exclusive mode; select pg_sleep({seconds:.2f}); commit"
+    return lasting(0, lambda: cluster.sql(primary, lock))
+
+
+@weather("the primary's machine paused, 1 to 4 s", bridged=True, paused=True)
+def pause_machine(cluster, random):
+    freeze = functools.partial(cluster.freeze, cluster.primary())
+    return lasting(random.uniform(1, 4), lambda: freeze(True), lambda: freeze(False))
+
+
+@weather("the primary's machine starved, 8 s", paused=True)
+def starve_machine(cluster, random):
+    """It runs for a tenth of the time."""
+    freeze, end = functools.partial(cluster.freeze, cluster.primary()), time.monotonic() + 8
+    try:
+        while time.monotonic() < end:
+            freeze(True)
+            time.sleep(0.18)
+            freeze(False)
+            time.sleep(0.02)
+    finally:
+        freeze(False)
+
+
+CLOCK = """import time
+
+real = time.time
+time.time = lambda: real() + float(open("/run/patroni-clock").read())
+"""
+
+
+def step_clock(cluster, random, seconds, watched):
+    """Only Patroni's clock, as Python reads it; before and after that Patroni is killed and started.
+
+    Patroni sleeps until the clock says that its next loop is due: set back by more than ttl, it does not renew its
+    lock, and says 200 all the same, until the lock's end wakes it."""
+    primary, file = cluster.primary(), "/run/patroni-clock"
+    write = lambda offset: cluster.run(primary, f"echo {offset} > {file}.new; mv {file}.new {file}")
+    script = (
+        "systemctl kill -s KILL --kill-whom=main patroni; while systemctl -q is-active patroni; do sleep 0.02; done; "
+        "systemctl start patroni"
+    )
+    # 200 from a primary that has its lock and from any standby
+    restart = lambda: lasting(0, lambda: cluster.run(primary, script), lambda: cluster.until_ok(primary, "read-only"))
+    write(0)
+    cluster.run(primary, f"mkdir -p /etc/patroni/clock; echo '{CLOCK}' > /etc/patroni/clock/sitecustomize.py")
+    cluster.run(primary, "echo PYTHONPATH=/etc/patroni/clock > /etc/patroni/environment")
+    try:
+        lasted = [restart()]
+        time.sleep(random.uniform(2, 3))
+        lasted.append(lasting(0, lambda: write(seconds), lambda: cluster.until_ok(primary, "primary")))
+        time.sleep(watched)
+    finally:
+        cluster.run(primary, "rm /etc/patroni/environment")
+        lasted.append(restart())
+    return max(lasted)
+
+
+for words, step, watched in ("a second", 1, 5), ("five minutes", 300, 25):
+    ahead = functools.partial(step_clock, seconds=step, watched=5)
+    weather(f"Patroni's clock {words} forward", bridged=True)(ahead)
+    back = functools.partial(step_clock, seconds=-step, watched=watched)
+    weather(f"Patroni's clock {words} back", bridged=step == 1)(back)
+
+
+def poll_cluster(address, ended):
+    """A monitoring tool: GET /cluster ten times a second."""
+    while not ended.wait(0.1):
+        try:
+            urllib.request.urlopen(f"http://{address}:8008/cluster", timeout=2).read()
+        except OSError:
+            pass
+
+
+@weather("Patroni's loop hung, GET /cluster polled", everywhere=True)
+def hang_loop(cluster, random):
+    """Each GET /cluster reads the DCS and renews dcs_last_seen, though Patroni does not renew its lock. The standbys
+    see that the primary is alive, and stay what they are; an operator does not look. The third node may have
+    replayed too much by then, and its PostgreSQL is stopped for pg_rewind."""
+    primary, ended = cluster.primary(), threading.Event()
+    signal = lambda word: cluster.run(primary, f"kill -{word} {' '.join(pids)}")
+    pids = backends(cluster, primary, "Patroni heartbeat")
+    poller = threading.Thread(target=poll_cluster, args=(NODES[primary], ended))
+    poller.start()
+    signal("STOP")
+    try:
+        cluster.until(primary, "! curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/primary")
+        cluster.patronictl("failover", "demo", "--candidate", random.choice(others(primary)), "--force")
+        cluster.primary(but=primary)
+        time.sleep(5)
+    finally:
+        signal("CONT")
+        ended.set()
+        poller.join()

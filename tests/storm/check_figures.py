@@ -1,0 +1,78 @@
+"""Checks on made-up records that figures.py sees a promise broken, before the storm relies on it."""
+
+import unittest
+from collections import namedtuple
+
+import figures
+from watch import NODES, OFFICIAL, OURS, POOLS, Look, Truth, Write
+
+Records = namedtuple("Records", "writes looks truths")
+Weather = namedtuple("Weather", "planned bridged paused everywhere", defaults=[False] * 4)
+BRIDGED = Weather(bridged=True)
+
+
+def looks(*changes, pool=OURS):
+    """(time, what the pool shows of pg1): all else is MAINT all the time."""
+    calm = {(name, node): "MAINT" for name in POOLS for node in NODES}
+    return [Look(time, calm | {(pool, "pg1"): shown}) for time, shown in changes]
+
+
+def storm(looks, writes=(), truths=((0, False),), grace=3):
+    """Ten seconds, in which pg1 is (time, in recovery)."""
+    truths = [Truth(time, "pg1", recovery) for time, recovery in truths]
+    alive = [write(time, session=session) for time in (9.2, 9.8) for session in (True, False)]
+    records = Records([*writes, *alive], looks, truths)
+    return figures.Storm(records, 0.0, 10.0, {w.row for w in records.writes}, dict.fromkeys(POOLS, 0), grace)
+
+
+def write(time, outcome="written", session=True, cut=False):
+    return Write(OURS, f"{OURS}/{session}/{time}", time, time + 0.01, "pg1", outcome, cut)
+
+
+def broken(storm, weather=BRIDGED, lasted=1, template=None):
+    template = (template or storm).figures(OFFICIAL)
+    return figures.broken_promises(storm.figures(OURS), template, weather, lasted, storm.grace)
+
+
+class Figures(unittest.TestCase):
+    def test_calm(self):
+        self.assertEqual(broken(storm(looks((0, "UP")))), [])
+
+    def test_down_within_the_grace_period(self):
+        down = looks((0, "UP"), (5, "DOWN"), (5.5, "UP"))
+        self.assertIn("DOWN for 0.50 s", broken(storm(down))[0])
+        self.assertEqual(broken(storm(down), lasted=2.6), [])  # an agent-inter less than the grace period
+        self.assertEqual(broken(storm(down, grace=0)), [])
+        self.assertIn("DOWN", broken(storm(down, grace=8), lasted=3.9)[0])
+        self.assertEqual(broken(storm(down, grace=8), lasted=4.1), [])  # HAProxy's own check
+        self.assertEqual(broken(storm(down), Weather()), [])
+        self.assertIn("planned", broken(storm(down), Weather(planned=True))[0])
+
+    def test_cut(self):
+        cut = storm(looks((0, "UP")), [write(5, "server closed the connection", cut=True)])
+        self.assertEqual(cut.figures(OURS).cut, 1)
+        self.assertEqual(cut.figures(OFFICIAL).cut, 0)
+        self.assertIn("1 sessions cut", broken(cut)[0])
+        self.assertEqual(broken(cut, lasted=3), [])
+
+    def test_up_without_taking_writes(self):
+        def up(seconds, template, **options):
+            ours = storm(looks((0, "UP"), (2 + seconds, "DOWN")), truths=truths, **options)
+            theirs = storm(looks((0, "UP"), (2 + template, "DOWN"), pool=OFFICIAL), truths=truths)
+            return broken(ours, Weather(), template=theirs)
+
+        truths = [(0, False), (2, None)]
+        self.assertEqual(up(2, 2), [])
+        self.assertEqual(up(2.2, 5), [])
+        self.assertIn("over half of the 4.00 s", up(2.2, 4)[0])
+        self.assertIn("UP for 7.00 s", up(7, 8)[0])
+        self.assertIn("UP for 2.20 s", up(2.2, 5, grace=0)[0])
+
+    def test_late(self):
+        truths = [(0, False), (2, True)]
+        late = lambda time, grace: storm(looks((0, "UP")), [write(time, "read-only")], truths, grace).figures(OURS).late
+        self.assertEqual((late(4, 0), late(4.2, 0), late(6, 3), late(8.7, 3)), (0, 1, 0, 1))
+
+
+if __name__ == "__main__":
+    unittest.main(argv=["check_figures"])
