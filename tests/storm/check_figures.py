@@ -29,9 +29,8 @@ def write(time, outcome="written", session=True, cut=False):
     return Write(OURS, f"{OURS}/{session}/{time}", time, time + 0.01, "pg1", outcome, cut)
 
 
-def broken(storm, weather=BRIDGED, lasted=1, template=None):
-    template = (template or storm).figures(OFFICIAL)
-    return figures.broken_promises(storm.figures(OURS), template, weather, lasted, storm.grace)
+def broken(storm, weather=BRIDGED, lasted=1):
+    return figures.broken_promises(storm.figures(OURS), weather, lasted, storm.grace)
 
 
 class Figures(unittest.TestCase):
@@ -56,17 +55,20 @@ class Figures(unittest.TestCase):
         self.assertEqual(broken(cut, lasted=3), [])
 
     def test_up_without_taking_writes(self):
-        def up(seconds, template, **options):
-            ours = storm(looks((0, "UP"), (2 + seconds, "DOWN")), truths=truths, **options)
-            theirs = storm(looks((0, "UP"), (2 + template, "DOWN"), pool=OFFICIAL), truths=truths)
-            return broken(ours, Weather(), template=theirs)
+        def up(seconds, pool=OURS, **options):
+            return storm(looks((0, "UP"), (2 + seconds, "DOWN"), pool=pool), truths=[(0, False), (2, None)], **options)
 
-        truths = [(0, False), (2, None)]
-        self.assertEqual(up(2, 2), [])
-        self.assertEqual(up(2.2, 5), [])
-        self.assertIn("over half of the 4.00 s", up(2.2, 4)[0])
-        self.assertIn("UP for 7.00 s", up(7, 8)[0])
-        self.assertIn("UP for 2.20 s", up(2.2, 5, grace=0)[0])
+        self.assertEqual(broken(up(2), Weather()), [])
+        self.assertIn("UP for 7.00 s", broken(up(7), Weather())[0])
+        self.assertIn("UP for 2.20 s", broken(up(2.2, grace=0), Weather())[0])
+
+        def more_than_half(ours, templates):
+            ours, templates = [up(s).figures(OURS) for s in ours], [up(s, OFFICIAL).figures(OFFICIAL) for s in templates]
+            return figures.more_than_half(ours, templates)
+
+        self.assertIsNone(more_than_half([2.0], [2]))
+        self.assertIsNone(more_than_half([3, 5, 3], [7, 7, 7]))
+        self.assertIn("over half of the 4.00 s", more_than_half([2.2], [4]))
 
     def test_late(self):
         truths = [(0, False), (2, True)]

@@ -179,8 +179,7 @@ def storm_of(site, given, name, turn):
     found = {pool: storm.figures(pool) for pool in watch.POOLS}
     for pool in watch.POOLS:
         print(line(pool, found[pool]), flush=True)
-    ours, template = found[watch.OURS], found[watch.OFFICIAL]
-    promises = figures.broken_promises(ours, template, weather.WEATHERS[name], lasted, site.grace)
+    promises = figures.broken_promises(found[watch.OURS], weather.WEATHERS[name], lasted, site.grace)
     for promise in promises:
         print(f"  BROKEN: {promise}", flush=True)
     if promises:
@@ -199,6 +198,16 @@ def blind(results):
     return not all(seen)
 
 
+def over_half(results, times):
+    """How many weathers leave a server UP without taking writes for more than half as long as the template."""
+    judged = [name for name in results if times > 2 and not weather.WEATHERS[name].paused]
+    broken = [figures.more_than_half(results[n][watch.OURS], results[n][watch.OFFICIAL]) for n in judged]
+    for name, promise in zip(judged, broken):
+        if promise:
+            print(f"BROKEN: {name}: {promise}")
+    return sum(promise is not None for promise in broken)
+
+
 def main():
     given = arguments()
     site = Site(given.haproxy)
@@ -213,7 +222,7 @@ def main():
                 broken += promises
                 for pool in watch.POOLS:
                     results[grace][name][pool].append(found[pool])
-            broken += blind(results[grace])
+            broken += blind(results[grace]) + over_half(results[grace], given.times)
             if given.grace_table:
                 given.grace_table.write_text(figures.grace_table(results))
     finally:
