@@ -123,9 +123,32 @@ fn addresses((host, port): &(String, u16), deadline: Instant) -> Result<Vec<Sock
 /// The text says who failed and, where there is one, the cure: nobody there, no answer before the
 /// deadline, no HTTP, a status other than 200 and 503, a body that is no status of Patroni's.
 pub fn ask(found: &Found, check: &Check, deadline: Instant) -> Result<Answer, NoAnswer> {
+    let (status, date, body) = get(found, check.path(), deadline)?;
+    let blame = |error: String| NoAnswer::unusable(found.patroni.blame(&error));
+    let mut answer = answer(status, &body).map_err(blame)?;
+    answer.date = date.unwrap_or(answer.date);
+    Ok(answer)
+}
+
+/// How long the leader lock outlives any good answer at the least: `ttl - loop_wait - retry_timeout`, from Patroni's
+/// dynamic configuration. None if Patroni does not tell it. Not for HAProxy's checks, which ask once.
+pub fn lock_outlives(found: &Found, deadline: Instant) -> Option<Duration> {
+    let (_, _, body) = get(found, "/config", deadline).ok()?;
+    let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(&body).ok()?;
+    // what is not set has Patroni's own default
+    let seconds =
+        |key, default| keys.get(key).map_or(Some(default), |value| value.get().parse::<u64>().ok());
+    let taken = seconds("loop_wait", 10)?.checked_add(seconds("retry_timeout", 10)?)?;
+    Some(Duration::from_secs(seconds("ttl", 30)?.saturating_sub(taken)))
+}
+
+/// Status, date and body.
+type Response = (u16, Option<u32>, Vec<u8>);
+
+fn get(found: &Found, path: &str, deadline: Instant) -> Result<Response, NoAnswer> {
     let mut nobody = NoAnswer::unusable("its name has no address".to_owned());
     for (number, address) in found.addresses.iter().enumerate() {
-        match exchange(found, *address, check, deadline) {
+        match exchange(found, *address, path, deadline) {
             // Not even connected, so the next one may be asked; the first error is told. ureq itself
             // would share the time between them.
             Err(Failure::Nobody(error)) if number == 0 => nobody = error,
@@ -133,7 +156,7 @@ pub fn ask(found: &Found, check: &Check, deadline: Instant) -> Result<Answer, No
             Err(Failure::Answer(error)) => {
                 return Err(NoAnswer::unusable(found.patroni.blame(&error)));
             }
-            Ok(answer) => return Ok(answer),
+            Ok(response) => return Ok(response),
         }
     }
     Err(NoAnswer { reason: found.patroni.blame(&nobody.reason), ..nobody })
@@ -164,9 +187,9 @@ impl Patroni {
 fn exchange(
     found: &Found,
     address: SocketAddr,
-    check: &Check,
+    path: &str,
     deadline: Instant,
-) -> Result<Answer, Failure> {
+) -> Result<Response, Failure> {
     let patroni = found.patroni;
     let in_words = |error| in_words(patroni, error);
     let left = deadline.saturating_duration_since(Instant::now());
@@ -176,7 +199,7 @@ fn exchange(
     let uri = Uri::builder()
         .scheme(patroni.url.scheme_str().unwrap_or("http"))
         .authority(patroni.url.authority().map_or("", |host| host.as_str()))
-        .path_and_query(check.path())
+        .path_and_query(path)
         .build()
         .map_err(|error| error.to_string())?;
     let request = agent(found.tls.clone(), address, left).get(uri).header("Connection", "close");
@@ -189,17 +212,13 @@ fn exchange(
     })?;
     let status = response.status().as_u16();
     let date = response.headers().get("Date").and_then(|date| date.to_str().ok());
-    let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+    let date = date.and_then(|date| httpdate::parse_http_date(date).ok()).map(seconds);
     // Read to the end even if it is of no use: Patroni logs a traceback for a reset connection.
     let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec();
     if !matches!(status, 200 | 503) {
         return Err(format!("HTTP status {status} instead of 200 or 503").into());
     }
-    let mut answer = answer(status, &body.map_err(in_words)?)?;
-    if let Some(date) = date {
-        answer.date = seconds(date);
-    }
-    Ok(answer)
+    Ok((status, date, body.map_err(in_words)?))
 }
 
 /// Whether there was no connection at all.

@@ -11,7 +11,7 @@ use patroni_agent_check::{ask, hold, sandbox, say, serve};
 use std::net::TcpListener;
 use std::panic;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -84,6 +84,19 @@ fn say(connection: Connection, answered: &Answered) -> ExitCode {
     code
 }
 
+/// Says that the grace could outlive the leader lock, if it could: with HAProxy's interval of units/haproxy.cfg.
+fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
+    let (grace, timeout) = (options.policy.grace, options.timeout);
+    let needed = grace + 2 * timeout + Duration::from_millis(500);
+    let lock = lock.filter(|lock| *lock < needed && !grace.is_zero())?;
+    let seconds = |time: Duration| time.as_secs_f32();
+    Some(format!(
+        "--grace {} s is too long for this cluster: Patroni's ttl - loop_wait - retry_timeout are {} s, and --grace, two --timeout and HAProxy's agent-inter together must be less",
+        seconds(grace),
+        seconds(lock)
+    ))
+}
+
 /// One check, down the pipe. `lock_in` comes when files and names are no longer needed.
 fn answer(
     options: &Options,
@@ -116,11 +129,19 @@ fn answer(
             Err(error) => return decide::not_understood(&error).into(),
         };
         let (asked, since) = (memory::now(), Instant::now());
-        let answer = found.and_then(|found| ask::ask(&found, &question.check, deadline));
+        let answer = match &found {
+            Ok(found) => ask::ask(found, &question.check, deadline),
+            Err(no_answer) => Err(no_answer.clone()),
+        };
         let times = Times { asked, answered: asked + since.elapsed() };
         let recalled = memory.recall(&options.patroni.connect_to, &question.check, times.answered);
         if let Some(error) = recalled.error() {
             say::remark(connection, &format!("there is no grace: {error}"));
+        }
+        if let (Connection::Standard, Ok(found), Ok(_)) = (&*connection, &found, &answer) {
+            if let Some(text) = too_long(options, ask::lock_outlives(found, deadline)) {
+                say::remark(connection, &text);
+            }
         }
         let last = recalled.last();
         if human && recalled.error().is_none() && last.lease.is_zero() {

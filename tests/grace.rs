@@ -332,3 +332,27 @@ fn many_at_once_leave_one_memory() {
     drop(_patroni);
     assert!(site.asks(&[]).reply.starts_with(HELD));
 }
+
+/// The agent does not know Patroni's ttl; whoever asks by hand is told if it does not fit.
+#[test]
+fn by_hand_a_grace_that_is_too_long_is_said() {
+    let site = Site::new("hand");
+    let by_hand = |config: &str, grace: &str| {
+        let body = format!("{}, {config}}}", PRIMARY.trim_end_matches('}'));
+        let _patroni = site.answers(200, &body);
+        let (url, memory) = (format!("http://{}", site.address), site.memory());
+        let output = Command::new(common::HANDLER)
+            .args(site.arguments(&url, &memory, &["--grace", grace]))
+            .stdin(std::process::Stdio::null())
+            .output()
+            .expect("it starts");
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8_lossy(&output.stderr).contains("is too long for this cluster")
+    };
+    let lopsided = r#""ttl": 20, "loop_wait": 14, "retry_timeout": 3"#;
+    assert!(!by_hand(r#""ttl": 30"#, "3s") && by_hand(r#""ttl": 30"#, "8s"));
+    assert!(!by_hand(r#""ttl": 20, "loop_wait": 10, "retry_timeout": 5"#, "1500ms"));
+    assert!(by_hand(r#""ttl": 20, "loop_wait": 10, "retry_timeout": 5"#, "2s"));
+    assert!(by_hand(lopsided, "100ms") && !by_hand(lopsided, "0"));
+    assert!(!by_hand(r#""ttl": "x""#, "15s"), "who does not tell is not blamed");
+}
