@@ -75,13 +75,12 @@ impl From<Reply> for Answered {
     }
 }
 
-/// First HAProxy is told, since nothing else may keep it waiting.
+/// What has been said is remembered, for whoever asks in the next moment.
 fn say(connection: Connection, answered: &Answered) -> ExitCode {
-    let code = say::say(connection, &answered.reply, answered.news);
     if let Some((recalled, record)) = &answered.left {
         recalled.leave(record);
     }
-    code
+    say::say(connection, &answered.reply, answered.news)
 }
 
 /// Says that the grace could outlive the leader lock, if it could: with HAProxy's interval of units/haproxy.cfg.

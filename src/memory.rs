@@ -2,6 +2,7 @@
 //! is trouble. Knows the file and its one record for each health check; knows nothing of what they lead to.
 
 use crate::check::Check;
+use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use std::fs::{File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -82,6 +83,10 @@ impl Memory {
         let plain = |file: File| match file.metadata()? {
             metadata if !metadata.is_file() => Err(io::Error::other("not a regular file")),
             metadata if metadata.len() > SIZE as u64 => Err(io::Error::other(FOREIGN)),
+            // writing beyond it would kill the process
+            _ if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < SIZE as u64) => {
+                Err(io::Error::other("LimitFSIZE= is less than 4096"))
+            }
             _ => Ok(file),
         };
         let file = options.open(path).and_then(plain);

@@ -267,6 +267,27 @@ fn where_nothing_can_be_left_all_is_as_without() {
     assert_eq!(fs::read(&foreign).expect("it is there"), b"not ours\n");
 }
 
+/// A write beyond the limit would kill the process, and that is silence.
+#[test]
+fn no_limit_of_file_sizes_kills_it() {
+    let site = Site::new("limit");
+    for kilobytes in ["0", "3", "4"] {
+        let _patroni = site.answers(200, PRIMARY);
+        let _ = fs::remove_file(site.memory());
+        let command = format!(
+            "ulimit -f {kilobytes}; exec {} --url http://{} --memory-file {} </dev/null",
+            common::HANDLER,
+            site.address,
+            site.memory()
+        );
+        let output = Command::new("bash").args(["-c", &command]).output().expect("bash");
+        let reply = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(reply, "up ready # primary, running, timeline 5\n", "{output:?}");
+        let left = fs::metadata(site.memory()).is_ok_and(|memory| memory.len() > 0);
+        assert_eq!(left, kilobytes == "4", "{output:?}");
+    }
+}
+
 /// Anybody may ask anything; the memory of the checks without a query is not theirs.
 #[test]
 fn a_stranger_with_many_questions_takes_no_place() {

@@ -9,7 +9,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const READY: &str = "up ready # primary, running, timeline 5\n";
@@ -59,6 +60,41 @@ fn primary() -> FakePatroni {
 fn send(signal: &str, child: &Child) {
     let status = Command::new("kill").args([signal, &child.id().to_string()]).status();
     assert!(status.expect("kill").success());
+}
+
+/// What one process has heard of Patroni, the next one knows, however the first one ended.
+#[test]
+fn the_grace_outlives_the_process() {
+    let over = Arc::new(AtomicBool::new(false));
+    let patroni = FakePatroni::new({
+        let over = over.clone();
+        move |stream| {
+            if !over.load(Ordering::SeqCst) {
+                let _ = stream.write_all(&http(200, PRIMARY));
+            }
+        }
+    });
+    let memory = format!("patroni-agent-check-memory-{}", std::process::id());
+    let memory = std::env::temp_dir().join(memory);
+    let memory = memory.to_str().expect("UTF-8");
+    let url = patroni.url();
+    let arguments = ["--url", &url, "--memory-file", memory, "--grace", "15s", "--idle", "1s"];
+    for crash in [false, true] {
+        over.store(false, Ordering::SeqCst);
+        let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+        assert_eq!(server.ask(), READY);
+        over.store(true, Ordering::SeqCst);
+        let reply = server.ask();
+        assert!(reply.starts_with("!unreachable:_held_"), "{reply}");
+        if crash {
+            send("-KILL", &server.child);
+        }
+        assert_eq!(server.child.wait().expect("it ends").success(), !crash);
+        server.child = child(Start::ListenFds, &server.listener, &arguments);
+        let reply = server.ask();
+        assert!(reply.starts_with("!unreachable:_held_"), "crash: {crash}: {reply}");
+    }
+    fs::remove_file(memory).expect("a memory");
 }
 
 #[test]

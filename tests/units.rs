@@ -133,6 +133,15 @@ impl Machine {
         text
     }
 
+    /// One check leaves its record.
+    fn assert_remembers(&self, what: &str) {
+        let memory = "/run/patroni-agent-check/memory";
+        self.sh(&format!(": > {memory}"));
+        assert!(self.network(|| check(5555)).starts_with("up ready"), "{what}");
+        let left = fs::metadata(self.inside(memory)).expect("a memory").len();
+        assert_ne!(left, 0, "{what}: nothing is left for the next check");
+    }
+
     /// The next answer must reach HAProxy within two intervals, with the time of a check on top.
     fn assert_alive(&self, after: &str) {
         // something that HAProxy cannot have heard before
@@ -450,13 +459,14 @@ fn without_the_settings() {
     assert!(machine.journal_lines() >= lines + 20, "two lines for each healthy check");
 }
 
-/// Root's umask does not turn a drain into a file that the agent cannot read.
+/// Root's umask does not turn a drain into a file that the agent cannot read; the memory it can write.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn a_hold_is_readable() {
+fn a_hold_is_readable_and_the_memory_is_written() {
     for units in [UNITS, LISTEN] {
         for (name, root) in [("hold-12", "/"), ("hold-13", DEBIAN_13)] {
             let machine = Machine::with(units, name, root);
+            machine.assert_remembers(&format!("{units} {name}"));
             machine.sh("umask 077; echo 'drain by hand' > /run/patroni-agent-check/hold");
             let reply = machine.network(|| check(5555));
             assert_eq!(reply, "up drain # hold: by hand\n", "{units} {name}");
@@ -481,7 +491,7 @@ fn drop_ins() {
             }
             machine.sh("systemctl daemon-reload");
             let lines = machine.journal_lines();
-            assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name} {drop_in}");
+            machine.assert_remembers(&format!("{name} {drop_in}"));
             assert_eq!(machine.journal_lines(), lines, "{name} {drop_in}");
             // its last line: "Overall exposure level for UNIT: 2.4 OK"
             let said =
