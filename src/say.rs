@@ -89,9 +89,10 @@ pub fn say(connection: Connection, reply: &Reply, news: Option<News>) -> ExitCod
 
 /// The check and the whole reason, for the journal or a human.
 fn about(reply: &Reply) -> String {
+    let nothing = if reply.verdict == Verdict::Keep { "nothing changes in HAProxy: " } else { "" };
     match reply.check.as_str() {
-        "" => reply.reason.clone(),
-        check => format!("{check}: {}", reply.reason),
+        "" => format!("{nothing}{}", reply.reason),
+        check => format!("{check}: {nothing}{}", reply.reason),
     }
 }
 
