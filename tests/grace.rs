@@ -313,7 +313,11 @@ fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
     site.was(200, PRIMARY);
     let began = said("primary");
     let bridged = "<4>replied '!unreachable' to 127.0.0.1:";
-    assert!(began.starts_with(bridged) && began.contains(": primary: nothing changes in HAProxy: held "), "{began}");
+    assert!(
+        began.starts_with(bridged)
+            && began.contains(": primary: nothing changes in HAProxy: held "),
+        "{began}"
+    );
     for _ in 0..5 {
         assert_eq!(said("primary"), "");
         assert_eq!(said("replica"), "", "it is the same trouble, for whatever is asked");
