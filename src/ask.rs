@@ -130,15 +130,17 @@ pub fn ask(found: &Found, check: &Check, deadline: Instant) -> Result<Answer, No
     Ok(answer)
 }
 
-/// How long the leader lock outlives any good answer at the least: `ttl - loop_wait - retry_timeout`, from Patroni's
-/// dynamic configuration. None if Patroni does not tell it. Not for HAProxy's checks, which ask once.
+/// How long the leader lock outlives any good answer at the least, from Patroni's dynamic configuration: `ttl` less
+/// `retry_timeout` and the larger of `loop_wait` and `retry_timeout`, since a loop that waited that long for the DCS is
+/// followed by the next one at once. None if Patroni does not tell it. Not for HAProxy's checks, which ask once.
 pub fn lock_outlives(found: &Found, deadline: Instant) -> Option<Duration> {
     let (_, _, body) = get(found, "/config", deadline).ok()?;
     let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(&body).ok()?;
     // what is not set has Patroni's own default
     let seconds =
         |key, default| keys.get(key).map_or(Some(default), |value| value.get().parse::<u64>().ok());
-    let taken = seconds("loop_wait", 10)?.checked_add(seconds("retry_timeout", 10)?)?;
+    let retry_timeout = seconds("retry_timeout", 10)?;
+    let taken = seconds("loop_wait", 10)?.max(retry_timeout).checked_add(retry_timeout)?;
     Some(Duration::from_secs(seconds("ttl", 30)?.saturating_sub(taken)))
 }
 

@@ -92,8 +92,8 @@ pub struct Times {
 ///
 /// The decision table first; then the grace: trouble soon after a good answer changes nothing in HAProxy. It is
 /// availability within the lease of the leader lock and decides nothing about who is primary: the lock outlives
-/// the last good answer by at least `ttl - loop_wait - retry_timeout`, and `--grace` must be less than that by
-/// HAProxy's `agent-inter` and two `--timeout`s. An operator's hold comes last.
+/// the last good answer ([`crate::ask::lock_outlives`]), and `--grace` must be less than that by HAProxy's
+/// `agent-inter` and two `--timeout`s. An operator's hold comes last.
 pub fn decide(
     question: &Question,
     policy: Policy,

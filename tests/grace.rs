@@ -378,6 +378,8 @@ fn by_hand_a_grace_that_is_too_long_is_said() {
     assert!(!by_hand(r#""ttl": 30"#, "3s") && by_hand(r#""ttl": 30"#, "8s"));
     assert!(!by_hand(r#""ttl": 20, "loop_wait": 10, "retry_timeout": 5"#, "1500ms"));
     assert!(by_hand(r#""ttl": 20, "loop_wait": 10, "retry_timeout": 5"#, "2s"));
+    // a loop that waits long for the DCS is followed by the next one at once
+    assert!(by_hand(r#""ttl": 20, "loop_wait": 1, "retry_timeout": 9"#, "100ms"));
     assert!(by_hand(lopsided, "100ms") && !by_hand(lopsided, "0"));
     assert!(!by_hand(r#""ttl": "x""#, "15s"), "who does not tell is not blamed");
 }
