@@ -558,6 +558,7 @@ fn a_bad_answer_that_is_forgotten_is_found() {
 }
 
 #[test]
+#[ignore = "the model has no running primary without its lock outside a pause yet"]
 fn a_lost_lock_taken_for_trouble_is_found() {
     let broken = Broken::LostLock;
     finds(Cluster { broken, gives_up: true, haproxies: 2, ..SETTINGS[1] }, STANDS);
