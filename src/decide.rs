@@ -110,9 +110,11 @@ pub fn decide(
     match (meaning(question, answer, last, times), answer) {
         (Meaning::Good(answer), _) => {
             record.trouble = None;
-            // what was asked before a bad answer came says nothing about what came after it
-            if times.asked >= last.at {
-                (record.at, record.lease) = (times.asked, lease(answer));
+            // What was asked before a bad answer came says nothing about what came after it; but what is not ready
+            // takes the place of what was.
+            let at = if ready { times.asked } else { times.answered };
+            if at >= last.at {
+                (record.at, record.lease) = (at, lease(answer));
                 record.ready = if ready { Some(times.asked) } else { last.ready };
                 (record.date, record.pause, record.refused) = (answer.date, answer.pause, false);
             }
@@ -645,6 +647,15 @@ mod tests {
         // and into the pool nobody has to hear of anything
         node.hears(72.0, Ok(PRIMARY()));
         assert_eq!(node.hears(72.5, SILENT()).verdict, Verdict::Keep);
+    }
+
+    /// Its question may have been asked before that of the last ready answer.
+    #[test]
+    fn a_late_standby_is_believed() {
+        let mut node = Node::new("primary");
+        node.hears(10.1, Ok(PRIMARY()));
+        node.late(10.0, 10.5, Ok(STANDBY()));
+        assert_eq!(node.hears(11.0, SILENT()).verdict, Verdict::Out(Else::Drain));
     }
 
     #[test]
