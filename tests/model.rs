@@ -182,9 +182,7 @@ impl Cluster {
             answer => answer,
         };
         let claimed = matches!(state.node, Node::Restarted) || state.knows_pause;
-        // `decide` drops a standby's answer to a question that is older than the last READY: a known limit
-        let late = waited > 0 && state.node == Node::Replica;
-        state.told |= !late && answer.as_ref().is_ok_and(|a| a.status != 200) && !claimed;
+        state.told |= answer.as_ref().is_ok_and(|a| a.status != 200) && !claimed;
         let (reply, record) = decide(&question, policy, &answer, None, &state.record, times);
         let bad = answer.as_ref().is_ok_and(|answer| answer.status != 200);
         if !(bad && self.broken == Broken::Memory) {
