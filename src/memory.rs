@@ -27,9 +27,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// What is remembered of one health check. All times are those of CLOCK_BOOTTIME, in milliseconds.
 #[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
 pub struct Record {
-    /// When the question was asked that had the last good answer, or when one came that was bad.
+    /// When the question was asked to which the node was ready, or when any other answer came: the later of both.
     pub at: Duration,
-    /// How long after `at` trouble may be bridged at the most; zero after a bad answer.
+    /// How long after `at` trouble may be bridged at the most; zero after a bad answer, the rest after a standby's
+    /// transition.
     pub lease: Duration,
     /// When the question was asked to which the node was ready last.
     pub ready: Option<Duration>,
@@ -65,7 +66,7 @@ pub fn now() -> Duration {
 }
 
 /// The clock that may be set, in seconds since 1970.
-pub fn wall_clock() -> Duration {
+fn wall_clock() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Outcome, Start, check, check_with, http, read_request};
+use common::{Outcome, PRIMARY, Start, check, check_with, http, read_request};
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-const PRIMARY: &str = r#"{"state": "running", "role": "primary", "timeline": 5}"#;
 const STANDBY: &str = r#"{"state": "running", "role": "replica"}"#;
 const HELD: &str = "!unreachable:_held_";
 
@@ -342,8 +341,7 @@ fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
 #[test]
 fn many_at_once_leave_one_memory() {
     let site = Site::new("many");
-    site.was(200, PRIMARY);
-    let _patroni = site.answers(200, PRIMARY);
+    let patroni = site.answers(200, PRIMARY);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -354,7 +352,7 @@ fn many_at_once_leave_one_memory() {
             });
         }
     });
-    drop(_patroni);
+    drop(patroni);
     assert!(site.asks(&[]).reply.starts_with(HELD));
 }
 
