@@ -25,11 +25,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_recvfrom,
     libc::SYS_connect,
     libc::SYS_getpeername,
-    libc::SYS_getsockopt,
-    libc::SYS_setsockopt,
     libc::SYS_shutdown,
     libc::SYS_close,
-    libc::SYS_fcntl,
     libc::SYS_ppoll,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
@@ -56,8 +53,17 @@ const ALLOWED: &[i64] = &[
 ///
 /// This kernel has not all of it: the text says what is missing. The rest holds, and the check can go on.
 pub fn enter(port: u16, memory: Option<RawFd>) -> Result<(), String> {
+    enter_with(ABI::V7, port, memory)
+}
+
+/// [`enter`] with no more of Landlock than an older kernel knows, to see what that leaves open.
+///
+/// # Errors
+///
+/// As those of [`enter`].
+pub fn enter_with(known: ABI, port: u16, memory: Option<RawFd>) -> Result<(), String> {
     let limits = limits();
-    let landlock = landlock(port);
+    let landlock = landlock(known, port);
     // last, since it forbids the others
     let seccomp = seccomp(memory);
     let missing: Vec<_> = [("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)]
@@ -91,15 +97,22 @@ fn limits() -> Result<(), Box<dyn Error>> {
 }
 
 /// No file at all, no other TCP port, no abstract Unix socket, no signal to others.
-fn landlock(port: u16) -> Result<(), Box<dyn Error>> {
-    let abi = ABI::V7;
-    let status = Ruleset::default()
-        .handle_access(AccessFs::from_all(abi))?
-        .handle_access(AccessNet::from_all(abi))?
-        .scope(Scope::from_all(abi))?
-        .create()?
-        .add_rule(NetPort::new(port, AccessNet::ConnectTcp))?
-        .restrict_self()?;
+fn landlock(known: ABI, port: u16) -> Result<(), Box<dyn Error>> {
+    if known == ABI::Unsupported {
+        return Err("not in this kernel".into());
+    }
+    let mut rules = Ruleset::default().handle_access(AccessFs::from_all(known))?;
+    if known >= ABI::V4 {
+        rules = rules.handle_access(AccessNet::from_all(known))?;
+    }
+    if known >= ABI::V6 {
+        rules = rules.scope(Scope::from_all(known))?;
+    }
+    let mut rules = rules.create()?;
+    if known >= ABI::V4 {
+        rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
+    }
+    let status = rules.restrict_self()?;
     match status.ruleset {
         RulesetStatus::FullyEnforced => Ok(()),
         RulesetStatus::PartiallyEnforced => Err("only in part (Linux 6.12 knows all of it)".into()),
@@ -121,6 +134,13 @@ fn seccomp(memory: Option<RawFd>) -> Result<(), Box<dyn Error>> {
     // which would connect without asking Landlock
     let no_fast_open = only(3, libc::MSG_FASTOPEN, 0)?;
     let nonblocking = only(1, !0, libc::FIONBIO as libc::c_int)?;
+    let socket_level = only(1, !0, libc::SOL_SOCKET)?;
+    let tcp_level = only(1, !0, libc::IPPROTO_TCP)?;
+    let error = only(2, !0, libc::SO_ERROR)?;
+    // the two differ in their last bit
+    let timeouts = only(2, !(libc::SO_RCVTIMEO ^ libc::SO_SNDTIMEO), libc::SO_RCVTIMEO)?;
+    let no_delay = only(2, !0, libc::TCP_NODELAY)?;
+    let acknowledge_at_once = only(2, !0, libc::TCP_QUICKACK)?;
     // never a descriptor, if there is no memory
     let memory = memory.map_or(u64::from(u32::MAX), |fd| u64::from(fd.unsigned_abs()));
     let is = |argument, operator, value| {
@@ -138,10 +158,14 @@ fn seccomp(memory: Option<RawFd>) -> Result<(), Box<dyn Error>> {
         (libc::SYS_socket, vec![internet, stream, tcp]),
         (libc::SYS_sendto, vec![no_fast_open]),
         (libc::SYS_ioctl, vec![nonblocking]),
+        (libc::SYS_getsockopt, vec![socket_level.clone(), error]),
+        (libc::SYS_setsockopt, vec![socket_level, timeouts]),
+        (libc::SYS_setsockopt, vec![tcp_level.clone(), no_delay]),
+        (libc::SYS_setsockopt, vec![tcp_level, acknowledge_at_once]),
         (libc::SYS_mmap, vec![no_code.clone()]),
         (libc::SYS_mprotect, vec![no_code]),
     ] {
-        rules.insert(call, vec![SeccompRule::new(conditions)?]);
+        rules.entry(call).or_insert_with(Vec::new).push(SeccompRule::new(conditions)?);
     }
     let forbidden = SeccompAction::Errno(libc::EPERM as u32);
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;

@@ -6,9 +6,9 @@ use crate::connection::Connection;
 use crate::decide::{Reply, Verdict};
 use crate::memory::News;
 use crate::options::{NAME, Stop};
+use rustix::net::{AddressFamily, getpeername};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 /// HAProxy keeps about 108 characters of the text (`HCHK_DESC_LEN` in its source).
@@ -157,10 +157,9 @@ fn print(text: &str) {
 /// One line on stderr, unless stderr is the peer: xinetd makes fd 2 the connection as well.
 fn log(text: &str) {
     let stderr = io::stderr();
-    if let Ok(fd) = stderr.as_fd().try_clone_to_owned() {
-        if TcpStream::from(fd).peer_addr().is_ok() {
-            return;
-        }
+    let family = getpeername(&stderr).ok().flatten().map(|peer| peer.address_family());
+    if matches!(family, Some(AddressFamily::INET | AddressFamily::INET6)) {
+        return;
     }
     let line = format!("{}\n", printable(text, LOG_LIMIT));
     let _ = stderr.lock().write_all(line.as_bytes());

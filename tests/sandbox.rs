@@ -1,6 +1,7 @@
 //! Break-outs: each of these works before the sandbox is entered and fails after. The sandbox is for
 //! good and partly for the whole process, so each try is a process of its own: this program again.
 
+use landlock::ABI;
 use memmap2::MmapMut;
 use patroni_agent_check::decide::{self, Reply, Unreachable};
 use patroni_agent_check::sandbox;
@@ -25,6 +26,9 @@ fn memory() -> PathBuf {
     file().with_file_name(format!("break-out-memory-{}", std::process::id()))
 }
 
+const OUTSIDE: &str = "outside";
+const INSIDE: &str = "inside";
+
 const TRY: &str = "PATRONI_AGENT_CHECK_TRY";
 
 fn over_mptcp(port: u16) -> rustix::io::Result<()> {
@@ -43,7 +47,13 @@ fn by_fast_open(port: u16) -> rustix::io::Result<()> {
 }
 
 /// What an intruder would do next. Returns the error as a number, 0 if there is none.
-fn attempt(name: &str, elsewhere: u16, parent: Pid, mut memory: &File) -> i32 {
+fn attempt(
+    name: &str,
+    elsewhere: u16,
+    parent: Pid,
+    (mut memory, other): (&File, &File),
+    socket: &TcpStream,
+) -> i32 {
     let done: io::Result<()> = match name {
         "read a file" => File::open("/etc/passwd").map(drop),
         "list a directory" => fs::read_dir("/").map(drop),
@@ -52,9 +62,7 @@ fn attempt(name: &str, elsewhere: u16, parent: Pid, mut memory: &File) -> i32 {
         "write the memory's file on" => memory.write_all(b"x"),
         "write more than a record" => memory.write_at(&[0; 65], 0).map(drop),
         "write beyond the memory" => memory.write_at(&[0; 64], 4096).map(drop),
-        "write a record elsewhere" => {
-            memory.try_clone().and_then(|other| other.write_at(&[0; 64], 0)).map(drop)
-        }
+        "write a record elsewhere" => other.write_at(&[0; 64], 0).map(drop),
         "shorten the memory" => memory.set_len(0),
         "start a program" => Command::new("/bin/true").spawn().map(drop),
         "start a thread" => std::thread::Builder::new().spawn(|| ()).map(drop),
@@ -73,12 +81,30 @@ fn attempt(name: &str, elsewhere: u16, parent: Pid, mut memory: &File) -> i32 {
         "listen" => TcpListener::bind("127.0.0.1:0").map(drop),
         "make code" => MmapMut::map_anon(4096).and_then(MmapMut::make_exec).map(drop),
         "signal another process" => kill_process(parent, Signal::CONT).map_err(Into::into),
+        // with F_SETOWN and F_SETSIG it kills a process of the same user, if Landlock knows no signals
+        "have the kernel send a signal" => {
+            rustix::fs::fcntl_setfl(socket, rustix::fs::OFlags::from_bits_retain(0x2000))
+                .map_err(Into::into)
+        }
+        "copy a descriptor" => {
+            rustix::io::fcntl_dupfd_cloexec(memory, 9).map(drop).map_err(Into::into)
+        }
+        "change a socket" => {
+            rustix::net::sockopt::set_socket_broadcast(socket, true).map_err(Into::into)
+        }
+        "read a socket's settings" => {
+            rustix::net::sockopt::socket_recv_buffer_size(socket).map(drop).map_err(Into::into)
+        }
         name => panic!("{name}?"),
     };
     done.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0)
 }
 
-const ATTEMPTS: [&str; 22] = [
+const ATTEMPTS: [&str; 26] = [
+    "have the kernel send a signal",
+    "copy a descriptor",
+    "change a socket",
+    "read a socket's settings",
     "write the memory's file on",
     "write more than a record",
     "write beyond the memory",
@@ -103,16 +129,17 @@ const ATTEMPTS: [&str; 22] = [
     "signal another process",
 ];
 
-fn child(name: &str, elsewhere: u16, sandboxed: bool) -> Output {
+fn child(name: &str, elsewhere: u16, sandbox: &str) -> Output {
     Command::new(std::env::current_exe().expect("this program"))
         .args(["--ignored", "--exact", "inside", "--nocapture", "--test-threads=1"])
-        .env(TRY, format!("{name}|{elsewhere}|{sandboxed}"))
+        .env(TRY, format!("{name}|{elsewhere}|{sandbox}"))
         .output()
         .expect("this program")
 }
 
-/// One try in a process of its own, inside the sandbox or not: the error's number.
-fn outcome(name: &str, sandboxed: bool) -> String {
+/// One try in a process of its own, [`OUTSIDE`] the sandbox, [`INSIDE`] it, or with the Landlock of that ABI: the
+/// error's number.
+fn outcome(name: &str, sandbox: &str) -> String {
     // both families on one port
     let elsewhere = loop {
         let four = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -121,7 +148,7 @@ fn outcome(name: &str, sandboxed: bool) -> String {
             break (port, four, six);
         }
     };
-    let output = child(name, elsewhere.0, sandboxed);
+    let output = child(name, elsewhere.0, sandbox);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let result = said.lines().find_map(|line| line.split_once("outcome: "));
     result.unwrap_or_else(|| panic!("{name}: {output:?}")).1.to_owned()
@@ -140,9 +167,16 @@ fn inside() {
     let parent = rustix::process::getppid().expect("a parent");
     let memory = File::options().read(true).write(true).create(true).truncate(true).open(memory());
     let memory = memory.expect("a file");
+    let other = memory.try_clone().expect("a copy");
     fs::remove_file(self::memory()).expect("a file");
-    if what[2] == "true" {
-        sandbox::enter(port, Some(memory.as_raw_fd())).expect("this kernel has all of it");
+    let memory_fd = Some(memory.as_raw_fd());
+    match what[2] {
+        OUTSIDE => {}
+        INSIDE => sandbox::enter(port, memory_fd).expect("this kernel has all of it"),
+        abi => {
+            let abi = ABI::from(abi.parse::<i32>().expect("a number"));
+            let _ = sandbox::enter_with(abi, port, memory_fd);
+        }
     }
     let result = if what[0] == "status" {
         let mut text = String::new();
@@ -157,9 +191,9 @@ fn inside() {
         decide::whatever_happens::<Reply>(Unreachable::Down, || panic!("here")).reason
     } else {
         // what the handler is there for still works
-        TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
+        let socket = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
         memory.write_at(&[0; 64], 4032).expect("a record");
-        attempt(what[0], elsewhere, parent, &memory).to_string()
+        attempt(what[0], elsewhere, parent, (&memory, &other), &socket).to_string()
     };
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "outcome: {result}").expect("stdout");
@@ -173,31 +207,46 @@ fn every_break_out_works_outside_and_fails_inside() {
     for name in ATTEMPTS {
         fs::write(file(), "").expect("a file");
         // EPERM from seccomp, EACCES from Landlock; musl says EAGAIN for any thread that cannot be
-        let inside = outcome(name, true);
+        let inside = outcome(name, INSIDE);
         assert!(["1", "13", "11"].contains(&inside.as_str()), "{name}: {inside}");
         assert!(file().exists(), "{name}");
-        let outside = outcome(name, false);
+        let outside = outcome(name, OUTSIDE);
         // a raw socket is for root
         assert!(outside == "0" || name == "open a raw socket", "{name}: {outside}");
     }
 }
 
+/// Debian 12's kernel has the second, Ubuntu 22.04's the first, RHEL 8's none; the fourth knows ports.
+#[test]
+fn an_older_kernel_leaves_open_only_connections_to_other_ports() {
+    for abi in ["0", "1", "2", "4"] {
+        for name in ATTEMPTS {
+            fs::write(file(), "").expect("a file");
+            let open =
+                abi < "4" && ["connect elsewhere", "connect elsewhere over IPv6"].contains(&name);
+            let inside = outcome(name, abi);
+            let failed = ["1", "13", "11"].contains(&inside.as_str());
+            assert!(if open { inside == "0" } else { failed }, "ABI {abi}: {name}: {inside}");
+        }
+    }
+}
+
 #[test]
 fn the_port_is_landlocks_and_the_rest_is_seccomps() {
-    assert_eq!(outcome("connect elsewhere", true), "13");
-    assert_eq!(outcome("send a datagram", true), "1");
+    assert_eq!(outcome("connect elsewhere", INSIDE), "13");
+    assert_eq!(outcome("send a datagram", INSIDE), "1");
 }
 
 #[test]
 fn a_panic_is_answered_inside_too() {
-    assert!(outcome("panic", true).ends_with("please report it: here"));
+    assert!(outcome("panic", INSIDE).ends_with("please report it: here"));
 }
 
 /// Rust's handler of SIGSEGV wants to give the signal back, and abort() wants to kill.
 #[test]
 fn a_crash_ends_it() {
     let started = std::time::Instant::now();
-    let status = child("abort", 1, true).status;
+    let status = child("abort", 1, INSIDE).status;
     assert!(!status.success() && status.code().is_none(), "{status:?}");
     // RLIMIT_CPU would end what spins after 11 s
     assert!(started.elapsed().as_secs() < 8, "{:?}", started.elapsed());
@@ -205,5 +254,5 @@ fn a_crash_ends_it() {
 
 #[test]
 fn the_kernel_says_so() {
-    assert_eq!(outcome("status", true), "NoNewPrivs: 1 Seccomp: 2");
+    assert_eq!(outcome("status", INSIDE), "NoNewPrivs: 1 Seccomp: 2");
 }
