@@ -29,6 +29,8 @@ pub enum Verdict {
     Fail,
     /// The peer left without a question: somebody who tries ports. As `Fail`, but no news.
     Unasked,
+    /// The peer asked something that is no question. As `Fail`, but its text is for the peer alone.
+    NotUnderstood,
     /// PostgreSQL was stopped and Patroni is not about to start it.
     Stopped,
     /// Patroni gave no usable answer.
@@ -319,7 +321,7 @@ fn no_answer(unreachable: Unreachable) -> Verdict {
 
 /// HAProxy's question could not be understood, so Patroni was not asked.
 pub fn not_understood(error: &str) -> Reply {
-    Reply { verdict: Verdict::Fail, check: String::new(), reason: error.to_owned() }
+    Reply { verdict: Verdict::NotUnderstood, check: String::new(), reason: error.to_owned() }
 }
 
 /// The peer closed without a question, so Patroni was not asked.

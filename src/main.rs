@@ -125,7 +125,15 @@ fn answer(
         };
         let question = match question {
             Ok(question) => question,
-            Err(error) => return decide::not_understood(&error).into(),
+            Err(error) => {
+                let recalled = memory.recall(&options.patroni.connect_to, None, memory::now());
+                let news = recalled.news_of_no_check();
+                return Answered {
+                    reply: decide::not_understood(&error),
+                    news: news.as_ref().map(|(news, _)| *news),
+                    left: news.map(|(_, record)| (recalled, record)),
+                };
+            }
         };
         let (asked, since) = (memory::now(), Instant::now());
         let answer = match &found {
@@ -133,7 +141,8 @@ fn answer(
             Err(no_answer) => Err(no_answer.clone()),
         };
         let times = Times { asked, answered: asked + since.elapsed() };
-        let recalled = memory.recall(&options.patroni.connect_to, &question.check, times.answered);
+        let recalled =
+            memory.recall(&options.patroni.connect_to, Some(&question.check), times.answered);
         if let Some(error) = recalled.error() {
             say::remark(connection, &format!("there is no grace: {error}"));
         }
@@ -150,7 +159,9 @@ fn answer(
         }
         let (reply, mut record) =
             decide::decide(&question, options.policy, &answer, hold, &last, times);
-        let news = recalled.news(&mut record);
+        // by hand nothing is said to the journal, and it must not be remembered that it was
+        let by_hand = matches!(connection, Connection::Standard);
+        let news = if by_hand { None } else { recalled.news(&mut record) };
         Answered { reply, news, left: Some((recalled, record)) }
     })
 }

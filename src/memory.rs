@@ -18,6 +18,8 @@ pub const RECORD: usize = 64;
 pub const SIZE: usize = 64 * RECORD;
 /// The places of the checks without a query, which no check with one can take: anybody may ask anything.
 const PLAIN: usize = 24;
+/// The place of what is no check, the last of them.
+const NO_CHECK: usize = PLAIN - 1;
 /// What each record begins with, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
 const FOREIGN: &str = "not a memory file; remove it";
@@ -99,13 +101,15 @@ impl Memory {
         self.0.as_ref().ok().map(File::as_raw_fd)
     }
 
-    /// Reads what was left for a check of the Patroni at this host and port. Nothing was, if the file cannot be
-    /// read, or the record is torn, of another Patroni, of another boot or of the future.
-    pub fn recall(self, patroni: &(String, u16), check: &Check, now: Duration) -> Recalled {
+    /// Reads what was left for a check of the Patroni at this host and port, or for lines that were not understood.
+    /// Nothing was, if the file cannot be read, or the record is torn, of another Patroni, of another boot or of the
+    /// future.
+    pub fn recall(self, patroni: &(String, u16), check: Option<&Check>, now: Duration) -> Recalled {
         let mut hasher = DefaultHasher::new();
-        (patroni, check.text()).hash(&mut hasher);
+        (patroni, check.map_or("", Check::text)).hash(&mut hasher);
         let key = hasher.finish();
-        let mine = check.plain_number().filter(|number| *number < PLAIN);
+        let mine = check.map_or(Some(NO_CHECK), Check::plain_number);
+        let mine = mine.filter(|number| *number <= NO_CHECK);
         let mut records = vec![0; if mine.is_some() { PLAIN * RECORD } else { SIZE }];
         let file = self.0.and_then(|mut file| {
             let read = read(&mut file, &mut records);
@@ -192,6 +196,15 @@ impl Recalled {
             None => News::Began,
             Some(_) => News::Lasts(self.now.saturating_sub(since)),
         })
+    }
+
+    /// What the journal is told of a line that is not understood, which anybody may send: that one came, once a
+    /// minute. Without a memory, nothing.
+    pub fn news_of_no_check(&self) -> Option<(News, Record)> {
+        let last = self.last().logged;
+        let due = last.is_zero() || self.now.saturating_sub(last) >= MINUTE;
+        let record = Record { logged: self.now, ..Record::default() };
+        (due && self.file.is_ok()).then_some((News::Began, record))
     }
 
     /// Leaves this for the next check: one write. Where it cannot be written, nothing is left.

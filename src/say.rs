@@ -15,6 +15,8 @@ use std::process::ExitCode;
 const REASON_LIMIT: usize = 100;
 /// What goes to the journal or a terminal may be longer.
 const LOG_LIMIT: usize = 1000;
+/// In the journal, at most once a minute.
+const NOT_UNDERSTOOD: &str = "no agent-send line that can be understood (the reply says why)";
 /// Usage, in sysexits(3).
 const USAGE: u8 = 64;
 
@@ -39,7 +41,7 @@ pub fn words(verdict: Verdict) -> &'static str {
         Verdict::Out(Else::Maint) => "up maint",
         Verdict::Out(Else::Drain) => "up drain",
         Verdict::Out(Else::Down) | Verdict::Down => "down ready",
-        Verdict::Fail | Verdict::Unasked => "fail ready",
+        Verdict::Fail | Verdict::Unasked | Verdict::NotUnderstood => "fail ready",
         Verdict::Stopped => "stopped ready",
         Verdict::Keep => "!unreachable",
     }
@@ -70,8 +72,12 @@ pub fn say(connection: Connection, reply: &Reply, news: Option<News>) -> ExitCod
                         (5, format!(" (after {:.1} s of trouble)", time.as_secs_f32()))
                     }
                 };
-                let words = words(reply.verdict);
-                log(&format!("<{level}>replied '{words}' to {peer}: {}{since}", about(reply)));
+                let (words, about) = match reply.verdict {
+                    // nothing that a peer made up gets into the journal
+                    Verdict::NotUnderstood => (words(reply.verdict), NOT_UNDERSTOOD.to_owned()),
+                    verdict => (words(verdict), about(reply)),
+                };
+                log(&format!("<{level}>replied '{words}' to {peer}: {about}{since}"));
             }
             ExitCode::SUCCESS
         }

@@ -337,6 +337,32 @@ fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
     assert_eq!(said("primary"), "");
 }
 
+/// Anybody can send a line that is no question: one line of the journal in a minute, and nothing of what was sent.
+#[test]
+fn the_journal_gets_one_line_for_whatever_is_not_understood() {
+    let site = Site::new("junk");
+    let (url, memory) = (format!("http://{}", site.address), site.memory());
+    let arguments = site.arguments(&url, &memory, &["--agent-send", "--timeout", "300ms"]);
+    let ask = |line: &str| {
+        check_with(Start::ListenFds, "127.0.0.1:0", &arguments, |mut client| {
+            client.write_all(line.as_bytes()).expect("a socket");
+            common::listen(client)
+        })
+    };
+    let said = ask("primary <4>ALARM\n").stderr;
+    assert!(said.starts_with("<4>replied 'fail ready' to 127.0.0.1:"), "{said}");
+    assert!(said.ends_with(": no agent-send line that can be understood (the reply says why)\n"));
+    for line in ["ALARM\n", "primry\n", "primary", "\n"] {
+        let outcome = ask(line);
+        assert!(outcome.reply.starts_with("fail ready # "), "{outcome:?}");
+        assert_eq!(outcome.stderr, "", "{line:?}");
+    }
+    // and it hides nothing
+    let trouble = ask("primary\n").stderr;
+    assert!(trouble.contains("connection refused"), "{trouble}");
+    assert_eq!(ask("junk\n").stderr, "");
+}
+
 /// Many at once: each reply is whole and true, and the memory stays one.
 #[test]
 fn many_at_once_leave_one_memory() {
