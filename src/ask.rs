@@ -247,7 +247,8 @@ fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
         .accept_encoding("")
         .input_buffer_size(HEADER_LIMIT)
         .output_buffer_size(1024)
-        .max_response_header_size(HEADER_LIMIT);
+        // less than the buffer, or a full one is taken for the connection's end
+        .max_response_header_size(HEADER_LIMIT - 1);
     match tls {
         None => Agent::with_parts(config.build(), TcpConnector::default(), To(address)),
         Some(tls) => {
