@@ -127,7 +127,7 @@ fn headers_without_end() {
 fn a_long_header() {
     for length in [4096, 5000, 100_000] {
         let answer = format!("HTTP/1.0 200 OK\r\nX: {}\r\n\r\n{PRIMARY}", "x".repeat(length));
-        down(answer.into(), "answer's header is larger than 4095 bytes");
+        down(answer, "answer's header is larger than 4095 bytes");
     }
 }
 
