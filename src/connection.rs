@@ -49,7 +49,9 @@ impl Connection {
             others.extend(passed.take_tcp_listener(number).ok().flatten());
         }
         if passed.len() > 0 {
-            match passed.take_custom(0, libc::AF_INET, libc::SOCK_STREAM, "TCP socket") {
+            let mut take = || passed.take_custom(0, libc::AF_INET, libc::SOCK_STREAM, "TCP socket");
+            // again, in case that looking at it has failed and not what it is
+            match take().or_else(|_| take()) {
                 Ok(stream) => {
                     return stream.map_or(Ok(Peer::Gone), |stream| connected(stream, others));
                 }
@@ -91,7 +93,8 @@ fn connected(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Peer, St
             let _ = sd_notify::notify(&[NotifyState::Ready]);
             Ok(Peer::Here(Connection::Socket(stream)))
         }
-        // A listening socket and a connection that was reset both have no peer.
+        // A listening socket and a connection that was reset both have no peer. Any other error says nothing of the
+        // connection: whoever is there is answered.
         Err(error) if error.kind() == ErrorKind::NotConnected => match socket_acceptconn(&stream) {
             Ok(true) => {
                 others.push(TcpListener::from(OwnedFd::from(stream)));
@@ -99,7 +102,7 @@ fn connected(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Peer, St
             }
             _ => Ok(Peer::Gone),
         },
-        Err(error) => Err(format!("cannot use the socket it was started with: {error}")),
+        Err(_) => Ok(Peer::Here(Connection::Socket(stream))),
     }
 }
 

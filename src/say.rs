@@ -6,8 +6,9 @@ use crate::connection::Connection;
 use crate::decide::{Reply, Verdict};
 use crate::memory::News;
 use crate::options::{NAME, Stop};
-use rustix::net::{AddressFamily, getpeername};
-use std::io::{self, Read, Write};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, getpeername};
+use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::ExitCode;
 
@@ -15,6 +16,8 @@ use std::process::ExitCode;
 const REASON_LIMIT: usize = 100;
 /// What goes to the journal or a terminal may be longer.
 const LOG_LIMIT: usize = 1000;
+/// How often the line is tried, and how many times 1024 unread bytes are taken off the connection.
+const TRIES: usize = 16;
 /// In the journal, at most once a minute.
 const NOT_UNDERSTOOD: &str = "no agent-send line that can be understood (the reply says why)";
 /// Usage, in sysexits(3).
@@ -59,7 +62,7 @@ pub fn say(connection: Connection, reply: &Reply, news: Option<News>) -> ExitCod
     match connection {
         Connection::Socket(stream) => {
             let peer = news.map(|_| stream.peer_addr());
-            send(stream, &line);
+            send(&stream, &line);
             if let (Some(news), Some(peer)) = (news, peer) {
                 // a dual-stack socket shows IPv4 as ::ffff:10.0.0.1
                 let canonical =
@@ -104,15 +107,18 @@ fn about(reply: &Reply) -> String {
 
 /// One write: HAProxy 2.6 may complete a split line with bytes of its other clients. HAProxy usually
 /// resets the connection right after the line, so nothing that comes later is an error.
-fn send(mut stream: TcpStream, line: &str) {
-    let _ = stream.set_nonblocking(true);
-    let _ = stream.write(line.as_bytes());
+fn send(stream: &TcpStream, line: &str) {
+    // Nothing here waits for a peer. A send that fails for want of memory may work a moment later, and silence
+    // would leave HAProxy with what it heard last.
+    let once = || net::send(stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    let _ = (0..TRIES).any(|_| once().is_ok());
     let _ = stream.shutdown(Shutdown::Write);
     // Closing with unread bytes would reset the connection, and with it perhaps the line.
     let mut rest = [0; 1024];
-    for _ in 0..16 {
-        if !matches!(stream.read(&mut rest), Ok(1..)) {
-            break;
+    for _ in 0..TRIES {
+        match net::recv(stream, &mut rest, RecvFlags::DONTWAIT) {
+            Ok((1.., _)) | Err(Errno::INTR) => {}
+            _ => break,
         }
     }
 }
