@@ -40,7 +40,7 @@ fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitC
     say(connection, &answered)
 }
 
-/// A process for many, which its unit locks in: files and names are needed again for the next.
+/// A process for many, which its unit locks in: files are needed again for the next.
 fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or(IDLE, |options| options.idle);
     let served = serve::serve(listeners, idle, |mut connection| match options {
@@ -96,7 +96,7 @@ fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
     ))
 }
 
-/// One check, down the pipe. `lock_in` comes when files and names are no longer needed.
+/// One check, down the pipe. `lock_in` comes when files are no longer needed.
 fn answer(
     options: &Options,
     connection: &mut Connection,
@@ -111,7 +111,7 @@ fn answer(
         if let Some(hold) = &hold {
             say::remark(connection, &format!("a hold is on: {}, {}", hold.word, hold.reason));
         }
-        let found = ask::find(&options.patroni, deadline);
+        let found = ask::find(&options.patroni);
         if let Err(missing) = lock_in(&memory) {
             say::remark(connection, &missing);
         }

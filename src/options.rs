@@ -48,7 +48,12 @@ const fn flag(short: Option<char>, long: &'static str, meaning: &'static str) ->
 
 /// All options. What is said of them anywhere is made from this (`tests/manual.rs`).
 pub const OPTIONS: &[Described] = &[
-    takes("url", "URL", URL, "Patroni's REST API, http or https"),
+    takes(
+        "url",
+        "URL",
+        URL,
+        "Patroni's REST API, http or https; a host name must be in /etc/hosts, unless there is --connect-to",
+    ),
     takes("timeout", "DURATION", "1500ms", "one deadline for everything, 10ms to 10s"),
     takes("else", "maint|drain|down", "maint", "what a healthy node gets that is not CHECK"),
     takes(

@@ -1,6 +1,6 @@
 # Made by tests/manual.rs from the table in src/options.rs.
 complete -c patroni-agent-check -f
-complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https'
+complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https; a host name must be in /etc/hosts, unless there is --connect-to'
 complete -c patroni-agent-check -l timeout -x -d 'one deadline for everything, 10ms to 10s'
 complete -c patroni-agent-check -l else -x -a 'maint drain down' -d 'what a healthy node gets that is not CHECK'
 complete -c patroni-agent-check -l unreachable -x -a 'down hold' -d 'what is said if Patroni gives no usable answer; hold changes nothing in HAProxy'
