@@ -24,6 +24,9 @@ pub mod check;
 /// A small plain file, read whole.
 pub mod file;
 
+/// The user that this process becomes, if root started it.
+pub mod user;
+
 /// The operator's hand: a file that takes this node out of every pool.
 pub mod hold;
 

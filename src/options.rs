@@ -91,6 +91,12 @@ pub const OPTIONS: &[Described] = &[
         "10s",
         "with a listening socket: how long to stay after the last check, 1s to 1h",
     ),
+    takes(
+        "user",
+        "NAME",
+        "",
+        "if root starts it: become this user of /etc/passwd before anything else",
+    ),
     takes("cacert", "FILE", "", "the CA of Patroni's certificate, PEM; public CAs are not used"),
     takes("cert", "FILE", "", "client certificate, PEM"),
     takes(
@@ -130,6 +136,8 @@ pub struct Options {
     pub memory_file: PathBuf,
     /// With a listening socket: how long to stay after the last check.
     pub idle: Duration,
+    /// Whom to become if root starts it.
+    pub user: Option<String>,
     /// The question; none with `--agent-send`: HAProxy sends it.
     pub question: Option<Question>,
 }
@@ -162,6 +170,7 @@ impl Options {
         let mut memory_file = PathBuf::from(MEMORY_FILE);
         let mut grace = GRACE;
         let mut idle = IDLE;
+        let mut user = None;
         let mut otherwise = Else::default();
         let mut unreachable = Unreachable::default();
         let mut agent_send = false;
@@ -180,6 +189,7 @@ impl Options {
                 Arg::Long("grace") => grace = parser.value()?.parse_with(grace_value)?,
                 Arg::Long("memory-file") => memory_file = parser.value()?.into(),
                 Arg::Long("idle") => idle = parser.value()?.parse_with(idle_value)?,
+                Arg::Long("user") => user = Some(parser.value()?.string()?),
                 Arg::Long("cacert") => tls.cacert = Some(parser.value()?.into()),
                 Arg::Long("cert") => tls.cert = Some(parser.value()?.into()),
                 Arg::Long("key") => tls.key = Some(parser.value()?.into()),
@@ -215,6 +225,7 @@ impl Options {
             hold_file,
             memory_file,
             idle,
+            user,
             question,
         })
     }

@@ -3,9 +3,10 @@
 
 use memmap2::MmapMut;
 use patroni_agent_check::decide::{self, Reply, Unreachable};
-use patroni_agent_check::sandbox;
+use patroni_agent_check::{sandbox, user};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, Uid, kill_process};
+use rustix::thread::set_thread_res_uid;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -73,12 +74,15 @@ fn attempt(name: &str, elsewhere: u16, parent: Pid, mut memory: &File) -> i32 {
         "listen" => TcpListener::bind("127.0.0.1:0").map(drop),
         "make code" => MmapMut::map_anon(4096).and_then(MmapMut::make_exec).map(drop),
         "signal another process" => kill_process(parent, Signal::CONT).map_err(Into::into),
+        "become root again" => {
+            set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(Into::into)
+        }
         name => panic!("{name}?"),
     };
     done.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0)
 }
 
-const ATTEMPTS: [&str; 22] = [
+const ATTEMPTS: [&str; 23] = [
     "write the memory's file on",
     "write more than a record",
     "write beyond the memory",
@@ -101,18 +105,28 @@ const ATTEMPTS: [&str; 22] = [
     "listen",
     "make code",
     "signal another process",
+    "become root again",
 ];
 
-fn child(name: &str, elsewhere: u16, sandboxed: bool) -> Output {
+/// Where a try is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Where {
+    Outside,
+    Inside,
+    /// By a process that became its user itself (`--user`), if root runs the tests.
+    InsideAsUser,
+}
+
+fn child(name: &str, elsewhere: u16, place: Where) -> Output {
     Command::new(std::env::current_exe().expect("this program"))
         .args(["--ignored", "--exact", "inside", "--nocapture", "--test-threads=1"])
-        .env(TRY, format!("{name}|{elsewhere}|{sandboxed}"))
+        .env(TRY, format!("{name}|{elsewhere}|{place:?}"))
         .output()
         .expect("this program")
 }
 
 /// One try in a process of its own, inside the sandbox or not: the error's number.
-fn outcome(name: &str, sandboxed: bool) -> String {
+fn outcome(name: &str, place: Where) -> String {
     // both families on one port
     let elsewhere = loop {
         let four = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -121,7 +135,7 @@ fn outcome(name: &str, sandboxed: bool) -> String {
             break (port, four, six);
         }
     };
-    let output = child(name, elsewhere.0, sandboxed);
+    let output = child(name, elsewhere.0, place);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let result = said.lines().find_map(|line| line.split_once("outcome: "));
     result.unwrap_or_else(|| panic!("{name}: {output:?}")).1.to_owned()
@@ -141,7 +155,10 @@ fn inside() {
     let memory = File::options().read(true).write(true).create(true).truncate(true).open(memory());
     let memory = memory.expect("a file");
     fs::remove_file(self::memory()).expect("a file");
-    if what[2] == "true" {
+    if what[2] == "InsideAsUser" {
+        user::become_user("nobody").expect("every machine has it");
+    }
+    if what[2] != "Outside" {
         sandbox::enter(port, Some(memory.as_raw_fd())).expect("this kernel has all of it");
     }
     let result = if what[0] == "status" {
@@ -173,31 +190,33 @@ fn every_break_out_works_outside_and_fails_inside() {
     for name in ATTEMPTS {
         fs::write(file(), "").expect("a file");
         // EPERM from seccomp, EACCES from Landlock; musl says EAGAIN for any thread that cannot be
-        let inside = outcome(name, true);
-        assert!(["1", "13", "11"].contains(&inside.as_str()), "{name}: {inside}");
-        assert!(file().exists(), "{name}");
-        let outside = outcome(name, false);
-        // a raw socket is for root
-        assert!(outside == "0" || name == "open a raw socket", "{name}: {outside}");
+        for place in [Where::Inside, Where::InsideAsUser] {
+            let inside = outcome(name, place);
+            assert!(["1", "13", "11"].contains(&inside.as_str()), "{name}, {place:?}: {inside}");
+            assert!(file().exists(), "{name}, {place:?}");
+        }
+        let outside = outcome(name, Where::Outside);
+        let for_root = ["open a raw socket", "become root again"].contains(&name);
+        assert!(outside == "0" || for_root, "{name}: {outside}");
     }
 }
 
 #[test]
 fn the_port_is_landlocks_and_the_rest_is_seccomps() {
-    assert_eq!(outcome("connect elsewhere", true), "13");
-    assert_eq!(outcome("send a datagram", true), "1");
+    assert_eq!(outcome("connect elsewhere", Where::Inside), "13");
+    assert_eq!(outcome("send a datagram", Where::Inside), "1");
 }
 
 #[test]
 fn a_panic_is_answered_inside_too() {
-    assert!(outcome("panic", true).ends_with("please report it: here"));
+    assert!(outcome("panic", Where::Inside).ends_with("please report it: here"));
 }
 
 /// Rust's handler of SIGSEGV wants to give the signal back, and abort() wants to kill.
 #[test]
 fn a_crash_ends_it() {
     let started = std::time::Instant::now();
-    let status = child("abort", 1, true).status;
+    let status = child("abort", 1, Where::Inside).status;
     assert!(!status.success() && status.code().is_none(), "{status:?}");
     // RLIMIT_CPU would end what spins after 11 s
     assert!(started.elapsed().as_secs() < 8, "{:?}", started.elapsed());
@@ -205,5 +224,5 @@ fn a_crash_ends_it() {
 
 #[test]
 fn the_kernel_says_so() {
-    assert_eq!(outcome("status", true), "NoNewPrivs: 1 Seccomp: 2");
+    assert_eq!(outcome("status", Where::Inside), "NoNewPrivs: 1 Seccomp: 2");
 }
