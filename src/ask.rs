@@ -2,12 +2,12 @@
 //! Knows nothing of what the answer means for HAProxy.
 
 use crate::check::Check;
+use crate::hosts;
 use crate::tls::{self, Tcp, Tls};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::sync::mpsc;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -73,47 +73,27 @@ impl NoAnswer {
     }
 }
 
-/// A Patroni for which no file and no name needs to be looked up any more.
+/// A Patroni for which no file needs to be read any more.
 pub struct Found<'a> {
     patroni: &'a Patroni,
     addresses: Vec<SocketAddr>,
     tls: Option<TlsConfig>,
 }
 
-/// Reads the certificates and looks up the host's name.
+/// Reads the certificates, and the host's addresses if it is a name.
 ///
 /// # Errors
 ///
 /// As those of [`ask`].
-pub fn find(patroni: &Patroni, deadline: Instant) -> Result<Found<'_>, NoAnswer> {
+pub fn find(patroni: &Patroni) -> Result<Found<'_>, NoAnswer> {
+    let (host, port) = &patroni.connect_to;
     let found = || {
         let tls = patroni.tls.as_ref().map(Tls::config).transpose()?;
-        Ok(Found { patroni, addresses: addresses(&patroni.connect_to, deadline)?, tls })
+        let addresses = hosts::addresses(host)?;
+        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect();
+        Ok(Found { patroni, addresses, tls })
     };
     found().map_err(|error: String| NoAnswer::unusable(patroni.blame(&error)))
-}
-
-/// Only names that need a look-up cost one, and a thread: nothing else can give up on a look-up.
-fn addresses((host, port): &(String, u16), deadline: Instant) -> Result<Vec<SocketAddr>, String> {
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, *port)]);
-    }
-    if host.eq_ignore_ascii_case("localhost") {
-        let both = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
-        return Ok(both.map(|ip| SocketAddr::new(ip, *port)).to_vec());
-    }
-    let (sender, receiver) = mpsc::channel();
-    let name = (host.clone(), *port);
-    let look_up = move || {
-        let _ = sender.send(name.to_socket_addrs().map(|addresses| addresses.take(16).collect()));
-    };
-    std::thread::Builder::new()
-        .spawn(look_up)
-        .map_err(|error| format!("no thread to look up its name (TasksMax=): {error}"))?;
-    match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        Ok(addresses) => addresses.map_err(|error| error.to_string()),
-        Err(_) => Err("its name was not found before the deadline (--timeout)".to_owned()),
-    }
 }
 
 /// Asks Patroni once.

@@ -2,8 +2,9 @@
 //! file, and nothing of what the node would be without it.
 
 use crate::check::Else;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use crate::file;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// The longest hold file in bytes; a reason needs no more.
@@ -23,20 +24,21 @@ pub struct Hold {
 /// An empty file is a hold with drain, the gentler word: `echo` empties the file before it fills it, and
 /// `touch` says no more. Whatever else is there is a hold too, with maint: it was somebody's will to take the
 /// node out, and the reason says what is wrong.
-pub fn read(file: &Path) -> Option<Hold> {
+pub fn read(path: &Path) -> Option<Hold> {
     let wrong = |error: String| {
-        let reason = format!("{}: {error}", file.display());
+        let reason = format!("{}: {error}", path.display());
         Some(Hold { word: Else::Maint, reason })
     };
-    match text(file) {
+    match file::read(path, LIMIT) {
         // a link to nothing is somebody's will, too
         Err(error)
-            if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(file).is_err() =>
+            if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() =>
         {
             None
         }
         Err(error) => wrong(error.to_string()),
-        Ok(text) => {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
             let (word, reason) =
                 text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -55,17 +57,4 @@ pub fn read(file: &Path) -> Option<Hold> {
             Some(Hold { word, reason })
         }
     }
-}
-
-fn text(file: &Path) -> io::Result<String> {
-    // Nothing that could keep the check waiting for ever, such as a FIFO, or feed it without end.
-    if !fs::metadata(file)?.is_file() {
-        return Err(io::Error::other("it is no plain file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(file)?.take(LIMIT + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LIMIT {
-        return Err(io::Error::other(format!("it is longer than {LIMIT} bytes")));
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -21,11 +21,20 @@ pub mod options;
 /// The question: which of Patroni's health checks is asked.
 pub mod check;
 
+/// A small plain file, read whole.
+pub mod file;
+
+/// The user that this process becomes, if root started it.
+pub mod user;
+
 /// The operator's hand: a file that takes this node out of every pool.
 pub mod hold;
 
 /// What the last checks left for the next.
 pub mod memory;
+
+/// The addresses of a host, without any name service.
+pub mod hosts;
 
 /// One GET on Patroni's REST API.
 pub mod ask;

@@ -7,7 +7,7 @@ use patroni_agent_check::connection::{Connection, Peer};
 use patroni_agent_check::decide::{self, Reply, Times, Verdict};
 use patroni_agent_check::memory::{self, Memory, News, Recalled, Record};
 use patroni_agent_check::options::{IDLE, Options, Stop};
-use patroni_agent_check::{ask, hold, sandbox, say, serve};
+use patroni_agent_check::{ask, hold, sandbox, say, serve, user};
 use std::net::TcpListener;
 use std::panic;
 use std::process::ExitCode;
@@ -20,13 +20,24 @@ fn main() -> ExitCode {
     let peer = Connection::inherited();
     let options = panic::catch_unwind(|| Options::parse(std::env::args_os().skip(1)));
     let bug = || Err(Stop::Usage("bug in reading the command line".to_owned()));
-    match (peer, options.unwrap_or_else(|_| bug())) {
+    let options = options.unwrap_or_else(|_| bug()).and_then(as_user);
+    match (peer, options) {
         (Err(error), _) => say::misused(&error),
         (Ok(Peer::Gone), _) => ExitCode::SUCCESS,
         (Ok(Peer::Here(connection)), Err(stop)) => say::stop(connection, &stop),
         (Ok(Peer::Here(connection)), Ok(options)) => one(&options, connection, started),
         (Ok(Peer::Listeners(listeners)), options) => many(&options, &listeners),
     }
+}
+
+/// Before anything is opened, and before a byte of the peer is read.
+fn as_user(options: Options) -> Result<Options, Stop> {
+    let name = options.user.as_deref();
+    let become_user = |name| {
+        user::become_user(name).map_err(|error| Stop::Usage(format!("--user {name}: {error}")))
+    };
+    name.map_or(Ok(()), become_user)?;
+    Ok(options)
 }
 
 /// A process for one check, which locks itself in.
@@ -40,7 +51,7 @@ fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitC
     say(connection, &answered)
 }
 
-/// A process for many, which its unit locks in: files and names are needed again for the next.
+/// A process for many, which its unit locks in: files are needed again for the next.
 fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or(IDLE, |options| options.idle);
     let served = serve::serve(listeners, idle, |mut connection| match options {
@@ -96,7 +107,7 @@ fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
     ))
 }
 
-/// One check, down the pipe. `lock_in` comes when files and names are no longer needed.
+/// One check, down the pipe. `lock_in` comes when files are no longer needed.
 fn answer(
     options: &Options,
     connection: &mut Connection,
@@ -111,7 +122,7 @@ fn answer(
         if let Some(hold) = &hold {
             say::remark(connection, &format!("a hold is on: {}, {}", hold.word, hold.reason));
         }
-        let found = ask::find(&options.patroni, deadline);
+        let found = ask::find(&options.patroni);
         if let Err(missing) = lock_in(&memory) {
             say::remark(connection, &missing);
         }

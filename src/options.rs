@@ -48,7 +48,12 @@ const fn flag(short: Option<char>, long: &'static str, meaning: &'static str) ->
 
 /// All options. What is said of them anywhere is made from this (`tests/manual.rs`).
 pub const OPTIONS: &[Described] = &[
-    takes("url", "URL", URL, "Patroni's REST API, http or https"),
+    takes(
+        "url",
+        "URL",
+        URL,
+        "Patroni's REST API, http or https; a host name must be in /etc/hosts, unless there is --connect-to",
+    ),
     takes("timeout", "DURATION", "1500ms", "one deadline for everything, 10ms to 10s"),
     takes("else", "maint|drain|down", "maint", "what a healthy node gets that is not CHECK"),
     takes(
@@ -85,6 +90,12 @@ pub const OPTIONS: &[Described] = &[
         "DURATION",
         "10s",
         "with a listening socket: how long to stay after the last check, 1s to 1h",
+    ),
+    takes(
+        "user",
+        "NAME",
+        "",
+        "if root starts it: become this user of /etc/passwd before anything else",
     ),
     takes("cacert", "FILE", "", "the CA of Patroni's certificate, PEM; public CAs are not used"),
     takes("cert", "FILE", "", "client certificate, PEM"),
@@ -125,6 +136,8 @@ pub struct Options {
     pub memory_file: PathBuf,
     /// With a listening socket: how long to stay after the last check.
     pub idle: Duration,
+    /// Whom to become if root starts it.
+    pub user: Option<String>,
     /// The question; none with `--agent-send`: HAProxy sends it.
     pub question: Option<Question>,
 }
@@ -157,6 +170,7 @@ impl Options {
         let mut memory_file = PathBuf::from(MEMORY_FILE);
         let mut grace = GRACE;
         let mut idle = IDLE;
+        let mut user = None;
         let mut otherwise = Else::default();
         let mut unreachable = Unreachable::default();
         let mut agent_send = false;
@@ -175,6 +189,7 @@ impl Options {
                 Arg::Long("grace") => grace = parser.value()?.parse_with(grace_value)?,
                 Arg::Long("memory-file") => memory_file = parser.value()?.into(),
                 Arg::Long("idle") => idle = parser.value()?.parse_with(idle_value)?,
+                Arg::Long("user") => user = Some(parser.value()?.string()?),
                 Arg::Long("cacert") => tls.cacert = Some(parser.value()?.into()),
                 Arg::Long("cert") => tls.cert = Some(parser.value()?.into()),
                 Arg::Long("key") => tls.key = Some(parser.value()?.into()),
@@ -210,6 +225,7 @@ impl Options {
             hold_file,
             memory_file,
             idle,
+            user,
             question,
         })
     }

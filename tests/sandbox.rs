@@ -4,9 +4,10 @@
 use landlock::ABI;
 use memmap2::MmapMut;
 use patroni_agent_check::decide::{self, Reply, Unreachable};
-use patroni_agent_check::sandbox;
+use patroni_agent_check::{sandbox, user};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, Uid, kill_process};
+use rustix::thread::set_thread_res_uid;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -28,6 +29,8 @@ fn memory() -> PathBuf {
 
 const OUTSIDE: &str = "outside";
 const INSIDE: &str = "inside";
+/// By a process that became its user itself (`--user`), if root runs the tests.
+const AS_USER: &str = "as user";
 
 const TRY: &str = "PATRONI_AGENT_CHECK_TRY";
 
@@ -95,12 +98,15 @@ fn attempt(
         "read a socket's settings" => {
             rustix::net::sockopt::socket_recv_buffer_size(socket).map(drop).map_err(Into::into)
         }
+        "become root again" => {
+            set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(Into::into)
+        }
         name => panic!("{name}?"),
     };
     done.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0)
 }
 
-const ATTEMPTS: [&str; 26] = [
+const ATTEMPTS: [&str; 27] = [
     "have the kernel send a signal",
     "copy a descriptor",
     "change a socket",
@@ -127,6 +133,7 @@ const ATTEMPTS: [&str; 26] = [
     "listen",
     "make code",
     "signal another process",
+    "become root again",
 ];
 
 fn child(name: &str, elsewhere: u16, sandbox: &str) -> Output {
@@ -137,8 +144,8 @@ fn child(name: &str, elsewhere: u16, sandbox: &str) -> Output {
         .expect("this program")
 }
 
-/// One try in a process of its own, [`OUTSIDE`] the sandbox, [`INSIDE`] it, or with the Landlock of that ABI: the
-/// error's number.
+/// One try in a process of its own, [`OUTSIDE`] the sandbox, [`INSIDE`] it, inside [`AS_USER`], or with the Landlock of that
+/// ABI: the error's number.
 fn outcome(name: &str, sandbox: &str) -> String {
     // both families on one port
     let elsewhere = loop {
@@ -169,10 +176,13 @@ fn inside() {
     let memory = memory.expect("a file");
     let other = memory.try_clone().expect("a copy");
     fs::remove_file(self::memory()).expect("a file");
+    if what[2] == AS_USER {
+        user::become_user("nobody").expect("every machine has it");
+    }
     let memory_fd = Some(memory.as_raw_fd());
     match what[2] {
         OUTSIDE => {}
-        INSIDE => sandbox::enter(port, memory_fd).expect("this kernel has all of it"),
+        INSIDE | AS_USER => sandbox::enter(port, memory_fd).expect("this kernel has all of it"),
         abi => {
             let abi = ABI::from(abi.parse::<i32>().expect("a number"));
             let _ = sandbox::enter_with(abi, port, memory_fd);
@@ -207,12 +217,14 @@ fn every_break_out_works_outside_and_fails_inside() {
     for name in ATTEMPTS {
         fs::write(file(), "").expect("a file");
         // EPERM from seccomp, EACCES from Landlock; musl says EAGAIN for any thread that cannot be
-        let inside = outcome(name, INSIDE);
-        assert!(["1", "13", "11"].contains(&inside.as_str()), "{name}: {inside}");
-        assert!(file().exists(), "{name}");
+        for place in [INSIDE, AS_USER] {
+            let inside = outcome(name, place);
+            assert!(["1", "13", "11"].contains(&inside.as_str()), "{name}, {place}: {inside}");
+            assert!(file().exists(), "{name}, {place}");
+        }
         let outside = outcome(name, OUTSIDE);
-        // a raw socket is for root
-        assert!(outside == "0" || name == "open a raw socket", "{name}: {outside}");
+        let for_root = ["open a raw socket", "become root again"].contains(&name);
+        assert!(outside == "0" || for_root, "{name}: {outside}");
     }
 }
 

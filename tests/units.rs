@@ -14,6 +14,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
@@ -483,7 +484,7 @@ fn drop_ins() {
         // the first instance brings its slice, and a line for that
         assert!(machine.network(|| check(5555)).starts_with("up ready"));
         let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
-        for (drop_in, most) in [("", 6.6), ("lean", 2.7), ("strict", 1.0)] {
+        for (drop_in, most) in [("", 7.3), ("lean", 3.3), ("strict", 1.0)] {
             machine.sh(&format!("rm -rf {folder}; mkdir {folder}"));
             if !drop_in.is_empty() {
                 let file = top().join("units").join(format!("{drop_in}.conf"));
@@ -546,4 +547,132 @@ fn an_old_kernel() {
         "{said}"
     );
     assert_eq!(said.lines().count(), 3, "{said}");
+}
+
+/// glibc in a static program loads the modules that nsswitch.conf names, of another version than its own: SIGFPE.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn no_module_is_loaded() {
+    let machine = Machine::boot("names", DEBIAN_13);
+    machine.put(&common::shipped(), "/usr/bin/patroni-agent-check");
+    machine.file("/etc/hosts", "127.0.0.1 localhost\n127.0.0.2 pg1.example # here\n");
+    for services in ["files compat dns", "files myhostname resolve [!UNAVAIL=return] dns"] {
+        machine.file("/etc/nsswitch.conf", &format!("passwd: files\nhosts: {services}\n"));
+        for (url, arguments, told) in [
+            ("http://pg1.example:1", "", "Patroni pg1.example:1: connection refused"),
+            (
+                "http://nowhere.example:1",
+                "--connect-to 127.0.0.2",
+                "Patroni 127.0.0.2:1: connection refused",
+            ),
+            (
+                "http://nowhere.example:1",
+                "",
+                "Patroni nowhere.example:1: not in /etc/hosts, and DNS is not asked: --connect-to ADDRESS",
+            ),
+        ] {
+            let line = format!("patroni-agent-check --url {url} {arguments} 2> /dev/null; echo $?");
+            assert_eq!(machine.sh(&line), format!("down ready # {told}\n2\n"), "{services}");
+        }
+    }
+    for (made, why) in [
+        ("true", "No such file or directory (os error 2)"),
+        ("mkfifo /etc/hosts", "it is no plain file"),
+    ] {
+        let line = format!(
+            "rm -f /etc/hosts; {made}; timeout 5 patroni-agent-check --url http://pg1:1 2>&1 > /dev/null; echo $?"
+        );
+        let told = format!(
+            "patroni-agent-check: primary: Patroni pg1:1: not in /etc/hosts ({why}), and DNS is not asked: \
+             --connect-to ADDRESS\n2\n"
+        );
+        assert_eq!(machine.sh(&line), told);
+    }
+}
+
+/// A module of the name services for which the directory is gone, which takes three seconds to see it.
+const SLOW: &str = "#include <nss.h>\n#include <unistd.h>\nenum nss_status _nss_slow_initgroups_dyn(void) { sleep(3); return NSS_STATUS_UNAVAIL; }\n";
+
+/// A check becomes its user without it, where systemd's `User=` asks it each time.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn a_slow_directory() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let [source, module] = ["slow.c", "libnss_slow.so.2"].map(|name| folder.join(name));
+    fs::write(&source, SLOW).expect("written");
+    let cc = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&module, &source]).status();
+    assert!(cc.expect("cc").success());
+    for (name, root) in [("slow-12", "/"), ("slow-13", DEBIAN_13)] {
+        let machine = Machine::boot(name, root);
+        machine.put(&module, "/usr/lib/x86_64-linux-gnu/libnss_slow.so.2");
+        machine.file("/etc/nsswitch.conf", "passwd: files\ngroup: files slow\nhosts: files\n");
+        let took = |wanted: &str| {
+            let started = Instant::now();
+            let reply = machine.network(|| check(5555));
+            assert!(reply.starts_with(wanted), "{name}: {reply:?}");
+            started.elapsed()
+        };
+        took("up ready");
+        let own = took("up ready");
+        // all of root is gone while it waits for the peer's line
+        let status = machine.network(|| {
+            let _silent = stranger().expect("a connection");
+            let pid = "until pgrep -x patroni-agent-c; do sleep 0.02; done";
+            let pid = machine.sh(&format!("timeout 5 sh -c '{pid}'"));
+            let becoming = format!("until grep -q 'Seccomp:.2' /proc/{0}/status; do sleep 0.02; done; cat /proc/{0}/status", pid.trim());
+            machine.sh(&format!("timeout 5 sh -c '{becoming}'"))
+        });
+        let line = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("a line");
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let id = |which| machine.sh(&format!("id -{which} patroni-agent-check")).trim().to_owned();
+        assert_eq!(line("Uid:"), vec![id("u"); 4], "{name}");
+        assert_eq!(line("Gid:"), vec![id("g"); 4], "{name}");
+        assert_eq!(line("Groups:"), [id("g")], "{name}");
+        for key in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(line(key), ["0000000000000000"], "{name}: {key}");
+        }
+        assert_eq!(line("NoNewPrivs:"), ["1"], "{name}");
+
+        // a site's own user, in systemd's way
+        let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
+        machine.sh(&format!("mkdir {folder}"));
+        machine.file(&format!("{folder}/user.conf"), "[Service]\nUser=patroni-agent-check\n");
+        machine.sh("systemctl daemon-reload");
+        let systemds = took("up ready");
+        println!("{name}: {own:?}, with User= {systemds:?}");
+        assert!(
+            own < Duration::from_secs(1) && systemds > Duration::from_secs(3),
+            "{name}: {own:?} {systemds:?}"
+        );
+        machine.sh(&format!("rm -r {folder}; systemctl daemon-reload"));
+
+        // never as root instead
+        for (line, why) in [
+            ("d", "not in /etc/passwd; systemd-sysusers makes this user"),
+            (
+                "s/^\\(patroni-agent-check:[^:]*\\):[0-9]*:/\\1:0:/",
+                "its line in /etc/passwd is root's, or no user's",
+            ),
+        ] {
+            let edit = if line == "d" { "/^patroni-agent-check:/d" } else { line };
+            machine.sh(&format!("cp -p /etc/passwd /root/passwd; sed -i '{edit}' /etc/passwd; : > /run/patroni-agent-check/memory"));
+            let reply = machine.network(|| check(5555));
+            let wanted =
+                format!("fail ready # patroni-agent-check: --user patroni-agent-check: {why}");
+            assert_eq!(reply.trim_end(), wanted.chars().take(113).collect::<String>(), "{name}");
+            let left = fs::metadata(machine.inside("/run/patroni-agent-check/memory"))
+                .expect("a memory")
+                .len();
+            assert_eq!(left, 0, "{name}: nothing is done as root");
+            machine.sh("cp -p /root/passwd /etc/passwd");
+        }
+
+        // the process for many pays once, at its start
+        machine.sh(&format!("systemctl stop {UNITS}.socket; systemctl start {LISTEN}.socket"));
+        let first = took("up ready");
+        let next = took("up ready");
+        assert!(next < Duration::from_secs(1), "{name}: {first:?} {next:?}");
+    }
 }

@@ -5,13 +5,19 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub const HANDLER: &str = env!("CARGO_BIN_EXE_patroni-agent-check");
+
+/// The program as it is shipped, which tests/install builds: static, optimised.
+pub fn shipped() -> PathBuf {
+    let target = Path::new(HANDLER).ancestors().nth(2).expect("two folders");
+    target.join("x86_64-unknown-linux-gnu/release/patroni-agent-check")
+}
 
 /// A healthy primary's answer, for tests that are about something else.
 pub const PRIMARY: &str = r#"{"state": "running", "role": "primary", "timeline": 5}"#;

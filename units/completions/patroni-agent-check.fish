@@ -1,6 +1,6 @@
 # Made by tests/manual.rs from the table in src/options.rs.
 complete -c patroni-agent-check -f
-complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https'
+complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https; a host name must be in /etc/hosts, unless there is --connect-to'
 complete -c patroni-agent-check -l timeout -x -d 'one deadline for everything, 10ms to 10s'
 complete -c patroni-agent-check -l else -x -a 'maint drain down' -d 'what a healthy node gets that is not CHECK'
 complete -c patroni-agent-check -l unreachable -x -a 'down hold' -d 'what is said if Patroni gives no usable answer; hold changes nothing in HAProxy'
@@ -9,6 +9,7 @@ complete -c patroni-agent-check -l hold-file -r -F -d 'if there is this file, it
 complete -c patroni-agent-check -l grace -x -d 'how long after a good answer trouble changes nothing in HAProxy, at most 15s; 0 for never'
 complete -c patroni-agent-check -l memory-file -r -F -d 'what one check leaves to the next, for --grace and the journal'
 complete -c patroni-agent-check -l idle -x -d 'with a listening socket: how long to stay after the last check, 1s to 1h'
+complete -c patroni-agent-check -l user -x -d 'if root starts it: become this user of /etc/passwd before anything else'
 complete -c patroni-agent-check -l cacert -r -F -d 'the CA of Patroni\'s certificate, PEM; public CAs are not used'
 complete -c patroni-agent-check -l cert -r -F -d 'client certificate, PEM'
 complete -c patroni-agent-check -l key -r -F -d 'its private key, PEM; without it the key is looked for in the file of --cert'

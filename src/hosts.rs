@@ -1,0 +1,102 @@
+//! The addresses of a host: those that are written, and those of `/etc/hosts`. Knows no DNS and none of the
+//! machine's other name services: they may be slow, and glibc's would be loaded into the static program.
+
+use crate::file;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+const HOSTS: &str = "/etc/hosts";
+/// The longest `/etc/hosts` in bytes: some 20,000 names.
+const LIMIT: u64 = 1024 * 1024;
+/// No host of a Patroni has more addresses; each one that refuses costs a try.
+const ADDRESSES: usize = 16;
+
+/// An address itself, both addresses of `localhost`, or those of a name in `/etc/hosts`, in its order.
+///
+/// # Errors
+///
+/// The name is not in `/etc/hosts`; if that cannot be read, the text says so.
+pub fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
+    if let Ok(address) = host.parse() {
+        return Ok(vec![address]);
+    }
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+    }
+    let (hosts, error) = match file::read(Path::new(HOSTS), LIMIT) {
+        Ok(hosts) => (hosts, String::new()),
+        Err(error) => (Vec::new(), format!(" ({error})")),
+    };
+    match named(&hosts, host) {
+        found if found.is_empty() => {
+            Err(format!("not in {HOSTS}{error}, and DNS is not asked: --connect-to ADDRESS"))
+        }
+        found => Ok(found),
+    }
+}
+
+/// hosts(5): an address and its names in each line, `#` begins a comment. A line that is none of this is left out,
+/// and so is an address that is good on one interface only, such as `fe80::1%eth0`.
+fn named(hosts: &[u8], host: &str) -> Vec<IpAddr> {
+    let address = |line: &[u8]| {
+        let line = line.split(|byte| *byte == b'#').next()?;
+        let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        let address = words.next()?;
+        words.find(|name| name.eq_ignore_ascii_case(host.as_bytes()))?;
+        std::str::from_utf8(address).ok()?.parse().ok()
+    };
+    hosts.split(|byte| *byte == b'\n').filter_map(address).take(ADDRESSES).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(hosts: &[u8], host: &str) -> Vec<String> {
+        named(hosts, host).iter().map(IpAddr::to_string).collect()
+    }
+
+    #[test]
+    fn a_name_has_all_its_addresses_in_the_order_of_the_file() {
+        let hosts = b"127.0.0.1\tlocalhost\n\
+            # 10.0.0.9 pg1.example\n\
+            fd00::1\t \tpg1.example pg1 # pg2.example\r\n\
+            10.0.0.1 db PG1.Example\n\
+            \xff\xfe 10.0.0.7 pg1.example\n\
+            10.0.0.2 pg1.example.org xpg1.example pg1.example\xff\n\
+            fe80::1%eth0 pg1.example\n\
+            10.0.0.300 pg1.example\n\
+            pg1.example 10.0.0.8\n\
+            10.0.0.6#pg1.example\n\
+            \x0010.0.0.5 pg1.example\n\
+            10.0.0.4\n\n   \n\
+            \xc3\x28 pg1.example\n  ::ffff:10.0.0.3 \xff pg1.example";
+        assert_eq!(texts(hosts, "pg1.example"), ["fd00::1", "10.0.0.1", "::ffff:10.0.0.3"]);
+        assert_eq!(texts(hosts, "pg1.EXAMPLE"), texts(hosts, "pg1.example"));
+        assert_eq!(texts(hosts, "pg1"), ["fd00::1"]);
+        assert_eq!(texts(hosts, "pg2.example"), [""; 0]);
+        assert_eq!(texts(hosts, "10.0.0.1"), [""; 0]);
+        assert_eq!(texts(b"", "pg1"), [""; 0]);
+    }
+
+    #[test]
+    fn not_without_end() {
+        let hosts = (0..99).map(|number| format!("10.0.0.{number} pg1\n")).collect::<String>();
+        let found = texts(hosts.as_bytes(), "pg1");
+        assert_eq!((found.len(), found[15].as_str()), (ADDRESSES, "10.0.0.15"));
+    }
+
+    #[test]
+    fn what_is_written_needs_no_file() {
+        assert_eq!(addresses("10.0.0.1"), Ok(vec!["10.0.0.1".parse().expect("an address")]));
+        assert_eq!(addresses("fd00::1"), Ok(vec!["fd00::1".parse().expect("an address")]));
+        let both = ["127.0.0.1", "::1"].map(|text| text.parse().expect("an address"));
+        assert_eq!(addresses("LocalHost"), Ok(both.to_vec()));
+    }
+
+    #[test]
+    fn a_name_from_nowhere_is_told_its_cure() {
+        let error = addresses("nowhere.invalid").expect_err("no address");
+        assert_eq!(error, "not in /etc/hosts, and DNS is not asked: --connect-to ADDRESS");
+    }
+}

@@ -1,0 +1,99 @@
+//! Gives root away, if root started this process: from then on it is a user of `/etc/passwd`. Asks no directory
+//! service, which systemd's own `User=` does at each start, and knows nothing of what the process is for.
+
+use crate::file;
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid, geteuid, getuid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use std::path::Path;
+
+const PASSWD: &str = "/etc/passwd";
+/// The longest `/etc/passwd` in bytes: some 50,000 users.
+const LIMIT: u64 = 4 * 1024 * 1024;
+
+/// Becomes this user for good, with its own group and no other. Nothing is done if root did not start it. Only for a
+/// process with one thread: each thread has a user of its own.
+///
+/// # Errors
+///
+/// There is no such user, it is root, or root cannot be given away: nothing else may be done then.
+pub fn become_user(name: &str) -> Result<(), String> {
+    if !getuid().is_root() && !geteuid().is_root() {
+        return Ok(());
+    }
+    let passwd =
+        file::read(Path::new(PASSWD), LIMIT).map_err(|error| format!("{PASSWD}: {error}"))?;
+    let numbers = numbers(&passwd, name)
+        .ok_or_else(|| format!("not in {PASSWD}; systemd-sysusers makes this user"))?;
+    let (uid, gid) =
+        numbers.ok_or_else(|| format!("its line in {PASSWD} is root's, or no user's"))?;
+    give_root_away(Uid::from_raw(uid), Gid::from_raw(gid))
+        .map_err(|error| format!("cannot become this user (CapabilityBoundingSet=?): {error}"))?;
+    // what cannot be taken back is gone
+    match set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT) {
+        Err(Errno::PERM) => Ok(()),
+        _ => Err("became this user, and can be root again".to_owned()),
+    }
+}
+
+/// The kernel takes all capabilities with the last one, and lets no other process of the user look in.
+fn give_root_away(uid: Uid, gid: Gid) -> rustix::io::Result<()> {
+    set_thread_groups(&[gid])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)
+}
+
+/// passwd(5): a user's number and its group's. The first line of this name counts; inside none, if it has no good
+/// numbers: 0 is root, and the largest is for the kernel no change at all.
+fn numbers(passwd: &[u8], name: &str) -> Option<Option<(u32, u32)>> {
+    let mut lines =
+        passwd.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':'));
+    let mut fields =
+        lines.find_map(|mut fields| (fields.next()? == name.as_bytes()).then_some(fields))?.skip(1);
+    let mut number = || {
+        let text = std::str::from_utf8(fields.next()?).ok()?;
+        text.parse().ok().filter(|number| !matches!(*number, 0 | u32::MAX))
+    };
+    Some(number().zip(number()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbers;
+
+    #[test]
+    fn the_first_line_of_the_name_counts() {
+        let passwd = b"root:x:0:0:root:/root:/bin/bash\n\
+            # agent:x:7:7::/:\n\
+            \xff:x:1:1::/:\n\
+            agents:x:2:2::/:\n\
+            agent:x:990:991:HAProxy agent checks:/:/usr/sbin/nologin\n\
+            agent:x:5:5::/:\n";
+        assert_eq!(numbers(passwd, "agent"), Some(Some((990, 991))));
+        assert_eq!(numbers(passwd, "Agent"), None);
+        assert_eq!(numbers(passwd, "agent:x"), None);
+        assert_eq!(numbers(b"", "agent"), None);
+    }
+
+    #[test]
+    fn nobody_becomes_root() {
+        for line in [
+            "a:x:0:5::/:",
+            "a:x:5:0::/:",
+            "a:x:00:5::/:",
+            "a:x:4294967295:5::/:",
+            "a:x:5:4294967295::/:",
+            "a:x:-1:5::/:",
+            "a:x:4294967296:5::/:",
+            "a:x::5::/:",
+            "a:x:5",
+            "a:x:5:",
+            "a:",
+            "a",
+            "a:x:0x5:5::/:",
+            "a:x: 5:5::/:",
+        ] {
+            assert_eq!(numbers(line.as_bytes(), "a"), Some(None), "{line}");
+        }
+    }
+}
