@@ -14,7 +14,7 @@
 //! **What is not:** a server that is UP because Patroni itself says 200. Its claim counts from the answer to a renewal
 //! and may outlive the lock by `retry_timeout`. A lock that did not run out but was given up or deleted may be another
 //! node's at once, and no grace protects from that: there the model only shows that nothing is bridged once a check
-//! has heard of it. At most two things go wrong on one path. The model has no step of a clock, no late answer that was
+//! has heard of it, unless Patroni was restarted since the last good answer. At most two things go wrong on one path. The model has no step of a clock, no late answer that was
 //! made when the question came, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
 
 use patroni_agent_check::ask::{Answer, NoAnswer};
@@ -44,6 +44,8 @@ enum Broken {
     Nothing,
     /// A bad answer leaves the memory as it was.
     Memory,
+    /// A primary that says 503 is bridged as if the cluster were paused.
+    Lock,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +76,8 @@ enum Node {
     Dead,
     /// PostgreSQL runs as primary, and Patroni has not run its loop yet.
     Restarted,
+    /// PostgreSQL runs as primary, and Patroni knows that it has lost its lock.
+    Deposed,
     Stopping,
     Replica,
 }
@@ -141,6 +145,7 @@ enum Action {
     Answer,
     Fail,
     FailsafeMode,
+    Stops,
     Demoted,
     Promote,
     GiveUp,
@@ -177,13 +182,20 @@ impl Cluster {
         let question = Question::from_agent_send(b"primary", Else::Maint).expect("a question");
         let policy = Policy { unreachable: Unreachable::Down, grace: TICK * u32::from(self.grace) };
         let times = Times { asked: NOW - TICK * u32::from(waited), answered: NOW };
+        let mut last = state.record.clone();
         let answer = match state.answer() {
+            Ok(answer) if self.broken == Broken::Lock && answer.status == 503 => {
+                last.pause = true;
+                Ok(Answer { pause: true, ..answer })
+            }
             Ok(_) if waited == TIMEOUT || state.silent => Err(NoAnswer::unusable(String::new())),
             answer => answer,
         };
-        let claimed = matches!(state.node, Node::Restarted) || state.knows_pause;
+        // after a restart nobody can tell whether the first loop has run, until a check hears that it has the lock
+        let restarted = state.node == Node::Restarted || state.record.refused;
+        let claimed = restarted || state.knows_pause;
         state.told |= answer.as_ref().is_ok_and(|a| a.status != 200) && !claimed;
-        let (reply, record) = decide(&question, policy, &answer, None, &state.record, times);
+        let (reply, record) = decide(&question, policy, &answer, None, &last, times);
         let bad = answer.as_ref().is_ok_and(|answer| answer.status != 200);
         if !(bad && self.broken == Broken::Memory) {
             state.record = record;
@@ -270,7 +282,7 @@ impl State {
         let (status, state, role) = match self.node {
             Node::Dead => return Err(NoAnswer { refused: true, reason: String::new() }),
             Node::Primary if self.claim > 0 => (200, "running", "primary"),
-            Node::Primary | Node::Restarted => (503, "running", "primary"),
+            Node::Primary | Node::Restarted | Node::Deposed => (503, "running", "primary"),
             Node::Stopping => (503, "stopping", "primary"),
             Node::Replica => (503, "running", "replica"),
         };
@@ -290,7 +302,7 @@ impl State {
 
     /// The DCS did not answer, or the lock is another one's.
     fn leave(&mut self) {
-        (self.node, self.claim, self.asks) = (Node::Stopping, 0, Asks::Nothing);
+        (self.node, self.claim, self.asks) = (Node::Deposed, 0, Asks::Nothing);
     }
 }
 
@@ -324,7 +336,7 @@ impl Model for Cluster {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        let over = matches!(state.node, Node::Stopping | Node::Replica)
+        let over = matches!(state.node, Node::Deposed | Node::Stopping | Node::Replica)
             || state.promoted && state.claim == 0;
         if over && state.haproxies.iter().all(|haproxy| !haproxy.up) {
             return; // it is out for good
@@ -360,8 +372,10 @@ impl Model for Cluster {
         // Two checks are not asked in the same millisecond with READY for one and a standby's answer for the other.
         let asked = |h: &HaProxy| NOW - TICK * u32::from(h.asking.unwrap_or(0));
         let same = state.haproxies.iter().any(|h| state.record.ready == Some(asked(h)));
-        if state.node == Node::Stopping && !same {
-            actions.push(Action::Demoted);
+        match state.node {
+            Node::Deposed => actions.push(Action::Stops),
+            Node::Stopping if !same => actions.push(Action::Demoted),
+            _ => {}
         }
         if !state.promoted {
             if state.lock == 0 && !state.pause {
@@ -430,6 +444,7 @@ impl Model for Cluster {
                 (state.claim, state.failsafe, state.asks) = (self.ttl, true, Asks::Nothing);
             }
             Action::FailsafeMode => return None,
+            Action::Stops => state.node = Node::Stopping,
             Action::Demoted => state.node = Node::Replica,
             Action::Promote => state.promoted = true,
             Action::GiveUp => (state.lock, state.given_up) = (0, true),
@@ -548,6 +563,11 @@ fn a_grace_that_is_too_long_is_found() {
 fn a_bad_answer_that_is_forgotten_is_found() {
     let broken = Broken::Memory;
     finds(Cluster { broken, gives_up: true, haproxies: 2, ..SETTINGS[1] }, STANDS);
+}
+
+#[test]
+fn a_lost_lock_that_is_bridged_is_found() {
+    finds(Cluster { broken: Broken::Lock, ..SETTINGS[1] }, STANDS);
 }
 
 /// What the README says is not covered: a slow reading before a slow renewal, and a stall with a `ttl` of 20 s.
