@@ -21,22 +21,29 @@ pub struct Hold {
 
 /// Reads the hold file, `drain|maint [REASON]`; none if there is no file.
 ///
+/// # Errors
+///
+/// Nobody can see whether there is one: the folder may not be searched. That is no hold, since nobody has written
+/// one, and a `chmod` that is rolled out must not take every node out of its pools; but it has to be said.
+///
 /// An empty file is a hold with drain, the gentler word: `echo` empties the file before it fills it, and
 /// `touch` says no more. Whatever else is there is a hold too, with maint: it was somebody's will to take the
 /// node out, and the reason says what is wrong.
-pub fn read(path: &Path) -> Option<Hold> {
+pub fn read(path: &Path) -> Result<Option<Hold>, String> {
     let wrong = |error: String| {
         let reason = format!("{}: {error}", path.display());
-        Some(Hold { word: Else::Maint, reason })
+        Ok(Some(Hold { word: Else::Maint, reason }))
     };
     match file::read(path, LIMIT) {
-        // a link to nothing is somebody's will, too
-        Err(error)
-            if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() =>
-        {
-            None
-        }
-        Err(error) => wrong(error.to_string()),
+        Err(error) => match fs::symlink_metadata(path).map_err(|error| error.kind()) {
+            Err(ErrorKind::NotFound) => Ok(None),
+            Err(ErrorKind::PermissionDenied) => {
+                Err(format!("a hold cannot be seen: {}: its folder is closed", path.display()))
+            }
+            // It has come since, and the next check reads it; but a link to nothing is somebody's will.
+            Ok(there) if error.kind() == ErrorKind::NotFound && !there.is_symlink() => Ok(None),
+            _ => wrong(error.to_string()),
+        },
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);
             let (word, reason) =
@@ -44,17 +51,15 @@ pub fn read(path: &Path) -> Option<Hold> {
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
             let word = match word.to_ascii_lowercase().as_str() {
                 "" => {
-                    return Some(Hold {
-                        word: Else::Drain,
-                        reason: "the file is empty".to_owned(),
-                    });
+                    let reason = "the file is empty".to_owned();
+                    return Ok(Some(Hold { word: Else::Drain, reason }));
                 }
                 "drain" => Else::Drain,
                 "maint" => Else::Maint,
                 word => return wrong(format!("'{word}' is neither drain nor maint")),
             };
             let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };
-            Some(Hold { word, reason })
+            Ok(Some(Hold { word, reason }))
         }
     }
 }

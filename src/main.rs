@@ -118,7 +118,10 @@ fn answer(
         let deadline = started + options.timeout;
         let human = connection.is_human();
         let memory = Memory::open(&options.memory_file, human);
-        let hold = hold::read(&options.hold_file);
+        let (hold, unseen) = match hold::read(&options.hold_file) {
+            Ok(hold) => (hold, None),
+            Err(error) => (None, Some(error)),
+        };
         if let Some(hold) = &hold {
             say::remark(connection, &format!("a hold is on: {}, {}", hold.word, hold.reason));
         }
@@ -168,8 +171,12 @@ fn answer(
             let text = format!("there is no grace: no good answer to this check is in {file}");
             say::remark(connection, &text);
         }
-        let (reply, mut record) =
+        let (mut reply, mut record) =
             decide::decide(&question, options.policy, &answer, hold, &last, times);
+        // seen by hand as well: it is part of the reason
+        if let Some(unseen) = unseen {
+            reply.reason = format!("{}; {unseen}", reply.reason);
+        }
         // by hand nothing is said to the journal, and it must not be remembered that it was
         let by_hand = matches!(connection, Connection::Standard);
         let news = if by_hand { None } else { recalled.news(&mut record) };

@@ -3,8 +3,9 @@
 mod common;
 
 use common::{FakePatroni, PRIMARY, check, http};
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 /// A folder of this test's own, gone when it ends.
@@ -70,6 +71,25 @@ fn what_is_written_is_what_a_ready_node_gets() {
     }
     fs::remove_file(&file).expect("removed");
     assert_eq!(ask().reply, "up ready # primary, running, timeline 5\n");
+}
+
+/// A `chmod` of the folder that is rolled out must not take every node out of its pools.
+#[test]
+fn a_folder_that_may_not_be_searched_is_no_hold_but_is_said() {
+    let (folder, patroni) = (Folder::new("closed"), primary());
+    let file = folder.file();
+    fs::write(&file, "drain x\n").expect("written");
+    // root may search everything
+    let (url, user) = (patroni.url(), "nobody");
+    let ask = || check(&["--url", &url, "--user", user, "--hold-file", &file]).reply;
+    assert_eq!(ask(), "up drain # hold: x\n");
+    fs::set_permissions(&file, Permissions::from_mode(0o000)).expect("closed");
+    assert!(ask().starts_with(&format!("up maint # hold: {file}: Permission denied")));
+    fs::set_permissions(&folder.0, Permissions::from_mode(0o600)).expect("closed");
+    let reply = ask();
+    let said = format!("up ready # primary, running, timeline 5; a hold cannot be seen: {file}");
+    assert!(reply.starts_with(&said.chars().take(110).collect::<String>()), "{reply}");
+    fs::set_permissions(&folder.0, Permissions::from_mode(0o700)).expect("open");
 }
 
 #[test]
