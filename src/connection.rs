@@ -10,10 +10,13 @@ use sd_notify::NotifyState;
 use std::io::{self, ErrorKind, IsTerminal, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The longest agent-send line, without its newline.
 pub const LINE_LIMIT: usize = 256;
+/// How long after the start HAProxy's agent-send line may come. HAProxy sends it as soon as it is connected, and a
+/// packet that is lost is sent again after some 200 ms; a stranger who says nothing must not keep a place for longer.
+pub const LINE_DUE: Duration = Duration::from_millis(300);
 
 /// Where the question comes from and the reply goes.
 #[derive(Debug)]
@@ -76,11 +79,16 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// There is no whole line before the deadline, or it is longer than [`LINE_LIMIT`] bytes.
-    pub fn read_line(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>, String> {
+    /// There is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`), and never later than that
+    /// `timeout`; or it is longer than [`LINE_LIMIT`] bytes.
+    pub fn read_line(
+        &mut self,
+        started: Instant,
+        timeout: Duration,
+    ) -> Result<Option<Vec<u8>>, String> {
         match self {
-            Connection::Socket(stream) => read_line(stream, deadline),
-            Connection::Standard => read_line(&mut io::stdin().lock(), deadline),
+            Connection::Socket(stream) => read_line(stream, started, timeout.min(LINE_DUE)),
+            Connection::Standard => read_line(&mut io::stdin().lock(), started, timeout),
         }
     }
 }
@@ -106,26 +114,31 @@ fn connected(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Peer, St
     }
 }
 
-const NO_LINE: &str = r#"no agent-send line before the deadline: end it with a newline, as in agent-send "primary\n""#;
-
 fn read_line(
     stream: &mut (impl Read + AsFd),
-    deadline: Instant,
+    started: Instant,
+    due: Duration,
 ) -> Result<Option<Vec<u8>>, String> {
+    let no_line = |until: &str| {
+        format!(
+            r#"no agent-send line {until}: end it with a newline, as in agent-send "primary\n""#
+        )
+    };
+    let late = || no_line(&format!("within {} ms", due.as_millis()));
     let mut buffer = [0; LINE_LIMIT + 1];
     let mut length = 0;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = left.try_into().map_err(|_| NO_LINE)?;
+        let left = due.saturating_sub(started.elapsed());
+        let left = left.try_into().map_err(|_| late())?;
         match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&left)) {
-            Ok(0) => return Err(NO_LINE.to_owned()),
+            Ok(0) => return Err(late()),
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(error) => return Err(format!("cannot wait for the agent-send line: {error}")),
         }
         match stream.read(&mut buffer[length..]) {
             Ok(0) if length == 0 => return Ok(None),
-            Ok(0) => return Err(NO_LINE.replace("before the deadline", "before the end")),
+            Ok(0) => return Err(no_line("before the end")),
             Ok(count) => {
                 let end = length + count;
                 if let Some(newline) = buffer[length..end].iter().position(|byte| *byte == b'\n') {

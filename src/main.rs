@@ -131,7 +131,7 @@ fn answer(
         }
         let question = match &options.question {
             Some(question) => Ok(question.clone()),
-            None => match connection.read_line(deadline) {
+            None => match connection.read_line(started, options.timeout) {
                 Ok(Some(line)) => Question::from_agent_send(&line, options.otherwise),
                 Ok(None) => return decide::nobody_asked().into(),
                 Err(error) => Err(error),

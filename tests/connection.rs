@@ -10,7 +10,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const READY: &str = "up ready # primary, running, timeline 5\n";
 const STARTS: [Start; 3] = [Start::ListenFds, Start::Stdin, Start::Inetd];
@@ -328,7 +328,7 @@ fn agent_send(url: &str, pieces: &[&[u8]]) -> Outcome {
     check_with(Start::ListenFds, "127.0.0.1:0", &arguments, |mut client| {
         for (number, piece) in pieces.iter().enumerate() {
             if number > 0 {
-                std::thread::sleep(Duration::from_millis(50));
+                std::thread::sleep(Duration::from_millis(20));
             }
             client.write_all(piece).expect("the handler reads");
         }
@@ -357,7 +357,7 @@ fn a_line_that_is_none_is_answered_and_patroni_is_not_asked() {
     let long = [b'a'; 257];
     let exact = [&[b'a'; 256][..], b"\n"].concat();
     let flood = [b'a'; 100_000];
-    let late = r#"fail ready # no agent-send line before the deadline: end it with a newline, as in agent-send "primary\n""#;
+    let late = r#"fail ready # no agent-send line within 300 ms: end it with a newline, as in agent-send "primary\n""#;
     let cases: [(&[&[u8]], &str); 13] = [
         (&[], late),
         (&[b"primary"], late),
@@ -464,22 +464,37 @@ fn agent_send_by_hand() {
     let stdin = child.stdin.take();
     let (code, stdout, _) = text(&child.wait_with_output().expect("an end"));
     assert_eq!(code, Some(2));
-    assert!(stdout.starts_with("fail ready # no agent-send line before the deadline"), "{stdout}");
+    assert!(stdout.starts_with("fail ready # no agent-send line within 200 ms: "), "{stdout}");
     drop(stdin);
 }
 
 #[test]
 fn the_line_and_patroni_share_one_deadline() {
     let patroni = FakePatroni::raw(|_stream| std::thread::sleep(Duration::from_secs(30)));
-    let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "2s"];
-    let outcome = check_with(Start::Stdin, "127.0.0.1:0", &arguments, |mut client| {
-        std::thread::sleep(Duration::from_millis(1500));
-        client.write_all(b"primary\n").expect("the handler reads");
-        listen(client)
-    });
-    assert!(outcome.reply.ends_with("no answer before the deadline (--timeout)\n"), "{outcome:?}");
+    let started = Instant::now();
+    let mut command = Command::new(HANDLER);
+    command.args(["--agent-send", "--url", &patroni.url(), "--timeout", "2s"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the handler starts");
+    std::thread::sleep(Duration::from_millis(1500));
+    child.stdin.take().expect("a pipe").write_all(b"primary\n").expect("a pipe");
+    let (_, stdout, _) = text(&child.wait_with_output().expect("an end"));
+    assert!(stdout.ends_with("no answer before the deadline (--timeout)\n"), "{stdout}");
     // each with a deadline of its own would be 3.5 s
-    assert!(outcome.took < Duration::from_millis(3300), "{outcome:?}");
+    assert!(started.elapsed() < Duration::from_millis(3300));
+}
+
+/// Who says nothing keeps no place until `--timeout`.
+#[test]
+fn the_line_is_due_at_once_whatever_the_timeout() {
+    let patroni = primary();
+    for (timeout, due) in [("10s", "300"), ("100ms", "100")] {
+        let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", timeout];
+        let outcome = check_with(Start::ListenFds, "127.0.0.1:0", &arguments, listen);
+        let told = format!("fail ready # no agent-send line within {due} ms: end it");
+        assert!(outcome.reply.starts_with(&told), "{outcome:?}");
+        assert!(outcome.took < Duration::from_secs(5), "{outcome:?}");
+    }
 }
 
 #[test]

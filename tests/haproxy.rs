@@ -316,7 +316,7 @@ fn pools_on_one_port_by_agent_send() {
     let said = "via agent : fail (agent-send line: 'primry' is no Patroni health check; \
                 there are primary, read-write, master, leader,)";
     haproxy.reaches("typo", STOPPED, NONE, said);
-    let said = r#"via agent : fail (no agent-send line before the deadline: end it with a newline, as in agent-send "primary\n")"#;
+    let said = r#"via agent : fail (no agent-send line within 300 ms: end it with a newline, as in agent-send "primary\n")"#;
     haproxy.reaches("open", STOPPED, NONE, said);
     for request in patroni.requests() {
         let asked = request.lines().next().expect("a request");

@@ -169,7 +169,18 @@ fn a_hung_patroni_does_not_keep_the_next_check_waiting() {
 
 #[test]
 fn what_one_address_can_take_is_bounded() {
-    let patroni = primary();
+    // Patroni does not answer for a replica until it may
+    let may = Arc::new(AtomicBool::new(false));
+    let patroni = FakePatroni::on("127.0.0.1:0", {
+        let may = may.clone();
+        move |mut stream, _| {
+            let replica = common::read_request(&mut stream).starts_with("GET /replica");
+            while replica && !may.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = stream.write_all(&http(200, PRIMARY));
+        }
+    });
     let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
     let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
     let from = |source: [u8; 4]| {
@@ -179,7 +190,12 @@ fn what_one_address_can_take_is_bounded() {
         connect(&socket, &server.address()).expect("a connection");
         TcpStream::from(socket)
     };
-    let silent: Vec<_> = (0..256).map(|_| from([127, 0, 0, 66])).collect();
+    let waiting = |source| {
+        let mut stream = from(source);
+        stream.write_all(b"replica\n").expect("a connection");
+        stream
+    };
+    let some: Vec<_> = (0..256).map(|_| waiting([127, 0, 0, 66])).collect();
     // a connection that is closed without an answer: the end, or a reset for what was sent
     let answer = |mut stream: TcpStream| {
         let mut reply = String::new();
@@ -190,9 +206,10 @@ fn what_one_address_can_take_is_bounded() {
     };
     assert_eq!(answer(from([127, 0, 0, 66])), "", "one above the limit");
     assert_eq!(answer(from([127, 0, 0, 1])), READY, "another address");
-    let others: Vec<_> = (0..256).map(|_| from([127, 0, 0, 67])).collect();
+    let others: Vec<_> = (0..256).map(|_| waiting([127, 0, 0, 67])).collect();
     assert_eq!(answer(from([127, 0, 0, 1])), "", "one above the limit of all");
-    drop((silent, others));
+    drop((some, others));
+    may.store(true, Ordering::SeqCst);
     let end = Instant::now() + Duration::from_secs(5);
     while answer(from([127, 0, 0, 66])) != READY {
         assert!(Instant::now() < end, "places come back");

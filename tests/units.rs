@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 const DEBIAN_13: &str = "/var/cache/patroni-agent-check/trixie";
 const INTERVAL: Duration = Duration::from_secs(2);
+/// `timeout check` of units/haproxy.cfg.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -101,6 +103,55 @@ impl Machine {
             });
             inside.join().expect("no panic")
         })
+    }
+
+    /// units/fence.conf with two addresses of this machine, while the socket listens.
+    fn fence(&self) {
+        let text = fs::read_to_string(top().join("units/fence.conf")).expect("units");
+        let folder = format!("/etc/systemd/system/{}.socket.d", self.units);
+        self.sh(&format!("mkdir {folder}"));
+        self.file(&format!("{folder}/fence.conf"), &text.replace("localhost", "127.0.0.1 ::1"));
+        self.sh("systemctl daemon-reload");
+    }
+
+    /// Starts tests/lab/flood in this machine's network. It ends by itself.
+    fn strangers(&self, arguments: &str) -> Child {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.leader, "--net"]).arg(common::file("lab/flood"));
+        command.args(arguments.split(' ')).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("nsenter");
+        let mut begun = [0; 9];
+        child.stdout.as_mut().expect("a pipe").read_exact(&mut begun).expect("flooding");
+        child
+    }
+
+    /// HAProxy's own checks, ten a second, until the strangers are gone: how many, how many of them were not answered
+    /// in time, and the longest.
+    fn checks_among(&self, mut strangers: Vec<Child>) -> (usize, usize, Duration) {
+        let (mut asked, mut missed, mut longest) = (0, 0, Duration::ZERO);
+        while strangers.iter_mut().any(|child| child.try_wait().expect("a child").is_none()) {
+            let started = Instant::now();
+            let reply = self.network(|| {
+                let mut reply = String::new();
+                if let Ok(mut stream) = TcpStream::connect_timeout(&agent(5555), PATIENCE) {
+                    let _ = stream.set_read_timeout(Some(PATIENCE));
+                    let _ = stream.write_all(b"primary\n");
+                    let _ = stream.read_to_string(&mut reply);
+                }
+                reply
+            });
+            let took = started.elapsed();
+            asked += 1;
+            missed += usize::from(!reply.starts_with("up ready") || took > PATIENCE);
+            longest = longest.max(took);
+            sleep(Duration::from_millis(100).saturating_sub(took));
+        }
+        for child in strangers {
+            let said = child.wait_with_output().expect("a child").stdout;
+            println!("{}: {}", self.name, String::from_utf8_lossy(&said).trim());
+        }
+        println!("{}: {asked} checks, {missed} missed, {longest:?} at most", self.name);
+        (asked, missed, longest)
     }
 
     fn haproxies(&self, count: u32) {
@@ -506,17 +557,13 @@ fn drop_ins() {
     }
 }
 
-/// The commented fence in the .socket, with somebody who may ask and somebody who may not.
+/// The fence, put up while the socket listens, with somebody who may ask and somebody who may not.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn who_may_ask() {
     for (name, root) in [("fence-12", "/"), ("fence-13", DEBIAN_13)] {
         let machine = Machine::boot(name, root);
-        let unit = "/etc/systemd/system/patroni-agent-check.socket";
-        machine.sh(&format!(
-            "sed -i 's/^#\\(IPAddressDeny=any\\)/\\1/; s/^#IPAddressAllow=.*/IPAddressAllow=127.0.0.1/' {unit}; \
-             systemctl daemon-reload; systemctl restart patroni-agent-check.socket"
-        ));
+        machine.fence();
         assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
         let accepted = "systemctl show -P NAccepted patroni-agent-check.socket";
         assert_eq!(machine.sh(accepted).trim(), "1", "{name}");
@@ -524,6 +571,40 @@ fn who_may_ask() {
         machine.network(|| flood(500));
         assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
         assert_eq!(machine.sh(accepted).trim(), "2", "{name}");
+    }
+}
+
+/// 3,000 connections a second from 128 addresses of both families, and 2,000 peers that say nothing.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn a_flood_before_the_fence() {
+    for units in [UNITS, LISTEN] {
+        for (name, root) in [("flood-12", "/"), ("flood-13", DEBIAN_13)] {
+            let machine = Machine::with(units, name, root);
+            machine.sh("ip route add local fd00:66::/64 dev lo");
+            machine.fence();
+            let half = "--count 64 --rate 1500 --silent 1000 --seconds 3";
+            let strangers = [
+                machine.strangers(&format!("127.0.0.1 5555 --from 127.0.0.0/8 {half}")),
+                machine.strangers(&format!("::1 5555 --from fd00:66::/64 {half}")),
+            ];
+            let (asked, missed, _) = machine.checks_among(strangers.into());
+            assert!(asked >= 10 && missed == 0, "{units} {name}: {missed} of {asked} missed");
+        }
+    }
+}
+
+/// Without the fence, two addresses that keep open what they can get and say nothing: 43 a second would keep 64 places,
+/// if each were kept for the whole `--timeout`.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn two_silent_strangers() {
+    for (name, root) in [("silent-12", "/"), ("silent-13", DEBIAN_13)] {
+        let machine = Machine::boot(name, root);
+        machine.put(&common::shipped(), "/usr/bin/patroni-agent-check");
+        let silent = "127.0.0.1 5555 --from 127.0.0.0/8 --count 2 --rate 0 --silent 200 --pace 43 --seconds 5";
+        let (asked, missed, _) = machine.checks_among(vec![machine.strangers(silent)]);
+        assert!(asked >= 10 && missed == 0, "{name}: {missed} of {asked} missed");
     }
 }
 
