@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One record is one write of this many bytes.
@@ -21,6 +22,9 @@ const PLAIN: usize = 24;
 /// What each record begins with, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
 const FOREIGN: &str = "not a memory file; remove it";
+/// Checks that are threads of one process read and leave one after the other, so that the journal hears once of what
+/// they all met in the same moment.
+static TURN: Mutex<()> = Mutex::new(());
 /// While trouble lasts the journal gets one line in this time.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -101,7 +105,8 @@ impl Memory {
 
     /// Reads what was left for a check of the Patroni at this host and port. Nothing was, if the file cannot be
     /// read, or the record is torn, of another Patroni, of another boot or of the future.
-    pub fn recall(self, patroni: &(String, u16), check: &Check, now: Duration) -> Recalled {
+    pub fn recall(self, patroni: &(String, u16), check: &Check) -> Recalled {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut hasher = DefaultHasher::new();
         (patroni, check.text()).hash(&mut hasher);
         let key = hasher.finish();
@@ -111,8 +116,10 @@ impl Memory {
             let read = read(&mut file, &mut records);
             read.map(|()| file).map_err(|error| error.to_string())
         });
+        // only now: what another check has left meanwhile is not of the future
+        let now = now();
         let place = mine.unwrap_or_else(|| shared_place(&records, key, now));
-        Recalled { file, records, place, key, now }
+        Recalled { file, records, place, key, now, _turn: turn }
     }
 }
 
@@ -152,6 +159,7 @@ pub struct Recalled {
     place: usize,
     key: u64,
     now: Duration,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Recalled {
@@ -195,7 +203,7 @@ impl Recalled {
     }
 
     /// Leaves this for the next check: one write. Where it cannot be written, nothing is left.
-    pub fn leave(&self, record: &Record) {
+    pub fn leave(self, record: &Record) {
         if let Ok(file) = &self.file {
             let offset = self.place * RECORD;
             let _ = file.write_at(&encode(self.key, record, self.now), offset as u64);

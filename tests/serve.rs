@@ -74,11 +74,8 @@ fn the_grace_outlives_the_process() {
             }
         }
     });
-    let memory = format!("patroni-agent-check-memory-{}", std::process::id());
-    let memory = std::env::temp_dir().join(memory);
-    let memory = memory.to_str().expect("UTF-8");
-    let url = patroni.url();
-    let arguments = ["--url", &url, "--memory-file", memory, "--grace", "15s", "--idle", "1s"];
+    let (memory, url) = (memory("grace"), patroni.url());
+    let arguments = ["--url", &url, "--memory-file", &memory, "--grace", "15s", "--idle", "1s"];
     for crash in [false, true] {
         over.store(false, Ordering::SeqCst);
         let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
@@ -138,11 +135,12 @@ fn every_socket_is_served() {
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
 
+/// A few questions that hang keep nobody else waiting.
 #[test]
-fn a_hung_patroni_does_not_keep_the_next_check_waiting() {
+fn a_hung_question_does_not_keep_the_next_check_waiting() {
     let asked = AtomicUsize::new(0);
     let patroni = FakePatroni::new(move |stream| {
-        if asked.fetch_add(1, Ordering::SeqCst) < 10 {
+        if asked.fetch_add(1, Ordering::SeqCst) < 3 {
             let _ = stream.read(&mut [0]); // until the agent gives up
         } else {
             let _ = stream.write_all(&http(200, PRIMARY));
@@ -154,10 +152,13 @@ fn a_hung_patroni_does_not_keep_the_next_check_waiting() {
         &["--url", &patroni.url(), "--timeout", "5s"],
     );
     let started = Instant::now();
-    let waiting: Vec<_> = (0..10).map(|_| server.connect()).collect();
-    while patroni.requests().len() < 10 {
-        assert!(started.elapsed() < Duration::from_secs(4), "ten checks at once");
-        std::thread::sleep(Duration::from_millis(5));
+    let mut waiting = Vec::new();
+    for number in 1..=3 {
+        waiting.push(server.connect());
+        while patroni.requests().len() < number {
+            assert!(started.elapsed() < Duration::from_secs(4), "three questions at once");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
     assert_eq!(server.ask(), READY);
     assert!(started.elapsed() < Duration::from_secs(5), "before the first deadline");
@@ -165,6 +166,100 @@ fn a_hung_patroni_does_not_keep_the_next_check_waiting() {
         let reply = listen(stream);
         assert!(reply.ends_with("no answer before the deadline (--timeout)\n"), "{reply}");
     }
+}
+
+/// So many ask the same in the same moment, each with a line.
+fn burst(server: &Server, checks: &[&str], count: usize) -> Vec<String> {
+    let mut peers: Vec<_> = (0..count).map(|_| server.connect()).collect();
+    for (number, peer) in peers.iter_mut().enumerate() {
+        writeln!(peer, "{}", checks[number % checks.len()]).expect("it listens");
+    }
+    peers.into_iter().map(listen).collect()
+}
+
+/// A Patroni that counts how many ask at once, and answers after a while, if at all.
+fn counting(takes: Duration) -> (FakePatroni, Arc<AtomicUsize>) {
+    let (asking, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let counted = most.clone();
+    let patroni = FakePatroni::new(move |stream| {
+        let now = asking.fetch_add(1, Ordering::SeqCst) + 1;
+        counted.fetch_max(now, Ordering::SeqCst);
+        stream.set_read_timeout(Some(takes)).expect("a socket");
+        let gave_up = matches!(stream.read(&mut [0]), Ok(0));
+        asking.fetch_sub(1, Ordering::SeqCst);
+        if !gave_up {
+            let _ = stream.write_all(&http(200, PRIMARY));
+        }
+    });
+    (patroni, most)
+}
+
+#[test]
+fn patroni_is_not_overrun() {
+    let (patroni, most) = counting(Duration::from_millis(30));
+    let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
+    let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+    let checks = ["primary", "read-write", "read-only", "read-only?lag=16MB", "read-only?lag=32MB"];
+    let replies = burst(&server, &checks, 120);
+    assert!(replies.iter().all(|reply| reply == READY), "{replies:?}");
+    let asked = patroni.requests().len();
+    println!("{asked} questions for 120 checks");
+    assert!((5..60).contains(&asked), "alike questions are shared: {asked}");
+    let most = most.load(Ordering::SeqCst);
+    assert!((2..=4).contains(&most), "{most} questions at once");
+    for check in checks {
+        let requests = patroni.requests();
+        assert!(requests.iter().any(|head| head.starts_with(&format!("GET /{check} "))), "{check}");
+    }
+}
+
+/// A path for one test's memory file.
+fn memory(test: &str) -> String {
+    let name = format!("patroni-agent-check-{test}-{}", std::process::id());
+    std::env::temp_dir().join(name).to_str().expect("UTF-8").to_owned()
+}
+
+/// What all checks meet in the same moment is one line in the journal.
+#[test]
+fn the_journal_hears_once() {
+    let patroni = FakePatroni::new(|stream| {
+        std::thread::sleep(Duration::from_millis(200));
+        let _ = stream.write_all(&http(503, r#"{"state": "crashed", "role": "primary"}"#));
+    });
+    let (memory, url) = (memory("once"), patroni.url());
+    let arguments = ["--agent-send", "--url", &url, "--memory-file", &memory];
+    let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+    let replies = burst(&server, &["primary"], 200);
+    assert!(replies.iter().all(|reply| reply == "fail ready # primary, crashed\n"), "{replies:?}");
+    assert_eq!(stderr(&mut server).lines().count(), 1);
+    fs::remove_file(memory).expect("a memory");
+}
+
+/// All that it said, after it has ended.
+fn stderr(server: &mut Server) -> String {
+    send("-TERM", &server.child);
+    let mut said = String::new();
+    server.child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("it");
+    said
+}
+
+/// All wait no longer than their deadlines.
+#[test]
+fn a_hung_patroni_is_not_overrun_either() {
+    let (patroni, most) = counting(Duration::from_secs(60));
+    let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "1s"];
+    let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+    let checks = ["primary", "primary", "primary", "read-write", "master", "leader", "replica"];
+    let started = Instant::now();
+    let replies = burst(&server, &checks, 120);
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    let late = "down ready # Patroni ";
+    assert!(replies.iter().all(|reply| reply.starts_with(late)), "{replies:?}");
+    let late = "no answer before the deadline (--timeout)";
+    assert!(replies.iter().all(|reply| reply.contains(late)), "{replies:?}");
+    assert!(replies.iter().any(|reply| reply.contains("not asked")), "{replies:?}");
+    let most = most.load(Ordering::SeqCst);
+    assert!((2..=4).contains(&most), "{most} questions at once");
 }
 
 #[test]
