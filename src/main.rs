@@ -70,11 +70,14 @@ fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitC
 fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or(IDLE, |options| options.idle);
     let shared = Shared::new(AT_ONCE, APART);
-    let served = serve::serve(listeners, idle, |mut connection| match options {
+    let served = serve::serve(listeners, idle, |mut connection, place| match options {
         Ok(options) => {
             let deadline = Instant::now() + options.timeout;
             let prepare = |_: &Connection, _: &Memory| {
-                |_: &Connection, check: &Check| together(&shared, &options.patroni, check, deadline)
+                |_: &Connection, check: &Check| {
+                    place.heard();
+                    together(&shared, &options.patroni, check, deadline)
+                }
             };
             let answered = answer(options, &mut connection, deadline, prepare);
             say::say(connection, &answered.reply, answered.news);
@@ -112,9 +115,7 @@ fn together(
     };
     shared.ask(check.path().to_owned(), deadline, ask).unwrap_or_else(|missed| {
         let why = match missed {
-            Missed::Unasked => {
-                "no answer before the deadline (--timeout): not asked, since it answered nobody else"
-            }
+            Missed::Unasked => "no answer before the deadline (--timeout): others wait for it, too",
             Missed::Unanswered => "no answer before the deadline (--timeout)",
             Missed::Broken => "not asked, for a bug in patroni-agent-check",
         };
