@@ -159,7 +159,8 @@ impl From<String> for Failure {
 }
 
 impl Patroni {
-    fn blame(&self, error: &str) -> String {
+    /// Says whose error it is.
+    pub fn blame(&self, error: &str) -> String {
         let (host, port) = &self.connect_to;
         let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
         format!("Patroni {open}{host}{close}:{port}: {error}")

@@ -2,11 +2,13 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
-use patroni_agent_check::check::Question;
+use patroni_agent_check::ask::{Answer, NoAnswer, Patroni};
+use patroni_agent_check::check::{Check, Question};
 use patroni_agent_check::connection::{Connection, Peer};
 use patroni_agent_check::decide::{self, Reply, Times, Verdict};
-use patroni_agent_check::memory::{self, Memory, News, Recalled, Record};
+use patroni_agent_check::memory::{self, Memory, News};
 use patroni_agent_check::options::{IDLE, Options, Stop};
+use patroni_agent_check::share::{Missed, Shared};
 use patroni_agent_check::{ask, hold, sandbox, say, serve, user};
 use std::net::TcpListener;
 use std::panic;
@@ -40,24 +42,57 @@ fn as_user(options: Options) -> Result<Options, Stop> {
     Ok(options)
 }
 
+/// Questions to Patroni at once and the least time between two: its REST API has five workers, a queue of five, and
+/// shares one core with its main loop. Each question takes a millisecond of that.
+const AT_ONCE: usize = 4;
+const APART: Duration = Duration::from_millis(2);
+
+/// When Patroni was asked, and what came of it.
+type Asked = (Times, Result<Answer, NoAnswer>);
+
 /// A process for one check, which locks itself in.
 fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
-    // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
-    let lock_in = |memory: &Memory| match cfg!(without_sandbox) {
-        true => Ok(()),
-        false => sandbox::enter(options.patroni.connect_to.1, memory.descriptor()),
+    let deadline = started + options.timeout;
+    let prepare = |connection: &Connection, memory: &Memory| {
+        let found = ask::find(&options.patroni);
+        // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
+        if !cfg!(without_sandbox) {
+            let port = options.patroni.connect_to.1;
+            if let Err(missing) = sandbox::enter(port, memory.descriptor()) {
+                say::remark(connection, &missing);
+            }
+        }
+        move |connection: &Connection, check: &Check| {
+            let asked =
+                timed(|| ask::ask(found.as_ref().map_err(NoAnswer::clone)?, check, deadline));
+            if let (Connection::Standard, Ok(found), Ok(_)) = (connection, &found, &asked.1) {
+                if let Some(text) = too_long(options, ask::lock_outlives(found, deadline)) {
+                    say::remark(connection, &text);
+                }
+            }
+            asked
+        }
     };
-    let answered = answer(options, &mut connection, started, lock_in);
-    say(connection, &answered)
+    let answered = answer(options, &mut connection, started, prepare);
+    say::say(connection, &answered.reply, answered.news)
 }
 
 /// A process for many, which its unit locks in: files are needed again for the next.
 fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or(IDLE, |options| options.idle);
-    let served = serve::serve(listeners, idle, |mut connection| match options {
+    let shared = Shared::new(AT_ONCE, APART);
+    let served = serve::serve(listeners, idle, |mut connection, place| match options {
         Ok(options) => {
-            let answered = answer(options, &mut connection, Instant::now(), |_| Ok(()));
-            say(connection, &answered);
+            let started = Instant::now();
+            let deadline = started + options.timeout;
+            let prepare = |_: &Connection, _: &Memory| {
+                |_: &Connection, check: &Check| {
+                    place.heard();
+                    together(&shared, &options.patroni, check, deadline)
+                }
+            };
+            let answered = answer(options, &mut connection, started, prepare);
+            say::say(connection, &answered.reply, answered.news);
             say::words(answered.reply.verdict)
         }
         Err(stop) => {
@@ -71,27 +106,48 @@ fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode 
     }
 }
 
+/// Asks, and looks at the clock before and after.
+fn timed(ask: impl FnOnce() -> Result<Answer, NoAnswer>) -> Asked {
+    let (asked, since) = (memory::now(), Instant::now());
+    let answer = ask();
+    (Times { asked, answered: asked + since.elapsed() }, answer)
+}
+
+/// Asks for all who want to know the same, and only then reads the certificates.
+fn together(
+    shared: &Shared<String, Asked>,
+    patroni: &Patroni,
+    check: &Check,
+    deadline: Instant,
+) -> Asked {
+    let came = memory::now();
+    let ask = || {
+        let found = ask::find(patroni);
+        timed(|| ask::ask(&found?, check, deadline))
+    };
+    shared.ask(check.path().to_owned(), deadline, ask).unwrap_or_else(|missed| {
+        let why = match missed {
+            Missed::Unasked => "no answer before the deadline (--timeout): others wait for it, too",
+            Missed::Unanswered => "no answer before the deadline (--timeout)",
+            Missed::Broken => "not asked, for a bug in patroni-agent-check",
+        };
+        let times = Times { asked: came, answered: memory::now() };
+        (times, Err(NoAnswer::unusable(patroni.blame(why))))
+    })
+}
+
 /// The end of the pipe.
 struct Answered {
     reply: Reply,
     news: Option<News>,
-    left: Option<(Recalled, Record)>,
 }
 
 impl From<Reply> for Answered {
     /// A reply that nothing is remembered of, and that is news if it is bad.
     fn from(reply: Reply) -> Answered {
         let news = (reply.verdict != Verdict::Unasked).then_some(News::Began);
-        Answered { reply, news, left: None }
+        Answered { reply, news }
     }
-}
-
-/// What has been said is remembered, for whoever asks in the next moment.
-fn say(connection: Connection, answered: &Answered) -> ExitCode {
-    if let Some((recalled, record)) = &answered.left {
-        recalled.leave(record);
-    }
-    say::say(connection, &answered.reply, answered.news)
 }
 
 /// Says that the grace could outlive the leader lock, if it could: with HAProxy's interval of units/haproxy.cfg.
@@ -107,15 +163,14 @@ fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
     ))
 }
 
-/// One check, down the pipe. `lock_in` comes when files are no longer needed.
-fn answer(
+/// One check, down the pipe. `prepare` comes before the first byte is read, and returns the step that asks.
+fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
     options: &Options,
     connection: &mut Connection,
     started: Instant,
-    lock_in: impl FnOnce(&Memory) -> Result<(), String>,
+    prepare: impl FnOnce(&Connection, &Memory) -> Ask,
 ) -> Answered {
     decide::whatever_happens(options.policy.unreachable, || {
-        let deadline = started + options.timeout;
         let human = connection.is_human();
         let memory = Memory::open(&options.memory_file, human);
         let (hold, unseen) = match hold::read(&options.hold_file) {
@@ -125,10 +180,7 @@ fn answer(
         if let Some(hold) = &hold {
             say::remark(connection, &format!("a hold is on: {}, {}", hold.word, hold.reason));
         }
-        let found = ask::find(&options.patroni);
-        if let Err(missing) = lock_in(&memory) {
-            say::remark(connection, &missing);
-        }
+        let ask = prepare(connection, &memory);
         let question = match &options.question {
             Some(question) => Ok(question.clone()),
             None => match connection.read_line(started, options.timeout) {
@@ -140,30 +192,14 @@ fn answer(
         let question = match question {
             Ok(question) => question,
             Err(error) => {
-                let recalled = memory.recall(&options.patroni.connect_to, None, memory::now());
-                let news = recalled.news_of_no_check();
-                return Answered {
-                    reply: decide::not_understood(&error),
-                    news: news.as_ref().map(|(news, _)| *news),
-                    left: news.map(|(_, record)| (recalled, record)),
-                };
+                let news = memory.recall(&options.patroni.connect_to, None).news_of_no_check();
+                return Answered { reply: decide::not_understood(&error), news };
             }
         };
-        let (asked, since) = (memory::now(), Instant::now());
-        let answer = match &found {
-            Ok(found) => ask::ask(found, &question.check, deadline),
-            Err(no_answer) => Err(no_answer.clone()),
-        };
-        let times = Times { asked, answered: asked + since.elapsed() };
-        let recalled =
-            memory.recall(&options.patroni.connect_to, Some(&question.check), times.answered);
+        let (times, answer) = ask(connection, &question.check);
+        let recalled = memory.recall(&options.patroni.connect_to, Some(&question.check));
         if let Some(error) = recalled.error() {
             say::remark(connection, &format!("there is no grace: {error}"));
-        }
-        if let (Connection::Standard, Ok(found), Ok(_)) = (&*connection, &found, &answer) {
-            if let Some(text) = too_long(options, ask::lock_outlives(found, deadline)) {
-                say::remark(connection, &text);
-            }
         }
         let last = recalled.last();
         if human && recalled.error().is_none() && last.lease.is_zero() {
@@ -180,6 +216,8 @@ fn answer(
         // by hand nothing is said to the journal, and it must not be remembered that it was
         let by_hand = matches!(connection, Connection::Standard);
         let news = if by_hand { None } else { recalled.news(&mut record) };
-        Answered { reply, news, left: Some((recalled, record)) }
+        // before it is said, for whoever asks in the next moment
+        recalled.leave(&record);
+        Answered { reply, news }
     })
 }

@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One record is one write of this many bytes.
@@ -23,6 +24,9 @@ const NO_CHECK: usize = PLAIN - 1;
 /// What each record begins with, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
 const FOREIGN: &str = "not a memory file; remove it";
+/// Checks that are threads of one process read and leave one after the other, so that the journal hears once of what
+/// they all met in the same moment.
+static TURN: Mutex<()> = Mutex::new(());
 /// While trouble lasts the journal gets one line in this time.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -104,7 +108,8 @@ impl Memory {
     /// Reads what was left for a check of the Patroni at this host and port, or for lines that were not understood.
     /// Nothing was, if the file cannot be read, or the record is torn, of another Patroni, of another boot or of the
     /// future.
-    pub fn recall(self, patroni: &(String, u16), check: Option<&Check>, now: Duration) -> Recalled {
+    pub fn recall(self, patroni: &(String, u16), check: Option<&Check>) -> Recalled {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut hasher = DefaultHasher::new();
         (patroni, check.map_or("", Check::text)).hash(&mut hasher);
         let key = hasher.finish();
@@ -115,8 +120,10 @@ impl Memory {
             let read = read(&mut file, &mut records);
             read.map(|()| file).map_err(|error| error.to_string())
         });
+        // only now: what another check has left meanwhile is not of the future
+        let now = now();
         let place = mine.unwrap_or_else(|| shared_place(&records, key, now));
-        Recalled { file, records, place, key, now }
+        Recalled { file, records, place, key, now, _turn: turn }
     }
 }
 
@@ -156,6 +163,7 @@ pub struct Recalled {
     place: usize,
     key: u64,
     now: Duration,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Recalled {
@@ -200,15 +208,19 @@ impl Recalled {
 
     /// What the journal is told of a line that is not understood, which anybody may send: that one came, once a
     /// minute. Without a memory, nothing.
-    pub fn news_of_no_check(&self) -> Option<(News, Record)> {
+    pub fn news_of_no_check(self) -> Option<News> {
         let last = self.last().logged;
         let due = last.is_zero() || self.now.saturating_sub(last) >= MINUTE;
-        let record = Record { logged: self.now, ..Record::default() };
-        (due && self.file.is_ok()).then_some((News::Began, record))
+        if !due || self.file.is_err() {
+            return None;
+        }
+        let logged = self.now;
+        self.leave(&Record { logged, ..Record::default() });
+        Some(News::Began)
     }
 
     /// Leaves this for the next check: one write. Where it cannot be written, nothing is left.
-    pub fn leave(&self, record: &Record) {
+    pub fn leave(self, record: &Record) {
         if let Ok(file) = &self.file {
             let offset = self.place * RECORD;
             let _ = file.write_at(&encode(self.key, record, self.now), offset as u64);

@@ -154,6 +154,11 @@ pub fn remark(connection: &Connection, text: &str) {
     }
 }
 
+/// Tells the journal what no answer tells.
+pub fn warn(text: &str) {
+    log(&format!("<4>{text}"));
+}
+
 /// Says how this program was started wrongly, where there is nobody to answer.
 pub fn misused(error: &str) -> ExitCode {
     log(&format!("{NAME}: {error}"));

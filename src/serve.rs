@@ -2,23 +2,26 @@
 //! nobody asks any more. Knows nothing of what a check is.
 
 use crate::connection::Connection;
+use crate::say;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGTERM;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Checks at once, in all and for each address that asks; one above is closed without an answer, as
-/// systemd does it. While Patroni hangs, each pool of a HAProxy takes a place for `--timeout`, and the pools
-/// above the limit would keep what they heard last. `TasksMax=` and `LimitNOFILE=` of the unit fit these.
+/// Checks at once, in all and for each address that asks. While Patroni hangs, each pool of a HAProxy takes a place for
+/// `--timeout`. `TasksMax=` and `LimitNOFILE=` of the unit fit these.
 const AT_ONCE: usize = 512;
-const AT_ONCE_PER_SOURCE: usize = 256;
+const AT_ONCE_PER_SOURCE: usize = 128;
+/// How often the journal hears of connections without an answer, at most.
+const MINUTE: Duration = Duration::from_secs(60);
 /// Above the longest `--timeout`: a check that takes longer hangs, and systemd's watchdog shall see it.
 const LONGEST: Duration = Duration::from_secs(15);
 /// How often systemd is told the status, at most: it costs PID 1 as much as it costs here.
@@ -34,10 +37,13 @@ const STATUS: Duration = Duration::from_secs(1);
 pub fn serve(
     listeners: &[TcpListener],
     idle: Duration,
-    check: impl Fn(Connection) -> &'static str + Sync,
+    check: impl Fn(Connection, &Place) -> &'static str + Sync,
 ) -> io::Result<()> {
     let (stop, stopper) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, stopper)?;
+    // three for each check
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     // a connection may be gone again before it is accepted
     for listener in listeners {
         listener.set_nonblocking(true)?;
@@ -64,11 +70,11 @@ pub fn serve(
                 if ready.revents().is_empty() {
                     continue;
                 }
-                if let Some((stream, slot)) = accept(listener, &checks) {
+                if let Some((stream, place)) = accept(listener, &checks) {
                     let check = &check;
                     // without a thread for it the connection is closed, as one above the limit
-                    let _ =
-                        thread::Builder::new().spawn_scoped(scope, move || slot.run(stream, check));
+                    let _ = thread::Builder::new()
+                        .spawn_scoped(scope, move || place.run(stream, check));
                 }
             }
             if !checks.lock().running.is_empty() {
@@ -78,9 +84,14 @@ pub fn serve(
             }
             if told.elapsed() >= tick {
                 told = Instant::now();
-                notify(NotifyState::Status(&checks.status()));
-                if checks.lock().running.iter().all(|(_, since)| since.elapsed() < LONGEST) {
+                let mut state = checks.lock();
+                notify(NotifyState::Status(&state.status()));
+                if state.running.iter().all(|check| check.since.elapsed() < LONGEST) {
                     notify(NotifyState::Watchdog);
+                }
+                if let Some(news) = state.news() {
+                    drop(state);
+                    say::warn(&news);
                 }
             }
         }
@@ -89,17 +100,18 @@ pub fn serve(
     })
 }
 
-fn accept<'a>(listener: &TcpListener, checks: &'a Checks) -> Option<(TcpStream, Slot<'a>)> {
-    match listener.accept() {
-        Ok((stream, peer)) => Some((stream, checks.slot(peer.ip())?)),
-        Err(error) => {
-            // No descriptor is left: one comes back when a check ends.
-            if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) {
-                thread::sleep(Duration::from_millis(10));
-            }
-            None
+fn accept<'a>(listener: &TcpListener, checks: &'a Checks) -> Option<(TcpStream, Place<'a>)> {
+    let accepted = listener.accept().and_then(|(stream, peer)| {
+        let place = checks.place(peer.ip(), &stream)?;
+        Ok(place.map(|place| (stream, place)))
+    });
+    accepted.unwrap_or_else(|error| {
+        // No descriptor is left: one comes back when a check ends.
+        if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) {
+            thread::sleep(Duration::from_millis(10));
         }
-    }
+        None
+    })
 }
 
 fn notify(state: NotifyState) {
@@ -112,16 +124,37 @@ struct Checks(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    running: Vec<(IpAddr, Instant)>,
+    /// In the order in which they came.
+    running: Vec<Running>,
+    /// The number of the next one.
+    next: u64,
     served: u64,
-    refused: u64,
+    unanswered: Unanswered,
+    /// What the journal has heard of, and when.
+    told: Option<(Unanswered, Instant)>,
     last: &'static str,
 }
 
+/// Connections that were closed without an answer, as systemd does it: newcomers that found no place, and those
+/// that said nothing and gave theirs to a newcomer.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Unanswered {
+    refused: u64,
+    silent: u64,
+}
+
+struct Running {
+    number: u64,
+    source: IpAddr,
+    since: Instant,
+    /// The connection as long as nothing is known to have come from it.
+    silent: Option<TcpStream>,
+}
+
 /// A place among those that are answered at once.
-struct Slot<'a> {
+pub struct Place<'a> {
     checks: &'a Checks,
-    entry: (IpAddr, Instant),
+    number: u64,
 }
 
 impl Checks {
@@ -129,41 +162,82 @@ impl Checks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot(&self, source: IpAddr) -> Option<Slot<'_>> {
+    /// A place for a newcomer, if need be that of the connection that has been silent for longest: HAProxy's line comes
+    /// at once.
+    fn place(&self, source: IpAddr, stream: &TcpStream) -> io::Result<Option<Place<'_>>> {
+        let silent = Some(stream.try_clone()?);
         let state = &mut *self.lock();
-        let same = state.running.iter().filter(|(other, _)| *other == source).count();
-        if state.running.len() >= AT_ONCE || same >= AT_ONCE_PER_SOURCE {
-            state.refused += 1;
+        let same = state.running.iter().filter(|other| other.source == source).count();
+        let crowd = same >= AT_ONCE_PER_SOURCE;
+        if crowd || state.running.len() >= AT_ONCE {
+            let mut running = state.running.iter();
+            let leaves = running
+                .position(|other| other.silent.is_some() && (!crowd || other.source == source));
+            let Some(leaves) = leaves else {
+                state.unanswered.refused += 1;
+                return Ok(None);
+            };
+            // its thread ends then
+            if let Some(stream) = state.running.remove(leaves).silent {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            state.unanswered.silent += 1;
+        }
+        let (number, since) = (state.next, Instant::now());
+        state.next += 1;
+        state.running.push(Running { number, source, since, silent });
+        Ok(Some(Place { checks: self, number }))
+    }
+}
+
+impl State {
+    fn status(&self) -> String {
+        let last = if self.last.is_empty() { "nothing yet" } else { self.last };
+        let Unanswered { refused, silent } = self.unanswered;
+        let (served, running) = (self.served, self.running.len());
+        format!(
+            "{served} checks served, {refused} refused, {silent} silent ones closed, {running} running, last said: {last}"
+        )
+    }
+
+    /// What the journal has not heard of yet.
+    fn news(&mut self) -> Option<String> {
+        let (known, when) = self.told.unzip();
+        let (known, now) = (known.unwrap_or_default(), self.unanswered);
+        if now == known || when.is_some_and(|when| when.elapsed() < MINUTE) {
             return None;
         }
-        let entry = (source, Instant::now());
-        state.running.push(entry);
-        Some(Slot { checks: self, entry })
-    }
-
-    fn status(&self) -> String {
-        let state = self.lock();
-        let last = if state.last.is_empty() { "nothing yet" } else { state.last };
-        let (served, refused, running) = (state.served, state.refused, state.running.len());
-        format!("{served} checks served, {refused} refused, {running} running, last said: {last}")
+        self.told = Some((now, Instant::now()));
+        let (refused, silent) = (now.refused - known.refused, now.silent - known.silent);
+        Some(format!(
+            "all places were taken ({AT_ONCE}, {AT_ONCE_PER_SOURCE} for each address): closed {silent} connections that sent nothing, refused {refused} more; who may ask?"
+        ))
     }
 }
 
-impl Slot<'_> {
-    fn run(self, stream: TcpStream, check: &(impl Fn(Connection) -> &'static str + Sync)) {
-        // A bug in one check must not end the others.
-        let said = panic::catch_unwind(AssertUnwindSafe(|| check(Connection::Socket(stream))));
-        let mut state = self.checks.lock();
-        state.served += 1;
-        state.last = said.unwrap_or("nothing, for a bug");
-    }
-}
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
+impl Place<'_> {
+    /// The peer has said what it wants: nobody takes its place any more.
+    pub fn heard(&self) {
         let running = &mut self.checks.lock().running;
-        if let Some(place) = running.iter().position(|entry| *entry == self.entry) {
-            running.swap_remove(place);
+        if let Some(own) = running.iter_mut().find(|check| check.number == self.number) {
+            own.silent = None;
         }
+    }
+
+    fn run(self, stream: TcpStream, check: &(impl Fn(Connection, &Place) -> &'static str + Sync)) {
+        // A bug in one check must not end the others.
+        let said =
+            panic::catch_unwind(AssertUnwindSafe(|| check(Connection::Socket(stream), &self)));
+        let mut state = self.checks.lock();
+        if state.running.iter().any(|check| check.number == self.number) {
+            state.served += 1;
+            state.last = said.unwrap_or("nothing, for a bug");
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.checks.lock().running.retain(|check| check.number != self.number);
     }
 }

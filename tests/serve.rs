@@ -24,6 +24,8 @@ struct Server {
 impl Server {
     fn start(how: Start, address: &str, arguments: &[&str]) -> Server {
         let listener = TcpListener::bind(address).expect("a free port");
+        // as in the unit: a SYN that finds no place in it comes again after a second
+        rustix::net::listen(&listener, 1024).expect("a longer queue");
         let child = child(how, &listener, arguments);
         Server { listener, child }
     }
@@ -74,11 +76,8 @@ fn the_grace_outlives_the_process() {
             }
         }
     });
-    let memory = format!("patroni-agent-check-memory-{}", std::process::id());
-    let memory = std::env::temp_dir().join(memory);
-    let memory = memory.to_str().expect("UTF-8");
-    let url = patroni.url();
-    let arguments = ["--url", &url, "--memory-file", memory, "--grace", "15s", "--idle", "1s"];
+    let (memory, url) = (memory("grace"), patroni.url());
+    let arguments = ["--url", &url, "--memory-file", &memory, "--grace", "15s", "--idle", "1s"];
     for crash in [false, true] {
         over.store(false, Ordering::SeqCst);
         let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
@@ -138,11 +137,12 @@ fn every_socket_is_served() {
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
 
+/// A few questions that hang keep nobody else waiting.
 #[test]
-fn a_hung_patroni_does_not_keep_the_next_check_waiting() {
+fn a_hung_question_does_not_keep_the_next_check_waiting() {
     let asked = AtomicUsize::new(0);
     let patroni = FakePatroni::new(move |stream| {
-        if asked.fetch_add(1, Ordering::SeqCst) < 10 {
+        if asked.fetch_add(1, Ordering::SeqCst) < 3 {
             let _ = stream.read(&mut [0]); // until the agent gives up
         } else {
             let _ = stream.write_all(&http(200, PRIMARY));
@@ -154,10 +154,13 @@ fn a_hung_patroni_does_not_keep_the_next_check_waiting() {
         &["--url", &patroni.url(), "--timeout", "5s"],
     );
     let started = Instant::now();
-    let waiting: Vec<_> = (0..10).map(|_| server.connect()).collect();
-    while patroni.requests().len() < 10 {
-        assert!(started.elapsed() < Duration::from_secs(4), "ten checks at once");
-        std::thread::sleep(Duration::from_millis(5));
+    let mut waiting = Vec::new();
+    for number in 1..=3 {
+        waiting.push(server.connect());
+        while patroni.requests().len() < number {
+            assert!(started.elapsed() < Duration::from_secs(4), "three questions at once");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
     assert_eq!(server.ask(), READY);
     assert!(started.elapsed() < Duration::from_secs(5), "before the first deadline");
@@ -167,53 +170,186 @@ fn a_hung_patroni_does_not_keep_the_next_check_waiting() {
     }
 }
 
-#[test]
-fn what_one_address_can_take_is_bounded() {
-    // Patroni does not answer for a replica until it may
-    let may = Arc::new(AtomicBool::new(false));
-    let patroni = FakePatroni::on("127.0.0.1:0", {
-        let may = may.clone();
-        move |mut stream, _| {
-            let replica = common::read_request(&mut stream).starts_with("GET /replica");
-            while replica && !may.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+/// So many ask the same in the same moment, each with a line.
+fn burst(server: &Server, checks: &[&str], count: usize) -> Vec<String> {
+    let mut peers: Vec<_> = (0..count).map(|_| server.connect()).collect();
+    for (number, peer) in peers.iter_mut().enumerate() {
+        writeln!(peer, "{}", checks[number % checks.len()]).expect("it listens");
+    }
+    peers.into_iter().map(listen).collect()
+}
+
+/// A Patroni that counts how many ask at once, and answers after a while, if at all.
+fn counting(takes: Duration) -> (FakePatroni, Arc<AtomicUsize>) {
+    let (asking, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let counted = most.clone();
+    let patroni = FakePatroni::new(move |stream| {
+        let now = asking.fetch_add(1, Ordering::SeqCst) + 1;
+        counted.fetch_max(now, Ordering::SeqCst);
+        stream.set_read_timeout(Some(takes)).expect("a socket");
+        let gave_up = matches!(stream.read(&mut [0]), Ok(0));
+        asking.fetch_sub(1, Ordering::SeqCst);
+        if !gave_up {
             let _ = stream.write_all(&http(200, PRIMARY));
         }
     });
+    (patroni, most)
+}
+
+#[test]
+fn patroni_is_not_overrun() {
+    let (patroni, most) = counting(Duration::from_millis(30));
     let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
     let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
-    let from = |source: [u8; 4]| {
-        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
-        bind(&socket, &SocketAddr::from((Ipv4Addr::from(source), 0))).expect("an address");
-        connect(&socket, &server.address()).expect("a connection");
-        TcpStream::from(socket)
-    };
-    let waiting = |source| {
-        let mut stream = from(source);
-        stream.write_all(b"replica\n").expect("a connection");
-        stream
-    };
-    let some: Vec<_> = (0..256).map(|_| waiting([127, 0, 0, 66])).collect();
-    // a connection that is closed without an answer: the end, or a reset for what was sent
-    let answer = |mut stream: TcpStream| {
-        let mut reply = String::new();
-        let _ = stream.write_all(b"primary\n");
-        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket");
-        let _ = stream.read_to_string(&mut reply);
-        reply
-    };
-    assert_eq!(answer(from([127, 0, 0, 66])), "", "one above the limit");
-    assert_eq!(answer(from([127, 0, 0, 1])), READY, "another address");
-    let others: Vec<_> = (0..256).map(|_| waiting([127, 0, 0, 67])).collect();
-    assert_eq!(answer(from([127, 0, 0, 1])), "", "one above the limit of all");
-    drop((some, others));
-    may.store(true, Ordering::SeqCst);
-    let end = Instant::now() + Duration::from_secs(5);
-    while answer(from([127, 0, 0, 66])) != READY {
-        assert!(Instant::now() < end, "places come back");
+    let checks = ["primary", "read-write", "read-only", "read-only?lag=16MB", "read-only?lag=32MB"];
+    let replies = burst(&server, &checks, 120);
+    assert!(replies.iter().all(|reply| reply == READY), "{replies:?}");
+    let asked = patroni.requests().len();
+    println!("{asked} questions for 120 checks");
+    assert!((5..60).contains(&asked), "alike questions are shared: {asked}");
+    let most = most.load(Ordering::SeqCst);
+    assert!((2..=4).contains(&most), "{most} questions at once");
+    for check in checks {
+        let requests = patroni.requests();
+        assert!(requests.iter().any(|head| head.starts_with(&format!("GET /{check} "))), "{check}");
     }
+}
+
+/// A path for one test's memory file.
+fn memory(test: &str) -> String {
+    let name = format!("patroni-agent-check-{test}-{}", std::process::id());
+    std::env::temp_dir().join(name).to_str().expect("UTF-8").to_owned()
+}
+
+/// What all checks meet in the same moment is one line in the journal.
+#[test]
+fn the_journal_hears_once() {
+    let patroni = FakePatroni::new(|stream| {
+        std::thread::sleep(Duration::from_millis(200));
+        let _ = stream.write_all(&http(503, r#"{"state": "crashed", "role": "primary"}"#));
+    });
+    let (memory, url) = (memory("once"), patroni.url());
+    let arguments = ["--agent-send", "--url", &url, "--memory-file", &memory];
+    let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+    let replies = burst(&server, &["primary"], 120);
+    assert!(replies.iter().all(|reply| reply == "fail ready # primary, crashed\n"), "{replies:?}");
+    assert_eq!(stderr(&mut server).lines().count(), 1);
+    fs::remove_file(memory).expect("a memory");
+}
+
+/// All that it said, after it has ended.
+fn stderr(server: &mut Server) -> String {
+    send("-TERM", &server.child);
+    let mut said = String::new();
+    server.child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("it");
+    said
+}
+
+/// All wait no longer than their deadlines.
+#[test]
+fn a_hung_patroni_is_not_overrun_either() {
+    let (patroni, most) = counting(Duration::from_secs(60));
+    let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "1s"];
+    let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+    let checks = ["primary", "primary", "primary", "read-write", "master", "leader", "replica"];
+    let started = Instant::now();
+    let replies = burst(&server, &checks, 120);
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    let late = "down ready # Patroni ";
+    assert!(replies.iter().all(|reply| reply.starts_with(late)), "{replies:?}");
+    let late = "no answer before the deadline (--timeout)";
+    assert!(replies.iter().all(|reply| reply.contains(late)), "{replies:?}");
+    assert!(replies.iter().any(|reply| reply.contains(": others wait")), "{replies:?}");
+    let most = most.load(Ordering::SeqCst);
+    assert!((2..=4).contains(&most), "{most} questions at once");
+}
+
+/// From one of this machine's many addresses.
+fn from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    bind(&socket, &SocketAddr::from((source, 0))).expect("an address");
+    connect(&socket, &to).expect("a connection");
+    TcpStream::from(socket)
+}
+
+/// What it is answered; nothing, if it is closed without an answer: the end, or a reset for what was sent.
+fn answer(mut stream: TcpStream) -> String {
+    let mut reply = String::new();
+    let _ = stream.write_all(b"primary\n");
+    stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a socket");
+    let _ = stream.read_to_string(&mut reply);
+    reply
+}
+
+const HAPROXY: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+/// Peers that say nothing are closed for those that come later, the one that has been silent for longest first, be they
+/// of few addresses or of many. A check that is being answered is not.
+#[test]
+fn silent_peers_keep_nobody_from_an_answer() {
+    for sources in [3, 9] {
+        let (patroni, asked) = counting(Duration::from_millis(500));
+        let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
+        let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+        let at = server.address();
+        let mut checks: Vec<_> = (0..20).map(|_| from(HAPROXY, at)).collect();
+        checks.iter_mut().for_each(|check| check.write_all(b"primary\n").expect("it listens"));
+        while asked.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        let mut silent = Vec::new();
+        for number in 0..2000u32 {
+            silent.push(from(Ipv4Addr::from(0x7f00_0042 + number % sources), at));
+            if number % 100 == 0 {
+                let mut check = from(HAPROXY, at);
+                check.write_all(b"primary\n").expect("it listens");
+                checks.push(check);
+            }
+        }
+        let replies: Vec<_> = checks.into_iter().map(listen).collect();
+        assert!(replies.iter().all(|reply| reply == READY), "{replies:?}");
+        // the first ones were closed, the last ones are still there
+        for closed in &mut silent[..500] {
+            closed.set_read_timeout(Some(Duration::from_secs(15))).expect("a socket");
+            assert!(matches!(closed.read(&mut [0]), Ok(0)), "the longest silent ones");
+        }
+        for stream in &silent[1900..] {
+            stream.set_nonblocking(true).expect("a socket");
+            let waits = (&*stream).read(&mut [0]).expect_err("nothing is said to it");
+            assert_eq!(waits.kind(), std::io::ErrorKind::WouldBlock);
+        }
+        drop(silent);
+        let said = stderr(&mut server);
+        let lines: Vec<_> = said.lines().filter(|line| line.contains("sent nothing")).collect();
+        assert_eq!(lines.len(), 1, "one line a minute: {said}");
+        assert!(lines[0].starts_with("<4>all places were taken (512, 128 for each"), "{said}");
+    }
+}
+
+/// One address has a quarter of all places, and the others have theirs.
+#[test]
+fn what_one_address_can_take_is_bounded() {
+    let (patroni, _) = counting(Duration::from_secs(2));
+    let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
+    let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+    let ask = |source: u8, count: usize| {
+        let mut streams: Vec<_> =
+            (0..count).map(|_| from(Ipv4Addr::new(127, 0, 1, source), server.address())).collect();
+        // a reset, where there is no place any more
+        streams.iter_mut().for_each(|stream| drop(stream.write_all(b"primary\n")));
+        streams
+    };
+    let answered = |streams: Vec<TcpStream>| {
+        let replies: Vec<_> = streams.into_iter().map(answer).collect();
+        assert!(replies.iter().all(|reply| reply.is_empty() || reply == READY), "{replies:?}");
+        replies.iter().filter(|reply| *reply == READY).count()
+    };
+    let (many, one) = (ask(1, 200), ask(2, 1));
+    assert_eq!((answered(many), answered(one)), (128, 1));
+    let all = (1..=5).flat_map(|source| ask(source, 128)).collect();
+    assert_eq!(answered(all), 512);
+    assert_eq!(answered(ask(1, 128)), 128, "places come back");
 }
 
 #[test]
@@ -270,7 +406,8 @@ fn systemd_is_told() {
     while heard.last().map(String::as_str) != Some("STOPPING=1") {
         heard.push(said());
     }
-    let served = "STATUS=1 checks served, 0 refused, 0 running, last said: up ready";
+    let served =
+        "STATUS=1 checks served, 0 refused, 0 silent ones closed, 0 running, last said: up ready";
     assert!(heard.iter().any(|line| line == served), "{heard:?}");
     let alive = heard.iter().filter(|line| *line == "WATCHDOG=1").count();
     assert!((2..=6).contains(&alive), "three times in each watchdog interval: {heard:?}");

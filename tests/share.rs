@@ -1,0 +1,173 @@
+//! Shared questions: no answer is older than its question, few are asked at once, and everyone has an answer or the
+//! reason for none by his deadline. Threads that come by chance, and each single case.
+
+use patroni_agent_check::share::{Missed, Shared};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const NO_PAUSE: Duration = Duration::ZERO;
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+/// A question that has its turn and keeps it until it is let go.
+fn keep(began: &Sender<()>, go: &Receiver<()>) {
+    began.send(()).expect("the test");
+    go.recv_timeout(Duration::from_secs(20)).expect("the test");
+}
+
+/// A small generator of numbers that look like chance (xorshift).
+fn chance(seed: &mut u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed
+}
+
+#[test]
+fn whoever_comes_and_whenever() {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a date");
+    let seed = since.as_nanos() as u64;
+    println!("seed {seed}");
+    const AT_ONCE: usize = 3;
+    const APART: Duration = Duration::from_micros(300);
+    let shared = Shared::new(AT_ONCE, APART);
+    // what has happened so far; each event is one more
+    let clock = AtomicU64::new(1);
+    let (asking, asked, shares) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    let started = Instant::now();
+    scope(|scope| {
+        for thread in 1..=48 {
+            let (shared, clock, asking, asked, shares) =
+                (&shared, &clock, &asking, &asked, &shares);
+            let mut seed = (seed ^ thread << 32) | 1;
+            scope.spawn(move || {
+                for _ in 0..40 {
+                    let question = chance(&mut seed) % 4;
+                    let took = Duration::from_micros(chance(&mut seed) % 500);
+                    let came = clock.fetch_add(1, Ordering::SeqCst);
+                    let mut own = false;
+                    let answer = shared.ask(question, soon(), || {
+                        own = true;
+                        asked.fetch_add(1, Ordering::SeqCst);
+                        let at_once = asking.fetch_add(1, Ordering::SeqCst) + 1;
+                        assert!(at_once <= AT_ONCE, "{at_once} at once");
+                        let now = clock.fetch_add(1, Ordering::SeqCst);
+                        sleep(took);
+                        asking.fetch_sub(1, Ordering::SeqCst);
+                        (question, now)
+                    });
+                    let (to, when) = answer.expect("time enough");
+                    assert_eq!(to, question);
+                    assert!(when > came, "asked at {when}, before {came}");
+                    shares.fetch_add(usize::from(!own), Ordering::SeqCst);
+                    sleep(Duration::from_micros(chance(&mut seed) % 300));
+                }
+            });
+        }
+    });
+    let (asked, shares) = (asked.into_inner(), shares.into_inner());
+    println!("{asked} asked, {shares} shared, in {:?}", started.elapsed());
+    assert_eq!(asked + shares, 48 * 40);
+    assert!(shares > asked, "48 who ask four questions share them");
+    assert!(started.elapsed() >= APART * (asked as u32 - 1), "one after the other");
+}
+
+/// Who comes while one alike is being asked must not get its answer, and need not wait for it.
+#[test]
+fn what_is_being_asked_is_not_joined() {
+    let shared = Shared::new(2, NO_PAUSE);
+    let ((began, has_begun), (let_go, go)) = (channel(), channel());
+    scope(|scope| {
+        let first = scope.spawn(|| {
+            let go = go;
+            shared.ask("x", soon(), || {
+                keep(&began, &go);
+                "first"
+            })
+        });
+        has_begun.recv().expect("the first");
+        assert_eq!(shared.ask("x", soon(), || "second"), Ok("second"));
+        let_go.send(()).expect("the first");
+        assert_eq!(first.join().expect("no panic"), Ok("first"));
+    });
+}
+
+/// Each leaves at his own deadline, asked or not, and the place in the queue goes to those who stay.
+#[test]
+fn nobody_waits_beyond_his_deadline() {
+    let shared = Shared::new(1, NO_PAUSE);
+    let ((began, has_begun), (let_go, go)) = (channel(), channel());
+    scope(|scope| {
+        let shared = &shared;
+        let hung = scope.spawn(move || shared.ask("x", soon(), || keep(&began, &go)));
+        has_begun.recv().expect("the first");
+        let stays = scope.spawn(|| shared.ask("y", soon(), || ()));
+        let in_time = Instant::now() + Duration::from_millis(100);
+        let others: Vec<_> = ["x", "y", "y", "z"]
+            .map(|question| scope.spawn(move || shared.ask(question, in_time, || ())))
+            .into();
+        for other in others {
+            assert_eq!(other.join().expect("no panic"), Err(Missed::Unasked));
+        }
+        let now = Instant::now();
+        assert!(now >= in_time && now < in_time + Duration::from_secs(5), "at his deadline");
+        // nobody is left who would ask x or z
+        let_go.send(()).expect("the first");
+        assert_eq!(stays.join().expect("no panic"), Ok(()));
+        assert_eq!(hung.join().expect("no panic"), Ok(()));
+        assert_eq!(shared.ask("z", soon(), || ()), Ok(()));
+    });
+}
+
+/// The last to come has the most time, so it is he who asks; the others do not wait for him beyond their deadlines.
+#[test]
+fn the_last_one_asks() {
+    let shared = Shared::new(1, NO_PAUSE);
+    let ((began, has_begun), (let_go, go)) = (channel(), channel());
+    let ((asks, is_asked), (answer, answered)) = (channel(), channel());
+    scope(|scope| {
+        let shared = &shared;
+        scope.spawn(move || shared.ask("x", soon(), || keep(&began, &go)));
+        has_begun.recv().expect("the first");
+        let late = Instant::now() + Duration::from_secs(2);
+        let early = scope.spawn(move || shared.ask("y", late, || panic!("it is not the last")));
+        let last = scope.spawn(move || shared.ask("y", soon(), || keep(&asks, &answered)));
+        while shared.waiting() < 2 {
+            std::thread::yield_now();
+        }
+        let_go.send(()).expect("the first");
+        is_asked.recv().expect("the last");
+        assert_eq!(early.join().expect("no panic"), Err(Missed::Unanswered));
+        answer.send(()).expect("the last");
+        assert_eq!(last.join().expect("no panic"), Ok(()));
+    });
+}
+
+/// A bug in asking ends neither the others' waiting without a word nor the asking.
+#[test]
+fn a_panic_wakes_the_others() {
+    panic::set_hook(Box::new(|_| {}));
+    let shared = Shared::new(1, NO_PAUSE);
+    let mut told = 0;
+    for _ in 0..200 {
+        let panics: Vec<_> = scope(|scope| {
+            let ask = || {
+                let ask = || shared.ask("x", soon(), || panic!("here"));
+                panic::catch_unwind(AssertUnwindSafe(ask))
+            };
+            let asking: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+            asking.into_iter().map(|asking| asking.join().expect("it is caught")).collect()
+        });
+        let came_back: Vec<Result<(), _>> = panics.into_iter().flatten().collect();
+        assert!(came_back.len() < 8, "somebody has asked");
+        assert!(came_back.iter().all(|answer| *answer == Err(Missed::Broken)), "{came_back:?}");
+        told += came_back.len();
+    }
+    assert!(told > 0, "never did two wait together");
+    assert_eq!(shared.ask("x", soon(), || ()), Ok(()));
+}
