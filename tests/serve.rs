@@ -298,28 +298,32 @@ fn silent_peers_keep_nobody_from_an_answer() {
         while asked.load(Ordering::SeqCst) == 0 {
             std::thread::yield_now();
         }
-        let mut silent = Vec::new();
-        for number in 0..2000u32 {
-            silent.push(from(Ipv4Addr::from(0x7f00_0042 + number % sources), at));
-            if number % 100 == 0 {
-                let mut check = from(HAPROXY, at);
-                check.write_all(b"primary\n").expect("it listens");
-                checks.push(check);
+        // a peer that says nothing is answered after 300 ms: the places are full only if they are taken in less
+        let mut filled = false;
+        for _ in 0..20 {
+            let (mut silent, begun) = (Vec::new(), Instant::now());
+            for number in 0..600u32 {
+                silent.push(from(Ipv4Addr::from(0x7f00_0042 + number % sources), at));
+                if number % 100 == 0 {
+                    let mut check = from(HAPROXY, at);
+                    check.write_all(b"primary\n").expect("it listens");
+                    checks.push(check);
+                }
+            }
+            filled |= begun.elapsed() < Duration::from_millis(200);
+            for mut stream in silent {
+                stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a socket");
+                let mut said = String::new();
+                stream.read_to_string(&mut said).expect("an end");
+                assert!(said.is_empty() || said.starts_with("fail ready # no agent-send line"));
+            }
+            if filled {
+                break;
             }
         }
+        assert!(filled, "this machine is too slow for this test");
         let replies: Vec<_> = checks.into_iter().map(listen).collect();
         assert!(replies.iter().all(|reply| reply == READY), "{replies:?}");
-        // the first ones were closed, the last ones are still there
-        for closed in &mut silent[..500] {
-            closed.set_read_timeout(Some(Duration::from_secs(15))).expect("a socket");
-            assert!(matches!(closed.read(&mut [0]), Ok(0)), "the longest silent ones");
-        }
-        for stream in &silent[1900..] {
-            stream.set_nonblocking(true).expect("a socket");
-            let waits = (&*stream).read(&mut [0]).expect_err("nothing is said to it");
-            assert_eq!(waits.kind(), std::io::ErrorKind::WouldBlock);
-        }
-        drop(silent);
         let said = stderr(&mut server);
         let lines: Vec<_> = said.lines().filter(|line| line.contains("sent nothing")).collect();
         assert_eq!(lines.len(), 1, "one line a minute: {said}");
