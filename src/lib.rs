@@ -15,6 +15,9 @@ pub mod connection;
 /// Many checks a second by one process, for as long as somebody asks.
 pub mod serve;
 
+/// The system log.
+pub mod syslog;
+
 /// One question to Patroni for all who ask the same at once.
 pub mod share;
 

@@ -9,7 +9,7 @@ use patroni_agent_check::decide::{self, Reply, Times, Verdict};
 use patroni_agent_check::memory::{self, Memory, News};
 use patroni_agent_check::options::{IDLE, Options, Stop};
 use patroni_agent_check::share::{Missed, Shared};
-use patroni_agent_check::{ask, hold, sandbox, say, serve, user};
+use patroni_agent_check::{ask, hold, sandbox, say, serve, syslog, user};
 use std::net::TcpListener;
 use std::panic;
 use std::process::ExitCode;
@@ -20,6 +20,10 @@ fn main() -> ExitCode {
     // A panic's own message goes to fd 2, which under xinetd is HAProxy. It goes into the reply instead.
     panic::set_hook(Box::new(|_| {}));
     let peer = Connection::inherited();
+    // whatever is wrong with the rest of the command line
+    if std::env::args_os().any(|argument| argument == "--syslog") {
+        syslog::open();
+    }
     let options = panic::catch_unwind(|| Options::parse(std::env::args_os().skip(1)));
     let bug = || Err(Stop::Usage("bug in reading the command line".to_owned()));
     let options = options.unwrap_or_else(|_| bug()).and_then(as_user);
@@ -58,7 +62,7 @@ fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitC
         // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
         if !cfg!(without_sandbox) {
             let port = options.patroni.connect_to.1;
-            if let Err(missing) = sandbox::enter(port, memory.descriptor()) {
+            if let Err(missing) = sandbox::enter(port, memory.descriptor(), syslog::descriptor()) {
                 say::remark(connection, &missing);
             }
         }

@@ -97,6 +97,11 @@ pub const OPTIONS: &[Described] = &[
         "",
         "if root starts it: become this user of /etc/passwd before anything else",
     ),
+    flag(
+        None,
+        "syslog",
+        "what goes to the journal goes by /dev/log, not by stderr, and nothing waits",
+    ),
     takes("cacert", "FILE", "", "the CA of Patroni's certificate, PEM; public CAs are not used"),
     takes("cert", "FILE", "", "client certificate, PEM"),
     takes(
@@ -190,6 +195,8 @@ impl Options {
                 Arg::Long("memory-file") => memory_file = parser.value()?.into(),
                 Arg::Long("idle") => idle = parser.value()?.parse_with(idle_value)?,
                 Arg::Long("user") => user = Some(parser.value()?.string()?),
+                // done before the command line is read
+                Arg::Long("syslog") => {}
                 Arg::Long("cacert") => tls.cacert = Some(parser.value()?.into()),
                 Arg::Long("cert") => tls.cert = Some(parser.value()?.into()),
                 Arg::Long("key") => tls.key = Some(parser.value()?.into()),

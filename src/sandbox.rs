@@ -23,7 +23,6 @@ const ALLOWED: &[i64] = &[
     // the connections
     libc::SYS_read,
     libc::SYS_recvfrom,
-    libc::SYS_connect,
     libc::SYS_getpeername,
     libc::SYS_shutdown,
     libc::SYS_close,
@@ -47,13 +46,14 @@ const ALLOWED: &[i64] = &[
 ];
 
 /// Locks this process in for good. Only `port` can be connected to, where the kernel knows ports
-/// (Landlock ABI 4, Linux 6.7), and to `memory` only a record can be written, in its place.
+/// (Landlock ABI 4, Linux 6.7), to `memory` only a record can be written, in its place, and `log` stays with whom it
+/// is connected.
 ///
 /// # Errors
 ///
 /// This kernel has not all of it: the text says what is missing. The rest holds, and the check can go on.
-pub fn enter(port: u16, memory: Option<RawFd>) -> Result<(), String> {
-    enter_with(ABI::V7, port, memory)
+pub fn enter(port: u16, memory: Option<RawFd>, log: Option<RawFd>) -> Result<(), String> {
+    enter_with(ABI::V7, port, memory, log)
 }
 
 /// [`enter`] with no more of Landlock than an older kernel knows, to see what that leaves open.
@@ -61,11 +61,16 @@ pub fn enter(port: u16, memory: Option<RawFd>) -> Result<(), String> {
 /// # Errors
 ///
 /// As those of [`enter`].
-pub fn enter_with(known: ABI, port: u16, memory: Option<RawFd>) -> Result<(), String> {
+pub fn enter_with(
+    known: ABI,
+    port: u16,
+    memory: Option<RawFd>,
+    log: Option<RawFd>,
+) -> Result<(), String> {
     let limits = limits();
     let landlock = landlock(known, port);
     // last, since it forbids the others
-    let seccomp = seccomp(memory);
+    let seccomp = seccomp(memory, log);
     let missing: Vec<_> = [("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)]
         .into_iter()
         .filter_map(|(what, result)| Some(format!("{what}: {}", result.err()?)))
@@ -121,7 +126,7 @@ fn landlock(known: ABI, port: u16) -> Result<(), Box<dyn Error>> {
 }
 
 /// Forbidden calls fail with EPERM; the process is not killed, since it still has to answer.
-fn seccomp(memory: Option<RawFd>) -> Result<(), Box<dyn Error>> {
+fn seccomp(memory: Option<RawFd>, log: Option<RawFd>) -> Result<(), Box<dyn Error>> {
     let only = |argument, mask: libc::c_int, value: libc::c_int| {
         let masked = SeccompCmpOp::MaskedEq(mask as u32 as u64);
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, masked, value as u64)
@@ -131,8 +136,8 @@ fn seccomp(memory: Option<RawFd>) -> Result<(), Box<dyn Error>> {
     let stream = only(1, 0xf, libc::SOCK_STREAM)?;
     // not MPTCP, for which Landlock knows no ports
     let tcp = only(2, !libc::IPPROTO_TCP, 0)?;
-    // which would connect without asking Landlock
-    let no_fast_open = only(3, libc::MSG_FASTOPEN, 0)?;
+    // Nobody else than the peer: an address would connect by TCP fast open, without asking Landlock.
+    let to_the_peer = only(5, !0, 0)?;
     let nonblocking = only(1, !0, libc::FIONBIO as libc::c_int)?;
     let socket_level = only(1, !0, libc::SOL_SOCKET)?;
     let tcp_level = only(1, !0, libc::IPPROTO_TCP)?;
@@ -141,12 +146,14 @@ fn seccomp(memory: Option<RawFd>) -> Result<(), Box<dyn Error>> {
     let timeouts = only(2, !(libc::SO_RCVTIMEO ^ libc::SO_SNDTIMEO), libc::SO_RCVTIMEO)?;
     let no_delay = only(2, !0, libc::TCP_NODELAY)?;
     let acknowledge_at_once = only(2, !0, libc::TCP_QUICKACK)?;
-    // never a descriptor, if there is no memory
-    let memory = memory.map_or(u64::from(u32::MAX), |fd| u64::from(fd.unsigned_abs()));
+    // never a descriptor, if there is none
+    let number = |fd: Option<RawFd>| fd.map_or(u32::MAX, RawFd::unsigned_abs).into();
+    let (memory, log) = (number(memory), number(log));
     let is = |argument, operator, value| {
         SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operator, value)
     };
     let elsewhere = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, memory)?;
+    let not_the_log = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, log)?;
     let there = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, memory)?;
     let record = is(2, SeccompCmpOp::Eq, RECORD as u64)?;
     let within = is(3, SeccompCmpOp::Lt, SIZE as u64)?;
@@ -156,7 +163,8 @@ fn seccomp(memory: Option<RawFd>) -> Result<(), Box<dyn Error>> {
         (libc::SYS_write, vec![elsewhere]),
         (libc::SYS_pwrite64, vec![there, record, within]),
         (libc::SYS_socket, vec![internet, stream, tcp]),
-        (libc::SYS_sendto, vec![no_fast_open]),
+        (libc::SYS_connect, vec![not_the_log]),
+        (libc::SYS_sendto, vec![to_the_peer]),
         (libc::SYS_ioctl, vec![nonblocking]),
         (libc::SYS_getsockopt, vec![socket_level.clone(), error]),
         (libc::SYS_setsockopt, vec![socket_level, timeouts]),

@@ -6,6 +6,7 @@ use crate::connection::Connection;
 use crate::decide::{Reply, Verdict};
 use crate::memory::News;
 use crate::options::{NAME, Stop};
+use crate::syslog;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, getpeername};
 use std::io::{self, Write};
@@ -80,13 +81,13 @@ pub fn say(connection: Connection, reply: &Reply, news: Option<News>) -> ExitCod
                     Verdict::NotUnderstood => (words(reply.verdict), NOT_UNDERSTOOD.to_owned()),
                     verdict => (words(verdict), about(reply)),
                 };
-                log(&format!("<{level}>replied '{words}' to {peer}: {about}{since}"));
+                log(level, &format!("replied '{words}' to {peer}: {about}{since}"));
             }
             ExitCode::SUCCESS
         }
         Connection::Standard => {
             print(&line);
-            log(&format!("{NAME}: {}", about(reply)));
+            complain(&about(reply));
             ExitCode::from(match reply.verdict {
                 Verdict::Ready => 0,
                 Verdict::Out(_) => 1,
@@ -150,18 +151,18 @@ pub fn stop(connection: Connection, stop: &Stop) -> ExitCode {
 /// Says something that a human wants to know and HAProxy's journal does not, at every check.
 pub fn remark(connection: &Connection, text: &str) {
     if let Connection::Standard = connection {
-        log(&format!("{NAME}: {text}"));
+        complain(text);
     }
 }
 
 /// Tells the journal what no answer tells.
 pub fn warn(text: &str) {
-    log(&format!("<4>{text}"));
+    log(4, text);
 }
 
 /// Says how this program was started wrongly, where there is nobody to answer.
 pub fn misused(error: &str) -> ExitCode {
-    log(&format!("{NAME}: {error}"));
+    complain(error);
     ExitCode::from(USAGE)
 }
 
@@ -171,8 +172,22 @@ fn print(text: &str) {
     let _ = stdout.flush();
 }
 
+/// One line for the journal: by the system log, or by stderr as sd-daemon(3) has it.
+fn log(priority: u8, text: &str) {
+    if !syslog::send(priority, NAME, &printable(text, LOG_LIMIT)) {
+        to_stderr(&format!("<{priority}>{text}"));
+    }
+}
+
+/// One line for whoever started this program, who may be a human.
+fn complain(text: &str) {
+    if !syslog::send(4, NAME, &printable(text, LOG_LIMIT)) {
+        to_stderr(&format!("{NAME}: {text}"));
+    }
+}
+
 /// One line on stderr, unless stderr is the peer: xinetd makes fd 2 the connection as well.
-fn log(text: &str) {
+fn to_stderr(text: &str) {
     let stderr = io::stderr();
     let family = getpeername(&stderr).ok().flatten().map(|peer| peer.address_family());
     if matches!(family, Some(AddressFamily::INET | AddressFamily::INET6)) {

@@ -8,14 +8,14 @@ use patroni_agent_check::{sandbox, user};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, Uid, kill_process};
 use rustix::thread::set_thread_res_uid;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// A file that can be written and removed.
 fn file() -> PathBuf {
@@ -25,6 +25,15 @@ fn file() -> PathBuf {
 /// A memory of this process's own.
 fn memory() -> PathBuf {
     file().with_file_name(format!("break-out-memory-{}", std::process::id()))
+}
+
+/// A socket of somebody else, to which every process may send.
+fn another() -> PathBuf {
+    another_of(std::process::id())
+}
+
+fn another_of(process: u32) -> PathBuf {
+    std::env::temp_dir().join(format!("patroni-agent-check-break-out-{process}"))
 }
 
 const OUTSIDE: &str = "outside";
@@ -56,6 +65,7 @@ fn attempt(
     parent: Pid,
     (mut memory, other): (&File, &File),
     socket: &TcpStream,
+    log: &UnixDatagram,
 ) -> i32 {
     let done: io::Result<()> = match name {
         "read a file" => File::open("/etc/passwd").map(drop),
@@ -75,6 +85,8 @@ fn attempt(
         "connect elsewhere over IPv6" => TcpStream::connect(("::1", elsewhere)).map(drop),
         "send a datagram" => UdpSocket::bind("127.0.0.1:0").map(drop),
         "talk to a Unix socket" => UnixStream::pair().map(drop),
+        "connect the log elsewhere" => log.connect(another()),
+        "send to somebody else" => log.send_to(b"x", another()).map(drop),
         "talk to the journal" => UnixDatagram::unbound().map(drop),
         "open a raw socket" => {
             let socket =
@@ -106,7 +118,9 @@ fn attempt(
     done.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0)
 }
 
-const ATTEMPTS: [&str; 27] = [
+const ATTEMPTS: [&str; 29] = [
+    "connect the log elsewhere",
+    "send to somebody else",
     "have the kernel send a signal",
     "copy a descriptor",
     "change a socket",
@@ -137,11 +151,17 @@ const ATTEMPTS: [&str; 27] = [
 ];
 
 fn child(name: &str, elsewhere: u16, sandbox: &str) -> Output {
-    Command::new(std::env::current_exe().expect("this program"))
+    let child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--ignored", "--exact", "inside", "--nocapture", "--test-threads=1"])
         .env(TRY, format!("{name}|{elsewhere}|{sandbox}"))
-        .output()
-        .expect("this program")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("this program");
+    let process = child.id();
+    let output = child.wait_with_output().expect("its end");
+    let _ = fs::remove_file(another_of(process));
+    output
 }
 
 /// One try in a process of its own, [`OUTSIDE`] the sandbox, [`INSIDE`] it, inside [`AS_USER`], or with the Landlock of that
@@ -180,12 +200,16 @@ fn inside() {
         user::become_user("nobody").expect("every machine has it");
     }
     let memory_fd = Some(memory.as_raw_fd());
+    let (log, journal) = UnixDatagram::pair().expect("a log and who reads it");
+    let another = UnixDatagram::bind(another()).expect("a socket of somebody else");
+    fs::set_permissions(self::another(), Permissions::from_mode(0o777)).expect("its file");
     match what[2] {
         OUTSIDE => {}
-        INSIDE | AS_USER => sandbox::enter(port, memory_fd).expect("this kernel has all of it"),
+        INSIDE | AS_USER => sandbox::enter(port, memory_fd, Some(log.as_raw_fd()))
+            .expect("this kernel has all of it"),
         abi => {
             let abi = ABI::from(abi.parse::<i32>().expect("a number"));
-            let _ = sandbox::enter_with(abi, port, memory_fd);
+            let _ = sandbox::enter_with(abi, port, memory_fd, Some(log.as_raw_fd()));
         }
     }
     let result = if what[0] == "status" {
@@ -203,7 +227,11 @@ fn inside() {
         // what the handler is there for still works
         let socket = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
         memory.write_at(&[0; 64], 4032).expect("a record");
-        attempt(what[0], elsewhere, parent, (&memory, &other), &socket).to_string()
+        log.send(b"x").expect("the log");
+        let result =
+            attempt(what[0], elsewhere, parent, (&memory, &other), &socket, &log).to_string();
+        drop((journal, another));
+        result
     };
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "outcome: {result}").expect("stdout");

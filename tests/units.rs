@@ -271,9 +271,13 @@ fn stranger() -> Option<TcpStream> {
 }
 
 fn check(port: u16) -> String {
+    ask(port, "primary")
+}
+
+fn ask(port: u16, line: &str) -> String {
     let mut reply = String::new();
     if let Ok(mut stream) = TcpStream::connect(agent(port)) {
-        let _ = stream.write_all(b"primary\n");
+        let _ = writeln!(stream, "{line}");
         let _ = stream.read_to_string(&mut reply);
     }
     reply
@@ -668,6 +672,35 @@ fn no_module_is_loaded() {
              --connect-to ADDRESS\n2\n"
         );
         assert_eq!(machine.sh(&line), told);
+    }
+}
+
+/// A check whose stderr is a stream to the journal waits for journald as soon as some thousands are in its queue.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn a_journal_that_hangs() {
+    for (name, root) in [("journal-12", "/"), ("journal-13", DEBIAN_13)] {
+        let machine = Machine::boot(name, root);
+        let queue = || {
+            let streams = ["-xlH", "src", "/run/systemd/journal/stdout"];
+            let streams = machine.network(|| Command::new("ss").args(streams).output());
+            let streams = String::from_utf8(streams.expect("ss").stdout).expect("UTF-8");
+            streams.split_whitespace().nth(2).expect("a queue").parse::<u32>().expect("a number")
+        };
+        machine.sh("systemctl kill -s STOP --kill-whom=main systemd-journald");
+        let before = queue();
+        for _ in 0..20 {
+            assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
+        }
+        assert_eq!(queue(), before, "{name}: streams that wait for journald");
+        assert!(machine.network(|| ask(5555, "junk")).starts_with("fail ready # "), "{name}");
+        machine.sh("systemctl kill -s CONT --kill-whom=main systemd-journald");
+        let heard =
+            "journalctl --sync; journalctl -q --no-pager -o cat -p warning -t patroni-agent-check";
+        let end = Instant::now() + Duration::from_secs(10);
+        while !machine.sh(heard).contains("no agent-send line that can be understood") {
+            assert!(Instant::now() < end, "{name}: {}", machine.sh(heard));
+        }
     }
 }
 

@@ -10,6 +10,7 @@ complete -c patroni-agent-check -l grace -x -d 'how long after a good answer tro
 complete -c patroni-agent-check -l memory-file -r -F -d 'what one check leaves to the next, for --grace and the journal'
 complete -c patroni-agent-check -l idle -x -d 'with a listening socket: how long to stay after the last check, 1s to 1h'
 complete -c patroni-agent-check -l user -x -d 'if root starts it: become this user of /etc/passwd before anything else'
+complete -c patroni-agent-check -l syslog -d 'what goes to the journal goes by /dev/log, not by stderr, and nothing waits'
 complete -c patroni-agent-check -l cacert -r -F -d 'the CA of Patroni\'s certificate, PEM; public CAs are not used'
 complete -c patroni-agent-check -l cert -r -F -d 'client certificate, PEM'
 complete -c patroni-agent-check -l key -r -F -d 'its private key, PEM; without it the key is looked for in the file of --cert'
