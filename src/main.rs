@@ -8,9 +8,10 @@ use patroni_agent_check::connection::{Connection, Peer};
 use patroni_agent_check::decide::{self, Reply, Times, Verdict};
 use patroni_agent_check::memory::{self, Memory, News};
 use patroni_agent_check::options::{IDLE, Options, Stop};
+use patroni_agent_check::sandbox::Again;
 use patroni_agent_check::share::{Missed, Shared};
 use patroni_agent_check::{ask, hold, sandbox, say, serve};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::panic;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -66,11 +67,17 @@ fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitC
     say::say(connection, &answered.reply, answered.news)
 }
 
-/// A process for many, which its unit locks in: files and names are needed again for the next.
+/// A process for many, which locks itself in as far as it does not need the same again for the next.
 fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or(IDLE, |options| options.idle);
     let shared = Shared::new(AT_ONCE, APART);
-    let served = serve::serve(listeners, idle, |mut connection, place| match options {
+    let again = options.as_ref().map(again).unwrap_or_default();
+    let lock_in = || {
+        if let Err(missing) = sandbox::enter_listening(&again) {
+            say::warn(&missing);
+        }
+    };
+    let served = serve::serve(listeners, idle, lock_in, |mut connection, place| match options {
         Ok(options) => {
             let deadline = Instant::now() + options.timeout;
             let prepare = |_: &Connection, _: &Memory| {
@@ -92,6 +99,17 @@ fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode 
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => say::misused(&format!("cannot serve: {error}")),
     }
+}
+
+/// What each check of a listening process needs.
+fn again(options: &Options) -> Again {
+    let (host, port) = &options.patroni.connect_to;
+    let name = !host.eq_ignore_ascii_case("localhost") && host.parse::<IpAddr>().is_err();
+    let tls = options.patroni.tls.iter().flat_map(|tls| [&tls.cacert, &tls.cert, &tls.key]);
+    let mut read: Vec<_> = tls.flatten().cloned().collect();
+    read.push(options.hold_file.clone());
+    read.extend(name.then(|| "/etc/hosts".into()));
+    Again { port: Some(*port), read, memory: Some(options.memory_file.clone()) }
 }
 
 /// Asks, and looks at the clock before and after.

@@ -1,11 +1,11 @@
 //! Locks this process in before it reads a byte from a peer. What is left: its open descriptors,
-//! memory, time, TCP connections to Patroni's port, and one record in the memory file. Knows nothing of what they
-//! are used for.
+//! memory, time, TCP connections to Patroni's port, and one record in the memory file; with a listening socket also
+//! threads, and the folders of the files that the next check reads. Knows nothing of what they are used for.
 
 use crate::memory::{RECORD, SIZE};
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, prlimit};
@@ -16,6 +16,7 @@ use seccompiler::{
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
 
 /// The system calls that are left as they are. Each one costs: the kernel runs the filter once for
 /// every number there is when it is installed.
@@ -149,4 +150,166 @@ fn seccomp(memory: Option<RawFd>) -> Result<(), Box<dyn Error>> {
     // sets no_new_privs as well
     seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
     Ok(())
+}
+
+/// What a process with a listening socket needs again at each check.
+#[derive(Clone, Debug, Default)]
+pub struct Again {
+    /// Patroni's port.
+    pub port: Option<u16>,
+    /// The files that it reads. They may be replaced, or not be there yet, so all that is in their folders can be read, and
+    /// in the folders that links lead to.
+    pub read: Vec<PathBuf>,
+    /// The memory file. It may have to be made.
+    pub memory: Option<PathBuf>,
+}
+
+/// What the checks of such a process need beyond [`ALLOWED`]: connections that come, files, threads.
+const ALLOWED_AGAIN: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_openat,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    libc::SYS_lseek,
+    libc::SYS_write,
+    // the other filter has a word on it
+    libc::SYS_clone3,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_gettid,
+    libc::SYS_madvise,
+    libc::SYS_exit,
+    libc::SYS_clock_nanosleep,
+];
+
+/// Locks a process with a listening socket in for good, before it accepts a connection.
+///
+/// # Errors
+///
+/// As those of [`enter`].
+pub fn enter_listening(again: &Again) -> Result<(), String> {
+    enter_listening_with(ABI::V7, again)
+}
+
+/// [`enter_listening`] with no more of Landlock than an older kernel knows, to see what that leaves open.
+///
+/// # Errors
+///
+/// As those of [`enter`].
+pub fn enter_listening_with(known: ABI, again: &Again) -> Result<(), String> {
+    let landlock = landlock_again(known, again);
+    let seccomp = seccomp_again();
+    let missing: Vec<_> = [("Landlock", landlock), ("seccomp", seccomp)]
+        .into_iter()
+        .filter_map(|(what, result)| Some(format!("{what}: {}", result.err()?)))
+        .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("no full sandbox: {}", missing.join("; ")))
+    }
+}
+
+/// Only its folders and Patroni's port, no Unix socket that is not open yet, no signal to others.
+fn landlock_again(known: ABI, again: &Again) -> Result<(), Box<dyn Error>> {
+    if known == ABI::Unsupported {
+        return Err("not in this kernel".into());
+    }
+    let mut rules = Ruleset::default().handle_access(AccessFs::from_all(known))?;
+    if known >= ABI::V4 {
+        rules = rules.handle_access(AccessNet::from_all(known))?;
+    }
+    if known >= ABI::V6 {
+        rules = rules.scope(Scope::from_all(known))?;
+    }
+    let mut rules = rules.create()?;
+    if let Some(port) = again.port.filter(|_| known >= ABI::V4) {
+        rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
+    }
+    for folder in again.read.iter().flat_map(|file| folders(file)) {
+        rules = rules.add_rule(PathBeneath::new(folder, AccessFs::ReadFile))?;
+    }
+    let memory = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::MakeReg;
+    for folder in again.memory.iter().flat_map(|file| folders(file)) {
+        rules = rules.add_rule(PathBeneath::new(folder, memory))?;
+    }
+    match rules.restrict_self()?.ruleset {
+        RulesetStatus::FullyEnforced => Ok(()),
+        RulesetStatus::PartiallyEnforced => Err("only in part (Linux 6.12 knows all of it)".into()),
+        RulesetStatus::NotEnforced => Err("not in this kernel".into()),
+    }
+}
+
+/// The folder in which a file is looked for, and the one in which it is. In the place of a folder that is not there yet
+/// the one above it, but never all of the file system.
+fn folders(file: &Path) -> Vec<PathFd> {
+    let named = std::path::absolute(file).ok();
+    let real = file.canonicalize().ok();
+    let folder = |file: PathBuf| {
+        let folder = file.ancestors().skip(1).find(|folder| folder.is_dir())?;
+        PathFd::new(folder).ok().filter(|_| folder != Path::new("/"))
+    };
+    named.into_iter().chain(real).filter_map(folder).collect()
+}
+
+/// Threads, but no process and no program; files, but what is written to the memory is a record in its place; and no
+/// option of a socket but those that are used.
+fn seccomp_again() -> Result<(), Box<dyn Error>> {
+    let install = |rules, otherwise, action| -> Result<(), Box<dyn Error>> {
+        let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
+        let filter = SeccompFilter::new(rules, otherwise, action, architecture)?;
+        // sets no_new_privs as well
+        Ok(seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?)
+    };
+    // glibc starts a thread by clone3, whose flags no filter can see, and by clone where there is none
+    let clone3 = BTreeMap::from([(libc::SYS_clone3, vec![])]);
+    install(clone3, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?;
+    let bits = |argument, mask: libc::c_int, value: libc::c_int| {
+        let masked = SeccompCmpOp::MaskedEq(mask as u32 as u64);
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, masked, value as u32 as u64)
+    };
+    let whole = |argument, operator, value| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operator, value)
+    };
+    let internet = bits(0, !(libc::AF_INET ^ libc::AF_INET6), libc::AF_INET)?;
+    let stream = bits(1, 0xf, libc::SOCK_STREAM)?;
+    let tcp = bits(2, !libc::IPPROTO_TCP, 0)?;
+    let no_fast_open = bits(3, libc::MSG_FASTOPEN, 0)?;
+    let socket_level = bits(1, !0, libc::SOL_SOCKET)?;
+    let tcp_level = bits(1, !0, libc::IPPROTO_TCP)?;
+    let timeouts = bits(2, !(libc::SO_RCVTIMEO ^ libc::SO_SNDTIMEO), libc::SO_RCVTIMEO)?;
+    let record = whole(2, SeccompCmpOp::Eq, RECORD as u64)?;
+    let within = whole(3, SeccompCmpOp::Lt, SIZE as u64)?;
+    let no_code = bits(2, libc::PROT_EXEC, 0)?;
+    let with_rules = [libc::SYS_fcntl, libc::SYS_getsockopt, libc::SYS_setsockopt];
+    let allowed = ALLOWED.iter().filter(|call| !with_rules.contains(call)).chain(ALLOWED_AGAIN);
+    let mut rules: BTreeMap<_, _> = allowed.map(|call| (*call, vec![])).collect();
+    for (call, conditions) in [
+        (libc::SYS_clone, vec![bits(0, libc::CLONE_THREAD, libc::CLONE_THREAD)?]),
+        (libc::SYS_pwrite64, vec![record, within]),
+        // to look at its own limit, not to set one
+        (libc::SYS_prlimit64, vec![bits(0, !0, 0)?, whole(2, SeccompCmpOp::Eq, 0)?]),
+        (libc::SYS_fcntl, vec![bits(1, !0, libc::F_DUPFD_CLOEXEC)?]),
+        (libc::SYS_socket, vec![internet, stream, tcp]),
+        (libc::SYS_sendto, vec![no_fast_open]),
+        (libc::SYS_ioctl, vec![bits(1, !0, libc::FIONBIO as libc::c_int)?]),
+        (libc::SYS_getsockopt, vec![socket_level.clone(), bits(2, !0, libc::SO_ERROR)?]),
+        (libc::SYS_setsockopt, vec![socket_level, timeouts]),
+        (libc::SYS_setsockopt, vec![tcp_level.clone(), bits(2, !0, libc::TCP_NODELAY)?]),
+        (libc::SYS_setsockopt, vec![tcp_level, bits(2, !0, libc::TCP_QUICKACK)?]),
+        (libc::SYS_mmap, vec![no_code.clone()]),
+        (libc::SYS_mprotect, vec![no_code]),
+    ] {
+        rules.entry(call).or_insert_with(Vec::new).push(SeccompRule::new(conditions)?);
+    }
+    install(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)
 }

@@ -316,8 +316,9 @@ fn never_dead(units: &'static str, name: &str, root: &str) {
         sleep(3 * INTERVAL);
         machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
         if signal == "STOP" {
-            // those that hang are ended by RuntimeMaxSec and TimeoutStopSec, and give their places back
-            sleep(Duration::from_secs(18));
+            // those that hang are ended by RuntimeMaxSec and TimeoutStopSec, and give their places back; one for many by
+            // TimeoutStartSec
+            sleep(Duration::from_secs(if units == LISTEN { 25 } else { 18 }));
         }
         machine.assert_alive(&format!("a handler that {what} at every check"));
     }
