@@ -8,9 +8,10 @@ use patroni_agent_check::connection::{Connection, Peer};
 use patroni_agent_check::decide::{self, Reply, Times, Verdict};
 use patroni_agent_check::memory::{self, Memory, News};
 use patroni_agent_check::options::{IDLE, Options, Stop};
+use patroni_agent_check::sandbox::Again;
 use patroni_agent_check::share::{Missed, Shared};
 use patroni_agent_check::{ask, hold, sandbox, say, serve, syslog, user};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::panic;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -81,11 +82,17 @@ fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitC
     say::say(connection, &answered.reply, answered.news)
 }
 
-/// A process for many, which its unit locks in: files are needed again for the next.
+/// A process for many, which locks itself in as far as it does not need the same again for the next.
 fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or(IDLE, |options| options.idle);
     let shared = Shared::new(AT_ONCE, APART);
-    let served = serve::serve(listeners, idle, |mut connection, place| match options {
+    let again = options.as_ref().map(again).unwrap_or_default();
+    let lock_in = || {
+        if let Err(missing) = sandbox::enter_listening(&again) {
+            say::warn(&missing);
+        }
+    };
+    let served = serve::serve(listeners, idle, lock_in, |mut connection, place| match options {
         Ok(options) => {
             let started = Instant::now();
             let deadline = started + options.timeout;
@@ -108,6 +115,18 @@ fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode 
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => say::misused(&format!("cannot serve: {error}")),
     }
+}
+
+/// What each check of a listening process needs.
+fn again(options: &Options) -> Again {
+    let (host, port) = &options.patroni.connect_to;
+    let name = !host.eq_ignore_ascii_case("localhost") && host.parse::<IpAddr>().is_err();
+    let tls = options.patroni.tls.iter().flat_map(|tls| [&tls.cacert, &tls.cert, &tls.key]);
+    let mut read: Vec<_> = tls.flatten().cloned().collect();
+    read.push(options.hold_file.clone());
+    read.extend(name.then(|| "/etc/hosts".into()));
+    let (memory, log) = (Some(options.memory_file.clone()), syslog::descriptor());
+    Again { port: Some(*port), read, memory, log }
 }
 
 /// Asks, and looks at the clock before and after.

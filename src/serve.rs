@@ -8,9 +8,12 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGTERM;
+use std::env;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -29,7 +32,7 @@ const STATUS: Duration = Duration::from_secs(1);
 
 /// Answers each connection by `check`, which returns the words that it said, until there was none for
 /// `idle` or SIGTERM came. Checks that run then are finished; connections that come later wait for the
-/// process that systemd starts next.
+/// process that systemd starts next. `lock_in` comes before the first one, when all that this needs is open.
 ///
 /// # Errors
 ///
@@ -37,6 +40,7 @@ const STATUS: Duration = Duration::from_secs(1);
 pub fn serve(
     listeners: &[TcpListener],
     idle: Duration,
+    lock_in: impl FnOnce(),
     check: impl Fn(Connection, &Place) -> &'static str + Sync,
 ) -> io::Result<()> {
     let (stop, stopper) = UnixStream::pair()?;
@@ -52,7 +56,17 @@ pub fn serve(
     let tick = watchdog.map_or(STATUS, |limit| STATUS.min(limit / 3));
     let wait = Timespec::try_from(tick).map_err(io::Error::other)?;
     let checks = Checks::default();
+    let systemd = systemd();
+    // what PID 1 has no time for is told again with the next tick
+    let notify = |state: NotifyState| {
+        let text = state.to_string();
+        systemd.as_ref().map(|systemd| systemd.send(text.as_bytes()))
+    };
+    lock_in();
     notify(NotifyState::Ready);
+    if let Some(systemd) = &systemd {
+        systemd.set_nonblocking(true)?;
+    }
     thread::scope(|scope| {
         let mut asked = Instant::now();
         let mut told = asked;
@@ -114,8 +128,15 @@ fn accept<'a>(listener: &TcpListener, checks: &'a Checks) -> Option<(TcpStream, 
     })
 }
 
-fn notify(state: NotifyState) {
-    let _ = sd_notify::notify(&[state]);
+/// Whom systemd wants to be told (sd_notify(3)): a path, or an abstract name after an `@`.
+fn systemd() -> Option<UnixDatagram> {
+    let name = env::var_os("NOTIFY_SOCKET")?;
+    let socket = UnixDatagram::unbound().ok()?;
+    match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name).ok()?).ok()?,
+        None => socket.connect(name).ok()?,
+    }
+    Some(socket)
 }
 
 /// The checks that are being answered, and what became of the others.

@@ -296,3 +296,228 @@ fn a_crash_ends_it() {
 fn the_kernel_says_so() {
     assert_eq!(outcome("status", INSIDE), "NoNewPrivs: 1 Seccomp: 2");
 }
+
+/// A process with a listening socket: what it needs again at the next check stays possible, and nothing else.
+mod listening {
+    use super::{by_fast_open, file, over_mptcp};
+    use landlock::ABI;
+    use memmap2::MmapMut;
+    use patroni_agent_check::sandbox::{self, Again};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    use rustix::process::{Pid, Resource, Rlimit, Signal, getppid, kill_process, setrlimit};
+    use std::fs::{self, File};
+    use std::io::{self, Write};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+    use std::os::unix::process::CommandExt;
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Output, exit};
+
+    const TRY: &str = "PATRONI_AGENT_CHECK_TRY_LISTENING";
+    const ABIS: [(&str, Option<ABI>); 6] = [
+        ("outside", None),
+        ("none", Some(ABI::Unsupported)),
+        ("1", Some(ABI::V1)),
+        ("2", Some(ABI::V2)),
+        ("4", Some(ABI::V4)),
+        ("7", Some(ABI::V7)),
+    ];
+
+    /// What an intruder would do next, and the oldest Landlock that forbids it where seccomp does not.
+    const ATTEMPTS: [(&str, &str); 23] = [
+        ("read a file", "1"),
+        ("list a directory", ""),
+        ("write a file", "1"),
+        ("write to /dev/shm", "1"),
+        ("write beside the hold", "1"),
+        ("remove a file", ""),
+        ("write more than a record", ""),
+        ("write beyond the memory", ""),
+        ("shorten the memory", ""),
+        ("start a program", ""),
+        ("fork", ""),
+        ("connect elsewhere", "4"),
+        ("connect elsewhere over IPv6", "4"),
+        ("connect elsewhere over MPTCP", ""),
+        ("connect elsewhere by fast open", ""),
+        ("send a datagram", ""),
+        ("talk to D-Bus", ""),
+        ("talk to the journal", ""),
+        ("open a raw socket", ""),
+        ("listen", ""),
+        ("make code", ""),
+        ("signal another process", ""),
+        ("raise a limit", ""),
+    ];
+
+    struct Ground {
+        folder: PathBuf,
+        elsewhere: u16,
+        parent: Option<Pid>,
+    }
+
+    impl Ground {
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.join(name)
+        }
+
+        fn memory(&self) -> io::Result<File> {
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(false);
+            options.open(self.path("run/memory"))
+        }
+    }
+
+    fn attempt(name: &str, ground: &Ground, elsewhere: u16) -> i32 {
+        let memory = || ground.memory().expect("its memory");
+        let done: io::Result<()> = match name {
+            "read a file" => File::open("/etc/passwd").map(drop),
+            "list a directory" => fs::read_dir(ground.path("hold"))
+                .and_then(|mut list| list.next().transpose())
+                .map(drop),
+            "write a file" => File::create(ground.path("new")).map(drop),
+            "write to /dev/shm" => {
+                let path = Path::new("/dev/shm").join(format!("break-out-{}", std::process::id()));
+                File::create(&path).map(|_| drop(fs::remove_file(path)))
+            }
+            "write beside the hold" => File::create(ground.path("hold/new")).map(drop),
+            "remove a file" => fs::remove_file(ground.path("victim")),
+            "write more than a record" => memory().write_at(&[0; 65], 0).map(drop),
+            "write beyond the memory" => memory().write_at(&[0; 64], 4096).map(drop),
+            "shorten the memory" => memory().set_len(0),
+            "start a program" => Command::new("/bin/true").spawn().map(drop),
+            "fork" => Command::new("/bin/true")
+                .uid(fs::metadata(&ground.folder).expect("it").uid())
+                .spawn()
+                .map(drop),
+            "connect elsewhere" => TcpStream::connect(("127.0.0.1", elsewhere)).map(drop),
+            "connect elsewhere over IPv6" => TcpStream::connect(("::1", elsewhere)).map(drop),
+            "connect elsewhere over MPTCP" => over_mptcp(elsewhere).map_err(Into::into),
+            "connect elsewhere by fast open" => by_fast_open(elsewhere).map_err(Into::into),
+            "send a datagram" => UdpSocket::bind("127.0.0.1:0").map(drop),
+            "talk to D-Bus" => UnixStream::connect(ground.path("bus")).map(drop),
+            "talk to the journal" => UnixDatagram::unbound().map(drop),
+            "open a raw socket" => {
+                let (family, flags) = (AddressFamily::INET, SocketFlags::empty());
+                socket_with(family, SocketType::RAW, flags, None).map(drop).map_err(Into::into)
+            }
+            "listen" => TcpListener::bind("127.0.0.1:0").map(drop),
+            "make code" => MmapMut::map_anon(4096).and_then(MmapMut::make_exec).map(drop),
+            "signal another process" => {
+                kill_process(ground.parent.expect("one"), Signal::CONT).map_err(Into::into)
+            }
+            "raise a limit" => {
+                let limit = Rlimit { current: Some(1000), maximum: Some(1000) };
+                setrlimit(Resource::Nofile, limit).map_err(Into::into)
+            }
+            name => panic!("{name}?"),
+        };
+        done.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0)
+    }
+
+    fn child(name: &str, abi: &str, ground: &Ground) -> Output {
+        fs::write(ground.path("victim"), "").expect("a file");
+        Command::new(std::env::current_exe().expect("this program"))
+            .args(["--ignored", "--exact", "listening::inside", "--nocapture", "--test-threads=1"])
+            .env(TRY, format!("{name}|{abi}|{}|{}", ground.elsewhere, ground.folder.display()))
+            .output()
+            .expect("this program")
+    }
+
+    /// Not a test: the process that locks itself in.
+    #[test]
+    #[ignore = "started by the other tests"]
+    fn inside() {
+        let Ok(what) = std::env::var(TRY) else { return };
+        let what: Vec<_> = what.split('|').collect();
+        let (elsewhere, folder) = (what[2].parse().expect("a port"), PathBuf::from(what[3]));
+        let ground = Ground { folder, elsewhere, parent: getppid() };
+        let patroni = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = patroni.local_addr().expect("an address").port();
+        // its folder is not there yet
+        let (hold, memory) = (ground.path("hold/folder/hold"), ground.path("run/memory"));
+        let again = Again {
+            port: Some(port),
+            read: vec![hold.clone(), ground.path("links/ca.pem")],
+            memory: Some(memory),
+            log: None,
+        };
+        let (_, abi) = ABIS.iter().find(|(name, _)| *name == what[1]).expect("an ABI");
+        if let Some(abi) = abi {
+            let entered = sandbox::enter_listening_with(*abi, &again);
+            assert_eq!(entered.is_err(), *abi == ABI::Unsupported, "{entered:?}");
+        }
+        if what[0] == "abort" {
+            std::process::abort();
+        }
+        // what the next check needs, in a thread of its own
+        let works = std::thread::spawn(move || {
+            let _ = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
+            let _ = patroni.accept().expect("a connection");
+            assert_eq!(fs::read_to_string(hold).expect("a hold"), "drain");
+            assert_eq!(fs::read_to_string(ground.path("links/ca.pem")).expect("a link"), "CA");
+            ground.memory().expect("made").write_at(&[0; 64], 4032).expect("a record");
+            ground
+        });
+        let ground = works.join().expect("a check");
+        let result = attempt(what[0], &ground, elsewhere);
+        let mut stdout = io::stdout().lock();
+        writeln!(stdout, "outcome: {result}").expect("stdout");
+        stdout.flush().expect("stdout");
+        exit(0);
+    }
+
+    fn with_ground(test: &str, work: impl FnOnce(&Ground)) {
+        let folder = file().with_file_name(format!("listening-{test}-{}", std::process::id()));
+        for name in ["hold/folder", "run", "links", "archive"] {
+            fs::create_dir_all(folder.join(name)).expect("a folder");
+        }
+        fs::write(folder.join("hold/folder/hold"), "drain").expect("a file");
+        fs::write(folder.join("archive/ca.pem"), "CA").expect("a file");
+        std::os::unix::fs::symlink("../archive/ca.pem", folder.join("links/ca.pem"))
+            .expect("a link");
+        let _bus = UnixListener::bind(folder.join("bus")).expect("a socket");
+        // both families on one port
+        let (elsewhere, _four, _six) = loop {
+            let four = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let port = four.local_addr().expect("an address").port();
+            if let Ok(six) = TcpListener::bind(("::1", port)) {
+                break (port, four, six);
+            }
+        };
+        work(&Ground { folder: folder.clone(), elsewhere, parent: None });
+        fs::remove_dir_all(folder).expect("the folder");
+    }
+
+    #[test]
+    fn every_break_out_works_outside_and_fails_inside() {
+        with_ground("all", |ground| {
+            for (name, landlocks) in ATTEMPTS {
+                for (abi, _) in ABIS {
+                    let output = child(name, abi, ground);
+                    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                    let result = said.lines().find_map(|line| line.split_once("outcome: "));
+                    let result = result.unwrap_or_else(|| panic!("{name}, {abi}: {output:?}")).1;
+                    let open = match abi {
+                        "outside" => true,
+                        "none" => !landlocks.is_empty(),
+                        abi => abi < landlocks,
+                    };
+                    // EPERM from seccomp, EACCES from Landlock; a raw socket is for root
+                    let expected: &[&str] = if open { &["0"] } else { &["1", "13"] };
+                    let raw = open && name == "open a raw socket";
+                    assert!(raw || expected.contains(&result), "{name}, {abi}: {result}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_crash_ends_it() {
+        with_ground("crash", |ground| {
+            let status = child("abort", "7", ground).status;
+            assert!(!status.success() && status.code().is_none(), "{status:?}");
+        });
+    }
+}

@@ -372,13 +372,29 @@ fn never_dead(units: &'static str, name: &str, root: &str) {
         sleep(3 * INTERVAL);
         machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
         if signal == "STOP" {
-            // those that hang are ended by RuntimeMaxSec and TimeoutStopSec, and give their places back
-            sleep(Duration::from_secs(18));
+            // those that hang are ended by RuntimeMaxSec and TimeoutStopSec, and give their places back; one for many by
+            // TimeoutStartSec
+            sleep(Duration::from_secs(if units == LISTEN { 25 } else { 18 }));
         }
         machine.assert_alive(&format!("a handler that {what} at every check"));
     }
 
     if units == LISTEN {
+        let half = "head -c 9999 /root/patroni-agent-check > /usr/bin/new; chmod 755 /usr/bin/new";
+        for (what, new) in [("is missing", "rm -f /usr/bin/new"), ("is half a program", half)] {
+            machine.sh(&format!("rm /usr/bin/patroni-agent-check; {new}; ! [ -e /usr/bin/new ] || mv /usr/bin/new /usr/bin/patroni-agent-check"));
+            machine.sh(&format!("systemctl stop {LISTEN}.service"));
+            sleep(2 * INTERVAL);
+            let tried = machine.sh(&format!("systemctl show -P NRestarts {LISTEN}.service"));
+            let tried: u64 = tried.trim().parse().expect("a number");
+            // twice a second, though four HAProxies ask and nobody is answered
+            assert!(
+                (1..=10).contains(&tried),
+                "a program that {what} was started {tried} times in 4 s"
+            );
+            machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
+            machine.assert_alive(&format!("a program that {what}"));
+        }
         for signal in ["SEGV", "KILL", "STOP"] {
             let running = format!("systemctl show -P MainPID {LISTEN}.service");
             machine.sh(&format!("kill -{signal} $({running})"));
