@@ -3,7 +3,7 @@
 
 use crate::file;
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid, geteuid, getuid};
+use rustix::process::{Gid, Uid, geteuid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use std::path::Path;
 
@@ -18,7 +18,7 @@ const LIMIT: u64 = 4 * 1024 * 1024;
 ///
 /// There is no such user, it is root, or root cannot be given away: nothing else may be done then.
 pub fn become_user(name: &str) -> Result<(), String> {
-    if !getuid().is_root() && !geteuid().is_root() {
+    if !geteuid().is_root() {
         return Ok(());
     }
     let passwd =
