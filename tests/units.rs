@@ -332,7 +332,10 @@ fn never_dead(units: &'static str, name: &str, root: &str) {
             let tried = machine.sh(&format!("systemctl show -P NRestarts {LISTEN}.service"));
             let tried: u64 = tried.trim().parse().expect("a number");
             // twice a second, though four HAProxies ask and nobody is answered
-            assert!((1..=10).contains(&tried), "a program that {what} was started {tried} times in 4 s");
+            assert!(
+                (1..=10).contains(&tried),
+                "a program that {what} was started {tried} times in 4 s"
+            );
             machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
             machine.assert_alive(&format!("a program that {what}"));
         }
