@@ -363,8 +363,9 @@ fn it_locks_itself_in_and_goes_on() {
         fs::create_dir(folder).expect("a folder");
     }
     let path = |name: &str| folder.join(name).to_str().expect("UTF-8").to_owned();
+    fs::create_dir(path("run")).expect("a folder");
     // the hold's folder is made later
-    let (memory, hold, url) = (path("memory"), path("holds/hold"), patroni.url());
+    let (memory, hold, url) = (path("run/memory"), path("holds/hold"), patroni.url());
     let arguments = ["--url", &url, "--memory-file", &memory, "--hold-file", &hold];
     let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
     assert_eq!(server.ask(), READY);
