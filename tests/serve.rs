@@ -356,6 +356,43 @@ fn what_one_address_can_take_is_bounded() {
     assert_eq!(answered(ask(1, 128)), 128, "places come back");
 }
 
+/// Locked in before the first check, it still reads and writes what the next one needs, however that is replaced.
+#[test]
+fn it_locks_itself_in_and_goes_on() {
+    let patroni = primary();
+    let folder =
+        std::env::temp_dir().join(format!("patroni-agent-check-in-{}", std::process::id()));
+    let other = folder.with_extension("other");
+    for folder in [&folder, &other] {
+        fs::create_dir(folder).expect("a folder");
+    }
+    let path = |name: &str| folder.join(name).to_str().expect("UTF-8").to_owned();
+    fs::create_dir(path("run")).expect("a folder");
+    // the hold's folder is made later
+    let (memory, hold, url) = (path("run/memory"), path("holds/hold"), patroni.url());
+    let arguments = ["--url", &url, "--memory-file", &memory, "--hold-file", &hold];
+    let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+    assert_eq!(server.ask(), READY);
+    let status = fs::read_to_string(format!("/proc/{}/status", server.child.id())).expect("proc");
+    assert!(status.contains("NoNewPrivs:\t1\nSeccomp:\t2\n"), "{status}");
+    fs::remove_file(&memory).expect("a memory");
+    fs::create_dir(path("holds")).expect("a folder");
+    fs::write(&hold, "drain by hand").expect("a hold");
+    assert_eq!(server.ask(), "up drain # hold: by hand\n");
+    assert_ne!(fs::metadata(&memory).expect("a memory").len(), 0);
+    // what is elsewhere cannot be read any more, though it could be before
+    fs::remove_file(&hold).expect("a hold");
+    fs::write(other.join("hold"), "drain from elsewhere").expect("a file");
+    std::os::unix::fs::symlink(other.join("hold"), &hold).expect("a link");
+    let reply = server.ask();
+    assert!(reply.starts_with("up maint # hold: "), "{reply}");
+    assert!(reply.ends_with("Permission denied (os error 13)\n"), "{reply}");
+    assert_eq!(stderr(&mut server), "", "nothing is missing");
+    for folder in [folder, other] {
+        fs::remove_dir_all(folder).expect("a folder");
+    }
+}
+
 #[test]
 fn sigterm_lets_checks_finish() {
     let patroni = FakePatroni::new(|stream| {
