@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 
-from watch import NODES
+from watch import LB, NODES
 
 WEATHERS = {}
 
@@ -212,22 +212,19 @@ def restart_socket(cluster, random):
 
 @weather("a flood of connections to the agents", planned=True)
 def flood(cluster, random):
-    client = (
-        "import socket, sys, time\n"
-        "kept, end = [], time.time() + 5\n"
-        "for number in range(2000):\n"
-        "    for address in sys.argv[1:]:\n"
-        "        try:\n"
-        "            client = socket.create_connection((address, 5555), 0.05)\n"
-        "            client.send(b'replica\\n')\n"
-        "            kept.append(client)\n"
-        "        except OSError:\n"
-        "            pass\n"
-        "    kept = kept[-200:]\n"
-        "    if time.time() > end:\n"
-        "        break\n"
-    )
-    subprocess.run(["python3", "-c", client, *NODES.values()], check=True, timeout=60)
+    """A thousand connections a second to each node from 64 addresses of a network behind lb, and 200 silent peers."""
+    network = "10.66.0.0/24"
+    each = lambda machines, line: [cluster.run(machine, line) for machine in machines]
+    each(["lb"], f"ip route add local {network} dev lo")
+    each(NODES, f"ip route add {network} via {LB}")
+    options = f"5555 --from {network} --rate 1000 --silent 200 --seconds 5".split()
+    try:
+        floods = [subprocess.Popen(["tests/lab/flood", address, *options]) for address in NODES.values()]
+        if any([flood.wait(60) for flood in floods]):
+            raise RuntimeError("no flood")
+    finally:
+        each(["lb"], f"ip route del local {network} dev lo")
+        each(NODES, f"ip route del {network} via {LB}")
 
 
 @weather("the primary held by an operator", planned=True)
