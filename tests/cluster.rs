@@ -82,7 +82,7 @@ fn look(socket: &Path) -> View {
     let mut states = String::new();
     stream.read_to_string(&mut states).expect("HAProxy");
     let mut view = View::new();
-    for line in states.lines().skip(2).filter(|line| !line.is_empty()) {
+    for line in states.lines().filter(|line| line.contains(" postgres-")) {
         let column: Vec<_> = line.split(' ').collect();
         let administrative: u32 = column[6].parse().expect("srv_admin_state");
         // the flags for maintenance and drain; 4 only remembers "disabled" in the configuration

@@ -383,6 +383,7 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
         }
     }
     assert_eq!(pools.matches(" backup ").count(), 2, "{pools}");
+    let _ = writeln!(pools, "backend agents\n server pg1 127.0.0.1:{} check", nodes[0].1);
     let _ = writeln!(
         pools,
         "frontend metrics\n mode http\n bind 127.0.0.1:{metrics}\n http-request use-service prometheus-exporter"
@@ -456,6 +457,76 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
             .count()
     };
     assert_eq!(up("postgres-write"), 1);
+}
+
+/// The pools of units/haproxy.cfg with one server: HAProxy keeps the last word of an agent that says nothing more,
+/// and its own check ends that if Patroni says no, and does not if Patroni says yes. `agents` shows the silence.
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn a_silent_agent_is_bounded_by_the_check() {
+    let agent_speaks = Arc::new(AtomicBool::new(true));
+    let patroni_agrees = Arc::new(AtomicBool::new(true));
+    let speaks = Arc::clone(&agent_speaks);
+    let agent = FakePatroni::raw(move |mut stream| {
+        if speaks.load(Ordering::SeqCst) {
+            let _ = stream.write_all(b"up ready\n");
+        }
+    });
+    let agrees = Arc::clone(&patroni_agrees);
+    let patroni = FakePatroni::new(move |stream| {
+        let _ = stream.write_all(&http(if agrees.load(Ordering::SeqCst) { 200 } else { 503 }, ""));
+    });
+    let shipped = fs::read_to_string(common::file("../units/haproxy.cfg")).expect("haproxy.cfg");
+    let pool = |name: &str| {
+        let (_, section) = shipped.split_once(&format!(" {name}\n")).expect("the pool");
+        let section = section.split("\n\n").next().expect("its lines");
+        let lines =
+            section.lines().filter(|line| !line.contains("bind") && !line.contains("server pg"));
+        let lines = lines.collect::<Vec<_>>().join("\n");
+        format!("backend {name}\n{lines}\n server pg 127.0.0.1:5555\n")
+    };
+    let default_server =
+        shipped.lines().find(|line| line.contains("default-server")).expect("the first");
+    let configuration =
+        [default_server.to_owned(), pool("postgres-write"), pool("postgres-read"), pool("agents")]
+            .join("\n")
+            .replace("inter 2s", "inter 50ms")
+            .replace("inter 500ms", "inter 50ms")
+            .replace("inter 5s", "inter 50ms")
+            .replace("5555", &agent.address.port().to_string())
+            .replace("8008", &patroni.address.port().to_string());
+    let haproxy = HaProxy::start("silent", &configuration);
+    // 4 only remembers "disabled" in the configuration
+    let shown = |pool| (haproxy.state(pool).0, haproxy.state(pool).1 & !4);
+    let until = |pool, wanted| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while shown(pool) != wanted {
+            assert!(Instant::now() < end, "{pool}: {:?} instead of {wanted:?}", shown(pool));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    for (pool, asked) in
+        [("postgres-write", "OPTIONS /primary "), ("postgres-read", "OPTIONS /replica?lag=16MB ")]
+    {
+        agent_speaks.store(true, Ordering::SeqCst);
+        patroni_agrees.store(true, Ordering::SeqCst);
+        until(pool, (RUNNING, NONE));
+        until("agents", (RUNNING, NONE));
+        agent_speaks.store(false, Ordering::SeqCst);
+        let checks = || {
+            let requests = patroni.requests();
+            requests.iter().filter(|request| request.starts_with(asked)).count()
+        };
+        let (before, end) = (checks(), Instant::now() + Duration::from_secs(20));
+        while checks() < before + 10 {
+            assert!(Instant::now() < end, "{pool}: no {asked}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(shown(pool), (RUNNING, NONE), "{pool}: Patroni agrees");
+        until("agents", (STOPPED, NONE));
+        patroni_agrees.store(false, Ordering::SeqCst);
+        until(pool, (STOPPED, NONE));
+    }
 }
 
 /// HAProxy's own regression test of agents sends words of all classes at once; ours always sends

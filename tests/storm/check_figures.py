@@ -4,10 +4,10 @@ import unittest
 from collections import namedtuple
 
 import figures
-from watch import NODES, OFFICIAL, OURS, POOLS, Look, Truth, Write
+from watch import NODES, OFFICIAL, OURS, POOLS, READS, Called, Look, Read, Truth, Write
 
-Records = namedtuple("Records", "writes looks truths")
-Weather = namedtuple("Weather", "planned bridged paused everywhere", defaults=[False] * 4)
+Records = namedtuple("Records", "writes looks truths reads called")
+Weather = namedtuple("Weather", "planned bridged silent everywhere", defaults=[False] * 4)
 BRIDGED = Weather(bridged=True)
 
 
@@ -17,12 +17,14 @@ def looks(*changes, pool=OURS):
     return [Look(time, calm | {(pool, "pg1"): shown}) for time, shown in changes]
 
 
-def storm(looks, writes=(), truths=((0, False),), grace=3):
-    """Ten seconds, in which pg1 is (time, in recovery)."""
+def storm(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((0, 200),), held=None):
+    """Ten seconds, in which pg1 is (time, in recovery) and (time, Patroni's status for reads)."""
     truths = [Truth(time, "pg1", recovery) for time, recovery in truths]
     alive = [write(time, session=session) for time in (9.2, 9.8) for session in (True, False)]
-    records = Records([*writes, *alive], looks, truths)
-    return figures.Storm(records, 0.0, 10.0, {w.row for w in records.writes}, dict.fromkeys(POOLS, 0), grace)
+    reads = [Read(READS[OURS], time, time + 0.01, "pg1") for time in reads]
+    called = [Called(time, "pg1", status) for time, status in called]
+    records = Records([*writes, *alive], looks, truths, reads, called)
+    return figures.Storm(records, 0.0, 10.0, {w.row for w in records.writes}, dict.fromkeys(POOLS, 0), grace, held)
 
 
 def write(time, outcome="written", session=True, cut=False):
@@ -74,6 +76,32 @@ class Figures(unittest.TestCase):
         truths = [(0, False), (2, True)]
         late = lambda time, grace: storm(looks((0, "UP")), [write(time, "read-only")], truths, grace).figures(OURS).late
         self.assertEqual((late(4, 0), late(4.2, 0), late(6, 3), late(8.7, 3)), (0, 1, 0, 1))
+
+    def test_hold(self):
+        def new_session(time, held=("pg1", 2, 8)):
+            return broken(storm(looks((0, "UP")), [write(time, session=False), write(5)], held=held), Weather())
+
+        self.assertIn("1 writes in new sessions", new_session(5)[0])
+        self.assertEqual(new_session(3), [])
+        self.assertEqual(new_session(8.1), [])
+        self.assertEqual(new_session(5, ("pg2", 2, 8)), [])
+        self.assertEqual(new_session(5, None), [])
+
+    def test_reads(self):
+        out = [(0, 200), (1, 503), (2, 200), (3, 503), (4, 500)]
+
+        def read(time, weather=Weather(), called=out):
+            return broken(storm(looks((0, "UP")), reads=[time, 9.8], called=[*called, (9.5, 200)]), weather)
+
+        self.assertEqual(read(2.9), [])  # it was out before
+        self.assertEqual(read(6.5), [])
+        self.assertIn("a read 3.70 s after", read(6.7)[0])
+        self.assertEqual(read(6.7, Weather(silent=True)), [])
+        self.assertIn("a read 8.20 s after", read(9.2, Weather(silent=True), [(1, 503)])[0])
+        self.assertEqual(read(6.7, called=[(3, 200)]), [])
+        self.assertEqual(storm(looks((0, "UP"))).figures(OFFICIAL).late_read, 0)
+        self.assertEqual(storm(looks((0, "UP")), reads=[1, 9]).figures(OURS).read_pause, 8)
+        self.assertIn("reads nothing", broken(storm(looks((0, "UP")), reads=[8]))[0])
 
 
 if __name__ == "__main__":

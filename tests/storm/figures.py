@@ -11,28 +11,31 @@ What the agent's pool promises, and `broken_promises` holds it to:
   that is weaker than it could be: it is not looked at whether this server was being bridged;
 * no node takes a write through it after another one was promoted, and nothing planned loses one;
 * two servers are never UP at once;
+* a node that an operator holds gets no new session that writes;
 * nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN, but for trouble that others have
   as well;
 * trouble that the grace period is there for, and that is over within it, shows no DOWN and cuts no session. The period
   begins with the last good answer, up to one agent-inter before the trouble: so much shorter the trouble must
   be; and shorter than HAProxy's own check needs to call a server DOWN, three failures two seconds apart;
-* when all is well again, writes get through.
+* no read is served by a node that Patroni called out of the pool for reads, by the same health check, longer than
+  `read_bound` before: its agent is asked every two seconds, and may wait for --timeout;
+* when all is well again, writes and reads get through.
 
-While the node's agent is paused with all else there, HAProxy's own check is all there is: two seconds between two
-failures, and two that each may take."""
+While the node's agent is silent, be it paused with all else there, HAProxy's own check is all there is: two seconds
+between two failures, and two that each may take."""
 
 import math
 from collections import namedtuple
 from statistics import median
 
-from watch import NODES, OFFICIAL, OURS, POOLS, WITHOUT_AGENT
+from watch import NODES, OFFICIAL, OURS, POOLS, READS, WITHOUT_AGENT
 
-AGENT_INTER, TIMEOUT, BLINK = 0.5, 1.5, 0.1
+AGENT_INTER, READ_INTER, TIMEOUT, BLINK = 0.5, 2, 1.5, 0.1
 # HAProxy's own check: the time from the first failure to the third, and the longest until DOWN
 FALL, LONGEST_FALL = 4, 8
 
 Figures = namedtuple(
-    "Figures", "refused late split lost cut two_up down most_down false_up first_write pause alerts alive"
+    "Figures", "refused late split lost cut two_up down most_down false_up first_write pause alerts to_held late_read read_pause alive"
 )
 # What the table shows of them.
 COLUMNS = {
@@ -46,12 +49,24 @@ COLUMNS = {
     "lost": "lost",
     "cut": "sessions cut",
     "alerts": "alerts",
+    "late_read": "read after Patroni called the node out, s",
+    "read_pause": "longest without a read, s",
 }
 
 
 def bound(grace):
     """How long a server may be UP that does not take writes, if the node's agent answers."""
     return AGENT_INTER + TIMEOUT + BLINK + (grace + TIMEOUT if grace else 0)
+
+
+def read_bound(silent):
+    """How long after Patroni called it out of the pool a node may still be given reads."""
+    return (LONGEST_FALL if silent else READ_INTER + TIMEOUT) + BLINK
+
+
+def longest_pause(began, ended, times):
+    times = sorted([began, *times, ended])
+    return max(later - earlier for earlier, later in zip(times, times[1:]))
 
 
 def at(records, time, key):
@@ -76,11 +91,14 @@ def promotions(truths):
 class Storm:
     """The records of one weather, with what held when it began."""
 
-    def __init__(self, watch, began, ended, kept_rows, alerts, grace):
+    def __init__(self, watch, began, ended, kept_rows, alerts, grace, held):
         self.began, self.ended, self.kept_rows, self.alerts, self.grace = began, ended, kept_rows, alerts, grace
+        self.held = held
         self.writes = [write for write in watch.writes if began <= write.ended < ended]
         self.looks = self._window(watch.looks, lambda look: "all")
         self.truths = self._window(watch.truths, lambda truth: truth.node)
+        self.reads = [read for read in watch.reads if began <= read.ended < ended]
+        self.called = self._window(watch.called, lambda called: called.node)
         self.promotions = promotions(self.truths)
 
     def _window(self, records, key):
@@ -103,6 +121,25 @@ class Storm:
         last = [change for change in changes if change <= time and self.takes_writes(node, change - 1e-6)]
         return max(last, default=-math.inf)
 
+    def called_out(self, read):
+        """For how long Patroni had called its node out of the pool when a read was sent."""
+        said = [called for called in self.called if called.node == read.node and called.time <= read.begun]
+        out = 0
+        for called in reversed(said):
+            if called.status == 200:
+                break
+            out = read.begun - called.time
+        return out
+
+    def to_held(self, write):
+        """Whether it began in a new session on a node that an operator held, and HAProxy had heard of it."""
+        node, began, ended = self.held or (None, 0, 0)
+        return write.node == node and not self.keeps_session(write) and began + bound(0) <= write.begun < ended
+
+    @staticmethod
+    def keeps_session(write):
+        return write.row.split("/")[1] == "True"
+
     def spans(self):
         """(begin, end, shown) of what HAProxy showed, cut also where the truth changes."""
         times = sorted({r.time for r in self.looks} | {r.time for r in self.truths} | {self.ended})
@@ -119,7 +156,7 @@ class Storm:
         refused = [write for write in writes if write.outcome == "read-only"]
         switched = self.promotions[-1] if len(self.promotions) > 1 else None
         first = [w.ended - switched[0] for w in written if w.node == switched[1] and w.ended > switched[0]] if switched else []
-        ends = sorted([self.began] + [write.ended for write in written] + [self.ended])
+        reads = [read for read in self.reads if read.pool == READS.get(pool)]
         return Figures(
             refused=len(refused),
             late=sum(self.late(pool, write) for write in refused),
@@ -136,10 +173,14 @@ class Storm:
                 for begin, end, shown in spans
             ),
             first_write=min(first, default=None),
-            pause=max(later - earlier for earlier, later in zip(ends, ends[1:])),
+            pause=longest_pause(self.began, self.ended, [write.ended for write in written]),
             alerts=self.alerts[pool],
-            # each of the two clients, in the last second
-            alive=len({w.row.rpartition("/")[0] for w in written if w.ended > self.ended - 1}) == 2,
+            to_held=sum(map(self.to_held, written)),
+            late_read=max(map(self.called_out, reads), default=0) if pool in READS else None,
+            read_pause=longest_pause(self.began, self.ended, [r.ended for r in reads]) if pool in READS else None,
+            # each of the two clients that write, and the one that reads, in the last second
+            alive=len({w.row.rpartition("/")[0] for w in written if w.ended > self.ended - 1}) == 2
+            and (pool not in READS or any(read.ended > self.ended - 1 for read in reads)),
         )
 
     def late(self, pool, write):
@@ -186,8 +227,12 @@ def broken_promises(figures, weather, lasted, grace):
         broken.append(f"{figures.split} writes taken by a node after another was promoted")
     if figures.two_up:
         broken.append(f"two servers UP for {figures.two_up:.2f} s")
-    if figures.false_up > (LONGEST_FALL + BLINK if weather.paused else bound(grace)):
+    if figures.false_up > (LONGEST_FALL + BLINK if weather.silent else bound(grace)):
         broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes")
+    if figures.to_held:
+        broken.append(f"{figures.to_held} writes in new sessions to a node that an operator holds")
+    if figures.late_read > read_bound(weather.silent):
+        broken.append(f"a read {figures.late_read:.2f} s after Patroni called its node out of the pool")
     if weather.bridged and lasted < min(grace - AGENT_INTER, FALL):
         if figures.down:
             broken.append(f"a server DOWN for {figures.down:.2f} s in trouble of {lasted:.2f} s, grace period {grace} s")
@@ -200,7 +245,7 @@ def broken_promises(figures, weather, lasted, grace):
     if planned and figures.lost:
         broken.append(f"{figures.lost} writes lost though all was planned")
     if not figures.alive:
-        broken.append("a client that writes nothing though all is well again")
+        broken.append("a client that writes or reads nothing though all is well again")
     return broken
 
 

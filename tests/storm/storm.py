@@ -117,6 +117,9 @@ class Site:
                 standby = {watch.OFFICIAL: "DOWN", watch.WITHOUT_AGENT: "NOLB"}.get(pool, "MAINT")
                 if shown.get((pool, node)) != {False: "UP", True: standby}.get(recovery.get(node)):
                     return False
+            for pool, primary in (watch.READS[watch.OURS], "MAINT"), (watch.READS[watch.OFFICIAL], "DOWN"):
+                if shown.get((pool, node)) != {False: primary, True: "UP"}.get(recovery.get(node)):
+                    return False
         return sorted(recovery.values()) == [False, True, True]
 
     def settle(self):
@@ -154,14 +157,15 @@ class Site:
         began = self.ended or time.time()  # the calm between two weathers belongs to the next
         time.sleep(chance.uniform(0, 3))  # any moment between two checks
         self.watch.longest_between_looks = 0
+        self.cluster.held = None
         lasted = weather.WEATHERS[name](self.cluster, chance)
         self.settle()
         self.watch.renew_refused()
         self.ended = time.time()
         if self.watch.longest_between_looks > 1:
             raise RuntimeError(f"blind: {self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
-        storm = figures.Storm(self.watch, began, self.ended, self.kept_rows(), self.alerts(began), self.grace)
-        return storm, lasted
+        seen = self.kept_rows(), self.alerts(began), self.grace, self.cluster.held
+        return figures.Storm(self.watch, began, self.ended, *seen), lasted
 
 
 def line(pool, found):
@@ -169,6 +173,7 @@ def line(pool, found):
     words += [f"{found.split} by two primaries", f"{found.lost} lost", f"{found.cut} cut", f"two UP {found.two_up:.2f} s"]
     words += [f"DOWN {found.down:.1f} s", f"false UP {found.false_up:.2f} s", f"no write {found.pause:.2f} s"]
     words += [f"first write {found.first_write:.2f} s"] if found.first_write is not None else []
+    words += [f"late read {found.late_read:.2f} s", f"no read {found.read_pause:.2f} s"] if pool in watch.READS else []
     return f"  {pool:14} {', '.join(words)}, {found.alerts} alerts"
 
 
@@ -200,7 +205,7 @@ def blind(results):
 
 def over_half(results, times):
     """How many weathers leave a server UP without taking writes for more than half as long as the template."""
-    judged = [name for name in results if times > 2 and not weather.WEATHERS[name].paused]
+    judged = [name for name in results if times > 2 and not weather.WEATHERS[name].silent]
     broken = [figures.more_than_half(results[n][watch.OURS], results[n][watch.OFFICIAL]) for n in judged]
     for name, promise in zip(judged, broken):
         if promise:

@@ -1,8 +1,9 @@
-"""What is watched during the storm: the writes of clients through each pool, what HAProxy shows, and, at
-each node itself, whether PostgreSQL takes writes. Does not know the weather.
+"""What is watched during the storm: the writes and reads of clients through each pool, what HAProxy shows, and, at
+each node itself, whether PostgreSQL takes writes and what Patroni says of reads. Does not know the weather.
 
 Everything is kept as plain records with the time of the machine's clock in seconds."""
 
+import http.client
 import select
 import socket
 import threading
@@ -16,11 +17,19 @@ import psycopg2.extensions
 NODES = {"pg1": "10.55.0.11", "pg2": "10.55.0.12", "pg3": "10.55.0.13"}
 POOLS = {"postgres-write": 5000, "official": 5100, "role-only": 5200, "without-agent": 5300}
 OURS, OFFICIAL, ROLE_ONLY, WITHOUT_AGENT = POOLS
+# the pools for reads that belong to them
+READS = {OURS: "postgres-read", OFFICIAL: "replicas"}
+READ_PORTS = {"postgres-read": 5001, "replicas": 5101}
+READ_CHECK = "/replica?lag=16MB"
 LB = "10.55.0.1"
 
 # outcome: written, read-only, or the error's first line. row: what identifies it in the table. cut: it was to go
 # through a session that was there before, and somebody else had ended that.
 Write = namedtuple("Write", "pool row begun ended node outcome cut")
+# one that was served
+Read = namedtuple("Read", "pool begun ended node")
+# status: Patroni's answer to READ_CHECK
+Called = namedtuple("Called", "time node status")
 # shown: {(pool, node): UP, MAINT, DRAIN, NOLB or DOWN}
 Look = namedtuple("Look", "time shown")
 # recovery: pg_is_in_recovery(), None if there was no answer
@@ -67,12 +76,13 @@ class Watch:
 
     def __init__(self, admin_socket):
         self.admin_socket = admin_socket
-        self.writes, self.looks, self.truths = [], [], []
+        self.writes, self.reads, self.looks, self.truths, self.called = [], [], [], [], []
         self.last_look, self.longest_between_looks = time.time(), 0
         self.ended, self.renewing = threading.Event(), threading.Event()
         self.broken = []
         tasks = [(self._look, ())]
-        tasks += [(self._ask_the_node, (node,)) for node in NODES]
+        tasks += [(task, (node,)) for task in (self._ask_the_node, self._ask_patroni) for node in NODES]
+        tasks += [(self._read, (pool,)) for pool in READ_PORTS]
         tasks += [(self._write, (pool, session)) for pool in POOLS for session in (True, False)]
         self.threads = [threading.Thread(target=self._guard, args=(task, args)) for task, args in tasks]
 
@@ -134,6 +144,36 @@ class Watch:
                 connection.close()
                 connection = None
 
+    def _read(self, pool):
+        """A client that reads, in a new session each time."""
+        local.patience = 3
+        for _ in self._every(0.1):
+            begun, connection = time.time(), None
+            try:
+                connection = connect(LB, READ_PORTS[pool])
+                node = ask(connection, "select 'pg' || right(host(inet_server_addr()), 1)")[0][0]
+                self.reads.append(Read(pool, begun, time.time(), node))
+            except psycopg2.Error:
+                pass
+            if connection:
+                connection.close()
+
+    def _ask_patroni(self, node):
+        """What it answers; silence is no answer. One question at a time, and patiently: Patroni's queue is short."""
+        last = None
+        for _ in self._every(0.2):
+            patroni = http.client.HTTPConnection(NODES[node], 8008, timeout=3)
+            try:
+                patroni.request("OPTIONS", READ_CHECK)
+                status = patroni.getresponse().status
+            except (OSError, http.client.HTTPException):
+                continue
+            finally:
+                patroni.close()
+            if status != last:
+                self.called.append(Called(time.time(), node, status))
+                last = status
+
     def _ask_the_node(self, node):
         local.patience = 0.3
         connection, last = None, ()
@@ -163,18 +203,18 @@ class Watch:
 
 
 def look(admin_socket):
-    """What HAProxy shows now, of the pools for writes."""
+    """What HAProxy shows now, of these pools."""
     with socket.socket(socket.AF_UNIX) as admin:
         admin.settimeout(5)
         admin.connect(admin_socket)
         admin.sendall(b"show servers state\n")
         answer = b"".join(iter(lambda: admin.recv(65536), b"")).decode()
-    shown = {}
+    shown, pools = {}, [*POOLS, *READ_PORTS]
     for line in answer.splitlines()[2:]:
         column = line.split(" ")
-        if len(column) > 6 and column[1] in POOLS and column[3] in NODES:
+        if len(column) > 6 and column[1] in pools and column[3] in NODES:
             shown[column[1], column[3]] = state(int(column[5]), int(column[6]))
-    if len(shown) != len(POOLS) * len(NODES):
+    if len(shown) != len(pools) * len(NODES):
         raise OSError(f"an incomplete answer from HAProxy: {answer!r}")
     return shown
 

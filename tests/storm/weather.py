@@ -2,8 +2,8 @@
 
 Each is a function of the cluster and a seeded random; it does its worst, and undoes it. `planned` marks
 what an operator does on purpose, where nothing is broken; `bridged` trouble that the agent's grace period is
-there for: such a function returns how many seconds the longest trouble really lasted; `paused` that the node's agent
-does not run either; `everywhere` trouble that other nodes may have as well."""
+there for: such a function returns how many seconds the longest trouble really lasted; `silent` that the node's agent
+says nothing either; `everywhere` trouble that other nodes may have as well."""
 
 import functools
 import os
@@ -14,15 +14,15 @@ import threading
 import time
 import urllib.request
 
-from watch import NODES
+from watch import LB, NODES
 
 WEATHERS = {}
 
 
-def weather(name, planned=False, bridged=False, paused=False, everywhere=False):
+def weather(name, planned=False, bridged=False, silent=False, everywhere=False):
     def register(function):
         function.planned, function.bridged = planned, bridged
-        function.paused, function.everywhere = paused, everywhere
+        function.silent, function.everywhere = silent, everywhere
         WEATHERS[name] = function
         return function
 
@@ -31,6 +31,8 @@ def weather(name, planned=False, bridged=False, paused=False, everywhere=False):
 
 class Cluster:
     """The machines of tests/lab/cluster."""
+
+    held = None  # the node that an operator held, since when and until when
 
     def _call(self, *command):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -210,22 +212,31 @@ def restart_socket(cluster, random):
 
 @weather("a flood of connections to the agents", planned=True)
 def flood(cluster, random):
-    client = (
-        "import socket, sys, time\n"
-        "kept, end = [], time.time() + 5\n"
-        "for number in range(2000):\n"
-        "    for address in sys.argv[1:]:\n"
-        "        try:\n"
-        "            client = socket.create_connection((address, 5555), 0.05)\n"
-        "            client.send(b'replica\\n')\n"
-        "            kept.append(client)\n"
-        "        except OSError:\n"
-        "            pass\n"
-        "    kept = kept[-200:]\n"
-        "    if time.time() > end:\n"
-        "        break\n"
-    )
-    subprocess.run(["python3", "-c", client, *NODES.values()], check=True, timeout=60)
+    """A thousand connections a second to each node from 64 addresses of a network behind lb, and 200 silent peers."""
+    network = "10.66.0.0/24"
+    each = lambda machines, line: [cluster.run(machine, line) for machine in machines]
+    each(["lb"], f"ip route add local {network} dev lo")
+    each(NODES, f"ip route add {network} via {LB}")
+    options = f"5555 --from {network} --rate 1000 --silent 200 --seconds 5".split()
+    try:
+        floods = [subprocess.Popen(["tests/lab/flood", address, *options]) for address in NODES.values()]
+        if any([flood.wait(60) for flood in floods]):
+            raise RuntimeError("no flood")
+    finally:
+        each(["lb"], f"ip route del local {network} dev lo")
+        each(NODES, f"ip route del {network} via {LB}")
+
+
+@weather("the primary held by an operator", planned=True)
+def hold(cluster, random):
+    primary, file = cluster.primary(), "/run/patroni-agent-check/hold"
+    cluster.run(primary, f"echo '{random.choice(['drain', 'maint'])} storm' > {file}")
+    began = time.time()
+    try:
+        time.sleep(8)
+    finally:
+        cluster.held = primary, began, time.time()
+        cluster.run(primary, f"rm {file}")
 
 
 @weather("postmaster killed")
@@ -250,6 +261,50 @@ def kill_both(cluster, random):
     cluster.primary(but=primary)
     time.sleep(5)
     cluster.patroni(primary, "start")
+
+
+def silence(cluster, node, random):
+    """An agent that says nothing: the port refuses, each process is killed, or none answers. Returns what ends it."""
+    program = "/usr/bin/patroni-agent-check"
+    instead = lambda line: (
+        f"printf '#!/bin/sh\n{line}\n' > /tmp/silent; chmod 755 /tmp/silent; mv {program} /tmp/agent; mv /tmp/silent {program}",
+        f"cp /tmp/agent {program}.new; mv {program}.new {program}",
+    )
+    kinds = {
+        "refused": ("systemctl stop patroni-agent-check.socket", "systemctl start patroni-agent-check.socket"),
+        "killed": instead("kill -KILL $$"),
+        "mute": instead("exec sleep 5"),
+    }
+    kind = random.choice(list(kinds))
+    print(f"  the agent of {node}: {kind}", flush=True)
+    begin, end = kinds[kind]
+    cluster.run(node, begin)
+    return lambda: cluster.run(node, end)
+
+
+@weather("Patroni and postmaster killed, the agent silent", silent=True)
+def kill_silent(cluster, random):
+    primary = cluster.primary()
+    speak = silence(cluster, primary, random)
+    try:
+        time.sleep(random.uniform(1, 2))
+        kill_both(cluster, random)
+    finally:
+        speak()
+
+
+@weather("switchover to a standby whose agent is silent", silent=True)
+def switchover_to_silent(cluster, random):
+    """What HAProxy heard of it last is MAINT for writes and READY for reads."""
+    primary = cluster.primary()
+    candidate = random.choice(others(primary))
+    speak = silence(cluster, candidate, random)
+    try:
+        time.sleep(random.uniform(1, 2))
+        cluster.switchover(primary, candidate)
+        time.sleep(10)
+    finally:
+        speak()
 
 
 @weather("Patroni frozen")
@@ -459,13 +514,13 @@ def block_query(cluster, random):
     return lasting(0, lambda: cluster.sql(primary, lock))
 
 
-@weather("the primary's machine paused, 1 to 4 s", bridged=True, paused=True)
+@weather("the primary's machine paused, 1 to 4 s", bridged=True, silent=True)
 def pause_machine(cluster, random):
     freeze = functools.partial(cluster.freeze, cluster.primary())
     return lasting(random.uniform(1, 4), lambda: freeze(True), lambda: freeze(False))
 
 
-@weather("the primary's machine starved, 8 s", paused=True)
+@weather("the primary's machine starved, 8 s", silent=True)
 def starve_machine(cluster, random):
     """It runs for a tenth of the time."""
     freeze, end = functools.partial(cluster.freeze, cluster.primary()), time.monotonic() + 8

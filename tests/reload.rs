@@ -1,0 +1,153 @@
+//! units/haproxy-reload.conf on a real systemd and HAProxy: a reload takes the states over, the changed
+//! configuration wins, and what fails changes nothing. Needs root and what tests/install installs; tests/run runs it.
+
+mod common;
+
+use common::lab;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// HAProxy with the shipped drop-in and `global` section; servers say which address and port took the connection.
+struct Machine(String);
+
+impl Machine {
+    fn boot() -> Machine {
+        let machine = Machine(format!("reload-{}", std::process::id()));
+        lab("machine", &["start", &machine.0]).expect("it boots");
+        machine.sh(
+            "mkdir /etc/systemd/system/haproxy.service.d && systemd-tmpfiles --create haproxy.conf",
+        );
+        machine.put(
+            &fs::read_to_string(common::file("../units/haproxy-reload.conf")).expect("it"),
+            "/etc/systemd/system/haproxy.service.d/reload.conf",
+        );
+        let shipped =
+            fs::read_to_string(common::file("../units/haproxy.cfg")).expect("haproxy.cfg");
+        let (settings, pools) = shipped.split_once("listen postgres-write").expect("a write pool");
+        let (pool, _) = pools.split_once("listen postgres-read").expect("a read pool");
+        // nobody is asked but the agents
+        let pool =
+            pool.replace("option httpchk OPTIONS /primary", "").replace("port 8008", "no-check");
+        machine.put(&format!("{settings}listen postgres-write{pool}"), "/etc/haproxy/haproxy.cfg");
+        machine.sh(
+            "printf '127.0.0.11 pg1\\n127.0.0.12 pg2\\n127.0.0.13 pg3\\n' > /etc/hosts
+            for port in 5432 6432; do
+                systemd-run -q -p Type=exec socat TCP-LISTEN:$port,fork \"SYSTEM:echo $port \\$SOCAT_SOCKADDR\"
+            done
+            agent='[ $SOCAT_SOCKADDR = 127.0.0.11 ] && echo up ready || echo up maint'
+            systemd-run -q -p Type=exec --unit agent socat TCP-LISTEN:5555,fork \"SYSTEM:$agent\"
+            systemctl daemon-reload && systemctl start haproxy",
+        );
+        machine
+    }
+
+    fn run(&self, script: &str) -> Result<String, String> {
+        lab("machine", &["run", &self.0, "sh", "-c", script])
+    }
+
+    fn sh(&self, script: &str) -> String {
+        self.run(script).expect(script)
+    }
+
+    fn put(&self, text: &str, path: &str) {
+        let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("put");
+        fs::write(&file, text).expect("a file");
+        lab("machine", &["put", &self.0, file.to_str().expect("UTF-8"), path]).expect("put");
+    }
+
+    /// Waits until clients of the pool reach this server, and checks that they stay there.
+    fn reaches(&self, server: &str) {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let reached = self.sh("socat -u TCP:127.0.0.1:5000 - 2> /dev/null || true");
+            if reached.trim() == server {
+                break;
+            }
+            assert!(Instant::now() < end, "{reached:?} instead of {server}");
+        }
+        self.sh(&format!(
+            "for i in $(seq 20); do [ \"$(socat -u TCP:127.0.0.1:5000 -)\" = '{server}' ] || exit 1; done"
+        ));
+    }
+
+    /// Reloads, and waits until the new process serves: the old one is at its end, or has ended.
+    fn reload(&self) {
+        self.sh("old=$(pgrep -P $(systemctl show -P MainPID haproxy))
+            systemctl reload haproxy
+            for i in $(seq 500); do [ -e /proc/$old ] || exit 0; sleep 0.02; done; exit 1");
+    }
+
+    /// How often the journal says that the states were not saved.
+    fn complaints(&self) -> usize {
+        self.sh("journalctl -q -o cat -u haproxy | grep -c 'were not saved' || true")
+            .trim()
+            .parse()
+            .expect("a number")
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", self.run("journalctl -q -u haproxy | tail -40").unwrap_or_default());
+        }
+        let _ = lab("machine", &["stop", &self.0]);
+    }
+}
+
+#[test]
+#[ignore = "needs root, systemd and HAProxy: tests/run"]
+fn a_reload_takes_over_the_states_and_the_configuration_wins() {
+    let machine = Machine::boot();
+    machine.reaches("5432 127.0.0.11");
+
+    println!(
+        "the states are taken over: the agents are gone, and a server in MAINT would stay there"
+    );
+    machine.sh("systemctl stop agent");
+    machine.reload();
+    machine.reaches("5432 127.0.0.11");
+    let folder =
+        machine.sh("stat -c '%U %a' /run/haproxy-state; find /run/haproxy-state -links +1");
+    assert!(folder.starts_with("root 755\n"), "{folder}");
+
+    println!("a server's port changes in the configuration, then its address");
+    machine.sh("sed -i s/:5432/:6432/ /etc/haproxy/haproxy.cfg");
+    machine.reload();
+    machine.reaches("6432 127.0.0.11");
+    machine.sh("sed -i 's/^127.0.0.11 /127.0.0.21 /' /etc/hosts");
+    machine.reload();
+    machine.reaches("6432 127.0.0.21");
+    machine.sh("sed -i 's/pg1:6432/127.0.0.31:6432/' /etc/haproxy/haproxy.cfg");
+    machine.reload();
+    machine.reaches("6432 127.0.0.31");
+    assert_eq!(machine.complaints(), 0);
+
+    let mut complaints = 0;
+    for (what, breaks, mends) in [
+        (
+            "an answer without its end",
+            "printf '#!/bin/sh\\nsocat.real \"$@\" | head -c -1\\n' > /usr/bin/new; chmod +x /usr/bin/new
+            mv /usr/bin/socat /usr/bin/socat.real; mv /usr/bin/new /usr/bin/socat",
+            "mv /usr/bin/socat.real /usr/bin/socat",
+        ),
+        ("no socat", "mv /usr/bin/socat /usr/bin/socat.real", "mv /usr/bin/socat.real /usr/bin/socat"),
+        ("no stats socket", "mv /run/haproxy/admin.sock /run/haproxy/away", "mv /run/haproxy/away /run/haproxy/admin.sock"),
+    ] {
+        println!("{what}: the states are those saved last, the port that of the configuration");
+        machine.sh(&format!("sed -i s/:6432/:5432/ /etc/haproxy/haproxy.cfg; {breaks}"));
+        machine.reload();
+        machine.sh(mends);
+        machine.reaches("5432 127.0.0.31");
+        complaints += 1;
+        assert_eq!(machine.complaints(), complaints, "{what}");
+        machine.sh("sed -i s/:5432/:6432/ /etc/haproxy/haproxy.cfg");
+        machine.reload();
+        machine.reaches("6432 127.0.0.31");
+        assert_eq!(machine.complaints(), complaints, "{what}");
+    }
+
+    println!("a start begins with nothing");
+    machine.sh("systemctl stop haproxy && [ ! -e /run/haproxy-state ]");
+}
