@@ -396,7 +396,7 @@ fn a_real_site() {
     watch.assert_since(started, &[]);
     watch.assert_unchanged_since(started);
 
-    println!("a reload while an agent says down: never UP");
+    println!("a reload while an agent says down, and while HAProxy's own check does too: never UP");
     let replica = other(&[&primary]);
     let kill = "systemctl kill -s KILL --kill-whom=main patroni";
     on(replica, kill).expect("it is killed, PostgreSQL lives on");
@@ -405,11 +405,23 @@ fn a_real_site() {
         both.iter().all(|pool| view[&(pool.to_string(), replica.to_owned())] == Shown::Down)
     };
     watch.until("DOWN", 10, down);
-    let started = Instant::now();
-    on("lb", "systemctl reload haproxy").expect("a reload");
-    std::thread::sleep(Duration::from_secs(1));
-    watch.until("DOWN again", 10, down);
-    watch.assert_never_up_since(started, replica);
+    let reload = || {
+        let started = Instant::now();
+        on("lb", "systemctl reload haproxy").expect("a reload");
+        std::thread::sleep(Duration::from_secs(1));
+        watch.until("DOWN again", 10, down);
+        watch.assert_never_up_since(started, replica);
+    };
+    reload();
+    // srv_check_health, the 13th
+    let health = format!(
+        "echo 'show servers state postgres-write' | socat stdio /run/haproxy/admin.sock | awk '$4 == \"{replica}\" {{ print $13 }}'"
+    );
+    let end = Instant::now() + Duration::from_secs(20);
+    while on("lb", &health).expect("socat").trim() != "0" {
+        assert!(Instant::now() < end, "HAProxy's own check does not fail");
+    }
+    reload();
     on(replica, "systemctl start patroni").expect("Patroni starts");
     watch.settled(Some(&primary));
 
