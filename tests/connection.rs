@@ -285,7 +285,7 @@ fn usage_errors_name_the_cure() {
         (&["--timeout", "11s"], "10s"),
         (&["--timeout", "+5s"], "10s"),
         (&["--else", "up"], "maint, drain, down"),
-        (&["--unreachable", "maint"], "down, hold"),
+        (&["--unreachable", "maint"], "down, keep"),
         (&["--agent-send", "primary"], "give none here"),
     ];
     for (arguments, cure) in cases {
