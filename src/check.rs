@@ -1,6 +1,7 @@
 //! The question: one of Patroni's health checks, and what a healthy node gets that is not it.
 //! Knows the vocabulary of Patroni's REST API; knows nothing of sockets and HTTP.
 
+use crate::reply::Otherwise;
 use std::fmt;
 use std::str::FromStr;
 
@@ -175,54 +176,19 @@ fn word(key: &str, value: &str) -> Result<String, String> {
     Err(format!("{key}={value}: letters, digits and -._~:/@, are allowed, and at least one"))
 }
 
-/// What a healthy node gets that is not what was asked for (`--else`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Else {
-    /// Out of the pool, shown as MAINT: expected.
-    #[default]
-    Maint,
-    /// No new connections, old ones stay.
-    Drain,
-    /// Shown as DOWN, as with HAProxy's HTTP check.
-    Down,
-}
-
-impl FromStr for Else {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<Self, String> {
-        match word {
-            "maint" => Ok(Else::Maint),
-            "drain" => Ok(Else::Drain),
-            "down" => Ok(Else::Down),
-            _ => Err(format!("'{word}' is none of maint, drain, down")),
-        }
-    }
-}
-
-impl fmt::Display for Else {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Else::Maint => "maint",
-            Else::Drain => "drain",
-            Else::Down => "down",
-        })
-    }
-}
-
 /// One question of HAProxy's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// The health check that Patroni is asked.
     pub check: Check,
     /// What a healthy node gets that is not what was asked for.
-    pub otherwise: Else,
+    pub otherwise: Otherwise,
 }
 
 impl Question {
     /// Reads the line that HAProxy sends by `agent-send`: `CHECK [maint|drain|down]`. A line
     /// without a word gets `otherwise`.
-    pub fn from_agent_send(line: &[u8], otherwise: Else) -> Result<Question, String> {
+    pub fn from_agent_send(line: &[u8], otherwise: Otherwise) -> Result<Question, String> {
         let line = String::from_utf8_lossy(line);
         let mut words = line.split_ascii_whitespace();
         let question = (|| {
@@ -328,14 +294,14 @@ mod tests {
 
     #[test]
     fn an_agent_send_line_is_a_check_and_perhaps_a_word() {
-        let ask = |line: &str| Question::from_agent_send(line.as_bytes(), Else::Drain);
+        let ask = |line: &str| Question::from_agent_send(line.as_bytes(), Otherwise::Drain);
         let question = ask("replica?lag=16MB down").expect("a question");
         assert_eq!(question.check.path(), "/replica?lag=16MB");
-        assert_eq!(question.otherwise, Else::Down);
-        assert_eq!(ask(" primary\t").expect("a question").otherwise, Else::Drain);
+        assert_eq!(question.otherwise, Otherwise::Down);
+        assert_eq!(ask(" primary\t").expect("a question").otherwise, Otherwise::Drain);
         assert!(ask("primary up").is_err());
         assert!(ask("primary maint maint").is_err());
         assert!(ask("").is_err());
-        assert!(Question::from_agent_send(b"\xff\x00", Else::Maint).is_err());
+        assert!(Question::from_agent_send(b"\xff\x00", Otherwise::Maint).is_err());
     }
 }

@@ -1,14 +1,19 @@
 //! How this process was started: with HAProxy's connection as fd 3 (systemd, `Accept=yes`) or as
 //! fd 0 (xinetd, inetd, `StandardInput=socket`), with a listening socket in their place (`Accept=no`,
-//! `wait = yes`), or by a human. Knows nothing of Patroni and of what the bytes mean.
+//! `wait = yes`), or by a human. The only place that reads and writes there, and that logs. Knows nothing of Patroni and
+//! of what the bytes mean.
 
+use crate::options::NAME;
+use crate::reply::printable;
+use crate::syslog;
 use listenfd::ListenFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, getpeername};
 use sd_notify::NotifyState;
-use std::io::{self, ErrorKind, IsTerminal, Read};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -17,6 +22,11 @@ pub const LINE_LIMIT: usize = 256;
 /// How long after the start HAProxy's agent-send line may come. HAProxy sends it as soon as it is connected, and a
 /// packet that is lost is sent again after some 200 ms; a stranger who says nothing must not keep a place for longer.
 pub const LINE_DUE: Duration = Duration::from_millis(300);
+
+/// How often the line is tried, and how many times 1024 unread bytes are taken off the connection.
+const TRIES: usize = 16;
+/// What goes to the journal or a terminal may be longer than a reply.
+const LOG_LIMIT: usize = 1000;
 
 /// Where the question comes from and the reply goes.
 #[derive(Debug)]
@@ -27,9 +37,9 @@ pub enum Connection {
     Standard,
 }
 
-/// Who is there to be answered.
+/// How this process was started.
 #[derive(Debug)]
-pub enum Peer {
+pub enum Activation {
     /// One who asked.
     Here(Connection),
     /// All who ask from now on, on one socket or several.
@@ -44,9 +54,9 @@ impl Connection {
     /// # Errors
     ///
     /// What was handed over is no TCP socket, or cannot be used.
-    pub fn inherited() -> Result<Peer, String> {
+    pub fn inherited() -> Result<Activation, String> {
         let mut passed = ListenFd::from_env();
-        let mut no_socket = Ok(Peer::Here(Connection::Standard));
+        let mut no_socket = Ok(Activation::Here(Connection::Standard));
         let mut others = Vec::new();
         for number in 1..passed.len() {
             others.extend(passed.take_tcp_listener(number).ok().flatten());
@@ -56,7 +66,7 @@ impl Connection {
             // again, in case that looking at it has failed and not what it is
             match take().or_else(|_| take()) {
                 Ok(stream) => {
-                    return stream.map_or(Ok(Peer::Gone), |stream| connected(stream, others));
+                    return stream.map_or(Ok(Activation::Gone), |stream| connected(stream, others));
                 }
                 Err(error) => no_socket = Err(format!("LISTEN_FDS is set, but {error}")),
             }
@@ -66,6 +76,28 @@ impl Connection {
             Ok(stream) if stream.local_addr().is_ok() => connected(stream, others),
             // no socket, or one of another family
             _ => no_socket,
+        }
+    }
+
+    /// Sends the reply; nothing waits for the peer.
+    pub fn send(&self, line: &str) {
+        match self {
+            Connection::Socket(stream) => send(stream, line),
+            Connection::Standard => print(line),
+        }
+    }
+
+    /// Who asked, behind a socket. A dual-stack socket shows IPv4 as `::ffff:10.0.0.1`.
+    pub fn peer(&self) -> Option<String> {
+        let Connection::Socket(stream) = self else { return None };
+        let canonical = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        Some(stream.peer_addr().map_or(String::new(), |peer| canonical(peer).to_string()))
+    }
+
+    /// Says something that a human wants to know and HAProxy's journal does not, at every check.
+    pub fn remark(&self, text: &str) {
+        if let Connection::Standard = self {
+            complain(text);
         }
     }
 
@@ -93,24 +125,24 @@ impl Connection {
     }
 }
 
-fn connected(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Peer, String> {
+fn connected(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Activation, String> {
     match stream.peer_addr() {
         Ok(_) => {
             // Nothing but a look at the environment unless a drop-in makes the unit Type=notify, for
             // which a process that ends without this has failed.
             let _ = sd_notify::notify(&[NotifyState::Ready]);
-            Ok(Peer::Here(Connection::Socket(stream)))
+            Ok(Activation::Here(Connection::Socket(stream)))
         }
         // A listening socket and a connection that was reset both have no peer. Any other error says nothing of the
         // connection: whoever is there is answered.
         Err(error) if error.kind() == ErrorKind::NotConnected => match socket_acceptconn(&stream) {
             Ok(true) => {
                 others.push(TcpListener::from(OwnedFd::from(stream)));
-                Ok(Peer::Listeners(others))
+                Ok(Activation::Listeners(others))
             }
-            _ => Ok(Peer::Gone),
+            _ => Ok(Activation::Gone),
         },
-        Err(_) => Ok(Peer::Here(Connection::Socket(stream))),
+        Err(_) => Ok(Activation::Here(Connection::Socket(stream))),
     }
 }
 
@@ -153,4 +185,54 @@ fn read_line(
             return Err(format!("agent-send line is longer than {LINE_LIMIT} bytes"));
         }
     }
+}
+
+/// One write: HAProxy 2.6 may complete a split line with bytes of its other clients. HAProxy usually
+/// resets the connection right after the line, so nothing that comes later is an error.
+fn send(stream: &TcpStream, line: &str) {
+    // Nothing here waits for a peer. A send that fails for want of memory may work a moment later, and silence
+    // would leave HAProxy with what it heard last.
+    let once = || net::send(stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    let _ = (0..TRIES).any(|_| once().is_ok());
+    let _ = stream.shutdown(Shutdown::Write);
+    // Closing with unread bytes would reset the connection, and with it perhaps the line.
+    let mut rest = [0; 1024];
+    for _ in 0..TRIES {
+        match net::recv(stream, &mut rest, RecvFlags::DONTWAIT) {
+            Ok((1.., _)) | Err(Errno::INTR) => {}
+            _ => break,
+        }
+    }
+}
+
+/// Text on stdout, for a human.
+pub fn print(text: &str) {
+    let mut stdout = io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes());
+    let _ = stdout.flush();
+}
+
+/// One line for the journal: by the system log, or by stderr as sd-daemon(3) has it.
+pub fn log(priority: u8, text: &str) {
+    if !syslog::send(priority, NAME, &printable(text, LOG_LIMIT)) {
+        to_stderr(&format!("<{priority}>{text}"));
+    }
+}
+
+/// One line for whoever started this program, who may be a human.
+pub fn complain(text: &str) {
+    if !syslog::send(4, NAME, &printable(text, LOG_LIMIT)) {
+        to_stderr(&format!("{NAME}: {text}"));
+    }
+}
+
+/// One line on stderr, unless stderr is the peer: xinetd makes fd 2 the connection as well.
+fn to_stderr(text: &str) {
+    let stderr = io::stderr();
+    let family = getpeername(&stderr).ok().flatten().map(|peer| peer.address_family());
+    if matches!(family, Some(AddressFamily::INET | AddressFamily::INET6)) {
+        return;
+    }
+    let line = format!("{}\n", printable(text, LOG_LIMIT));
+    let _ = stderr.lock().write_all(line.as_bytes());
 }

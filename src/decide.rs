@@ -1,11 +1,11 @@
 //! What Patroni's answer means for HAProxy: the only place where meaning lives, and a pure one.
 //! Knows nothing of sockets, HTTP, files and the words of an agent reply.
 
-use crate::ask::{Answer, NoAnswer};
-use crate::check::{Else, Question};
+use crate::check::Question;
 use crate::hold::Hold;
 use crate::memory::Record;
-use std::panic::{self, AssertUnwindSafe};
+use crate::patroni::{Answer, NoAnswer};
+use crate::reply::{Otherwise, Reply, Verdict};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -18,46 +18,24 @@ const HEARD: Duration = Duration::from_secs(60);
 /// Patroni's `Date:` has whole seconds, and a short step of its clock ends no claim of the lock.
 const CLOCK_STEP: u64 = 5;
 
-/// What HAProxy shall do with this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is what was asked for: into the pool.
-    Ready,
-    /// It is healthy or in transition, and not what was asked for: out of the pool, as expected.
-    Out(Else),
-    /// It is broken.
-    Fail,
-    /// The peer left without a question: somebody who tries ports. As `Fail`, but no news.
-    Unasked,
-    /// The peer asked something that is no question. As `Fail`, but its text is for the peer alone.
-    NotUnderstood,
-    /// PostgreSQL was stopped and Patroni is not about to start it.
-    Stopped,
-    /// Patroni gave no usable answer.
-    Down,
-    /// There is trouble, and HAProxy shall leave everything as it is.
-    Keep,
-}
-
-/// A verdict and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// The health check that was asked; empty where there was none.
-    pub check: String,
-    /// Why, in an operator's words. May hold anything that Patroni sent.
-    pub reason: String,
-}
-
 /// What to do with an unusable answer (`--unreachable`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unreachable {
     /// Out of the pool, shown as DOWN.
     #[default]
     Down,
-    /// HAProxy leaves everything as it is; the health check of the server line decides alone.
-    Hold,
+    /// HAProxy leaves everything as it is; its own check decides alone.
+    Keep,
+}
+
+impl Unreachable {
+    /// What HAProxy shall do then.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            Unreachable::Down => Verdict::Down,
+            Unreachable::Keep => Verdict::Keep,
+        }
+    }
 }
 
 impl FromStr for Unreachable {
@@ -66,8 +44,8 @@ impl FromStr for Unreachable {
     fn from_str(word: &str) -> Result<Self, String> {
         match word {
             "down" => Ok(Unreachable::Down),
-            "hold" => Ok(Unreachable::Hold),
-            _ => Err(format!("'{word}' is none of down, hold")),
+            "keep" => Ok(Unreachable::Keep),
+            _ => Err(format!("'{word}' is none of down, keep")),
         }
     }
 }
@@ -94,7 +72,7 @@ pub struct Times {
 ///
 /// The decision table first; then the grace: trouble soon after a good answer changes nothing in HAProxy. It is
 /// availability within the lease of the leader lock and decides nothing about who is primary: the lock outlives
-/// the last good answer ([`crate::ask::lock_outlives`]), and `--grace` must be less than that by HAProxy's
+/// the last good answer ([`crate::patroni::Prepared::lock_outlives`]), and `--grace` must be less than that by HAProxy's
 /// `agent-inter` and two `--timeout`s. An operator's hold comes last.
 pub fn decide(
     question: &Question,
@@ -233,7 +211,7 @@ fn table(
 ) -> Reply {
     let check = &question.check;
     let (verdict, reason) = match answer {
-        Err(error) => (no_answer(unreachable), error.reason.clone()),
+        Err(error) => (unreachable.verdict(), error.reason.clone()),
         Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
             ("running", role) if answer.status == 200 && serves(question, answer) => {
                 let timeline = answer.timeline.map(|n| format!(", timeline {n}"));
@@ -263,7 +241,7 @@ fn table(
                 | "running custom bootstrap script"
                 | "starting after custom bootstrap",
                 _,
-            ) => (Verdict::Out(Else::Maint), format!("{}, {}", answer.role, answer.state)),
+            ) => (Verdict::Out(Otherwise::Maint), format!("{}, {}", answer.role, answer.state)),
             (
                 "crashed"
                 | "start failed"
@@ -312,13 +290,6 @@ fn not_asked_for(question: &Question, answer: &Answer) -> String {
     reason
 }
 
-fn no_answer(unreachable: Unreachable) -> Verdict {
-    match unreachable {
-        Unreachable::Down => Verdict::Down,
-        Unreachable::Hold => Verdict::Keep,
-    }
-}
-
 /// HAProxy's question could not be understood, so Patroni was not asked.
 pub fn not_understood(error: &str) -> Reply {
     Reply { verdict: Verdict::NotUnderstood, check: String::new(), reason: error.to_owned() }
@@ -330,31 +301,12 @@ pub fn nobody_asked() -> Reply {
     Reply { verdict: Verdict::Unasked, check: String::new(), reason }
 }
 
-/// Even a bug is answered: silence would leave HAProxy with what it heard last, which may be READY.
-pub fn whatever_happens<T: From<Reply>>(unreachable: Unreachable, answer: impl FnOnce() -> T) -> T {
-    panic::catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
-        let reason = format!("bug in patroni-agent-check, please report it: {text}");
-        Reply { verdict: no_answer(unreachable), check: String::new(), reason }.into()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_panic_is_answered() {
-        let text = "bug in patroni-agent-check, please report it: ";
-        let reply: Reply = whatever_happens(Unreachable::Down, || panic!("at {}", 3));
-        assert_eq!((reply.verdict, reply.reason), (Verdict::Down, format!("{text}at 3")));
-        let reply: Reply = whatever_happens(Unreachable::Hold, || panic!("here"));
-        assert_eq!((reply.verdict, reply.reason), (Verdict::Keep, format!("{text}here")));
-    }
-
     fn question(check: &str) -> Question {
-        Question { check: check.parse().expect("a check"), otherwise: Else::Drain }
+        Question { check: check.parse().expect("a check"), otherwise: Otherwise::Drain }
     }
 
     fn answer(status: u16, role: &str, state: &str) -> Answer {
@@ -437,13 +389,13 @@ mod tests {
     const STANDBY: fn() -> Answer = || answer(503, "replica", "running");
     const UNLOCKED: fn() -> Answer = || answer(503, "primary", "running");
     const SILENT: fn() -> Result<Answer, NoAnswer> =
-        || Err(NoAnswer::unusable("no answer".to_owned()));
+        || Err(NoAnswer { refused: false, reason: "no answer".to_owned() });
     const REFUSED: fn() -> Result<Answer, NoAnswer> =
         || Err(NoAnswer { refused: true, reason: "connection refused".to_owned() });
 
     #[test]
     fn a_hold_takes_out_a_ready_node_and_nothing_else() {
-        for word in [Else::Maint, Else::Drain] {
+        for word in [Otherwise::Maint, Otherwise::Drain] {
             let hold = Some(Hold { word, reason: "why".to_owned() });
             let mut node = Node { hold: hold.clone(), ..Node::new("primary") };
             let expected = (Verdict::Out(word), "hold: why".to_owned());
@@ -554,10 +506,10 @@ mod tests {
             node.hears(10.0, Ok(good));
             for (time, state) in [(10.5, "stopping"), (10.6, "unknown")] {
                 let reply = node.hears(time, Ok(answer(503, "replica", state)));
-                assert_eq!(reply.verdict, Verdict::Out(Else::Maint));
+                assert_eq!(reply.verdict, Verdict::Out(Otherwise::Maint));
             }
             // it is out of the pool and stays so, also for a HAProxy that has not heard of it
-            let expected = if was_ready { Verdict::Out(Else::Drain) } else { Verdict::Keep };
+            let expected = if was_ready { Verdict::Out(Otherwise::Drain) } else { Verdict::Keep };
             assert_eq!(node.hears(11.0, REFUSED()).verdict, expected);
             assert_eq!(node.hears(13.9, REFUSED()).verdict, expected);
             // the grace has not begun anew
@@ -642,7 +594,7 @@ mod tests {
         node.hears(10.5, Ok(STANDBY()));
         // another HAProxy may not have heard of it
         let reply = node.hears(11.0, SILENT());
-        assert_eq!(reply.verdict, Verdict::Out(Else::Drain));
+        assert_eq!(reply.verdict, Verdict::Out(Otherwise::Drain));
         assert_eq!(reply.reason, "held 0.5 of 4 s: no answer");
         node.hears(70.5, Ok(STANDBY()));
         assert_eq!(node.hears(71.0, SILENT()).verdict, Verdict::Keep);
@@ -657,7 +609,7 @@ mod tests {
         let mut node = Node::new("primary");
         node.hears(10.1, Ok(PRIMARY()));
         node.late(10.0, 10.5, Ok(STANDBY()));
-        assert_eq!(node.hears(11.0, SILENT()).verdict, Verdict::Out(Else::Drain));
+        assert_eq!(node.hears(11.0, SILENT()).verdict, Verdict::Out(Otherwise::Drain));
     }
 
     #[test]
@@ -684,7 +636,7 @@ mod tests {
     /// Each state that Patroni's source knows but `running`, with each role, check and status.
     #[test]
     fn no_state_but_running_is_ready() {
-        let maint = Verdict::Out(Else::Maint);
+        let maint = Verdict::Out(Otherwise::Maint);
         for (state, expected) in [
             ("stopping", maint),
             ("starting", maint),
@@ -747,11 +699,11 @@ mod tests {
         for (check, fitting) in fits {
             for role in ROLES {
                 let fits = fitting.split(' ').any(|fitting| fitting == role);
-                let ready = if fits { Verdict::Ready } else { Verdict::Out(Else::Drain) };
+                let ready = if fits { Verdict::Ready } else { Verdict::Out(Otherwise::Drain) };
                 assert_eq!(verdict(check, 200, role, "running"), ready, "{check} {role}");
                 let lost = matches!(check, "primary" | "read-write" | "master" | "leader")
                     && matches!(role, "primary" | "master");
-                let out = if lost { Verdict::Fail } else { Verdict::Out(Else::Drain) };
+                let out = if lost { Verdict::Fail } else { Verdict::Out(Otherwise::Drain) };
                 assert_eq!(verdict(check, 503, role, "running"), out, "{check} {role}");
             }
         }

@@ -1,8 +1,8 @@
 //! The operator's hand: a file that takes this node out of every pool, whatever it is asked for. Knows the
 //! file, and nothing of what the node would be without it.
 
-use crate::check::Else;
 use crate::file;
+use crate::reply::Otherwise;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -14,7 +14,7 @@ const LIMIT: u64 = 4096;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
     /// What a node gets that would be ready: maint or drain.
-    pub word: Else,
+    pub word: Otherwise,
     /// Why, in the words of whoever wrote the file, or what is wrong with it.
     pub reason: String,
 }
@@ -32,7 +32,7 @@ pub struct Hold {
 pub fn read(path: &Path) -> Result<Option<Hold>, String> {
     let wrong = |error: String| {
         let reason = format!("{}: {error}", path.display());
-        Ok(Some(Hold { word: Else::Maint, reason }))
+        Ok(Some(Hold { word: Otherwise::Maint, reason }))
     };
     match file::read(path, LIMIT) {
         Err(error) => match fs::symlink_metadata(path).map_err(|error| error.kind()) {
@@ -52,10 +52,10 @@ pub fn read(path: &Path) -> Result<Option<Hold>, String> {
             let word = match word.to_ascii_lowercase().as_str() {
                 "" => {
                     let reason = "the file is empty".to_owned();
-                    return Ok(Some(Hold { word: Else::Drain, reason }));
+                    return Ok(Some(Hold { word: Otherwise::Drain, reason }));
                 }
-                "drain" => Else::Drain,
-                "maint" => Else::Maint,
+                "drain" => Otherwise::Drain,
+                "maint" => Otherwise::Maint,
                 word => return wrong(format!("'{word}' is neither drain nor maint")),
             };
             let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };

@@ -2,6 +2,7 @@
 //! is trouble. Knows the file and its one record for each health check; knows nothing of what they lead to.
 
 use crate::check::Check;
+use crate::patroni::Endpoint;
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use std::fs::{File, OpenOptions};
@@ -108,7 +109,7 @@ impl Memory {
     /// Reads what was left for a check of the Patroni at this host and port, or for lines that were not understood.
     /// Nothing was, if the file cannot be read, or the record is torn, of another Patroni, of another boot or of the
     /// future.
-    pub fn recall(self, patroni: &(String, u16), check: Option<&Check>) -> Recalled {
+    pub fn recall(self, patroni: &Endpoint, check: Option<&Check>) -> Recalled {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut hasher = DefaultHasher::new();
         (patroni, check.map_or("", Check::text)).hash(&mut hasher);

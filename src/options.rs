@@ -1,19 +1,17 @@
 //! The command line: the only way of configuring. Knows the options and nothing of what is done
 //! with them.
 
-use crate::ask::Patroni;
-use crate::check::{Check, Else, Question};
+use crate::check::{Check, Question};
 use crate::decide::{Policy, Unreachable};
-use crate::tls::Tls;
+use crate::patroni::Patroni;
+use crate::patroni::tls::Tls;
+use crate::reply::Otherwise;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
-use ureq::http::Uri;
-use ureq::http::uri::Authority;
 
 /// This program's name.
 pub const NAME: &str = env!("CARGO_PKG_NAME");
@@ -58,7 +56,7 @@ pub const OPTIONS: &[Described] = &[
     takes("else", "maint|drain|down", "maint", "what a healthy node gets that is not CHECK"),
     takes(
         "unreachable",
-        "down|hold",
+        "down|keep",
         "down",
         "what is said if Patroni gives no usable answer; hold changes nothing in HAProxy",
     ),
@@ -132,7 +130,7 @@ pub struct Options {
     /// From the start of the process to the reply.
     pub timeout: Duration,
     /// What a healthy node gets that is not what was asked for.
-    pub otherwise: Else,
+    pub otherwise: Otherwise,
     /// How trouble is answered.
     pub policy: Policy,
     /// The operator's hold.
@@ -176,7 +174,7 @@ impl Options {
         let mut grace = GRACE;
         let mut idle = IDLE;
         let mut user = None;
-        let mut otherwise = Else::default();
+        let mut otherwise = Otherwise::default();
         let mut unreachable = Unreachable::default();
         let mut agent_send = false;
         let mut tls = Tls::default();
@@ -225,7 +223,7 @@ impl Options {
             }
         };
         Ok(Options {
-            patroni: patroni(&url, connect_to.as_deref(), tls).map_err(Stop::Usage)?,
+            patroni: Patroni::new(&url, connect_to.as_deref(), tls).map_err(Stop::Usage)?,
             timeout,
             otherwise,
             policy: Policy { unreachable, grace },
@@ -305,62 +303,4 @@ fn duration(text: &str, milliseconds: RangeInclusive<u64>) -> Option<Duration> {
     let digits = number.bytes().all(|byte| byte.is_ascii_digit());
     let duration = number.parse::<u64>().ok().filter(|_| digits)?.checked_mul(unit)?;
     milliseconds.contains(&duration).then(|| Duration::from_millis(duration))
-}
-
-fn patroni(url: &str, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, String> {
-    let wrong = || format!("--url {url}: write http://HOST:PORT or https://HOST:PORT");
-    let uri: Uri = url.parse().map_err(|_| wrong())?;
-    let authority = uri.authority().ok_or_else(wrong)?;
-    let https = match uri.scheme_str() {
-        Some("https") => true,
-        Some("http") => false,
-        _ => return Err(wrong()),
-    };
-    let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
-    let host = bare(authority).ok_or_else(wrong)?;
-    if !plain || authority.as_str().contains('@') {
-        return Err(wrong());
-    }
-    if !https && tls != Tls::default() {
-        return Err(format!("--cacert, --cert, --key, --insecure go with https; --url is {url}"));
-    }
-    if https && tls.cacert.is_none() && !tls.insecure {
-        return Err(
-            "https needs --cacert FILE, the CA of Patroni's certificate, or --insecure".to_owned()
-        );
-    }
-    if tls.key.is_some() && tls.cert.is_none() {
-        return Err("--key goes with --cert".to_owned());
-    }
-    let port = port(authority, if https { 443 } else { 80 }).ok_or_else(wrong)?;
-    let connect_to = match connect_to {
-        Some(target) => host_and_port(target, port)?,
-        None => (host, port),
-    };
-    Ok(Patroni { connect_to, tls: https.then_some(tls), url: uri })
-}
-
-fn host_and_port(target: &str, default: u16) -> Result<(String, u16), String> {
-    if target.parse::<IpAddr>().is_ok() {
-        return Ok((target.to_owned(), default));
-    }
-    let wrong = || format!("--connect-to {target}: write HOST or HOST:PORT");
-    let authority: Authority = target.parse().map_err(|_| wrong())?;
-    let host = bare(&authority).filter(|_| !target.contains('@')).ok_or_else(wrong)?;
-    Ok((host, port(&authority, default).ok_or_else(wrong)?))
-}
-
-/// The port that is written, or the default if none is; none if it is not one.
-fn port(authority: &Authority, default: u16) -> Option<u16> {
-    if authority.as_str() == authority.host() { Some(default) } else { authority.port_u16() }
-}
-
-/// The host without the brackets of an IPv6 address; none if it is none.
-fn bare(authority: &Authority) -> Option<String> {
-    let host = authority.host();
-    let host = match host.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']').filter(|inner| inner.parse::<Ipv6Addr>().is_ok())?,
-        None => host,
-    };
-    (!host.is_empty()).then(|| host.to_owned())
 }

@@ -1,8 +1,7 @@
 //! Many checks a second: a listening socket (`Accept=no`), a thread for each check, and an end as soon as
 //! nobody asks any more. Knows nothing of what a check is.
 
-use crate::connection::Connection;
-use crate::say;
+use crate::connection::{self, Connection};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -105,7 +104,7 @@ pub fn serve(
                 }
                 if let Some(news) = state.news() {
                     drop(state);
-                    say::warn(&news);
+                    connection::log(4, &news);
                 }
             }
         }

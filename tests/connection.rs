@@ -227,7 +227,7 @@ fn without_a_socket_there_are_exit_codes() {
             "down ready # Patroni 127.0.0.1:1: connection refused\n",
         ),
         (
-            &["--url", "http://127.0.0.1:1", "--unreachable", "hold"],
+            &["--url", "http://127.0.0.1:1", "--unreachable", "keep"],
             2,
             "!unreachable:_Patroni_127.0.0.1:1:_connection_refused\n",
         ),
@@ -285,7 +285,7 @@ fn usage_errors_name_the_cure() {
         (&["--timeout", "11s"], "10s"),
         (&["--timeout", "+5s"], "10s"),
         (&["--else", "up"], "maint, drain, down"),
-        (&["--unreachable", "maint"], "down, hold"),
+        (&["--unreachable", "maint"], "down, keep"),
         (&["--agent-send", "primary"], "give none here"),
     ];
     for (arguments, cure) in cases {
@@ -314,7 +314,7 @@ fn usage_errors_name_the_cure() {
 fn help_and_version() {
     let (code, stdout, stderr) = text(&run(Stdio::null(), &["--help"]));
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
-    assert!(stdout.contains("--unreachable down|hold"), "{stdout}");
+    assert!(stdout.contains("--unreachable down|keep"), "{stdout}");
     assert!(stdout.lines().all(|line| line.len() <= 100), "{stdout}");
     let version = format!("patroni-agent-check {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(text(&run(Stdio::null(), &["-V"])).1, version);

@@ -266,7 +266,7 @@ fn each_verdict_from_each_state() {
         }
         // hold leaves everything as it is, and says why
         reach(&from, "any");
-        let hold = ["--url", "http://127.0.0.1:1", "--unreachable", "hold"].map(str::to_owned);
+        let hold = ["--url", "http://127.0.0.1:1", "--unreachable", "keep"].map(str::to_owned);
         *arguments.lock().expect("no panic") = hold.to_vec();
         for backend in ["plain", "checked", "six"] {
             let said =

@@ -148,7 +148,7 @@ fn a_hold_makes_no_node_better() {
     let hung = FakePatroni::raw(|_| std::thread::sleep(std::time::Duration::from_secs(1)));
     let reply = ask(&hung, &["--timeout", "100ms"]);
     assert!(reply.starts_with("down ready # Patroni "), "{reply}");
-    let reply = ask(&hung, &["--timeout", "100ms", "--unreachable", "hold"]);
+    let reply = ask(&hung, &["--timeout", "100ms", "--unreachable", "keep"]);
     assert!(reply.starts_with("!unreachable:_Patroni"), "{reply}");
 }
 

@@ -17,10 +17,11 @@
 //! has heard of it, unless Patroni was restarted since the last good answer. At most two things go wrong on one path. The model has no step of a clock, no late answer that was
 //! made when the question came, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
 
-use patroni_agent_check::ask::{Answer, NoAnswer};
-use patroni_agent_check::check::{Else, Question};
-use patroni_agent_check::decide::{Policy, Times, Unreachable, Verdict, decide};
+use patroni_agent_check::check::Question;
+use patroni_agent_check::decide::{Policy, Times, Unreachable, decide};
 use patroni_agent_check::memory::Record;
+use patroni_agent_check::patroni::{Answer, NoAnswer};
+use patroni_agent_check::reply::{Otherwise, Verdict};
 use stateright::{Checker, Model, Path, Property};
 use std::time::{Duration, Instant};
 
@@ -179,7 +180,7 @@ impl Cluster {
     /// A check is over: the real decision with the real record.
     fn reply(&self, state: &mut State, number: usize) {
         let waited = state.haproxies[number].asking.unwrap_or(0);
-        let question = Question::from_agent_send(b"primary", Else::Maint).expect("a question");
+        let question = Question::from_agent_send(b"primary", Otherwise::Maint).expect("a question");
         let policy = Policy { unreachable: Unreachable::Down, grace: TICK * u32::from(self.grace) };
         let times = Times { asked: NOW - TICK * u32::from(waited), answered: NOW };
         let mut last = state.record.clone();
@@ -188,7 +189,9 @@ impl Cluster {
                 last.pause = true;
                 Ok(Answer { pause: true, ..answer })
             }
-            Ok(_) if waited == TIMEOUT || state.silent => Err(NoAnswer::unusable(String::new())),
+            Ok(_) if waited == TIMEOUT || state.silent => {
+                Err(NoAnswer { refused: false, reason: String::new() })
+            }
             answer => answer,
         };
         // after a restart nobody can tell whether the first loop has run, until a check hears that it has the lock

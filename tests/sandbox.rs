@@ -3,8 +3,9 @@
 
 use landlock::ABI;
 use memmap2::MmapMut;
-use patroni_agent_check::decide::{self, Reply, Unreachable};
-use patroni_agent_check::{sandbox, user};
+use patroni_agent_check::decide::Unreachable;
+use patroni_agent_check::reply::Reply;
+use patroni_agent_check::{agent, sandbox, user};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, Uid, kill_process};
 use rustix::thread::set_thread_res_uid;
@@ -222,7 +223,7 @@ fn inside() {
         std::process::abort()
     } else if what[0] == "panic" {
         std::panic::set_hook(Box::new(|_| {}));
-        decide::whatever_happens::<Reply>(Unreachable::Down, || panic!("here")).reason
+        agent::catch_panic::<Reply>(Unreachable::Down, || panic!("here")).reason
     } else {
         // what the handler is there for still works
         let socket = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");

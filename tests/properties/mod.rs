@@ -1,13 +1,12 @@
 //! What must hold for any bytes at all: used by the fuzz targets in tests/fuzz, and by
 //! tests/properties.rs on the recorded answers and what a fixed series of changes makes of them.
 
-use patroni_agent_check::ask;
-use patroni_agent_check::ask::NoAnswer;
-use patroni_agent_check::check::{Check, Else, Question};
-use patroni_agent_check::decide::{Policy, Reply, Times, Unreachable, Verdict, decide};
+use patroni_agent_check::check::{Check, Question};
+use patroni_agent_check::decide::{Policy, Times, Unreachable, decide};
 use patroni_agent_check::memory::Record;
 use patroni_agent_check::options::Options;
-use patroni_agent_check::say;
+use patroni_agent_check::patroni::{self, NoAnswer};
+use patroni_agent_check::reply::{self, Otherwise, Reply, Verdict};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
@@ -27,7 +26,7 @@ fn plain(check: &Check) {
 /// The line that HAProxy sends.
 pub fn agent_send(line: &[u8]) {
     let line = &line[..line.len().min(256)];
-    match Question::from_agent_send(line, Else::Maint) {
+    match Question::from_agent_send(line, Otherwise::Maint) {
         Ok(question) => plain(&question.check),
         Err(error) => assert!(error.starts_with("agent-send line: ")),
     }
@@ -47,9 +46,9 @@ pub fn reply(bytes: &[u8]) {
     let (first, reason) = bytes.split_first().unwrap_or((&0, &[]));
     let all = [
         (Verdict::Ready, "up ready"),
-        (Verdict::Out(Else::Maint), "up maint"),
-        (Verdict::Out(Else::Drain), "up drain"),
-        (Verdict::Out(Else::Down), "down ready"),
+        (Verdict::Out(Otherwise::Maint), "up maint"),
+        (Verdict::Out(Otherwise::Drain), "up drain"),
+        (Verdict::Out(Otherwise::Down), "down ready"),
         (Verdict::Fail, "fail ready"),
         (Verdict::Unasked, "fail ready"),
         (Verdict::Stopped, "stopped ready"),
@@ -58,7 +57,7 @@ pub fn reply(bytes: &[u8]) {
     ];
     let (verdict, expected) = all[usize::from(*first) % all.len()];
     let reason = String::from_utf8_lossy(reason).into_owned();
-    let line = say::line(&Reply { verdict, check: String::new(), reason });
+    let line = reply::line(&Reply { verdict, check: String::new(), reason });
     assert!(line.len() <= 100 + "stopped ready # \n".len(), "{line:?}");
     assert!(
         line.trim_end_matches('\n').bytes().all(|byte| (b' '..=b'~').contains(&byte)),
@@ -77,7 +76,8 @@ pub fn reply(bytes: &[u8]) {
 pub fn answer(bytes: &[u8]) {
     let (first, body) = bytes.split_first().unwrap_or((&0, &[]));
     let status = if first % 2 == 0 { 200 } else { 503 };
-    let answer = ask::answer(status, body).map_err(NoAnswer::unusable);
+    let answer =
+        patroni::answer(status, body).map_err(|reason| NoAnswer { refused: false, reason });
     let policy = Policy { unreachable: Unreachable::Down, grace: Duration::from_secs(3) };
     let times = Times { asked: Duration::from_secs(100), answered: Duration::from_secs(101) };
     for check in [
@@ -90,12 +90,12 @@ pub fn answer(bytes: &[u8]) {
         "replica?replication_state=streaming",
     ] {
         let check: Check = check.parse().expect("a check");
-        let question = Question { check, otherwise: Else::Drain };
+        let question = Question { check, otherwise: Otherwise::Drain };
         let (reply, left) = decide(&question, policy, &answer, None, &Record::default(), times);
         // only a healthy node is bridged, and with no more than was asked for
         let healthy = answer.as_ref().is_ok_and(|answer| answer.state == "running");
         assert!(left.lease.is_zero() || healthy);
-        assert_eq!(words(&say::line(&reply)).len(), 2);
+        assert_eq!(words(&reply::line(&reply)).len(), 2);
         match &answer {
             Ok(answer) if answer.status == 200 && answer.state == "running" => {}
             _ => assert_ne!(reply.verdict, Verdict::Ready),
@@ -114,7 +114,9 @@ pub fn options(bytes: &[u8]) {
     if let Ok(options) = Options::parse(arguments) {
         assert!(options.policy.grace.as_secs() <= 15);
         assert!((10..=10_000).contains(&options.timeout.as_millis()));
-        assert!(options.patroni.url.host().is_some() && !options.patroni.connect_to.0.is_empty());
+        assert!(
+            options.patroni.url.host().is_some() && !options.patroni.connect_to.host.is_empty()
+        );
         assert_eq!(
             options.patroni.tls.is_some(),
             options.patroni.url.scheme_str() == Some("https")

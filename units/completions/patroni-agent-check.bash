@@ -5,7 +5,7 @@ _patroni_agent_check() {
         --url) : ;;
         --timeout) : ;;
         --else) mapfile -t COMPREPLY < <(compgen -W 'maint drain down' -- "$cur") ;;
-        --unreachable) mapfile -t COMPREPLY < <(compgen -W 'down hold' -- "$cur") ;;
+        --unreachable) mapfile -t COMPREPLY < <(compgen -W 'down keep' -- "$cur") ;;
         --hold-file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --grace) : ;;
         --memory-file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;

@@ -1,21 +1,14 @@
-//! What https to Patroni needs: one own CA, perhaps a client certificate, a connection that does not
-//! delay acknowledgements, and TLS errors in words that name the cure. No public CAs: none of them shall
-//! vouch for a Patroni.
+//! What https to Patroni needs: one own CA, perhaps a client certificate, and TLS errors in words that name the cure.
+//! No public CAs: none of them shall vouch for a Patroni. Knows nothing of connections.
 
-use rustix::net::sockopt::set_tcp_quickack;
+use crate::file;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, CertificateError};
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use ureq::Error;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
-use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
-};
 
 const FILE_LIMIT: u64 = 1024 * 1024;
 
@@ -62,13 +55,8 @@ impl Tls {
     }
 }
 
-/// Nothing that could keep the handler waiting for ever, such as a FIFO, or feed it without end.
-fn read(file: &Path) -> Result<Vec<u8>, String> {
-    let plain = |file: &Path| match std::fs::metadata(file)? {
-        metadata if metadata.is_file() && metadata.len() <= FILE_LIMIT => std::fs::read(file),
-        _ => Err(std::io::Error::other("it is no file of at most 1 MiB")),
-    };
-    plain(file).map_err(|error| format!("cannot read {}: {error}", file.display()))
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    file::read(path, FILE_LIMIT).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
 fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>, String> {
@@ -103,88 +91,6 @@ fn fit(
     rustls::sign::CertifiedKey::from_der(chain, key, provider)
         .map(|_| ())
         .map_err(|error| error.to_string())
-}
-
-/// Makes the connection beneath TLS, which acknowledges at once. Patroni sends an answer's header and
-/// body as two TLS records and, by Nagle's algorithm, the second only when the first is acknowledged. With
-/// a delayed acknowledgement both sides would wait 40 ms.
-#[derive(Debug)]
-pub struct Tcp;
-
-/// A connection made by [`Tcp`].
-#[derive(Debug)]
-pub struct TcpTransport {
-    stream: TcpStream,
-    buffers: LazyBuffers,
-}
-
-impl Connector for Tcp {
-    type Out = TcpTransport;
-
-    fn connect(
-        &self,
-        to: &ConnectionDetails,
-        _: Option<()>,
-    ) -> Result<Option<TcpTransport>, Error> {
-        let deadline = deadline(to.timeout);
-        let stream = TcpStream::connect_timeout(&to.addrs[0], left(deadline, to.timeout)?)
-            .map_err(|error| timed_out(error, to.timeout))?;
-        stream.set_nodelay(true)?;
-        let buffers =
-            LazyBuffers::new(to.config.input_buffer_size(), to.config.output_buffer_size());
-        Ok(Some(TcpTransport { stream, buffers }))
-    }
-}
-
-impl Transport for TcpTransport {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        &mut self.buffers
-    }
-
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        self.stream.set_write_timeout(Some(left(deadline(timeout), timeout)?))?;
-        let output = &self.buffers.output()[..amount];
-        self.stream.write_all(output).map_err(|error| timed_out(error, timeout))
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        let deadline = deadline(timeout);
-        loop {
-            self.stream.set_read_timeout(Some(left(deadline, timeout)?))?;
-            // it does not last: the kernel delays again once something is sent
-            set_tcp_quickack(&self.stream, true).map_err(io::Error::from)?;
-            match self.stream.read(self.buffers.input_append_buf()) {
-                Ok(amount) => {
-                    self.buffers.input_appended(amount);
-                    return Ok(amount > 0);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(timed_out(error, timeout)),
-            }
-        }
-    }
-
-    fn is_open(&mut self) -> bool {
-        false // for another request: there is none
-    }
-}
-
-fn deadline(timeout: NextTimeout) -> Instant {
-    Instant::now() + *timeout.after
-}
-
-fn left(deadline: Instant, timeout: NextTimeout) -> Result<Duration, Error> {
-    match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(Error::Timeout(timeout.reason)),
-        left => Ok(left),
-    }
-}
-
-fn timed_out(error: io::Error, timeout: NextTimeout) -> Error {
-    match error.kind() {
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => Error::Timeout(timeout.reason),
-        _ => Error::Io(error),
-    }
 }
 
 /// Puts a TLS error into words; `None` if it is no TLS error. `host` is the URL's.

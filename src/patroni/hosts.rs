@@ -5,7 +5,8 @@ use crate::file;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-const HOSTS: &str = "/etc/hosts";
+/// hosts(5)
+pub const HOSTS: &str = "/etc/hosts";
 /// The longest `/etc/hosts` in bytes: some 20,000 names.
 const LIMIT: u64 = 1024 * 1024;
 /// No host of a Patroni has more addresses; each one that refuses costs a try.

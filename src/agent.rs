@@ -1,0 +1,300 @@
+//! One agent check, from the connection to the reply, and many of them: the pipe. Knows all the steps and does none of
+//! them itself.
+
+use crate::check::{Check, Question};
+use crate::connection::{self, Connection};
+use crate::decide::{self, Times, Unreachable};
+use crate::memory::{self, Memory, News};
+use crate::options::{IDLE, NAME, Options, Stop};
+use crate::patroni::{Answer, NoAnswer, Patroni};
+use crate::reply::{self, Reply, Verdict};
+use crate::sandbox::{self, Again};
+use crate::share::{Missed, Shared};
+use crate::{hold, serve, syslog};
+use std::net::TcpListener;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Questions to Patroni at once and the least time between two: its REST API has five workers, a queue of five, and
+/// shares one core with its main loop. Each question takes a millisecond of that.
+const AT_ONCE: usize = 4;
+const APART: Duration = Duration::from_millis(2);
+/// In the journal, at most once a minute.
+const NOT_UNDERSTOOD: &str = "no agent-send line that can be understood (the reply says why)";
+/// Usage, in sysexits(3).
+const USAGE: u8 = 64;
+
+/// When Patroni was asked, and what came of it.
+type Asked = (Times, Result<Answer, NoAnswer>);
+
+/// A process for one check, which locks itself in.
+pub fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
+    let deadline = started + options.timeout;
+    let prepare = |connection: &Connection, memory: &Memory| {
+        let prepared = options.patroni.prepare();
+        // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
+        if !cfg!(without_sandbox) {
+            let port = options.patroni.connect_to.port;
+            if let Err(missing) = sandbox::enter(port, memory.descriptor(), syslog::descriptor()) {
+                connection.remark(&missing);
+            }
+        }
+        move |connection: &Connection, check: &Check| {
+            let prepared = prepared.as_ref().map_err(NoAnswer::clone);
+            let asked = timed(|| prepared.clone()?.ask(check, deadline));
+            if let (Connection::Standard, Ok(prepared), Ok(_)) = (connection, &prepared, &asked.1) {
+                if let Some(text) = too_long(options, prepared.lock_outlives(deadline)) {
+                    connection.remark(&text);
+                }
+            }
+            asked
+        }
+    };
+    let answered = answer(options, &mut connection, started, prepare);
+    say(&connection, &answered)
+}
+
+/// A process for many, which locks itself in as far as it does not need the same again for the next.
+pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
+    let idle = options.as_ref().map_or(IDLE, |options| options.idle);
+    let shared = Shared::new(AT_ONCE, APART);
+    let again = options.as_ref().map(again).unwrap_or_default();
+    let lock_in = || {
+        if let Err(missing) = sandbox::enter_listening(&again) {
+            connection::log(4, &missing);
+        }
+    };
+    let served = serve::serve(listeners, idle, lock_in, |mut connection, place| match options {
+        Ok(options) => {
+            let started = Instant::now();
+            let deadline = started + options.timeout;
+            let prepare = |_: &Connection, _: &Memory| {
+                |_: &Connection, check: &Check| {
+                    place.heard();
+                    together(&shared, &options.patroni, check, deadline)
+                }
+            };
+            let answered = answer(options, &mut connection, started, prepare);
+            say(&connection, &answered);
+            reply::words(answered.reply.verdict)
+        }
+        Err(stop) => {
+            self::stop(&connection, stop);
+            reply::words(Verdict::Fail)
+        }
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => usage_error(&format!("cannot serve: {error}")),
+    }
+}
+
+/// What each check of a listening process needs.
+fn again(options: &Options) -> Again {
+    let mut read = options.patroni.files();
+    read.push(options.hold_file.clone());
+    let (memory, log) = (Some(options.memory_file.clone()), syslog::descriptor());
+    Again { port: Some(options.patroni.connect_to.port), read, memory, log }
+}
+
+/// Asks, and looks at the clock before and after.
+fn timed(ask: impl FnOnce() -> Result<Answer, NoAnswer>) -> Asked {
+    let (asked, since) = (memory::now(), Instant::now());
+    let answer = ask();
+    (Times { asked, answered: asked + since.elapsed() }, answer)
+}
+
+/// Asks for all who want to know the same, and only then reads the certificates.
+fn together(
+    shared: &Shared<String, Asked>,
+    patroni: &Patroni,
+    check: &Check,
+    deadline: Instant,
+) -> Asked {
+    let came = memory::now();
+    let ask = || {
+        let prepared = patroni.prepare();
+        timed(|| prepared?.ask(check, deadline))
+    };
+    shared.ask(check.path().to_owned(), deadline, ask).unwrap_or_else(|missed| {
+        let why = match missed {
+            Missed::Unasked => "no answer before the deadline (--timeout): others wait for it, too",
+            Missed::Unanswered => "no answer before the deadline (--timeout)",
+            Missed::Broken => "not asked, for a bug in patroni-agent-check",
+        };
+        let times = Times { asked: came, answered: memory::now() };
+        (times, Err(patroni.blame(why)))
+    })
+}
+
+/// The end of the pipe.
+struct Answered {
+    reply: Reply,
+    news: Option<News>,
+}
+
+impl From<Reply> for Answered {
+    /// A reply that nothing is remembered of, and that is news if it is bad.
+    fn from(reply: Reply) -> Answered {
+        let news = (reply.verdict != Verdict::Unasked).then_some(News::Began);
+        Answered { reply, news }
+    }
+}
+
+/// Says that the grace could outlive the leader lock, if it could: with HAProxy's interval of units/haproxy.cfg.
+fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
+    let (grace, timeout) = (options.policy.grace, options.timeout);
+    let needed = grace + 2 * timeout + Duration::from_millis(500);
+    let lock = lock.filter(|lock| *lock < needed && !grace.is_zero())?;
+    let seconds = |time: Duration| time.as_secs_f32();
+    Some(format!(
+        "--grace {} s is too long for this cluster: its leader lock may end {} s after a good answer (ttl less retry_timeout, less the larger of loop_wait and retry_timeout), and --grace, two --timeout and HAProxy's agent-inter together must be less",
+        seconds(grace),
+        seconds(lock)
+    ))
+}
+
+/// One check, down the pipe. `prepare` comes before the first byte is read, and returns the step that asks.
+fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
+    options: &Options,
+    connection: &mut Connection,
+    started: Instant,
+    prepare: impl FnOnce(&Connection, &Memory) -> Ask,
+) -> Answered {
+    catch_panic(options.policy.unreachable, || {
+        let human = connection.is_human();
+        let memory = Memory::open(&options.memory_file, human);
+        let (hold, unseen) = match hold::read(&options.hold_file) {
+            Ok(hold) => (hold, None),
+            Err(error) => (None, Some(error)),
+        };
+        if let Some(hold) = &hold {
+            connection.remark(&format!("a hold is on: {}, {}", hold.word, hold.reason));
+        }
+        let ask = prepare(connection, &memory);
+        let question = match &options.question {
+            Some(question) => Ok(question.clone()),
+            None => match connection.read_line(started, options.timeout) {
+                Ok(Some(line)) => Question::from_agent_send(&line, options.otherwise),
+                Ok(None) => return decide::nobody_asked().into(),
+                Err(error) => Err(error),
+            },
+        };
+        let question = match question {
+            Ok(question) => question,
+            Err(error) => {
+                let news = memory.recall(&options.patroni.connect_to, None).news_of_no_check();
+                return Answered { reply: decide::not_understood(&error), news };
+            }
+        };
+        let (times, answer) = ask(connection, &question.check);
+        let recalled = memory.recall(&options.patroni.connect_to, Some(&question.check));
+        if let Some(error) = recalled.error() {
+            connection.remark(&format!("there is no grace: {error}"));
+        }
+        let last = recalled.last();
+        if human && recalled.error().is_none() && last.lease.is_zero() {
+            let file = options.memory_file.display();
+            let text = format!("there is no grace: no good answer to this check is in {file}");
+            connection.remark(&text);
+        }
+        let (mut reply, mut record) =
+            decide::decide(&question, options.policy, &answer, hold, &last, times);
+        // seen by hand as well: it is part of the reason
+        if let Some(unseen) = unseen {
+            reply.reason = format!("{}; {unseen}", reply.reason);
+        }
+        // by hand nothing is said to the journal, and it must not be remembered that it was
+        let by_hand = matches!(connection, Connection::Standard);
+        let news = if by_hand { None } else { recalled.news(&mut record) };
+        // before it is said, for whoever asks in the next moment
+        recalled.leave(&record);
+        Answered { reply, news }
+    })
+}
+
+/// Answers, and tells how to exit: behind a socket always 0, since systemd keeps a failed unit's
+/// place; else 0 in the pool, 1 healthy but not in the pool, 2 broken.
+fn say(connection: &Connection, Answered { reply, news }: &Answered) -> ExitCode {
+    let peer = news.and_then(|_| connection.peer());
+    connection.send(&reply::line(reply));
+    if let Connection::Standard = connection {
+        connection::complain(&about(reply));
+        return ExitCode::from(match reply.verdict {
+            Verdict::Ready => 0,
+            Verdict::Out(_) => 1,
+            _ => 2,
+        });
+    }
+    if let (Some(news), Some(peer)) = (news, peer) {
+        let (level, since) = match news {
+            News::Began => (4, String::new()),
+            News::Lasts(time) => (4, format!(" (trouble for {:.0} s)", time.as_secs_f32())),
+            News::Ended(time) => (5, format!(" (after {:.1} s of trouble)", time.as_secs_f32())),
+        };
+        let about = match reply.verdict {
+            // nothing that a peer made up gets into the journal
+            Verdict::NotUnderstood => NOT_UNDERSTOOD.to_owned(),
+            _ => about(reply),
+        };
+        let words = reply::words(reply.verdict);
+        connection::log(level, &format!("replied '{words}' to {peer}: {about}{since}"));
+    }
+    ExitCode::SUCCESS
+}
+
+/// The check and the whole reason, for the journal or a human.
+fn about(reply: &Reply) -> String {
+    let nothing = if reply.verdict == Verdict::Keep { "nothing changes in HAProxy: " } else { "" };
+    match reply.check.as_str() {
+        "" => format!("{nothing}{}", reply.reason),
+        check => format!("{check}: {nothing}{}", reply.reason),
+    }
+}
+
+/// Says what is wrong with the command line, or prints what it asks for.
+pub fn stop(connection: &Connection, stop: &Stop) -> ExitCode {
+    let reason = match (connection, stop) {
+        (Connection::Standard, Stop::Print(text)) => {
+            connection::print(text);
+            return ExitCode::SUCCESS;
+        }
+        (Connection::Standard, Stop::Usage(error)) => return usage_error(error),
+        (_, Stop::Usage(error)) => format!("{NAME}: {error}"),
+        (_, Stop::Print(_)) => format!("{NAME}: --help and --version are for a terminal"),
+    };
+    // Silence would leave HAProxy with what it heard last, which may be READY.
+    let reply = Reply { verdict: Verdict::Fail, check: String::new(), reason };
+    say(connection, &Answered { reply, news: Some(News::Began) })
+}
+
+/// Says how this program was started wrongly, where there is nobody to answer.
+pub fn usage_error(error: &str) -> ExitCode {
+    connection::complain(error);
+    ExitCode::from(USAGE)
+}
+
+/// Even a bug is answered: silence would leave HAProxy with what it heard last, which may be READY.
+pub fn catch_panic<T: From<Reply>>(unreachable: Unreachable, answer: impl FnOnce() -> T) -> T {
+    panic::catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
+        let reason = format!("bug in patroni-agent-check, please report it: {text}");
+        Reply { verdict: unreachable.verdict(), check: String::new(), reason }.into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_answered() {
+        let text = "bug in patroni-agent-check, please report it: ";
+        let reply: Reply = catch_panic(Unreachable::Down, || panic!("at {}", 3));
+        assert_eq!((reply.verdict, reply.reason), (Verdict::Down, format!("{text}at 3")));
+        let reply: Reply = catch_panic(Unreachable::Keep, || panic!("here"));
+        assert_eq!((reply.verdict, reply.reason), (Verdict::Keep, format!("{text}here")));
+    }
+}

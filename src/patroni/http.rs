@@ -1,0 +1,265 @@
+//! One GET by ureq, and a transport for it. The transport is here because ureq's own delays acknowledgements, which
+//! costs 40 ms with https. Knows nothing of what is asked and what comes back.
+
+use super::tls;
+use super::{NoAnswer, Patroni, Prepared};
+use rustix::net::sockopt::set_tcp_quickack;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant, SystemTime};
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::tls::TlsConfig;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, RustlsConnector, TcpConnector,
+    Transport,
+};
+use ureq::{Agent, Error};
+
+/// An answer has 500 to 800 bytes, and about 150 more for each replica.
+const BODY_LIMIT: u64 = 64 * 1024;
+/// Patroni's header has 150 bytes. ureq clears a buffer of this size at each check.
+const HEADER_LIMIT: usize = 4 * 1024;
+
+/// What came of one GET.
+pub struct Response {
+    /// 200 or 503.
+    pub status: u16,
+    /// The `Date:` of Patroni's clock.
+    pub date: Option<SystemTime>,
+    /// As it came.
+    pub body: Vec<u8>,
+}
+
+/// One GET, of the first address that can be connected.
+///
+/// # Errors
+///
+/// There was nobody, or no HTTP with one of the two statuses before the deadline.
+pub fn get(prepared: &Prepared, path: &str, deadline: Instant) -> Result<Response, NoAnswer> {
+    let patroni = prepared.patroni;
+    let mut nobody = patroni.blame("its name has no address");
+    for (number, address) in prepared.addresses.iter().enumerate() {
+        match exchange(prepared, *address, path, deadline) {
+            // Not even connected, so the next one may be asked; the first error is told. ureq itself
+            // would share the time between them.
+            Err(Failure::Nobody(error)) if number == 0 => nobody = error,
+            Err(Failure::Nobody(_)) => {}
+            Err(Failure::Answer(error)) => return Err(patroni.blame(&error)),
+            Ok(response) => return Ok(response),
+        }
+    }
+    Err(nobody)
+}
+
+/// Why there is no answer from one address.
+enum Failure {
+    /// There is nobody.
+    Nobody(NoAnswer),
+    /// There is somebody who did not give one.
+    Answer(String),
+}
+
+impl From<String> for Failure {
+    fn from(error: String) -> Failure {
+        Failure::Answer(error)
+    }
+}
+
+fn exchange(
+    prepared: &Prepared,
+    address: SocketAddr,
+    path: &str,
+    deadline: Instant,
+) -> Result<Response, Failure> {
+    let patroni = prepared.patroni;
+    let in_words = |error| in_words(patroni, error);
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(in_words(Error::Timeout(ureq::Timeout::Global)).into());
+    }
+    let uri = Uri::builder()
+        .scheme(patroni.url.scheme_str().unwrap_or("http"))
+        .authority(patroni.url.authority().map_or("", |host| host.as_str()))
+        .path_and_query(path)
+        .build()
+        .map_err(|error| error.to_string())?;
+    let request = agent(prepared.tls.clone(), address, left).get(uri).header("Connection", "close");
+    let mut response = request.call().map_err(|error| match &error {
+        Error::Io(cause) if nobody(cause) => {
+            let refused = cause.kind() == io::ErrorKind::ConnectionRefused;
+            Failure::Nobody(NoAnswer { refused, ..patroni.blame(&in_words(error)) })
+        }
+        _ => Failure::Answer(in_words(error)),
+    })?;
+    let status = response.status().as_u16();
+    let date = response.headers().get("Date").and_then(|date| date.to_str().ok());
+    let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+    // Read to the end even if it is of no use: Patroni logs a traceback for a reset connection.
+    let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec();
+    if !matches!(status, 200 | 503) {
+        return Err(format!("HTTP status {status} instead of 200 or 503").into());
+    }
+    Ok(Response { status, date, body: body.map_err(in_words)? })
+}
+
+/// Whether there was no connection at all.
+fn nobody(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::AddrNotAvailable
+    ) || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
+fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
+    let config = Agent::config_builder()
+        .timeout_global(Some(left))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .max_idle_connections(0)
+        .no_delay(false) // the request is one write
+        .user_agent(concat!("patroni-agent-check/", env!("CARGO_PKG_VERSION")))
+        .accept("")
+        .accept_encoding("")
+        .input_buffer_size(HEADER_LIMIT)
+        .output_buffer_size(1024)
+        // less than the buffer, or a full one is taken for the connection's end
+        .max_response_header_size(HEADER_LIMIT - 1);
+    match tls {
+        None => Agent::with_parts(config.build(), TcpConnector::default(), To(address)),
+        Some(tls) => {
+            let connector = ().chain(Tcp).chain(RustlsConnector::default());
+            Agent::with_parts(config.tls_config(tls).build(), connector, To(address))
+        }
+    }
+}
+
+/// For ureq, whose own resolver starts a thread as soon as there is a deadline.
+#[derive(Debug)]
+struct To(SocketAddr);
+
+impl Resolver for To {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let mut addresses = self.empty();
+        addresses.push(self.0);
+        Ok(addresses)
+    }
+}
+
+fn in_words(patroni: &Patroni, error: Error) -> String {
+    if let Some(text) = tls::in_words(&error, patroni.url.host().unwrap_or_default()) {
+        return text;
+    }
+    match error {
+        Error::Timeout(_) => "no answer before the deadline (--timeout)".to_owned(),
+        Error::BodyExceedsLimit(limit) => format!("answer is larger than {limit} bytes"),
+        Error::LargeResponseHeader(_, limit) => {
+            format!("answer's header is larger than {limit} bytes")
+        }
+        Error::Io(error) => match error.kind() {
+            io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof => {
+                let cure = match patroni.tls {
+                    Some(_) => "--cert and --key?",
+                    None => "https?",
+                };
+                format!("closed the connection early; does it want {cure}")
+            }
+            io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
+            io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
+            _ => error.to_string(),
+        },
+        Error::Protocol(error) => format!("answer is not HTTP: {error}"),
+        error => error.to_string(),
+    }
+}
+
+/// Makes the connection beneath TLS, which acknowledges at once. Patroni sends an answer's header and
+/// body as two TLS records and, by Nagle's algorithm, the second only when the first is acknowledged. With
+/// a delayed acknowledgement both sides would wait 40 ms.
+#[derive(Debug)]
+struct Tcp;
+
+/// A connection made by [`Tcp`].
+#[derive(Debug)]
+struct TcpTransport {
+    stream: TcpStream,
+    buffers: LazyBuffers,
+}
+
+impl Connector for Tcp {
+    type Out = TcpTransport;
+
+    fn connect(
+        &self,
+        to: &ConnectionDetails,
+        _: Option<()>,
+    ) -> Result<Option<TcpTransport>, Error> {
+        let deadline = deadline(to.timeout);
+        let stream = TcpStream::connect_timeout(&to.addrs[0], left(deadline, to.timeout)?)
+            .map_err(|error| timed_out(error, to.timeout))?;
+        stream.set_nodelay(true)?;
+        let buffers =
+            LazyBuffers::new(to.config.input_buffer_size(), to.config.output_buffer_size());
+        Ok(Some(TcpTransport { stream, buffers }))
+    }
+}
+
+impl Transport for TcpTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.stream.set_write_timeout(Some(left(deadline(timeout), timeout)?))?;
+        let output = &self.buffers.output()[..amount];
+        self.stream.write_all(output).map_err(|error| timed_out(error, timeout))
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let deadline = deadline(timeout);
+        loop {
+            self.stream.set_read_timeout(Some(left(deadline, timeout)?))?;
+            // it does not last: the kernel delays again once something is sent
+            set_tcp_quickack(&self.stream, true).map_err(io::Error::from)?;
+            match self.stream.read(self.buffers.input_append_buf()) {
+                Ok(amount) => {
+                    self.buffers.input_appended(amount);
+                    return Ok(amount > 0);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(timed_out(error, timeout)),
+            }
+        }
+    }
+
+    fn is_open(&mut self) -> bool {
+        false // for another request: there is none
+    }
+}
+
+fn deadline(timeout: NextTimeout) -> Instant {
+    Instant::now() + *timeout.after
+}
+
+fn left(deadline: Instant, timeout: NextTimeout) -> Result<Duration, Error> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(Error::Timeout(timeout.reason)),
+        left => Ok(left),
+    }
+}
+
+fn timed_out(error: io::Error, timeout: NextTimeout) -> Error {
+    match error.kind() {
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => Error::Timeout(timeout.reason),
+        _ => Error::Io(error),
+    }
+}

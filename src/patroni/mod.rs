@@ -1,0 +1,291 @@
+//! The local Patroni: where its REST API is, the one question to it, and what it says. Knows nothing of what that
+//! means for HAProxy.
+
+mod hosts;
+mod http;
+pub mod tls;
+
+use crate::check::Check;
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tls::Tls;
+use ureq::http::Uri;
+use ureq::http::uri::Authority;
+use ureq::tls::TlsConfig;
+
+/// A host and a port.
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
+pub struct Endpoint {
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
+        write!(f, "{open}{}{close}:{}", self.host, self.port)
+    }
+}
+
+impl Endpoint {
+    /// From `--connect-to`: HOST or HOST:PORT.
+    fn parse(target: &str, default: u16) -> Result<Endpoint, String> {
+        if target.parse::<IpAddr>().is_ok() {
+            return Ok(Endpoint { host: target.to_owned(), port: default });
+        }
+        let wrong = || format!("--connect-to {target}: write HOST or HOST:PORT");
+        let authority: Authority = target.parse().map_err(|_| wrong())?;
+        let host = bare(&authority).filter(|_| !target.contains('@')).ok_or_else(wrong)?;
+        Ok(Endpoint { host, port: port(&authority, default).ok_or_else(wrong)? })
+    }
+}
+
+/// The REST API of the local Patroni.
+#[derive(Clone, Debug)]
+pub struct Patroni {
+    /// `http://HOST:PORT` or `https://HOST:PORT`.
+    pub url: Uri,
+    /// Where the connection goes: the URL's host and port, or those of `--connect-to`.
+    pub connect_to: Endpoint,
+    /// Present if the URL is https.
+    pub tls: Option<Tls>,
+}
+
+/// What Patroni said: top-level keys only, the body is the same with 200 and with 503.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status, 200 or 503.
+    pub status: u16,
+    /// PostgreSQL's state as Patroni sees it.
+    pub state: String,
+    /// The node's role as Patroni sees it.
+    pub role: String,
+    /// `streaming`, `in archive recovery` or nothing (since Patroni 3.0.4).
+    pub replication_state: Option<String>,
+    /// PostgreSQL's timeline, present while PostgreSQL answers Patroni.
+    pub timeline: Option<u64>,
+    /// Patroni's tag that takes a standby out of load balancing.
+    pub noloadbalance: bool,
+    /// The cluster is paused.
+    pub pause: bool,
+    /// Patroni sees no leader lock in the DCS: failsafe mode, a pause, or the lock has just run out.
+    pub cluster_unlocked: bool,
+    /// When Patroni last read the cluster from the DCS, in seconds since 1970 (since Patroni 2.1.2).
+    pub dcs_last_seen: Option<u32>,
+    /// When Patroni answered, by its own clock, in seconds since 1970.
+    pub date: u32,
+}
+
+/// Why there is no usable answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoAnswer {
+    /// Nobody listens: Patroni is not there, or not there yet.
+    pub refused: bool,
+    /// Who failed and how, and the cure if there is one.
+    pub reason: String,
+}
+
+impl Patroni {
+    /// From `--url`, `--connect-to` and the TLS options.
+    ///
+    /// # Errors
+    ///
+    /// One of them cannot be, or they do not go together.
+    pub fn new(url: &str, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, String> {
+        let wrong = || format!("--url {url}: write http://HOST:PORT or https://HOST:PORT");
+        let uri: Uri = url.parse().map_err(|_| wrong())?;
+        let authority = uri.authority().ok_or_else(wrong)?;
+        let https = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(wrong()),
+        };
+        let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
+        let host = bare(authority).ok_or_else(wrong)?;
+        if !plain || authority.as_str().contains('@') {
+            return Err(wrong());
+        }
+        if !https && tls != Tls::default() {
+            return Err(format!(
+                "--cacert, --cert, --key, --insecure go with https; --url is {url}"
+            ));
+        }
+        if https && tls.cacert.is_none() && !tls.insecure {
+            return Err(
+                "https needs --cacert FILE, the CA of Patroni's certificate, or --insecure"
+                    .to_owned(),
+            );
+        }
+        if tls.key.is_some() && tls.cert.is_none() {
+            return Err("--key goes with --cert".to_owned());
+        }
+        let port = port(authority, if https { 443 } else { 80 }).ok_or_else(wrong)?;
+        let connect_to = match connect_to {
+            Some(target) => Endpoint::parse(target, port)?,
+            None => Endpoint { host, port },
+        };
+        Ok(Patroni { connect_to, tls: https.then_some(tls), url: uri })
+    }
+
+    /// Says whose error it is.
+    pub fn blame(&self, error: &str) -> NoAnswer {
+        NoAnswer { refused: false, reason: format!("Patroni {}: {error}", self.connect_to) }
+    }
+
+    /// Reads the certificates, and the host's addresses if it is a name.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Prepared::ask`].
+    pub fn prepare(&self) -> Result<Prepared<'_>, NoAnswer> {
+        let Endpoint { host, port } = &self.connect_to;
+        let prepared = || {
+            let tls = self.tls.as_ref().map(Tls::config).transpose()?;
+            let addresses = hosts::addresses(host)?;
+            let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect();
+            Ok(Prepared { patroni: self, addresses, tls })
+        };
+        prepared().map_err(|error: String| self.blame(&error))
+    }
+
+    /// The files that [`Patroni::prepare`] reads.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let host = &self.connect_to.host;
+        let name = !host.eq_ignore_ascii_case("localhost") && host.parse::<IpAddr>().is_err();
+        let tls = self.tls.iter().flat_map(|tls| [&tls.cacert, &tls.cert, &tls.key]);
+        let hosts = name.then(|| hosts::HOSTS.into());
+        tls.flatten().cloned().chain(hosts).collect()
+    }
+}
+
+/// The port that is written, or the default if none is; none if it is not one.
+fn port(authority: &Authority, default: u16) -> Option<u16> {
+    if authority.as_str() == authority.host() { Some(default) } else { authority.port_u16() }
+}
+
+/// The host without the brackets of an IPv6 address; none if it is none.
+fn bare(authority: &Authority) -> Option<String> {
+    let host = authority.host();
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').filter(|inner| inner.parse::<Ipv6Addr>().is_ok())?,
+        None => host,
+    };
+    (!host.is_empty()).then(|| host.to_owned())
+}
+
+/// A Patroni for which no file needs to be read any more.
+pub struct Prepared<'a> {
+    patroni: &'a Patroni,
+    addresses: Vec<SocketAddr>,
+    tls: Option<TlsConfig>,
+}
+
+impl Prepared<'_> {
+    /// Asks Patroni once.
+    ///
+    /// # Errors
+    ///
+    /// The text says who failed and, where there is one, the cure: nobody there, no answer before the
+    /// deadline, no HTTP, a status other than 200 and 503, a body that is no status of Patroni's.
+    pub fn ask(&self, check: &Check, deadline: Instant) -> Result<Answer, NoAnswer> {
+        let response = http::get(self, check.path(), deadline)?;
+        let mut answer =
+            answer(response.status, &response.body).map_err(|error| self.patroni.blame(&error))?;
+        answer.date = response.date.map_or(answer.date, seconds);
+        Ok(answer)
+    }
+
+    /// How long the leader lock outlives any good answer at the least, from Patroni's dynamic configuration: `ttl` less
+    /// `retry_timeout` and the larger of `loop_wait` and `retry_timeout`, since a loop that waited that long for the DCS is
+    /// followed by the next one at once. None if Patroni does not tell it. Not for HAProxy's checks, which ask once.
+    pub fn lock_outlives(&self, deadline: Instant) -> Option<Duration> {
+        let response = http::get(self, "/config", deadline).ok()?;
+        let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(&response.body).ok()?;
+        // what is not set has Patroni's own default
+        let seconds = |key, default| {
+            keys.get(key).map_or(Some(default), |value| value.get().parse::<u64>().ok())
+        };
+        let retry_timeout = seconds("retry_timeout", 10)?;
+        let taken = seconds("loop_wait", 10)?.max(retry_timeout).checked_add(retry_timeout)?;
+        Some(Duration::from_secs(seconds("ttl", 30)?.saturating_sub(taken)))
+    }
+}
+
+fn seconds(time: SystemTime) -> u32 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// Reads the body's few keys that matter. A key of an unexpected type counts as absent, and the
+/// rest of the body may be anything that is JSON. The date is that of this machine.
+///
+/// # Errors
+///
+/// The body is no JSON object, or has no `state` or no `role`.
+pub fn answer(status: u16, body: &[u8]) -> Result<Answer, String> {
+    let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(body)
+        .map_err(|error| format!("answer is not Patroni's JSON: {error}"))?;
+    let string = |key: &str| serde_json::from_str::<String>(keys.get(key)?.get()).ok();
+    let is_true = |key: &str| keys.get(key).is_some_and(|value| value.get() == "true");
+    let required = |key: &str| string(key).ok_or(format!("answer has no '{key}'"));
+    let tags = keys
+        .get("tags")
+        .and_then(|tags| serde_json::from_str::<BTreeMap<String, &RawValue>>(tags.get()).ok());
+    let noloadbalance = tags
+        .as_ref()
+        .and_then(|tags| tags.get("noloadbalance"))
+        .is_some_and(|value| value.get() == "true");
+    Ok(Answer {
+        status,
+        state: required("state")?,
+        role: required("role")?,
+        replication_state: string("replication_state"),
+        timeline: keys.get("timeline").and_then(|timeline| timeline.get().parse().ok()),
+        noloadbalance,
+        pause: is_true("pause"),
+        cluster_unlocked: is_true("cluster_unlocked"),
+        dcs_last_seen: keys.get("dcs_last_seen").and_then(|seen| seen.get().parse().ok()),
+        date: seconds(SystemTime::now()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::answer;
+
+    #[test]
+    fn only_top_level_keys_count() {
+        let body =
+            br#"{"replication": [{"state": "streaming", "role": "primary"}], "role": "replica"}"#;
+        assert_eq!(answer(200, body), Err("answer has no 'state'".to_owned()));
+    }
+
+    #[test]
+    fn a_surprise_where_nobody_looks_changes_nothing() {
+        let body = br#"{"state": "running", "role": "primary", "timeline": "5", "tags": [1],
+            "replication_state": {"a": null}, "xlog": 3, "server_version": {}, "patroni": []}"#;
+        let answer = answer(200, body).expect("an answer");
+        assert_eq!((answer.timeline, answer.noloadbalance), (None, false));
+        assert_eq!(answer.replication_state, None);
+    }
+
+    #[test]
+    fn a_surprise_where_it_matters_is_no_answer() {
+        for body in [
+            r#"{"state": ["running"], "role": "primary"}"#,
+            r#"{"state": "running", "role": null}"#,
+            r#"{"state": "running", "role": "primary"} x"#,
+            r#"{"state": "running", "role": "primary""#,
+            r#"["running", "primary"]"#,
+            "",
+        ] {
+            assert!(answer(200, body.as_bytes()).is_err(), "{body}");
+        }
+    }
+}
