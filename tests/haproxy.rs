@@ -480,8 +480,9 @@ fn a_silent_agent_is_bounded_by_the_check() {
     let pool = |name: &str| {
         let (_, section) = shipped.split_once(&format!(" {name}\n")).expect("the pool");
         let section = section.split("\n\n").next().expect("its lines");
-        let lines =
-            section.lines().filter(|line| !line.contains("bind") && !line.contains("server pg"));
+        let lines = section.lines().filter(|line| {
+            !["bind", "server pg", "use_backend"].iter().any(|word| line.contains(word))
+        });
         let lines = lines.collect::<Vec<_>>().join("\n");
         format!("backend {name}\n{lines}\n server pg 127.0.0.1:5555\n")
     };
@@ -527,6 +528,157 @@ fn a_silent_agent_is_bounded_by_the_check() {
         patroni_agrees.store(false, Ordering::SeqCst);
         until(pool, (STOPPED, NONE));
     }
+}
+
+/// The write pool of units/haproxy.cfg and its reserve, on two nodes.
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Node {
+        Primary,
+        Replica,
+        Held,
+    }
+    use Node::{Held, Primary, Replica};
+    struct Server {
+        is: Arc<Mutex<Node>>,
+        speaks: Arc<AtomicBool>,
+        ports: [u16; 3],
+    }
+    let server = |name: &'static str, is| {
+        let (is, speaks) = (Arc::new(Mutex::new(is)), Arc::new(AtomicBool::new(true)));
+        // says who it is, and keeps the session
+        let postgres = FakePatroni::raw(move |mut stream| {
+            let _ = stream.write_all(name.as_bytes());
+            let _ = stream.read(&mut [0]);
+        });
+        let now = is.clone();
+        let patroni = FakePatroni::new(move |stream| {
+            let answer = match *now.lock().expect("no panic") {
+                Replica => http(503, REPLICA),
+                _ => http(200, READY.body),
+            };
+            let _ = stream.write_all(&answer);
+        });
+        let (now, loud) = (is.clone(), speaks.clone());
+        let agent = FakePatroni::raw(move |mut stream| {
+            let word: &[u8] = match *now.lock().expect("no panic") {
+                Primary => b"up ready\n",
+                Replica => b"up maint\n",
+                Held => b"up drain # hold\n",
+            };
+            if loud.load(Ordering::SeqCst) {
+                let _ = stream.read(&mut [0; 64]);
+                let _ = stream.write_all(word);
+            }
+        });
+        let ports = [postgres, patroni, agent].map(|fake| fake.address.port());
+        Server { is, speaks, ports }
+    };
+    let nodes = [server("pg1", Primary), server("pg2", Replica)];
+    let bind = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
+    let shipped = fs::read_to_string(common::file("../units/haproxy.cfg")).expect("haproxy.cfg");
+    let (_, defaults) = shipped.split_once("defaults\n").expect("its defaults");
+    let default_server = defaults.lines().find(|line| line.contains("default-server")).expect("it");
+    let section = |head: &str| {
+        let (_, section) = shipped.split_once(&format!("{head}\n")).expect("the section");
+        format!("{head}\n{}\n", section.split("\n\n").next().expect("its lines"))
+    };
+    let sections = ["listen postgres-write", "backend reserve", "backend agents"].map(section);
+    let mut configuration =
+        format!(" option redispatch 1\n{default_server}\n{}", sections.concat());
+    for (number, node) in nodes.iter().enumerate() {
+        let [postgres, patroni, agent] = node.ports;
+        let name = format!("pg{}", number + 1);
+        configuration = configuration
+            .replace(
+                &format!("{name}:5432"),
+                &format!("127.0.0.1:{postgres} port {patroni} agent-port {agent}"),
+            )
+            .replace(&format!("{name}:5555"), &format!("127.0.0.1:{agent}"));
+    }
+    let lines = configuration.lines().filter(|line| !line.contains("server pg3"));
+    let configuration = (lines.collect::<Vec<_>>().join("\n") + "\n")
+        .replace(":5000", &format!("127.0.0.1:{bind}"))
+        .replace("inter 2s", "inter 50ms")
+        .replace("inter 500ms", "inter 50ms")
+        .replace("lt 3", "lt 2");
+    let haproxy = HaProxy::start("reserve", &configuration);
+    let write = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", bind)).expect("HAProxy");
+        let mut answer = [0; 3];
+        // refused by HAProxy: closed, or reset
+        let served = stream.read_exact(&mut answer).is_ok();
+        served.then(|| (String::from_utf8_lossy(&answer).into_owned(), stream))
+    };
+    let reaches = |name: Option<&str>| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while write().map(|(name, _)| name).as_deref() != name {
+            assert!(
+                Instant::now() < end,
+                "not {name:?}:\n{}",
+                haproxy.command("show servers state")
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let until = Instant::now() + Duration::from_millis(500); // ten checks
+        while Instant::now() < until {
+            assert_eq!(write().map(|(name, _)| name).as_deref(), name);
+        }
+    };
+    let turn = |node: usize, what| *nodes[node].is.lock().expect("no panic") = what;
+    let say = |node: usize, speaks| nodes[node].speaks.store(speaks, Ordering::SeqCst);
+    let stat = |pool: &str, server: &str, column: usize| {
+        let stat = haproxy.command("show stat");
+        let line = stat.lines().find(|line| line.starts_with(&format!("{pool},{server},")));
+        fields(line.expect("a server")).swap_remove(column)
+    };
+    let until = |pool, server, status: &str| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !stat(pool, server, 17).starts_with(status) {
+            assert!(Instant::now() < end, "{pool}/{server} is not {status}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    reaches(Some("pg1"));
+    println!("a hold is a hold: all agents answer");
+    turn(0, Held);
+    reaches(None);
+    turn(0, Primary);
+    reaches(Some("pg1"));
+
+    println!("a standby whose agent is silent, and then it is promoted");
+    say(1, false);
+    until("agents", "pg2", "DOWN");
+    reaches(Some("pg1"));
+    turn(0, Replica);
+    reaches(None);
+    turn(1, Primary);
+    reaches(Some("pg2"));
+
+    println!("two primaries by Patroni's word: nobody");
+    say(0, false);
+    turn(0, Primary);
+    reaches(None);
+    turn(0, Replica);
+    say(0, true);
+    reaches(Some("pg2"));
+
+    println!("its agent is back, and a session through the reserve lives on");
+    let (name, mut session) = write().expect("served");
+    assert_eq!(name, "pg2");
+    say(1, true);
+    until("postgres-write", "pg2", "UP");
+    session.set_read_timeout(Some(Duration::from_millis(200))).expect("a socket");
+    assert!(session.read(&mut [0]).is_err(), "it is open, and nothing to read");
+
+    println!("while an agent has named a server the reserve is not used, whoever is silent");
+    say(0, false);
+    until("agents", "pg1", "DOWN");
+    let used = stat("reserve", "BACKEND", 7);
+    reaches(Some("pg2"));
+    assert_eq!(stat("reserve", "BACKEND", 7), used);
 }
 
 /// HAProxy's own regression test of agents sends words of all classes at once; ours always sends

@@ -25,11 +25,13 @@ impl Machine {
         let shipped =
             fs::read_to_string(common::file("../units/haproxy.cfg")).expect("haproxy.cfg");
         let (settings, pools) = shipped.split_once("listen postgres-write").expect("a write pool");
-        let (pool, _) = pools.split_once("listen postgres-read").expect("a read pool");
-        // nobody is asked but the agents
-        let pool =
-            pool.replace("option httpchk OPTIONS /primary", "").replace("port 8008", "no-check");
-        machine.put(&format!("{settings}listen postgres-write{pool}"), "/etc/haproxy/haproxy.cfg");
+        let pool = pools.split("\n\n").next().expect("its lines");
+        // nobody asks Patroni here
+        let patroni = ["httpchk", "port 8008", "use_backend"];
+        let pool = pool.lines().filter(|line| !patroni.iter().any(|word| line.contains(word)));
+        let pool = pool.collect::<Vec<_>>().join("\n");
+        machine
+            .put(&format!("{settings}listen postgres-write{pool}\n"), "/etc/haproxy/haproxy.cfg");
         machine.sh(
             "printf '127.0.0.11 pg1\\n127.0.0.12 pg2\\n127.0.0.13 pg3\\n' > /etc/hosts
             for port in 5432 6432; do

@@ -77,6 +77,13 @@ class Figures(unittest.TestCase):
         late = lambda time, grace: storm(looks((0, "UP")), [write(time, "read-only")], truths, grace).figures(OURS).late
         self.assertEqual((late(4, 0), late(4.2, 0), late(6, 3), late(8.7, 3)), (0, 1, 0, 1))
 
+    def test_silent(self):
+        calm, silent = storm(looks((0, "UP")), [write(5)]), Weather(planned=True, silent=True)
+        self.assertEqual(broken(calm, silent), [])
+        calm.began = -6
+        self.assertIn("no write for 11.01 s", broken(calm, silent)[0])
+        self.assertEqual(broken(calm, Weather(planned=True)), [])
+
     def test_hold(self):
         def new_session(time, held=("pg1", 2, 8)):
             return broken(storm(looks((0, "UP")), [write(time, session=False), write(5)], held=held), Weather())

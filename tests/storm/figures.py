@@ -12,6 +12,7 @@ What the agent's pool promises, and `broken_promises` holds it to:
 * no node takes a write through it after another one was promoted, and nothing planned loses one;
 * two servers are never UP at once;
 * a node that an operator holds gets no new session that writes;
+* a standby whose agent is silent takes writes when it is promoted, and not only when its agent speaks again;
 * nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN, but for trouble that others have
   as well;
 * trouble that the grace period is there for, and that is over within it, shows no DOWN and cuts no session. The period
@@ -28,7 +29,7 @@ import math
 from collections import namedtuple
 from statistics import median
 
-from watch import NODES, OFFICIAL, OURS, POOLS, READS, WITHOUT_AGENT
+from watch import NODES, OFFICIAL, OURS, POOLS, READS, SILENCE, WITHOUT_AGENT
 
 AGENT_INTER, READ_INTER, TIMEOUT, BLINK = 0.5, 2, 1.5, 0.1
 # HAProxy's own check: the time from the first failure to the third, and the longest until DOWN
@@ -229,6 +230,8 @@ def broken_promises(figures, weather, lasted, grace):
         broken.append(f"two servers UP for {figures.two_up:.2f} s")
     if figures.false_up > (LONGEST_FALL + BLINK if weather.silent else bound(grace)):
         broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes")
+    if planned and weather.silent and figures.pause > SILENCE:
+        broken.append(f"no write for {figures.pause:.2f} s, until a silent agent spoke again")
     if figures.to_held:
         broken.append(f"{figures.to_held} writes in new sessions to a node that an operator holds")
     if figures.late_read > read_bound(weather.silent):

@@ -23,6 +23,8 @@ SHORT = [
     "HAProxy reloaded in a switchover",
     "HAProxy restarted",
     "slow promotion",
+    "switchover to a standby whose agent is silent",
+    "the primary held by an operator",
     "a flood of connections to the agents",
     "postmaster killed",
     "Patroni frozen, HAProxy reloaded before",

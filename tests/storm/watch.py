@@ -20,6 +20,8 @@ OURS, OFFICIAL, ROLE_ONLY, WITHOUT_AGENT = POOLS
 # the pools for reads that belong to them
 READS = {OURS: "postgres-read", OFFICIAL: "replicas"}
 READ_PORTS = {"postgres-read": 5001, "replicas": 5101}
+# how long an agent is silent after its node was promoted, in seconds
+SILENCE = 10
 READ_CHECK = "/replica?lag=16MB"
 LB = "10.55.0.1"
 

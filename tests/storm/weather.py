@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 
-from watch import LB, NODES
+from watch import LB, NODES, SILENCE
 
 WEATHERS = {}
 
@@ -293,16 +293,16 @@ def kill_silent(cluster, random):
         speak()
 
 
-@weather("switchover to a standby whose agent is silent", silent=True)
+@weather("switchover to a standby whose agent is silent", planned=True, silent=True)
 def switchover_to_silent(cluster, random):
     """What HAProxy heard of it last is MAINT for writes and READY for reads."""
     primary = cluster.primary()
     candidate = random.choice(others(primary))
     speak = silence(cluster, candidate, random)
     try:
-        time.sleep(random.uniform(1, 2))
+        time.sleep(random.uniform(7, 10))  # HAProxy's own check has seen it
         cluster.switchover(primary, candidate)
-        time.sleep(10)
+        time.sleep(SILENCE)
     finally:
         speak()
 
