@@ -19,6 +19,7 @@ import weather
 
 SHORT = [
     "switchover",
+    "switchover, 400 clients a second",
     "switchover, a session delays the stop",
     "HAProxy reloaded in a switchover",
     "HAProxy restarted",

@@ -145,6 +145,19 @@ def switchover(cluster, random):
     cluster.switchover(primary, random.choice(others(primary)))
 
 
+@weather("switchover, 400 clients a second", planned=True)
+def busy_switchover(cluster, random):
+    """Clients that come again and again while the old primary stops, and find nobody there."""
+    options = "127.0.0.1 5000 --from 127.0.0.0/8 --rate 400 --seconds 12".split()
+    clients = subprocess.Popen(["tests/lab/flood", *options])
+    try:
+        time.sleep(random.uniform(1, 2))
+        switchover(cluster, random)
+    finally:
+        if clients.wait(60):
+            raise RuntimeError("no clients")
+
+
 @weather("switchover, a session delays the stop", planned=True)
 def delayed_switchover(cluster, random):
     primary = cluster.primary()
