@@ -118,11 +118,15 @@ pub fn decide(
             }
         }
         (Meaning::Other, answer) => {
+            let end = last.at + policy.grace.min(last.lease);
+            // A standby whose Patroni is restarted stops first: it has left the pool, and is not broken.
+            let standby = answer.as_ref().is_ok_and(|answer| answer.role == "replica");
+            if standby && reply.verdict == Verdict::Stopped && times.asked < end {
+                reply.verdict = Verdict::Out(Otherwise::Maint);
+            }
             let broken = matches!(reply.verdict, Verdict::Fail | Verdict::Stopped);
             record.trouble = last.trouble.or(Some(times.answered)).filter(|_| broken);
-            // A standby whose Patroni is restarted stops first: it has left the pool, and is not broken.
-            let standby = answer.as_ref().is_ok_and(|answer| answer.role == "replica") && !broken;
-            let end = last.at + policy.grace.min(last.lease);
+            let standby = standby && !broken;
             if times.answered >= last.at {
                 record.at = times.answered;
                 record.lease =
@@ -474,7 +478,6 @@ mod tests {
             ("primary", answer(200, "primary", "starting")),
             ("primary", answer(200, "primary", "start failed")),
             ("replica", answer(503, "replica", "crashed")),
-            ("replica", answer(503, "replica", "stopped")),
             ("primary", answer(200, "primary", "nonsense")),
         ] {
             let mut node = Node::new(check);
@@ -504,7 +507,7 @@ mod tests {
             let was_ready = good.status == 200;
             let mut node = Node::new(check);
             node.hears(10.0, Ok(good));
-            for (time, state) in [(10.5, "stopping"), (10.6, "unknown")] {
+            for (time, state) in [(10.5, "stopping"), (10.6, "unknown"), (10.7, "stopped")] {
                 let reply = node.hears(time, Ok(answer(503, "replica", state)));
                 assert_eq!(reply.verdict, Verdict::Out(Otherwise::Maint));
             }
@@ -513,7 +516,19 @@ mod tests {
             assert_eq!(node.hears(11.0, REFUSED()).verdict, expected);
             assert_eq!(node.hears(13.9, REFUSED()).verdict, expected);
             // the grace has not begun anew
+            let stopped = || Ok(answer(503, "replica", "stopped"));
             assert_eq!(node.hears(14.0, REFUSED()).verdict, Verdict::Down);
+            assert_eq!(node.hears(14.0, stopped()).verdict, Verdict::Stopped);
+            // and a standby that stays stopped is broken when it is over
+            let mut node = Node::new(check);
+            node.hears(10.0, Ok(answer(503, "replica", "running")));
+            assert_eq!(node.hears(13.9, stopped()).verdict, Verdict::Out(Otherwise::Maint));
+            assert_eq!(node.hears(14.0, stopped()).verdict, Verdict::Stopped);
+            // a primary is at once
+            let mut node = Node::new("primary");
+            node.hears(10.0, Ok(PRIMARY()));
+            let reply = node.hears(10.5, Ok(answer(503, "primary", "stopped")));
+            assert_eq!(reply.verdict, Verdict::Stopped);
         }
     }
 

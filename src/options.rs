@@ -58,7 +58,7 @@ pub const OPTIONS: &[Described] = &[
         "unreachable",
         "down|keep",
         "down",
-        "what is said if Patroni gives no usable answer; hold changes nothing in HAProxy",
+        "what is said if Patroni gives no usable answer; keep changes nothing in HAProxy",
     ),
     flag(
         None,

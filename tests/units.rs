@@ -502,9 +502,14 @@ fn without_the_settings() {
     };
 
     remove("TriggerLimitIntervalSec");
-    machine.network(|| flood(1000));
-    let state = machine.sh("systemctl is-failed patroni-agent-check.socket || true");
-    assert_eq!(state, "failed\n", "the trigger limit is a switch for the port");
+    // 200 in two seconds, which a busy machine need not reach at once
+    let failed =
+        || machine.sh("systemctl is-failed patroni-agent-check.socket || true") == "failed\n";
+    let tries = (1..=10).find(|_| {
+        machine.network(|| flood(1000));
+        failed()
+    });
+    assert!(tries.is_some(), "the trigger limit is a switch for the port");
     restore();
 
     remove("StartLimitIntervalSec");

@@ -48,6 +48,9 @@ class Figures(unittest.TestCase):
         self.assertEqual(broken(storm(down, grace=8), lasted=4.1), [])  # HAProxy's own check
         self.assertEqual(broken(storm(down), Weather()), [])
         self.assertIn("planned", broken(storm(down), Weather(planned=True))[0])
+        both = Weather(planned=True, bridged=True)
+        self.assertIn("planned", broken(storm(down), both)[-1])
+        self.assertEqual(broken(storm(down), both, lasted=2.6), [])
 
     def test_cut(self):
         cut = storm(looks((0, "UP")), [write(5, "server closed the connection", cut=True)])

@@ -222,6 +222,8 @@ def more_than_half(ours, templates):
 def broken_promises(figures, weather, lasted, grace):
     """What the agent's pool did that it must not, in words. `lasted`: how long bridged trouble was."""
     broken, planned = [], weather.planned
+    # a machine that is busy takes its time to start a Patroni
+    too_long = weather.bridged and lasted >= min(grace - AGENT_INTER, FALL)
     if figures.late:
         broken.append(f"{figures.late} writes refused as read-only that HAProxy should have known of")
     if figures.split:
@@ -236,12 +238,12 @@ def broken_promises(figures, weather, lasted, grace):
         broken.append(f"{figures.to_held} writes in new sessions to a node that an operator holds")
     if figures.late_read > read_bound(weather.silent):
         broken.append(f"a read {figures.late_read:.2f} s after Patroni called its node out of the pool")
-    if weather.bridged and lasted < min(grace - AGENT_INTER, FALL):
+    if weather.bridged and not too_long:
         if figures.down:
             broken.append(f"a server DOWN for {figures.down:.2f} s in trouble of {lasted:.2f} s, grace period {grace} s")
         if figures.cut:
             broken.append(f"{figures.cut} sessions cut in trouble of {lasted:.2f} s, grace period {grace} s")
-    if planned and figures.down:
+    if planned and figures.down and not too_long:
         broken.append(f"a server DOWN for {figures.down:.2f} s though all was planned")
     if figures.most_down > 1 and not weather.everywhere:
         broken.append(f"{figures.most_down} servers DOWN at once")

@@ -204,16 +204,18 @@ def restart_haproxy(cluster, random):
     cluster.run("lb", "systemctl restart haproxy")
 
 
-@weather("Patroni upgraded in pause", planned=True)
+@weather("Patroni upgraded in pause", planned=True, bridged=True)
 def upgrade(cluster, random):
     """HAProxy is not prepared for it. PostgreSQL stays up."""
+    primary, lasted = cluster.primary(), []
     cluster.patronictl("pause", "demo", "--wait")
     try:
         for node in NODES:
-            cluster.patroni(node, "restart")
+            lasted.append(restart(cluster, node, "primary" if node == primary else "replica"))
             time.sleep(3)
     finally:
         cluster.patronictl("resume", "demo", "--wait")
+    return max(lasted)
 
 
 @weather("the agent's socket restarted", planned=True)

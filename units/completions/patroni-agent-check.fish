@@ -3,7 +3,7 @@ complete -c patroni-agent-check -f
 complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https; a host name must be in /etc/hosts, unless there is --connect-to'
 complete -c patroni-agent-check -l timeout -x -d 'one deadline for everything, 10ms to 10s'
 complete -c patroni-agent-check -l else -x -a 'maint drain down' -d 'what a healthy node gets that is not CHECK'
-complete -c patroni-agent-check -l unreachable -x -a 'down keep' -d 'what is said if Patroni gives no usable answer; hold changes nothing in HAProxy'
+complete -c patroni-agent-check -l unreachable -x -a 'down keep' -d 'what is said if Patroni gives no usable answer; keep changes nothing in HAProxy'
 complete -c patroni-agent-check -l agent-send -d 'HAProxy sends the check: one line CHECK [maint|drain|down], at most 256 bytes'
 complete -c patroni-agent-check -l hold-file -r -F -d 'if there is this file, its first word drain or maint is what a ready node gets, and the rest says why'
 complete -c patroni-agent-check -l grace -x -d 'how long after a good answer trouble changes nothing in HAProxy, at most 15s; 0 for never'
