@@ -2,7 +2,7 @@
 //! them itself.
 
 use crate::check::{Check, Question};
-use crate::connection::{self, Connection};
+use crate::connection::{self, Connection, NoLine};
 use crate::decide::{self, Times, Unreachable};
 use crate::memory::{self, Memory, News};
 use crate::options::{IDLE, NAME, Options, Stop};
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 /// shares one core with its main loop. Each question takes a millisecond of that.
 const AT_ONCE: usize = 4;
 const APART: Duration = Duration::from_millis(2);
+/// Different questions with a query that may wait: anybody can make up another one, and it would wait for its deadline.
+const WAITING: usize = 64;
 /// In the journal, at most once a minute.
 const NOT_UNDERSTOOD: &str = "no agent-send line that can be understood (the reply says why)";
 /// Usage, in sysexits(3).
@@ -58,7 +60,7 @@ pub fn one(options: &Options, mut connection: Connection, started: Instant) -> E
 /// A process for many, which locks itself in as far as it does not need the same again for the next.
 pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or(IDLE, |options| options.idle);
-    let shared = Shared::new(AT_ONCE, APART);
+    let shared = Shared::new(AT_ONCE, APART, WAITING);
     let again = options.as_ref().map(again).unwrap_or_default();
     let lock_in = || {
         if let Err(missing) = sandbox::enter_listening(&again) {
@@ -117,9 +119,11 @@ fn together(
         let prepared = patroni.prepare();
         timed(|| prepared?.ask(check, deadline))
     };
-    shared.ask(check.path().to_owned(), deadline, ask).unwrap_or_else(|missed| {
+    let first = check.plain_number().is_some();
+    shared.ask(check.path().to_owned(), first, deadline, ask).unwrap_or_else(|missed| {
         let why = match missed {
             Missed::Unasked => "no answer before the deadline (--timeout): others wait for it, too",
+            Missed::Crowded => "not asked: too many different questions wait for it",
             Missed::Unanswered => "no answer before the deadline (--timeout)",
             Missed::Broken => "not asked, for a bug in patroni-agent-check",
         };
@@ -163,8 +167,9 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
     prepare: impl FnOnce(&Connection, &Memory) -> Ask,
 ) -> Answered {
     catch_panic(options.policy.unreachable, || {
-        let human = connection.is_human();
-        let memory = Memory::open(&options.memory_file, human);
+        // who looks leaves nothing, and the journal hears nothing of it
+        let by_hand = matches!(connection, Connection::Standard);
+        let memory = Memory::open(&options.memory_file, by_hand);
         let (hold, unseen) = match hold::read(&options.hold_file) {
             Ok(hold) => (hold, None),
             Err(error) => (None, Some(error)),
@@ -176,7 +181,8 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
         let question = match &options.question {
             Some(question) => Ok(question.clone()),
             None => match connection.read_line(started, options.timeout) {
-                Ok(Some(line)) => Question::from_agent_send(&line, options.otherwise),
+                Ok(Some(line)) => Question::from_agent_send(&line, options.otherwise)
+                    .map_err(|text| NoLine { late: false, text }),
                 Ok(None) => return decide::nobody_asked().into(),
                 Err(error) => Err(error),
             },
@@ -184,8 +190,11 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
         let question = match question {
             Ok(question) => question,
             Err(error) => {
-                let news = memory.recall(&options.patroni.connect_to, None).news_of_no_check();
-                return Answered { reply: decide::not_understood(&error), news };
+                let recalled = memory.recall(&options.patroni.connect_to, None);
+                // a line that is late is trouble on the way here, and no more than a Patroni that is silent
+                let held = error.late && recalled.is_well(options.policy.grace);
+                let reply = decide::not_understood(&error.text, held);
+                return Answered { reply, news: recalled.news_of_no_check() };
             }
         };
         let (times, answer) = ask(connection, &question.check);
@@ -194,7 +203,7 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
             connection.remark(&format!("there is no grace: {error}"));
         }
         let last = recalled.last();
-        if human && recalled.error().is_none() && last.lease.is_zero() {
+        if by_hand && recalled.error().is_none() && last.lease.is_zero() {
             let file = options.memory_file.display();
             let text = format!("there is no grace: no good answer to this check is in {file}");
             connection.remark(&text);
@@ -205,8 +214,6 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
         if let Some(unseen) = unseen {
             reply.reason = format!("{}; {unseen}", reply.reason);
         }
-        // by hand nothing is said to the journal, and it must not be remembered that it was
-        let by_hand = matches!(connection, Connection::Standard);
         let news = if by_hand { None } else { recalled.news(&mut record) };
         // before it is said, for whoever asks in the next moment
         recalled.leave(&record);
@@ -220,7 +227,7 @@ fn say(connection: &Connection, Answered { reply, news }: &Answered) -> ExitCode
     let peer = news.and_then(|_| connection.peer());
     connection.send(&reply::line(reply));
     if let Connection::Standard = connection {
-        connection::complain(&about(reply));
+        connection::complain(&about(reply, &reply.check));
         return ExitCode::from(match reply.verdict {
             Verdict::Ready => 0,
             Verdict::Out(_) => 1,
@@ -234,9 +241,9 @@ fn say(connection: &Connection, Answered { reply, news }: &Answered) -> ExitCode
             News::Ended(time) => (5, format!(" (after {:.1} s of trouble)", time.as_secs_f32())),
         };
         let about = match reply.verdict {
-            // nothing that a peer made up gets into the journal
+            // nothing that a peer may make up gets into the journal, and so no query
             Verdict::NotUnderstood => NOT_UNDERSTOOD.to_owned(),
-            _ => about(reply),
+            _ => about(reply, reply.check.split('?').next().unwrap_or_default()),
         };
         let words = reply::words(reply.verdict);
         connection::log(level, &format!("replied '{words}' to {peer}: {about}{since}"));
@@ -245,9 +252,9 @@ fn say(connection: &Connection, Answered { reply, news }: &Answered) -> ExitCode
 }
 
 /// The check and the whole reason, for the journal or a human.
-fn about(reply: &Reply) -> String {
+fn about(reply: &Reply, check: &str) -> String {
     let nothing = if reply.verdict == Verdict::Keep { "nothing changes in HAProxy: " } else { "" };
-    match reply.check.as_str() {
+    match check {
         "" => format!("{nothing}{}", reply.reason),
         check => format!("{check}: {nothing}{}", reply.reason),
     }

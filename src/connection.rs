@@ -37,6 +37,15 @@ pub enum Connection {
     Standard,
 }
 
+/// Why there is no agent-send line.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NoLine {
+    /// It did not come in time, or not whole.
+    pub late: bool,
+    /// What is wrong, and the cure.
+    pub text: String,
+}
+
 /// How this process was started.
 #[derive(Debug)]
 pub enum Activation {
@@ -117,7 +126,7 @@ impl Connection {
         &mut self,
         started: Instant,
         timeout: Duration,
-    ) -> Result<Option<Vec<u8>>, String> {
+    ) -> Result<Option<Vec<u8>>, NoLine> {
         match self {
             Connection::Socket(stream) => read_line(stream, started, timeout.min(LINE_DUE)),
             Connection::Standard => read_line(&mut io::stdin().lock(), started, timeout),
@@ -150,11 +159,13 @@ fn read_line(
     stream: &mut (impl Read + AsFd),
     started: Instant,
     due: Duration,
-) -> Result<Option<Vec<u8>>, String> {
+) -> Result<Option<Vec<u8>>, NoLine> {
+    let wrong = |text: String| NoLine { late: false, text };
     let no_line = |until: &str| {
-        format!(
+        let text = format!(
             r#"no agent-send line {until}: end it with a newline, as in agent-send "primary\n""#
-        )
+        );
+        NoLine { late: true, text }
     };
     let late = || no_line(&format!("within {} ms", due.as_millis()));
     let mut buffer = [0; LINE_LIMIT + 1];
@@ -166,7 +177,9 @@ fn read_line(
             Ok(0) => return Err(late()),
             Ok(_) => {}
             Err(Errno::INTR) => continue,
-            Err(error) => return Err(format!("cannot wait for the agent-send line: {error}")),
+            Err(error) => {
+                return Err(wrong(format!("cannot wait for the agent-send line: {error}")));
+            }
         }
         match stream.read(&mut buffer[length..]) {
             Ok(0) if length == 0 => return Ok(None),
@@ -179,10 +192,12 @@ fn read_line(
                 length = end;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(format!("cannot read the agent-send line: {error}")),
+            Err(error) => {
+                return Err(wrong(format!("cannot read the agent-send line: {error}")));
+            }
         }
         if length > LINE_LIMIT {
-            return Err(format!("agent-send line is longer than {LINE_LIMIT} bytes"));
+            return Err(wrong(format!("agent-send line is longer than {LINE_LIMIT} bytes")));
         }
     }
 }

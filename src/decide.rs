@@ -89,7 +89,12 @@ pub fn decide(
     let mut in_the_pool = ready;
     match (meaning(question, answer, last, times), answer) {
         (Meaning::Good(answer), _) => {
-            record.trouble = None;
+            // A READY that was asked for before another check heard something else is no longer true.
+            let overtaken = ready && times.asked < last.at && !was_ready;
+            if overtaken {
+                (reply.verdict, in_the_pool) = (Verdict::Out(question.otherwise), false);
+            }
+            record.trouble = last.trouble.filter(|_| overtaken);
             // What was asked before a bad answer came says nothing about what came after it; but what is not ready
             // takes the place of what was.
             let at = if ready { times.asked } else { times.answered };
@@ -294,9 +299,10 @@ fn not_asked_for(question: &Question, answer: &Answer) -> String {
     reason
 }
 
-/// HAProxy's question could not be understood, so Patroni was not asked.
-pub fn not_understood(error: &str) -> Reply {
-    Reply { verdict: Verdict::NotUnderstood, check: String::new(), reason: error.to_owned() }
+/// HAProxy's question could not be understood, so Patroni was not asked; `held` if HAProxy shall leave all as it is.
+pub fn not_understood(error: &str, held: bool) -> Reply {
+    let verdict = if held { Verdict::Keep } else { Verdict::NotUnderstood };
+    Reply { verdict, check: String::new(), reason: error.to_owned() }
 }
 
 /// The peer closed without a question, so Patroni was not asked.
@@ -496,6 +502,24 @@ mod tests {
             node.hears(10.9, good());
             assert!(node.bridges(11.0), "{check}");
         }
+    }
+
+    /// A READY on its way while another check has heard that the lock is lost.
+    #[test]
+    fn a_ready_that_was_overtaken_is_not_said() {
+        for other in [UNLOCKED(), answer(503, "replica", "running")] {
+            let mut node = Node::new("primary");
+            node.hears(10.0, Ok(PRIMARY()));
+            node.hears(10.3, Ok(other));
+            let reply = node.late(10.2, 11.4, Ok(PRIMARY()));
+            assert_eq!(reply.verdict, Verdict::Out(Otherwise::Drain));
+            // and one that was asked for afterwards is
+            assert_eq!(node.late(10.4, 11.5, Ok(PRIMARY())).verdict, Verdict::Ready);
+        }
+        // two that were asked for together
+        let mut node = Node::new("primary");
+        node.late(10.3, 10.4, Ok(PRIMARY()));
+        assert_eq!(node.late(10.2, 10.5, Ok(PRIMARY())).verdict, Verdict::Ready);
     }
 
     /// Outside a pause Patroni stops PostgreSQL first when it is restarted.

@@ -18,13 +18,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub const RECORD: usize = 64;
 /// The whole file: one page.
 pub const SIZE: usize = 64 * RECORD;
+const PLACES: usize = SIZE / RECORD;
 /// The places of the checks without a query, which no check with one can take: anybody may ask anything.
 const PLAIN: usize = 24;
 /// The place of what is no check, the last of them.
 const NO_CHECK: usize = PLAIN - 1;
 /// What each record begins with, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
-const FOREIGN: &str = "not a memory file; remove it";
+const FOREIGN: &str = "not a memory file; remove it, and systemd-tmpfiles --create patroni-agent-check.conf makes one";
 /// Checks that are threads of one process read and leave one after the other, so that the journal hears once of what
 /// they all met in the same moment.
 static TURN: Mutex<()> = Mutex::new(());
@@ -98,7 +99,14 @@ impl Memory {
             _ => Ok(file),
         };
         let file = options.open(path).and_then(plain);
-        Memory(file.map_err(|error| format!("{}: {error}", path.display())))
+        // in a folder of root's the agent may not make it
+        let cure = |error: &io::Error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::PermissionDenied => {
+                "; systemd-tmpfiles --create patroni-agent-check.conf makes it"
+            }
+            _ => "",
+        };
+        Memory(file.map_err(|error| format!("{}: {error}{}", path.display(), cure(&error))))
     }
 
     /// The descriptor, for the sandbox.
@@ -147,13 +155,12 @@ fn read_record(records: &[u8], place: usize, now: Duration) -> Option<(u64, Reco
     decode(&records[place * RECORD..][..RECORD], now)
 }
 
-/// The place of a check with a query: its own, or a free one, or one that it takes from another.
+/// The place of a check with a query: its own, or a free one, or that of the check which was not asked for longest.
 fn shared_place(records: &[u8], key: u64, now: Duration) -> usize {
-    let places = PLAIN..SIZE / RECORD;
-    let of = |place: &usize| read_record(records, *place, now).map(|(key, _)| key);
-    let mine = places.clone().find(|place| of(place) == Some(key));
-    let free = || places.clone().find(|place| of(place).is_none());
-    mine.or_else(free).unwrap_or(PLAIN + (key % places.len() as u64) as usize)
+    let of = |place: &usize| read_record(records, *place, now);
+    let mine = (PLAIN..PLACES).find(|place| of(place).is_some_and(|(other, _)| other == key));
+    let asked = |place: &usize| of(place).map(|(_, record)| record.at.max(record.logged));
+    mine.or_else(|| (PLAIN..PLACES).min_by_key(asked)).unwrap_or(PLAIN)
 }
 
 /// All records as they were when they were read, and the place of one check.
@@ -218,6 +225,15 @@ impl Recalled {
         let logged = self.now;
         self.leave(&Record { logged, ..Record::default() });
         Some(News::Began)
+    }
+
+    /// Whether Patroni gave some check without a query a good answer within this time: the node is well, and HAProxy's
+    /// lines are as a rule in time.
+    pub fn is_well(&self, grace: Duration) -> bool {
+        let records = (0..NO_CHECK).filter_map(|place| read_record(&self.records, place, self.now));
+        records
+            .into_iter()
+            .any(|(_, record)| self.now.saturating_sub(record.at) < grace.min(record.lease))
     }
 
     /// Leaves this for the next check: one write. Where it cannot be written, nothing is left.

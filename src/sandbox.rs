@@ -243,6 +243,9 @@ pub fn enter_listening(again: &Again) -> Result<(), String> {
 ///
 /// As those of [`enter`].
 pub fn enter_listening_with(known: ABI, again: &Again) -> Result<(), String> {
+    // no file is larger than the memory
+    let size = Some(SIZE as u64);
+    let _ = prlimit(None, Resource::Fsize, Rlimit { current: size, maximum: size });
     let landlock = landlock(known, again);
     let seccomp = seccomp_again(again.log);
     let missing: Vec<_> = [("Landlock", landlock), ("seccomp", seccomp)]

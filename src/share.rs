@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 pub struct Shared<Q, A> {
     at_once: usize,
     apart: Duration,
+    queue: usize,
     state: Mutex<State<Q, A>>,
 }
 
@@ -24,6 +25,8 @@ struct State<Q, A> {
 
 struct Waiting<Q, A> {
     question: Q,
+    /// Before those that are not.
+    first: bool,
     /// One for each who waits.
     deadlines: Vec<Instant>,
     answer: Arc<Coming<A>>,
@@ -41,6 +44,8 @@ struct Coming<A> {
 pub enum Missed {
     /// Others were being asked until the deadline.
     Unasked,
+    /// Too many other questions wait.
+    Crowded,
     /// It was asked, and had not come by the deadline.
     Unanswered,
     /// Who asked it has panicked.
@@ -48,14 +53,16 @@ pub enum Missed {
 }
 
 impl<Q: PartialEq, A: Clone> Shared<Q, A> {
-    /// At most so many questions at once, and the beginnings of any two so far apart.
-    pub fn new(at_once: usize, apart: Duration) -> Self {
+    /// At most so many questions at once, the beginnings of any two so far apart, and at most so many that wait besides
+    /// those that come first.
+    pub fn new(at_once: usize, apart: Duration, queue: usize) -> Self {
         let state = State { asking: 0, next: Instant::now(), waiting: VecDeque::new() };
-        Shared { at_once, apart, state: Mutex::new(state) }
+        Shared { at_once, apart, queue, state: Mutex::new(state) }
     }
 
     /// Returns an answer that was asked for after this call began: by `ask`, or by somebody with the same
-    /// question. `ask` must come back at the deadline.
+    /// question. `ask` must come back at the deadline. Questions that come `first` are asked before those that do not, and
+    /// there must not be many of them.
     ///
     /// # Errors
     ///
@@ -67,11 +74,12 @@ impl<Q: PartialEq, A: Clone> Shared<Q, A> {
     pub fn ask(
         &self,
         question: Q,
+        first: bool,
         deadline: Instant,
         ask: impl FnOnce() -> A,
     ) -> Result<A, Missed> {
         let mut state = self.lock();
-        let coming = state.join(question, deadline);
+        let coming = state.join(question, first, deadline, self.queue).ok_or(Missed::Crowded)?;
         loop {
             if let Some(answer) = coming.answer.get() {
                 return answer.clone().ok_or(Missed::Broken);
@@ -114,15 +122,27 @@ impl<Q: PartialEq, A: Clone> Shared<Q, A> {
 }
 
 impl<Q: PartialEq, A> State<Q, A> {
-    fn join(&mut self, question: Q, deadline: Instant) -> Arc<Coming<A>> {
+    fn join(
+        &mut self,
+        question: Q,
+        first: bool,
+        deadline: Instant,
+        queue: usize,
+    ) -> Option<Arc<Coming<A>>> {
         if let Some(same) = self.waiting.iter_mut().find(|other| other.question == question) {
             same.deadlines.push(deadline);
-            return same.answer.clone();
+            return Some(same.answer.clone());
+        }
+        let before = self.waiting.iter().filter(|other| other.first).count();
+        if !first && self.waiting.len() - before >= queue {
+            return None;
         }
         let answer = Arc::new(Coming { answer: OnceLock::new(), changed: Condvar::new() });
         let deadlines = vec![deadline];
-        self.waiting.push_back(Waiting { question, deadlines, answer: answer.clone() });
-        answer
+        let place = if first { before } else { self.waiting.len() };
+        let waiting = Waiting { question, first, deadlines, answer: answer.clone() };
+        self.waiting.insert(place, waiting);
+        Some(answer)
     }
 
     /// Whether this question is next, and to be asked by whoever has this deadline: the last one, so that the others

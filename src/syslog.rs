@@ -11,26 +11,27 @@ use std::sync::OnceLock;
 const SOCKET: &str = "/dev/log";
 const DAEMON: u8 = 3 << 3;
 
-static LOG: OnceLock<UnixDatagram> = OnceLock::new();
+/// With the number of this process, which the sandbox no longer tells.
+static LOG: OnceLock<(UnixDatagram, u32)> = OnceLock::new();
 
 /// Opens it for this process. Where there is none, what is said goes to stderr as before.
 pub fn open() {
     if let Ok(log) = UnixDatagram::unbound() {
         if log.connect(SOCKET).is_ok() {
-            let _ = LOG.set(log);
+            let _ = LOG.set((log, process::id()));
         }
     }
 }
 
 /// The descriptor, for the sandbox.
 pub fn descriptor() -> Option<RawFd> {
-    LOG.get().map(UnixDatagram::as_raw_fd)
+    LOG.get().map(|(log, _)| log.as_raw_fd())
 }
 
 /// Sends one line of a priority as in syslog(3), 4 for a warning; whether there was a system log to take it.
 pub fn send(priority: u8, name: &str, line: &str) -> bool {
-    let Some(log) = LOG.get() else { return false };
-    let line = format!("<{}>{name}[{}]: {line}", DAEMON | priority, process::id());
+    let Some((log, process)) = LOG.get() else { return false };
+    let line = format!("<{}>{name}[{process}]: {line}", DAEMON | priority);
     let _ = net::send(log, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     true
 }

@@ -6,6 +6,7 @@ use common::{Outcome, PRIMARY, Start, check, check_with, http, read_request};
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -244,7 +245,7 @@ fn where_nothing_can_be_left_all_is_as_without() {
     fs::write(&long, [0; 5000]).expect("written");
     for (file, why) in [
         (format!("{folder}/none/memory"), "No such file"),
-        (folder.to_owned(), "directory"),
+        (folder.to_owned(), "not a regular file"),
         (foreign.clone(), "not a memory file"),
         (format!("{foreign}/memory"), "Not a directory"),
         (fifo, "not a regular file"),
@@ -280,16 +281,22 @@ fn no_limit_of_file_sizes_kills_it() {
         let _patroni = site.answers(200, PRIMARY);
         let _ = fs::remove_file(site.memory());
         let command = format!(
-            "ulimit -f {kilobytes}; exec {} --url http://{} --memory-file {} </dev/null",
+            "ulimit -f {kilobytes}; exec {} --url http://{} --memory-file {}",
             common::HANDLER,
             site.address,
             site.memory()
         );
-        let output = Command::new("bash").args(["-c", &command]).output().expect("bash");
-        let reply = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(reply, "up ready # primary, running, timeline 5\n", "{output:?}");
+        let (haproxy, stream) = common::connection("127.0.0.1:0");
+        let mut command = Command::new("bash")
+            .args(["-c", &command])
+            .stdin(OwnedFd::from(stream))
+            .spawn()
+            .expect("bash");
+        let reply = common::listen(haproxy);
+        assert_eq!(reply, "up ready # primary, running, timeline 5\n", "{kilobytes}");
+        command.wait().expect("bash");
         let left = fs::metadata(site.memory()).is_ok_and(|memory| memory.len() > 0);
-        assert_eq!(left, kilobytes == "4", "{output:?}");
+        assert_eq!(left, kilobytes == "4", "{kilobytes}");
     }
 }
 
@@ -303,8 +310,13 @@ fn a_stranger_with_many_questions_takes_no_place() {
         site.asks(&["replica?lag=16MB"]);
         for number in 0..100 {
             site.asks(&[&format!("replica?lag={number}")]);
+            // that of HAProxy, which asks again and again
+            if number % 10 == 0 {
+                site.asks(&["replica?lag=16MB"]);
+            }
         }
     }
+    assert!(site.asks(&["replica?lag=16MB"]).reply.starts_with(HELD));
     assert!(fs::metadata(site.memory()).expect("a memory").len() <= 4096);
     assert!(site.asks(&["replica"]).reply.starts_with(HELD));
     // some places are shared by all questions with a query
@@ -341,6 +353,28 @@ fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
     assert!(said("primary?tag_none=1").starts_with("<4>"));
     assert!(said("primary").starts_with("<4>"));
     assert_eq!(said("primary"), "");
+}
+
+/// A line that is late is trouble on the way here: where the node is well it changes nothing.
+#[test]
+fn a_late_line_is_held_while_the_node_is_well() {
+    let late = "no agent-send line within 300 ms";
+    for (body, status, check) in [(PRIMARY, 200, "primary"), (STANDBY, 503, "primary")] {
+        let site = Site::new(&format!("late-{status}"));
+        let (url, memory) = (format!("http://{}", site.address), site.memory());
+        let arguments = site.arguments(&url, &memory, &["--agent-send"]);
+        let silent = || check_with(Start::ListenFds, "127.0.0.1:0", &arguments, common::listen);
+        assert!(silent().reply.starts_with(&format!("fail ready # {late}")), "nothing is known");
+        site.was(status, body);
+        let reply = silent().reply;
+        assert!(reply.starts_with(&format!("!unreachable:_{}", late.replace(' ', "_"))), "{reply}");
+        // it is not news, and opens nothing
+        let refused = site.asks(&[check]).reply;
+        assert!(refused.starts_with(HELD), "{refused}");
+        let _crashed = site.answers(503, r#"{"state": "crashed", "role": "primary"}"#);
+        site.asks(&[check]);
+        assert!(silent().reply.starts_with("fail ready # "), "{check}");
+    }
 }
 
 /// Anybody can send a line that is no question: one line of the journal in a minute, and nothing of what was sent.

@@ -385,6 +385,7 @@ mod listening {
             "write more than a record" => memory().write_at(&[0; 65], 0).map(drop),
             "write beyond the memory" => memory().write_at(&[0; 64], 4096).map(drop),
             "shorten the memory" => memory().set_len(0),
+            "fill the memory's folder" => memory().write_all(&[1; 1 << 20]),
             "start a program" => Command::new("/bin/true").spawn().map(drop),
             "connect elsewhere" => TcpStream::connect(("127.0.0.1", elsewhere)).map(drop),
             "connect elsewhere over IPv6" => TcpStream::connect(("::1", elsewhere)).map(drop),
@@ -504,6 +505,20 @@ mod listening {
                     let raw = open && name == "open a raw socket";
                     assert!(raw || expected.contains(&result), "{name}, {abi}: {result}");
                 }
+            }
+        });
+    }
+
+    /// SIGXFSZ: a file of more than a page is no memory.
+    #[test]
+    fn nobody_fills_the_folder_of_the_memory() {
+        with_ground("full", |ground| {
+            for (abi, _) in ABIS {
+                let _ = fs::remove_file(ground.path("run/memory"));
+                let status = child("fill the memory's folder", abi, ground).status;
+                let left = fs::metadata(ground.path("run/memory")).expect("a memory").len();
+                let inside = abi != "outside";
+                assert_eq!((status.success(), left > 4096), (!inside, !inside), "{abi}: {left}");
             }
         });
     }

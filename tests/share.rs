@@ -35,7 +35,7 @@ fn whoever_comes_and_whenever() {
     println!("seed {seed}");
     const AT_ONCE: usize = 3;
     const APART: Duration = Duration::from_micros(300);
-    let shared = Shared::new(AT_ONCE, APART);
+    let shared = Shared::new(AT_ONCE, APART, 64);
     // what has happened so far; each event is one more
     let clock = AtomicU64::new(1);
     let (asking, asked, shares) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
@@ -51,7 +51,7 @@ fn whoever_comes_and_whenever() {
                     let took = Duration::from_micros(chance(&mut seed) % 500);
                     let came = clock.fetch_add(1, Ordering::SeqCst);
                     let mut own = false;
-                    let answer = shared.ask(question, soon(), || {
+                    let answer = shared.ask(question, false, soon(), || {
                         own = true;
                         asked.fetch_add(1, Ordering::SeqCst);
                         let at_once = asking.fetch_add(1, Ordering::SeqCst) + 1;
@@ -80,18 +80,18 @@ fn whoever_comes_and_whenever() {
 /// Who comes while one alike is being asked must not get its answer, and need not wait for it.
 #[test]
 fn what_is_being_asked_is_not_joined() {
-    let shared = Shared::new(2, NO_PAUSE);
+    let shared = Shared::new(2, NO_PAUSE, 64);
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     scope(|scope| {
         let first = scope.spawn(|| {
             let go = go;
-            shared.ask("x", soon(), || {
+            shared.ask("x", false, soon(), || {
                 keep(&began, &go);
                 "first"
             })
         });
         has_begun.recv().expect("the first");
-        assert_eq!(shared.ask("x", soon(), || "second"), Ok("second"));
+        assert_eq!(shared.ask("x", false, soon(), || "second"), Ok("second"));
         let_go.send(()).expect("the first");
         assert_eq!(first.join().expect("no panic"), Ok("first"));
     });
@@ -100,16 +100,16 @@ fn what_is_being_asked_is_not_joined() {
 /// Each leaves at his own deadline, asked or not, and the place in the queue goes to those who stay.
 #[test]
 fn nobody_waits_beyond_his_deadline() {
-    let shared = Shared::new(1, NO_PAUSE);
+    let shared = Shared::new(1, NO_PAUSE, 64);
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     scope(|scope| {
         let shared = &shared;
-        let hung = scope.spawn(move || shared.ask("x", soon(), || keep(&began, &go)));
+        let hung = scope.spawn(move || shared.ask("x", false, soon(), || keep(&began, &go)));
         has_begun.recv().expect("the first");
-        let stays = scope.spawn(|| shared.ask("y", soon(), || ()));
+        let stays = scope.spawn(|| shared.ask("y", false, soon(), || ()));
         let in_time = Instant::now() + Duration::from_millis(100);
         let others: Vec<_> = ["x", "y", "y", "z"]
-            .map(|question| scope.spawn(move || shared.ask(question, in_time, || ())))
+            .map(|question| scope.spawn(move || shared.ask(question, false, in_time, || ())))
             .into();
         for other in others {
             assert_eq!(other.join().expect("no panic"), Err(Missed::Unasked));
@@ -120,23 +120,24 @@ fn nobody_waits_beyond_his_deadline() {
         let_go.send(()).expect("the first");
         assert_eq!(stays.join().expect("no panic"), Ok(()));
         assert_eq!(hung.join().expect("no panic"), Ok(()));
-        assert_eq!(shared.ask("z", soon(), || ()), Ok(()));
+        assert_eq!(shared.ask("z", false, soon(), || ()), Ok(()));
     });
 }
 
 /// The last to come has the most time, so it is he who asks; the others do not wait for him beyond their deadlines.
 #[test]
 fn the_last_one_asks() {
-    let shared = Shared::new(1, NO_PAUSE);
+    let shared = Shared::new(1, NO_PAUSE, 64);
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     let ((asks, is_asked), (answer, answered)) = (channel(), channel());
     scope(|scope| {
         let shared = &shared;
-        scope.spawn(move || shared.ask("x", soon(), || keep(&began, &go)));
+        scope.spawn(move || shared.ask("x", false, soon(), || keep(&began, &go)));
         has_begun.recv().expect("the first");
         let late = Instant::now() + Duration::from_secs(2);
-        let early = scope.spawn(move || shared.ask("y", late, || panic!("it is not the last")));
-        let last = scope.spawn(move || shared.ask("y", soon(), || keep(&asks, &answered)));
+        let early =
+            scope.spawn(move || shared.ask("y", false, late, || panic!("it is not the last")));
+        let last = scope.spawn(move || shared.ask("y", false, soon(), || keep(&asks, &answered)));
         while shared.waiting() < 2 {
             std::thread::yield_now();
         }
@@ -152,12 +153,12 @@ fn the_last_one_asks() {
 #[test]
 fn a_panic_wakes_the_others() {
     panic::set_hook(Box::new(|_| {}));
-    let shared = Shared::new(1, NO_PAUSE);
+    let shared = Shared::new(1, NO_PAUSE, 64);
     let mut told = 0;
     for _ in 0..200 {
         let panics: Vec<_> = scope(|scope| {
             let ask = || {
-                let ask = || shared.ask("x", soon(), || panic!("here"));
+                let ask = || shared.ask("x", false, soon(), || panic!("here"));
                 panic::catch_unwind(AssertUnwindSafe(ask))
             };
             let asking: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
@@ -169,5 +170,33 @@ fn a_panic_wakes_the_others() {
         told += came_back.len();
     }
     assert!(told > 0, "never did two wait together");
-    assert_eq!(shared.ask("x", soon(), || ()), Ok(()));
+    assert_eq!(shared.ask("x", false, soon(), || ()), Ok(()));
+}
+
+/// What nobody can multiply is not behind what anybody can, of which only so many may wait.
+#[test]
+fn who_comes_first_and_who_finds_no_place() {
+    let shared = &Shared::new(1, NO_PAUSE, 3);
+    let ((began, begins), (go, goes)) = (channel(), channel());
+    let (order, told) = channel();
+    scope(|scope| {
+        scope.spawn(move || shared.ask("x", false, soon(), || keep(&began, &goes)));
+        begins.recv().expect("it is asked");
+        let wait = |name: &'static str, first, number| {
+            let order = order.clone();
+            let ask = move || order.send(name).expect("the test");
+            scope.spawn(move || shared.ask(name, first, soon(), ask));
+            while shared.waiting() < number {
+                sleep(Duration::from_millis(1));
+            }
+        };
+        for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
+            wait(name, false, number + 1);
+        }
+        assert_eq!(shared.ask("d", false, soon(), || ()), Err(Missed::Crowded));
+        wait("first", true, 4);
+        go.send(()).expect("it waits");
+    });
+    drop(order);
+    assert_eq!(told.iter().collect::<Vec<_>>(), ["first", "a", "b", "c"]);
 }

@@ -722,6 +722,15 @@ fn a_journal_that_hangs() {
         while !machine.sh(heard).contains("no agent-send line that can be understood") {
             assert!(Instant::now() < end, "{name}: {}", machine.sh(heard));
         }
+        // the name carries the process's number, which the sandbox does not tell any more
+        let pids = "journalctl -q --no-pager -o json -t patroni-agent-check | grep -o '\"_\\?\\(SYSLOG_\\)\\?PID\":\"[0-9]*\"' | sort -u";
+        let pids = machine.sh(pids);
+        let number = |key: &str| {
+            let mut lines = pids.lines().filter_map(|line| line.strip_prefix(key));
+            lines.next().map(str::to_owned)
+        };
+        assert!(number("\"_PID\":").is_some(), "{name}: {pids}");
+        assert_eq!(number("\"_PID\":"), number("\"SYSLOG_PID\":"), "{name}: {pids}");
     }
 }
 
