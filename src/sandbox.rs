@@ -72,10 +72,14 @@ pub fn enter_with(
     let landlock = landlock(known, &Again { port: Some(port), ..Again::default() });
     // last, since it forbids the others
     let seccomp = seccomp(memory, log);
-    let missing: Vec<_> = [("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)]
-        .into_iter()
-        .filter_map(|(what, result)| Some(format!("{what}: {}", result.err()?)))
-        .collect();
+    all_of(vec![("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)])
+}
+
+/// What is missing, in words.
+fn all_of(parts: Vec<(&str, Result<(), Box<dyn Error>>)>) -> Result<(), String> {
+    let parts = parts.into_iter();
+    let missing: Vec<_> =
+        parts.filter_map(|(what, result)| Some(format!("{what}: {}", result.err()?))).collect();
     if missing.is_empty() {
         Ok(())
     } else {
@@ -248,15 +252,7 @@ pub fn enter_listening_with(known: ABI, again: &Again) -> Result<(), String> {
     let _ = prlimit(None, Resource::Fsize, Rlimit { current: size, maximum: size });
     let landlock = landlock(known, again);
     let seccomp = seccomp_again(again.log);
-    let missing: Vec<_> = [("Landlock", landlock), ("seccomp", seccomp)]
-        .into_iter()
-        .filter_map(|(what, result)| Some(format!("{what}: {}", result.err()?)))
-        .collect();
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("no full sandbox: {}", missing.join("; ")))
-    }
+    all_of(vec![("Landlock", landlock), ("seccomp", seccomp)])
 }
 
 /// No file but in the folders that are needed again, no TCP port but Patroni's, no abstract Unix socket, no signal to
