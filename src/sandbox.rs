@@ -75,11 +75,15 @@ pub fn enter_with(
     all_of(vec![("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)])
 }
 
+/// A part of the sandbox and what came of it.
+type Part = (&'static str, Result<(), Box<dyn Error>>);
+
 /// What is missing, in words.
-fn all_of(parts: Vec<(&str, Result<(), Box<dyn Error>>)>) -> Result<(), String> {
-    let parts = parts.into_iter();
-    let missing: Vec<_> =
-        parts.filter_map(|(what, result)| Some(format!("{what}: {}", result.err()?))).collect();
+fn all_of(parts: Vec<Part>) -> Result<(), String> {
+    let missing: Vec<_> = parts
+        .into_iter()
+        .filter_map(|(what, result)| Some(format!("{what}: {}", result.err()?)))
+        .collect();
     if missing.is_empty() {
         Ok(())
     } else {

@@ -573,7 +573,7 @@ fn a_lost_lock_that_is_bridged_is_found() {
     finds(Cluster { broken: Broken::Lock, ..SETTINGS[1] }, STANDS);
 }
 
-/// What the README says is not covered: a slow reading before a slow renewal, and a stall with a `ttl` of 20 s.
+/// What units/README.md says is not covered: a slow reading before a slow renewal, and a stall with a `ttl` of 20 s.
 #[test]
 fn known_limits_of_the_rule() {
     finds(Cluster { reads: true, ..SETTINGS[0] }, KEEP);
