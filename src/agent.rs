@@ -203,7 +203,7 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
             connection.remark(&format!("there is no grace: {error}"));
         }
         let last = recalled.last();
-        if by_hand && recalled.error().is_none() && last.lease.is_zero() {
+        if connection.is_human() && recalled.error().is_none() && last.lease.is_zero() {
             let file = options.memory_file.display();
             let text = format!("there is no grace: no good answer to this check is in {file}");
             connection.remark(&text);
