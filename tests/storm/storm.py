@@ -166,9 +166,13 @@ class Site:
         self.watch.renew_refused()
         self.ended = time.time()
         if self.watch.longest_between_looks > 1:
-            raise RuntimeError(f"blind: {self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
+            raise Blind(f"{self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
         seen = self.kept_rows(), self.alerts(began), self.grace, self.cluster.held
         return figures.Storm(self.watch, began, self.ended, *seen), lasted
+
+
+class Blind(Exception):
+    """This machine was too busy to look: what came of the weather is not known."""
 
 
 def line(pool, found):
@@ -183,7 +187,14 @@ def line(pool, found):
 def storm_of(site, given, name, turn):
     """Makes one weather; prints and returns each pool's figures, and how many promises were broken."""
     print(f"== {name} ({turn + 1} of {given.times}, grace {site.grace:g} s)", flush=True)
-    storm, lasted = site.weather(name, random.Random(f"{given.seed} {name} {turn}"))
+    for tries in range(3, 0, -1):
+        try:
+            storm, lasted = site.weather(name, random.Random(f"{given.seed} {name} {turn}"))
+            break
+        except Blind as blind:
+            print(f"  {blind}; once more", flush=True)
+            if tries == 1:
+                raise
     found = {pool: storm.figures(pool) for pool in watch.POOLS}
     for pool in watch.POOLS:
         print(line(pool, found[pool]), flush=True)
