@@ -153,7 +153,7 @@ fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
     let lock = lock.filter(|lock| *lock < needed && !grace.is_zero())?;
     let seconds = |time: Duration| time.as_secs_f32();
     Some(format!(
-        "--grace {} s is too long for this cluster: its leader lock may end {} s after a good answer (ttl less retry_timeout, less the larger of loop_wait and retry_timeout), and --grace, two --timeout and HAProxy's agent-inter together must be less",
+        "--grace {} s is too long for this cluster: its leader lock may end {} s after a good answer (ttl less retry_timeout, less the larger of loop_wait and retry_timeout), and --grace, two --timeout and HAProxy's agent-inter together must not be more",
         seconds(grace),
         seconds(lock)
     ))

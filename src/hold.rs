@@ -21,14 +21,14 @@ pub struct Hold {
 
 /// Reads the hold file, `drain|maint [REASON]`; none if there is no file.
 ///
+/// An empty file is a hold with drain, the gentler word: `echo` empties the file before it fills it, and
+/// `touch` says no more. Whatever else is there is a hold too, with maint: it was somebody's will to take the
+/// node out, and the reason says what is wrong.
+///
 /// # Errors
 ///
 /// Nobody can see whether there is one: the folder may not be searched. That is no hold, since nobody has written
 /// one, and a `chmod` that is rolled out must not take every node out of its pools; but it has to be said.
-///
-/// An empty file is a hold with drain, the gentler word: `echo` empties the file before it fills it, and
-/// `touch` says no more. Whatever else is there is a hold too, with maint: it was somebody's will to take the
-/// node out, and the reason says what is wrong.
 pub fn read(path: &Path) -> Result<Option<Hold>, String> {
     let wrong = |error: String| {
         let reason = format!("{}: {error}", path.display());

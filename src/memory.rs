@@ -230,9 +230,8 @@ impl Recalled {
     /// Whether Patroni gave some check without a query a good answer within this time: the node is well, and HAProxy's
     /// lines are as a rule in time.
     pub fn is_well(&self, grace: Duration) -> bool {
-        let records = (0..NO_CHECK).filter_map(|place| read_record(&self.records, place, self.now));
-        records
-            .into_iter()
+        (0..NO_CHECK)
+            .filter_map(|place| read_record(&self.records, place, self.now))
             .any(|(_, record)| self.now.saturating_sub(record.at) < grace.min(record.lease))
     }
 

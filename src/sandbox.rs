@@ -68,7 +68,7 @@ pub fn enter_with(
     memory: Option<RawFd>,
     log: Option<RawFd>,
 ) -> Result<(), String> {
-    let limits = limits();
+    let limits = limits(&LIMITS);
     let landlock = landlock(known, &Again { port: Some(port), ..Again::default() });
     // last, since it forbids the others
     let seccomp = seccomp(memory, log);
@@ -91,15 +91,16 @@ fn all_of(parts: Vec<Part>) -> Result<(), String> {
     }
 }
 
-/// A bug or an intruder shall not spin, dump memory, start a process or collect descriptors.
-fn limits() -> Result<(), Box<dyn Error>> {
-    // the longest --timeout is 10 s
-    let limits =
-        [(Resource::Core, 0), (Resource::Cpu, 11), (Resource::Nproc, 0), (Resource::Nofile, 64)];
-    for (resource, limit) in limits {
+/// A bug or an intruder shall not dump memory, spin (the longest --timeout is 10 s), start a process or collect
+/// descriptors.
+const LIMITS: [(Resource, u64); 4] =
+    [(Resource::Core, 0), (Resource::Cpu, 11), (Resource::Nproc, 0), (Resource::Nofile, 64)];
+
+/// Sets limits for good; a stricter one stays.
+fn limits(limits: &[(Resource, u64)]) -> Result<(), Box<dyn Error>> {
+    for (resource, limit) in limits.iter().copied() {
         let both = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
         match prlimit(None, resource, both(limit)) {
-            // a stricter one stays
             Ok(Rlimit { maximum: Some(hard), .. }) if hard < limit => {
                 prlimit(None, resource, both(hard))?;
             }
@@ -252,11 +253,10 @@ pub fn enter_listening(again: &Again) -> Result<(), String> {
 /// As those of [`enter`].
 pub fn enter_listening_with(known: ABI, again: &Again) -> Result<(), String> {
     // no file is larger than the memory
-    let size = Some(SIZE as u64);
-    let _ = prlimit(None, Resource::Fsize, Rlimit { current: size, maximum: size });
+    let limits = limits(&[(Resource::Fsize, SIZE as u64)]);
     let landlock = landlock(known, again);
     let seccomp = seccomp_again(again.log);
-    all_of(vec![("Landlock", landlock), ("seccomp", seccomp)])
+    all_of(vec![("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)])
 }
 
 /// No file but in the folders that are needed again, no TCP port but Patroni's, no abstract Unix socket, no signal to
@@ -302,7 +302,8 @@ fn folders(file: &Path) -> Vec<PathFd> {
     named.into_iter().chain(real).filter_map(folder).collect()
 }
 
-/// Threads, but no process and no program; files, but what is written to the memory is a record in its place.
+/// Threads, but no process and no program; files as Landlock allows them, none beyond the memory's size, and with an
+/// offset only a record in its place.
 fn seccomp_again(log: Option<RawFd>) -> Result<(), Box<dyn Error>> {
     // glibc starts a thread by clone3, whose flags no filter can see, and by clone where there is none
     let clone3 = BTreeMap::from([(libc::SYS_clone3, vec![])]);

@@ -12,17 +12,22 @@ const LIMIT: u64 = 1024 * 1024;
 /// No host of a Patroni has more addresses; each one that refuses costs a try.
 const ADDRESSES: usize = 16;
 
+/// An address itself or both addresses of `localhost`; none of a name, for which [`HOSTS`] must be read.
+pub fn written(host: &str) -> Option<Vec<IpAddr>> {
+    if host.eq_ignore_ascii_case("localhost") {
+        return Some(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+    }
+    host.parse().ok().map(|address| vec![address])
+}
+
 /// An address itself, both addresses of `localhost`, or those of a name in `/etc/hosts`, in its order.
 ///
 /// # Errors
 ///
 /// The name is not in `/etc/hosts`; if that cannot be read, the text says so.
 pub fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
-    if let Ok(address) = host.parse() {
-        return Ok(vec![address]);
-    }
-    if host.eq_ignore_ascii_case("localhost") {
-        return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+    if let Some(addresses) = written(host) {
+        return Ok(addresses);
     }
     let (hosts, error) = match file::read(Path::new(HOSTS), LIMIT) {
         Ok(hosts) => (hosts, String::new()),

@@ -156,8 +156,7 @@ impl Patroni {
 
     /// The files that [`Patroni::prepare`] reads.
     pub fn files(&self) -> Vec<PathBuf> {
-        let host = &self.connect_to.host;
-        let name = !host.eq_ignore_ascii_case("localhost") && host.parse::<IpAddr>().is_err();
+        let name = hosts::written(&self.connect_to.host).is_none();
         let tls = self.tls.iter().flat_map(|tls| [&tls.cacert, &tls.cert, &tls.key]);
         let hosts = name.then(|| hosts::HOSTS.into());
         tls.flatten().cloned().chain(hosts).collect()
