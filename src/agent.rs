@@ -1,13 +1,14 @@
 //! One agent check, from the connection to the reply, and many of them: the pipe. Knows all the steps and does none of
 //! them itself.
 
-use crate::check::{Check, Question};
-use crate::connection::{self, Connection, NoLine};
+use crate::check::Check;
+use crate::connection::{self, Connection};
 use crate::decide::{self, Times, Unreachable};
 use crate::memory::{self, Memory, News};
-use crate::options::{IDLE, NAME, Options, Stop};
+use crate::options::{self, NAME, Options, Stop};
 use crate::patroni::{Answer, NoAnswer, Patroni};
-use crate::reply::{self, Reply, Verdict};
+use crate::question::{Asked, NoQuestion, Question};
+use crate::reply::{self, Otherwise, Reply, Verdict};
 use crate::sandbox::{self, Again};
 use crate::share::{Missed, Shared};
 use crate::{hold, serve, syslog};
@@ -28,7 +29,7 @@ const NOT_UNDERSTOOD: &str = "no agent-send line that can be understood (the rep
 const USAGE: u8 = 64;
 
 /// When Patroni was asked, and what came of it.
-type Asked = (Times, Result<Answer, NoAnswer>);
+type Timed = (Times, Result<Answer, NoAnswer>);
 
 /// A process for one check, which locks itself in.
 pub fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
@@ -59,7 +60,7 @@ pub fn one(options: &Options, mut connection: Connection, started: Instant) -> E
 
 /// A process for many, which locks itself in as far as it does not need the same again for the next.
 pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
-    let idle = options.as_ref().map_or(IDLE, |options| options.idle);
+    let idle = options.as_ref().map_or_else(|_| options::default_idle(), |options| options.idle);
     let shared = Shared::new(AT_ONCE, APART, WAITING);
     let again = options.as_ref().map(again).unwrap_or_default();
     let lock_in = || {
@@ -101,7 +102,7 @@ fn again(options: &Options) -> Again {
 }
 
 /// Asks, and looks at the clock before and after.
-fn timed(ask: impl FnOnce() -> Result<Answer, NoAnswer>) -> Asked {
+fn timed(ask: impl FnOnce() -> Result<Answer, NoAnswer>) -> Timed {
     let (asked, since) = (memory::now(), Instant::now());
     let answer = ask();
     (Times { asked, answered: asked + since.elapsed() }, answer)
@@ -109,11 +110,11 @@ fn timed(ask: impl FnOnce() -> Result<Answer, NoAnswer>) -> Asked {
 
 /// Asks for all who want to know the same, and only then reads the certificates.
 fn together(
-    shared: &Shared<String, Asked>,
+    shared: &Shared<String, Timed>,
     patroni: &Patroni,
     check: &Check,
     deadline: Instant,
-) -> Asked {
+) -> Timed {
     let came = memory::now();
     let ask = || {
         let prepared = patroni.prepare();
@@ -160,7 +161,7 @@ fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
 }
 
 /// One check, down the pipe. `prepare` comes before the first byte is read, and returns the step that asks.
-fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
+fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
     options: &Options,
     connection: &mut Connection,
     started: Instant,
@@ -175,25 +176,21 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
             Err(error) => (None, Some(error)),
         };
         if let Some(hold) = &hold {
-            connection.remark(&format!("a hold is on: {}, {}", hold.word, hold.reason));
+            connection.remark(&format!(
+                "a hold is on: {}, {}",
+                Otherwise::from(hold.word),
+                hold.reason
+            ));
         }
         let ask = prepare(connection, &memory);
-        let question = match &options.question {
-            Some(question) => Ok(question.clone()),
-            None => match connection.read_line(started, options.timeout) {
-                Ok(Some(line)) => Question::from_agent_send(&line, options.otherwise)
-                    .map_err(|text| NoLine { late: false, text }),
-                Ok(None) => return decide::nobody_asked().into(),
-                Err(error) => Err(error),
-            },
-        };
-        let question = match question {
+        let question = match question(&options.asked, connection, started, options.timeout) {
             Ok(question) => question,
-            Err(error) => {
+            Err(NoQuestion::NobodyAsked) => {
+                return decide::no_question(NoQuestion::NobodyAsked, false).into();
+            }
+            Err(why) => {
                 let recalled = memory.recall(&options.patroni.connect_to, None);
-                // a line that is late is trouble on the way here, and no more than a Patroni that is silent
-                let held = error.late && recalled.is_well(options.policy.grace);
-                let reply = decide::not_understood(&error.text, held);
+                let reply = decide::no_question(why, recalled.is_well(options.policy.grace));
                 return Answered { reply, news: recalled.news_of_no_check() };
             }
         };
@@ -219,6 +216,22 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Asked>(
         recalled.leave(&record);
         Answered { reply, news }
     })
+}
+
+/// The question of the command line, or the one that HAProxy sends.
+fn question(
+    asked: &Asked,
+    connection: &mut Connection,
+    started: Instant,
+    timeout: Duration,
+) -> Result<Question, NoQuestion> {
+    match asked {
+        Asked::Fixed(question) => Ok(question.clone()),
+        Asked::AgentSend(otherwise) => {
+            let line = connection.read_line(started, timeout)?;
+            Question::from_agent_send(&line, *otherwise).map_err(NoQuestion::NotUnderstood)
+        }
+    }
 }
 
 /// Answers, and tells how to exit: behind a socket always 0, since systemd keeps a failed unit's

@@ -1,7 +1,6 @@
-//! The question: one of Patroni's health checks, and what a healthy node gets that is not it.
-//! Knows the vocabulary of Patroni's REST API; knows nothing of sockets and HTTP.
+//! Patroni's health checks: their names, their queries, and the nodes that they are there to find. Knows the vocabulary of
+//! Patroni's REST API; knows nothing of HAProxy, sockets and HTTP.
 
-use crate::reply::Otherwise;
 use std::fmt;
 use std::str::FromStr;
 
@@ -176,33 +175,6 @@ fn word(key: &str, value: &str) -> Result<String, String> {
     Err(format!("{key}={value}: letters, digits and -._~:/@, are allowed, and at least one"))
 }
 
-/// One question of HAProxy's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
-    /// The health check that Patroni is asked.
-    pub check: Check,
-    /// What a healthy node gets that is not what was asked for.
-    pub otherwise: Otherwise,
-}
-
-impl Question {
-    /// Reads the line that HAProxy sends by `agent-send`: `CHECK [maint|drain|down]`. A line
-    /// without a word gets `otherwise`.
-    pub fn from_agent_send(line: &[u8], otherwise: Otherwise) -> Result<Question, String> {
-        let line = String::from_utf8_lossy(line);
-        let mut words = line.split_ascii_whitespace();
-        let question = (|| {
-            let check = words.next().ok_or("it is empty")?.parse()?;
-            let otherwise = words.next().map_or(Ok(otherwise), str::parse)?;
-            match words.next() {
-                Some(word) => Err(format!("'{word}' is one word too many")),
-                None => Ok(Question { check, otherwise }),
-            }
-        })();
-        question.map_err(|error: String| format!("agent-send line: {error}"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,18 +262,5 @@ mod tests {
         ] {
             error(&format!("replica?{query}"));
         }
-    }
-
-    #[test]
-    fn an_agent_send_line_is_a_check_and_perhaps_a_word() {
-        let ask = |line: &str| Question::from_agent_send(line.as_bytes(), Otherwise::Drain);
-        let question = ask("replica?lag=16MB down").expect("a question");
-        assert_eq!(question.check.path(), "/replica?lag=16MB");
-        assert_eq!(question.otherwise, Otherwise::Down);
-        assert_eq!(ask(" primary\t").expect("a question").otherwise, Otherwise::Drain);
-        assert!(ask("primary up").is_err());
-        assert!(ask("primary maint maint").is_err());
-        assert!(ask("").is_err());
-        assert!(Question::from_agent_send(b"\xff\x00", Otherwise::Maint).is_err());
     }
 }

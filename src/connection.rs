@@ -4,6 +4,7 @@
 //! of what the bytes mean.
 
 use crate::options::NAME;
+use crate::question::NoQuestion;
 use crate::reply::printable;
 use crate::syslog;
 use listenfd::ListenFd;
@@ -35,15 +36,6 @@ pub enum Connection {
     Socket(TcpStream),
     /// A terminal, a pipe, a file: stdin and stdout.
     Standard,
-}
-
-/// Why there is no agent-send line.
-#[derive(Debug, PartialEq, Eq)]
-pub struct NoLine {
-    /// It did not come in time, or not whole.
-    pub late: bool,
-    /// What is wrong, and the cure.
-    pub text: String,
 }
 
 /// How this process was started.
@@ -116,17 +108,17 @@ impl Connection {
     }
 
     /// Reads the line that HAProxy sends by `agent-send`, in however many pieces it comes.
-    /// Returned without its newline; none if the peer closed without a word.
+    /// Returned without its newline.
     ///
     /// # Errors
     ///
-    /// There is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`), and never later than that
+    /// The peer closed without a word; there is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`), and never later than that
     /// `timeout`; or it is longer than [`LINE_LIMIT`] bytes.
     pub fn read_line(
         &mut self,
         started: Instant,
         timeout: Duration,
-    ) -> Result<Option<Vec<u8>>, NoLine> {
+    ) -> Result<Vec<u8>, NoQuestion> {
         match self {
             Connection::Socket(stream) => read_line(stream, started, timeout.min(LINE_DUE)),
             Connection::Standard => read_line(&mut io::stdin().lock(), started, timeout),
@@ -159,13 +151,13 @@ fn read_line(
     stream: &mut (impl Read + AsFd),
     started: Instant,
     due: Duration,
-) -> Result<Option<Vec<u8>>, NoLine> {
-    let wrong = |text: String| NoLine { late: false, text };
+) -> Result<Vec<u8>, NoQuestion> {
+    let wrong = NoQuestion::NotUnderstood;
     let no_line = |until: &str| {
         let text = format!(
             r#"no agent-send line {until}: end it with a newline, as in agent-send "primary\n""#
         );
-        NoLine { late: true, text }
+        NoQuestion::Late(text)
     };
     let late = || no_line(&format!("within {} ms", due.as_millis()));
     let mut buffer = [0; LINE_LIMIT + 1];
@@ -182,12 +174,12 @@ fn read_line(
             }
         }
         match stream.read(&mut buffer[length..]) {
-            Ok(0) if length == 0 => return Ok(None),
+            Ok(0) if length == 0 => return Err(NoQuestion::NobodyAsked),
             Ok(0) => return Err(no_line("before the end")),
             Ok(count) => {
                 let end = length + count;
                 if let Some(newline) = buffer[length..end].iter().position(|byte| *byte == b'\n') {
-                    return Ok(Some(buffer[..length + newline].to_vec()));
+                    return Ok(buffer[..length + newline].to_vec());
                 }
                 length = end;
             }

@@ -1,10 +1,10 @@
 //! What Patroni's answer means for HAProxy: the only place where meaning lives, and a pure one.
 //! Knows nothing of sockets, HTTP, files and the words of an agent reply.
 
-use crate::check::Question;
 use crate::hold::Hold;
 use crate::memory::Record;
 use crate::patroni::{Answer, NoAnswer};
+use crate::question::{NoQuestion, Question};
 use crate::reply::{Otherwise, Reply, Verdict};
 use std::str::FromStr;
 use std::time::Duration;
@@ -45,7 +45,7 @@ impl FromStr for Unreachable {
         match word {
             "down" => Ok(Unreachable::Down),
             "keep" => Ok(Unreachable::Keep),
-            _ => Err(format!("'{word}' is none of down, keep")),
+            _ => Err("write down or keep".to_owned()),
         }
     }
 }
@@ -140,7 +140,8 @@ pub fn decide(
         }
     }
     if let Some(hold) = hold.filter(|_| in_the_pool) {
-        (reply.verdict, reply.reason) = (Verdict::Out(hold.word), format!("hold: {}", hold.reason));
+        (reply.verdict, reply.reason) =
+            (Verdict::Out(hold.word.into()), format!("hold: {}", hold.reason));
     }
     (reply, record)
 }
@@ -299,21 +300,23 @@ fn not_asked_for(question: &Question, answer: &Answer) -> String {
     reason
 }
 
-/// HAProxy's question could not be understood, so Patroni was not asked; `held` if HAProxy shall leave all as it is.
-pub fn not_understood(error: &str, held: bool) -> Reply {
-    let verdict = if held { Verdict::Keep } else { Verdict::NotUnderstood };
-    Reply { verdict, check: String::new(), reason: error.to_owned() }
-}
-
-/// The peer closed without a question, so Patroni was not asked.
-pub fn nobody_asked() -> Reply {
-    let reason = "closed without an agent-send line".to_owned();
-    Reply { verdict: Verdict::Unasked, check: String::new(), reason }
+/// What HAProxy is told if there is no question, so that Patroni was not asked. A line that is late to a node that
+/// `is_well` is trouble on the way here, and no more than a Patroni that is silent for a moment.
+pub fn no_question(why: NoQuestion, is_well: bool) -> Reply {
+    let (verdict, reason) = match why {
+        NoQuestion::NobodyAsked => {
+            (Verdict::Unasked, "closed without an agent-send line".to_owned())
+        }
+        NoQuestion::Late(cure) if is_well => (Verdict::Keep, cure),
+        NoQuestion::Late(text) | NoQuestion::NotUnderstood(text) => (Verdict::NotUnderstood, text),
+    };
+    Reply { verdict, check: String::new(), reason }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hold::Word;
 
     fn question(check: &str) -> Question {
         Question { check: check.parse().expect("a check"), otherwise: Otherwise::Drain }
@@ -405,10 +408,10 @@ mod tests {
 
     #[test]
     fn a_hold_takes_out_a_ready_node_and_nothing_else() {
-        for word in [Otherwise::Maint, Otherwise::Drain] {
+        for word in [Word::Maint, Word::Drain] {
             let hold = Some(Hold { word, reason: "why".to_owned() });
             let mut node = Node { hold: hold.clone(), ..Node::new("primary") };
-            let expected = (Verdict::Out(word), "hold: why".to_owned());
+            let expected = (Verdict::Out(word.into()), "hold: why".to_owned());
             let said = |reply: Reply| (reply.verdict, reply.reason);
             assert_eq!(said(node.hears(10.0, Ok(PRIMARY()))), expected);
             // in the grace too, since it was ready, and not after it

@@ -10,11 +10,29 @@ use std::path::Path;
 /// The longest hold file in bytes; a reason needs no more.
 const LIMIT: u64 = 4096;
 
+/// What a hold can say; an operator who takes a node out does not call it broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// No new connections, old ones stay.
+    Drain,
+    /// Out of the pool.
+    Maint,
+}
+
+impl From<Word> for Otherwise {
+    fn from(word: Word) -> Otherwise {
+        match word {
+            Word::Drain => Otherwise::Drain,
+            Word::Maint => Otherwise::Maint,
+        }
+    }
+}
+
 /// A hold that is on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
-    /// What a node gets that would be ready: maint or drain.
-    pub word: Otherwise,
+    /// What a node gets that would be ready.
+    pub word: Word,
     /// Why, in the words of whoever wrote the file, or what is wrong with it.
     pub reason: String,
 }
@@ -32,7 +50,7 @@ pub struct Hold {
 pub fn read(path: &Path) -> Result<Option<Hold>, String> {
     let wrong = |error: String| {
         let reason = format!("{}: {error}", path.display());
-        Ok(Some(Hold { word: Otherwise::Maint, reason }))
+        Ok(Some(Hold { word: Word::Maint, reason }))
     };
     match file::read(path, LIMIT) {
         Err(error) => match fs::symlink_metadata(path).map_err(|error| error.kind()) {
@@ -49,14 +67,19 @@ pub fn read(path: &Path) -> Result<Option<Hold>, String> {
             let (word, reason) =
                 text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-            let word = match word.to_ascii_lowercase().as_str() {
-                "" => {
-                    let reason = "the file is empty".to_owned();
-                    return Ok(Some(Hold { word: Otherwise::Drain, reason }));
+            if word.is_empty() {
+                let reason = "the file is empty".to_owned();
+                return Ok(Some(Hold { word: Word::Drain, reason }));
+            }
+            let word = match word.to_ascii_lowercase().parse() {
+                Ok(Otherwise::Drain) => Word::Drain,
+                Ok(Otherwise::Maint) => Word::Maint,
+                _ => {
+                    return wrong(format!(
+                        "'{}' is neither drain nor maint",
+                        word.to_ascii_lowercase()
+                    ));
                 }
-                "drain" => Otherwise::Drain,
-                "maint" => Otherwise::Maint,
-                word => return wrong(format!("'{word}' is neither drain nor maint")),
             };
             let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };
             Ok(Some(Hold { word, reason }))

@@ -1,7 +1,7 @@
 //! A zero-resident HAProxy agent for Patroni.
 //!
-//! One HAProxy agent check starts one process, which goes once down this pipe and exits: connection, check, hold and
-//! memory, sandbox, patroni, decide, reply. With a listening socket each check is a thread instead. The library exists so
+//! One HAProxy agent check starts one process, which goes once down this pipe and exits: connection, hold and memory,
+//! sandbox, question, patroni, decide, reply. With a listening socket each check is a thread instead. The library exists so
 //! that tests can call the steps.
 
 // fd 1 and 2 may be HAProxy: only `connection` writes there, and never by a macro that may panic.
@@ -19,8 +19,11 @@ pub mod user;
 /// How this process was started; the question comes and the reply goes through it.
 pub mod connection;
 
-/// The question: which of Patroni's health checks is asked.
+/// Patroni's health checks.
 pub mod check;
+
+/// What HAProxy asks.
+pub mod question;
 
 /// The operator's hand: a file that takes this node out of every pool.
 pub mod hold;

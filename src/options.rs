@@ -1,13 +1,14 @@
-//! The command line: the only way of configuring. Knows the options and nothing of what is done
-//! with them.
+//! The command line: the only way of configuring. Knows the options and builds from them what the steps are told; knows
+//! nothing of how the steps use it.
 
-use crate::check::{Check, Question};
+use crate::check::Check;
 use crate::decide::{Policy, Unreachable};
 use crate::patroni::Patroni;
 use crate::patroni::tls::Tls;
+use crate::question::{Asked, Question};
 use crate::reply::Otherwise;
 use lexopt::{Arg, Parser, ValueExt};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use std::time::Duration;
 /// This program's name.
 pub const NAME: &str = env!("CARGO_PKG_NAME");
 
-/// One option, as `--help`, the manual, the completions and the README have it.
+/// One option, as `--help`, the manual, the completions and the README have it, and what it sets.
 #[derive(Clone, Copy, Debug)]
 pub struct Described {
     /// Its letter, if it has one.
@@ -25,10 +26,36 @@ pub struct Described {
     pub long: &'static str,
     /// What it takes: `a|b` is a choice, `FILE` a file; empty if it takes nothing.
     pub value: &'static str,
-    /// What holds without it; empty if that says nothing.
+    /// Its value where it is not given; empty if there is none.
     pub default: &'static str,
     /// What it means.
     pub meaning: &'static str,
+    set: Set,
+}
+
+/// What an option does.
+#[derive(Clone, Copy, Debug)]
+enum Set {
+    Flag(fn(&mut Given)),
+    Value(fn(&mut Given, &OsStr) -> Result<(), String>),
+    Print(fn() -> String),
+}
+
+/// What was given, or is the default, before it is checked whether it goes together.
+#[derive(Debug, Default)]
+struct Given {
+    url: String,
+    timeout: Duration,
+    otherwise: Otherwise,
+    unreachable: Unreachable,
+    agent_send: bool,
+    hold_file: PathBuf,
+    grace: Duration,
+    memory_file: PathBuf,
+    idle: Duration,
+    user: Option<String>,
+    tls: Tls,
+    connect_to: Option<String>,
 }
 
 const fn takes(
@@ -36,12 +63,18 @@ const fn takes(
     value: &'static str,
     default: &'static str,
     meaning: &'static str,
+    set: fn(&mut Given, &OsStr) -> Result<(), String>,
 ) -> Described {
-    Described { short: None, long, value, default, meaning }
+    Described { short: None, long, value, default, meaning, set: Set::Value(set) }
 }
 
-const fn flag(short: Option<char>, long: &'static str, meaning: &'static str) -> Described {
-    Described { short, long, value: "", default: "", meaning }
+const fn flag(
+    short: Option<char>,
+    long: &'static str,
+    meaning: &'static str,
+    set: Set,
+) -> Described {
+    Described { short, long, value: "", default: "", meaning, set }
 }
 
 /// All options. What is said of them anywhere is made from this (`tests/manual.rs`).
@@ -49,78 +82,112 @@ pub const OPTIONS: &[Described] = &[
     takes(
         "url",
         "URL",
-        URL,
+        "http://127.0.0.1:8008",
         "Patroni's REST API, http or https; a host name must be in /etc/hosts, unless there is --connect-to",
+        |given, value| set(&mut given.url, text(value).map(str::to_owned)),
     ),
-    takes("timeout", "DURATION", "1500ms", "one deadline for everything, 10ms to 10s"),
-    takes("else", "maint|drain|down", "maint", "what a healthy node gets that is not CHECK"),
+    takes(
+        "timeout",
+        "DURATION",
+        "1500ms",
+        "one deadline for everything, 10ms to 10s",
+        |given, value| set(&mut given.timeout, timeout_value(value)),
+    ),
+    takes(
+        "else",
+        "maint|drain|down",
+        "maint",
+        "what a healthy node gets that is not CHECK",
+        |given, value| set(&mut given.otherwise, text(value).and_then(str::parse)),
+    ),
     takes(
         "unreachable",
         "down|keep",
         "down",
         "what is said if Patroni gives no usable answer; keep changes nothing in HAProxy",
+        |given, value| set(&mut given.unreachable, text(value).and_then(str::parse)),
     ),
     flag(
         None,
         "agent-send",
         "HAProxy sends the check: one line CHECK [maint|drain|down], at most 256 bytes",
+        Set::Flag(|given| given.agent_send = true),
     ),
     takes(
         "hold-file",
         "FILE",
-        HOLD_FILE,
+        "/run/patroni-agent-check/hold",
         "if there is this file, its first word drain or maint is what a ready node gets, and the rest says why",
+        |given, value| set(&mut given.hold_file, Ok(value.into())),
     ),
     takes(
         "grace",
         "DURATION",
         "3s",
         "how long after a good answer trouble changes nothing in HAProxy, at most 15s; 0 for never",
+        |given, value| set(&mut given.grace, grace_value(value)),
     ),
     takes(
         "memory-file",
         "FILE",
-        MEMORY_FILE,
+        "/run/patroni-agent-check/memory",
         "what one check leaves to the next, for --grace and the journal",
+        |given, value| set(&mut given.memory_file, Ok(value.into())),
     ),
     takes(
         "idle",
         "DURATION",
         "10s",
         "with a listening socket: how long to stay after the last check, 1s to 1h",
+        |given, value| set(&mut given.idle, idle_value(value)),
     ),
     takes(
         "user",
         "NAME",
         "",
         "if root starts it: become this user of /etc/passwd before anything else",
+        |given, value| set(&mut given.user, text(value).map(|text| Some(text.to_owned()))),
     ),
     flag(
         None,
         "syslog",
         "what goes to the journal goes by /dev/log, not by stderr, and nothing waits",
+        // done before the command line is read
+        Set::Flag(|_| {}),
     ),
-    takes("cacert", "FILE", "", "the CA of Patroni's certificate, PEM; public CAs are not used"),
-    takes("cert", "FILE", "", "client certificate, PEM"),
+    takes(
+        "cacert",
+        "FILE",
+        "",
+        "the CA of Patroni's certificate, PEM; public CAs are not used",
+        |given, value| set(&mut given.tls.cacert, Ok(Some(value.into()))),
+    ),
+    takes("cert", "FILE", "", "client certificate, PEM", |given, value| {
+        set(&mut given.tls.cert, Ok(Some(value.into())))
+    }),
     takes(
         "key",
         "FILE",
         "",
         "its private key, PEM; without it the key is looked for in the file of --cert",
+        |given, value| set(&mut given.tls.key, Ok(Some(value.into()))),
     ),
-    flag(Some('k'), "insecure", "do not verify Patroni's certificate"),
-    takes("connect-to", "HOST[:PORT]", "", "connect there, but verify and name the host of --url"),
-    flag(Some('h'), "help", "print this and exit"),
-    flag(Some('V'), "version", "print the version and exit"),
+    flag(
+        Some('k'),
+        "insecure",
+        "do not verify Patroni's certificate",
+        Set::Flag(|given| given.tls.insecure = true),
+    ),
+    takes(
+        "connect-to",
+        "HOST[:PORT]",
+        "",
+        "connect there, but verify and name the host of --url",
+        |given, value| set(&mut given.connect_to, text(value).map(|text| Some(text.to_owned()))),
+    ),
+    flag(Some('h'), "help", "print this and exit", Set::Print(help)),
+    flag(Some('V'), "version", "print the version and exit", Set::Print(version)),
 ];
-
-const URL: &str = "http://127.0.0.1:8008";
-const HOLD_FILE: &str = "/run/patroni-agent-check/hold";
-const MEMORY_FILE: &str = "/run/patroni-agent-check/memory";
-const GRACE: Duration = Duration::from_secs(3);
-const TIMEOUT: Duration = Duration::from_millis(1500);
-/// How long a process with a listening socket stays after the last check (`--idle`).
-pub const IDLE: Duration = Duration::from_secs(10);
 
 /// A valid command line.
 #[derive(Clone, Debug)]
@@ -129,8 +196,6 @@ pub struct Options {
     pub patroni: Patroni,
     /// From the start of the process to the reply.
     pub timeout: Duration,
-    /// What a healthy node gets that is not what was asked for.
-    pub otherwise: Otherwise,
     /// How trouble is answered.
     pub policy: Policy,
     /// The operator's hold.
@@ -141,8 +206,8 @@ pub struct Options {
     pub idle: Duration,
     /// Whom to become if root starts it.
     pub user: Option<String>,
-    /// The question; none with `--agent-send`: HAProxy sends it.
-    pub question: Option<Question>,
+    /// What is asked, and by whom.
+    pub asked: Asked,
 }
 
 /// Why there is nothing to check.
@@ -167,73 +232,91 @@ impl Options {
     ///
     /// See [`Stop`].
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
-        let mut url = URL.to_owned();
-        let mut timeout = TIMEOUT;
-        let mut hold_file = PathBuf::from(HOLD_FILE);
-        let mut memory_file = PathBuf::from(MEMORY_FILE);
-        let mut grace = GRACE;
-        let mut idle = IDLE;
-        let mut user = None;
-        let mut otherwise = Otherwise::default();
-        let mut unreachable = Unreachable::default();
-        let mut agent_send = false;
-        let mut tls = Tls::default();
-        let mut connect_to = None;
+        let mut given = Given::defaults().map_err(Stop::Usage)?;
         let mut check: Option<Check> = None;
         let mut parser = Parser::from_args(arguments);
         while let Some(argument) = parser.next()? {
-            match argument {
-                Arg::Long("url") => url = parser.value()?.string()?,
-                Arg::Long("timeout") => timeout = parser.value()?.parse_with(timeout_value)?,
-                Arg::Long("else") => otherwise = parser.value()?.parse()?,
-                Arg::Long("unreachable") => unreachable = parser.value()?.parse()?,
-                Arg::Long("agent-send") => agent_send = true,
-                Arg::Long("hold-file") => hold_file = parser.value()?.into(),
-                Arg::Long("grace") => grace = parser.value()?.parse_with(grace_value)?,
-                Arg::Long("memory-file") => memory_file = parser.value()?.into(),
-                Arg::Long("idle") => idle = parser.value()?.parse_with(idle_value)?,
-                Arg::Long("user") => user = Some(parser.value()?.string()?),
-                // done before the command line is read
-                Arg::Long("syslog") => {}
-                Arg::Long("cacert") => tls.cacert = Some(parser.value()?.into()),
-                Arg::Long("cert") => tls.cert = Some(parser.value()?.into()),
-                Arg::Long("key") => tls.key = Some(parser.value()?.into()),
-                Arg::Short('k') | Arg::Long("insecure") => tls.insecure = true,
-                Arg::Long("connect-to") => connect_to = Some(parser.value()?.string()?),
-                Arg::Short('h') | Arg::Long("help") => return Err(Stop::Print(help())),
-                Arg::Short('V') | Arg::Long("version") => {
-                    let version = env!("CARGO_PKG_VERSION");
-                    return Err(Stop::Print(format!("{NAME} {version}\n")));
+            let option = OPTIONS.iter().find(|option| match &argument {
+                Arg::Long(long) => *long == option.long,
+                Arg::Short(short) => Some(*short) == option.short,
+                Arg::Value(_) => false,
+            });
+            let Some(option) = option else {
+                match argument {
+                    Arg::Value(value) if check.is_none() => {
+                        check = Some(value.string()?.parse().map_err(Stop::Usage)?);
+                    }
+                    other => return Err(other.unexpected().into()),
                 }
-                Arg::Value(value) if check.is_none() => {
-                    check = Some(value.string()?.parse().map_err(Stop::Usage)?);
+                continue;
+            };
+            match option.set {
+                Set::Flag(set) => set(&mut given),
+                Set::Print(text) => return Err(Stop::Print(text())),
+                Set::Value(set) => {
+                    let value = parser.value()?;
+                    set(&mut given, &value).map_err(|error| {
+                        let value = value.to_string_lossy();
+                        Stop::Usage(format!("--{} {value}: {error}", option.long))
+                    })?;
                 }
-                other => return Err(other.unexpected().into()),
             }
         }
-        let question = match (check, agent_send) {
-            (Some(_), true) => {
-                let error = "with --agent-send HAProxy names the check, so give none here";
-                return Err(Stop::Usage(error.to_owned()));
+        given.options(check).map_err(Stop::Usage)
+    }
+}
+
+impl Given {
+    fn defaults() -> Result<Given, String> {
+        let mut given = Given::default();
+        for option in OPTIONS.iter().filter(|option| !option.default.is_empty()) {
+            if let Set::Value(set) = option.set {
+                set(&mut given, option.default.as_ref())?;
             }
-            (None, true) => None,
+        }
+        Ok(given)
+    }
+
+    fn options(self, check: Option<Check>) -> Result<Options, String> {
+        let otherwise = self.otherwise;
+        let asked = match (check, self.agent_send) {
+            (Some(_), true) => {
+                return Err(
+                    "with --agent-send HAProxy names the check, so give none here".to_owned()
+                );
+            }
+            (None, true) => Asked::AgentSend(otherwise),
             (check, false) => {
-                let check = check.map_or_else(|| "primary".parse(), Ok).map_err(Stop::Usage)?;
-                Some(Question { check, otherwise })
+                let check = check.map_or_else(|| "primary".parse(), Ok)?;
+                Asked::Fixed(Question { check, otherwise })
             }
         };
         Ok(Options {
-            patroni: Patroni::new(&url, connect_to.as_deref(), tls).map_err(Stop::Usage)?,
-            timeout,
-            otherwise,
-            policy: Policy { unreachable, grace },
-            hold_file,
-            memory_file,
-            idle,
-            user,
-            question,
+            patroni: Patroni::new(&self.url, self.connect_to.as_deref(), self.tls)?,
+            timeout: self.timeout,
+            policy: Policy { unreachable: self.unreachable, grace: self.grace },
+            hold_file: self.hold_file,
+            memory_file: self.memory_file,
+            idle: self.idle,
+            user: self.user,
+            asked,
         })
     }
+}
+
+/// How long a process with a listening socket stays after the last check, where the command line is wrong.
+pub fn default_idle() -> Duration {
+    Given::defaults().unwrap_or_default().idle
+}
+
+/// An option's value, or why it is none.
+fn set<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
+    *place = value?;
+    Ok(())
+}
+
+fn text(value: &OsStr) -> Result<&str, String> {
+    value.to_str().ok_or("not valid UTF-8".to_owned())
 }
 
 impl Described {
@@ -275,22 +358,26 @@ pub fn help() -> String {
     text
 }
 
-fn timeout_value(text: &str) -> Result<Duration, String> {
-    duration(text, 10..=10_000)
-        .ok_or("--timeout takes 10ms to 10s, such as 1500ms or 2s".to_owned())
+fn version() -> String {
+    format!("{NAME} {}\n", env!("CARGO_PKG_VERSION"))
 }
 
-fn grace_value(text: &str) -> Result<Duration, String> {
-    let grace = if text == "0" { Some(Duration::ZERO) } else { duration(text, 0..=15_000) };
-    grace.ok_or("--grace takes 0 to 15s, such as 3s or 2500ms".to_owned())
+fn timeout_value(value: &OsStr) -> Result<Duration, String> {
+    duration(value, 10..=10_000).ok_or("write 10ms to 10s, such as 1500ms or 2s".to_owned())
 }
 
-fn idle_value(text: &str) -> Result<Duration, String> {
-    duration(text, 1_000..=3_600_000).ok_or("--idle takes 1s to 1h, such as 10s or 5min".to_owned())
+fn grace_value(value: &OsStr) -> Result<Duration, String> {
+    let grace = if value == "0" { Some(Duration::ZERO) } else { duration(value, 0..=15_000) };
+    grace.ok_or("write 0 to 15s, such as 3s or 2500ms".to_owned())
+}
+
+fn idle_value(value: &OsStr) -> Result<Duration, String> {
+    duration(value, 1_000..=3_600_000).ok_or("write 1s to 1h, such as 10s or 5min".to_owned())
 }
 
 /// A whole number with its unit; none if it is not one or not within these milliseconds.
-fn duration(text: &str, milliseconds: RangeInclusive<u64>) -> Option<Duration> {
+fn duration(value: &OsStr, milliseconds: RangeInclusive<u64>) -> Option<Duration> {
+    let text = value.to_str()?;
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[number.len()..] {
         "ms" => 1,

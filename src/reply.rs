@@ -27,7 +27,7 @@ impl FromStr for Otherwise {
             "maint" => Ok(Otherwise::Maint),
             "drain" => Ok(Otherwise::Drain),
             "down" => Ok(Otherwise::Down),
-            _ => Err(format!("'{word}' is none of maint, drain, down")),
+            _ => Err("write maint, drain or down".to_owned()),
         }
     }
 }
@@ -103,7 +103,10 @@ pub fn words(verdict: Verdict) -> &'static str {
 
 /// Nothing from outside gets further than this as it came: printable ASCII only.
 pub fn printable(text: &str, limit: usize) -> String {
-    text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).take(limit).collect()
+    let mut printable = String::with_capacity(text.len().min(limit));
+    printable
+        .extend(text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).take(limit));
+    printable
 }
 
 #[cfg(test)]

@@ -284,8 +284,8 @@ fn usage_errors_name_the_cure() {
         (&["--timeout", "1.5s"], "1500ms"),
         (&["--timeout", "11s"], "10s"),
         (&["--timeout", "+5s"], "10s"),
-        (&["--else", "up"], "maint, drain, down"),
-        (&["--unreachable", "maint"], "down, keep"),
+        (&["--else", "up"], "maint, drain or down"),
+        (&["--unreachable", "maint"], "down or keep"),
         (&["--agent-send", "primary"], "give none here"),
     ];
     for (arguments, cure) in cases {
@@ -366,7 +366,7 @@ fn a_line_that_is_none_is_answered_and_patroni_is_not_asked() {
             &[b"cluster\n"],
             "fail ready # agent-send line: 'cluster' is no Patroni health check; there are primary",
         ),
-        (&[b"primary up\n"], "fail ready # agent-send line: 'up' is none of maint, drain, down"),
+        (&[b"primary up\n"], "fail ready # agent-send line: 'up': write maint, drain or down"),
         (
             &[b"primary maint # up ready\n"],
             "fail ready # agent-send line: '#' is one word too many",

@@ -17,10 +17,10 @@
 //! has heard of it, unless Patroni was restarted since the last good answer. At most two things go wrong on one path. The model has no step of a clock, no late answer that was
 //! made when the question came, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
 
-use patroni_agent_check::check::Question;
 use patroni_agent_check::decide::{Policy, Times, Unreachable, decide};
 use patroni_agent_check::memory::Record;
 use patroni_agent_check::patroni::{Answer, NoAnswer};
+use patroni_agent_check::question::Question;
 use patroni_agent_check::reply::{Otherwise, Verdict};
 use stateright::{Checker, Model, Path, Property};
 use std::time::{Duration, Instant};

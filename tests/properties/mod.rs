@@ -1,11 +1,12 @@
 //! What must hold for any bytes at all: used by the fuzz targets in tests/fuzz, and by
 //! tests/properties.rs on the recorded answers and what a fixed series of changes makes of them.
 
-use patroni_agent_check::check::{Check, Question};
+use patroni_agent_check::check::Check;
 use patroni_agent_check::decide::{Policy, Times, Unreachable, decide};
 use patroni_agent_check::memory::Record;
 use patroni_agent_check::options::Options;
 use patroni_agent_check::patroni::{self, NoAnswer};
+use patroni_agent_check::question::Question;
 use patroni_agent_check::reply::{self, Otherwise, Reply, Verdict};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -1,0 +1,71 @@
+//! What HAProxy asks: one of Patroni's health checks, and what a healthy node gets that is not it. Knows the words of the
+//! agent-send line; knows nothing of how it comes.
+
+use crate::check::Check;
+use crate::reply::Otherwise;
+
+/// One question of HAProxy's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The health check that Patroni is asked.
+    pub check: Check,
+    /// What a healthy node gets that is not what was asked for.
+    pub otherwise: Otherwise,
+}
+
+impl Question {
+    /// Reads the line that HAProxy sends by `agent-send`: `CHECK [maint|drain|down]`. A line
+    /// without a word gets `otherwise`.
+    pub fn from_agent_send(line: &[u8], otherwise: Otherwise) -> Result<Question, String> {
+        let line = String::from_utf8_lossy(line);
+        let mut words = line.split_ascii_whitespace();
+        let question = (|| {
+            let check = words.next().ok_or("it is empty")?.parse()?;
+            let parse = |word: &str| word.parse().map_err(|error| format!("'{word}': {error}"));
+            let otherwise = words.next().map_or(Ok(otherwise), parse)?;
+            match words.next() {
+                Some(word) => Err(format!("'{word}' is one word too many")),
+                None => Ok(Question { check, otherwise }),
+            }
+        })();
+        question.map_err(|error: String| format!("agent-send line: {error}"))
+    }
+}
+
+/// Why there is no question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoQuestion {
+    /// The peer closed without a word.
+    NobodyAsked,
+    /// The line did not come in time, or not whole: this is the cure.
+    Late(String),
+    /// What came is no question, or cannot be read: this is why.
+    NotUnderstood(String),
+}
+
+/// Where the question comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// From the command line: every connection asks this.
+    Fixed(Question),
+    /// From HAProxy, by its agent-send line (`--agent-send`); what a line without a word gets.
+    AgentSend(Otherwise),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_send_line_is_a_check_and_perhaps_a_word() {
+        let ask = |line: &str| Question::from_agent_send(line.as_bytes(), Otherwise::Drain);
+        let question = ask("replica?lag=16MB down").expect("a question");
+        assert_eq!(question.check.path(), "/replica?lag=16MB");
+        assert_eq!(question.otherwise, Otherwise::Down);
+        assert_eq!(ask(" primary\t").expect("a question").otherwise, Otherwise::Drain);
+        assert!(ask("primary up").is_err());
+        assert!(ask("primary maint maint").is_err());
+        assert!(ask("").is_err());
+        assert!(Question::from_agent_send(b"\xff\x00", Otherwise::Maint).is_err());
+    }
+}
