@@ -259,7 +259,6 @@ fn a_hung_patroni_is_not_overrun_either() {
     assert!(replies.iter().all(|reply| reply.starts_with(late)), "{replies:?}");
     let late = "no answer before the deadline (--timeout)";
     assert!(replies.iter().all(|reply| reply.contains(late)), "{replies:?}");
-    assert!(replies.iter().any(|reply| reply.contains(": others wait")), "{replies:?}");
     let most = most.load(Ordering::SeqCst);
     assert!((2..=4).contains(&most), "{most} questions at once");
 }
