@@ -12,7 +12,7 @@ use crate::reply::{self, Otherwise, Reply, Verdict};
 use crate::sandbox::{self, Again};
 use crate::share::{Missed, Shared};
 use crate::{hold, serve, syslog};
-use std::net::TcpListener;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -31,11 +31,14 @@ const USAGE: u8 = 64;
 /// When Patroni was asked, and what came of it.
 type Timed = (Times, Result<Answer, NoAnswer>);
 
+/// Those who ask for the same path, where Patroni is looked for at the same address.
+type SameQuestion = (String, Option<IpAddr>);
+
 /// A process for one check, which locks itself in.
 pub fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
     let deadline = started + options.timeout;
     let prepare = |connection: &Connection, memory: &Memory| {
-        let prepared = options.patroni.prepare();
+        let prepared = options.patroni.prepare(local(options, connection));
         // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
         if !cfg!(without_sandbox) {
             let port = options.patroni.connect_to.port;
@@ -73,9 +76,10 @@ pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitC
             let started = Instant::now();
             let deadline = started + options.timeout;
             let prepare = |_: &Connection, _: &Memory| {
-                |_: &Connection, check: &Check| {
+                |connection: &Connection, check: &Check| {
                     place.heard();
-                    together(&shared, &options.patroni, check, deadline)
+                    let local = local(options, connection);
+                    together(&shared, &options.patroni, local, check, deadline)
                 }
             };
             let answered = answer(options, &mut connection, started, prepare);
@@ -91,6 +95,11 @@ pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitC
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => usage_error(&format!("cannot serve: {error}")),
     }
+}
+
+/// Where else on this machine Patroni may be.
+fn local(options: &Options, connection: &Connection) -> Option<SocketAddr> {
+    if options.patroni.elsewhere { connection.local() } else { None }
 }
 
 /// What each check of a listening process needs.
@@ -110,18 +119,20 @@ fn timed(ask: impl FnOnce() -> Result<Answer, NoAnswer>) -> Timed {
 
 /// Asks for all who want to know the same, and only then reads the certificates.
 fn together(
-    shared: &Shared<String, Timed>,
+    shared: &Shared<SameQuestion, Timed>,
     patroni: &Patroni,
+    local: Option<SocketAddr>,
     check: &Check,
     deadline: Instant,
 ) -> Timed {
     let came = memory::now();
     let ask = || {
-        let prepared = patroni.prepare();
+        let prepared = patroni.prepare(local);
         timed(|| prepared?.ask(check, deadline))
     };
     let first = check.plain_number().is_some();
-    shared.ask(check.path().to_owned(), first, deadline, ask).unwrap_or_else(|missed| {
+    let ip = local.map(|local| local.ip());
+    shared.ask((check.path().to_owned(), ip), first, deadline, ask).unwrap_or_else(|missed| {
         let why = match missed {
             Missed::Unasked => "no answer before the deadline (--timeout): others wait for it, too",
             Missed::Crowded => "not asked: too many different questions wait for it",

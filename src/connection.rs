@@ -95,6 +95,16 @@ impl Connection {
         Some(stream.peer_addr().map_or(String::new(), |peer| canonical(peer).to_string()))
     }
 
+    /// The address of this machine that was asked, behind a socket; an interface's own IPv6 address with its interface.
+    pub fn local(&self) -> Option<SocketAddr> {
+        let Connection::Socket(stream) = self else { return None };
+        let canonical = |local: SocketAddr| match local.ip().to_canonical() {
+            ip if ip == local.ip() => local,
+            ip => SocketAddr::new(ip, local.port()),
+        };
+        stream.local_addr().ok().map(canonical)
+    }
+
     /// Says something that a human wants to know and HAProxy's journal does not, at every check.
     pub fn remark(&self, text: &str) {
         if let Connection::Standard = self {

@@ -44,7 +44,7 @@ enum Set {
 /// What was given, or is the default, before it is checked whether it goes together.
 #[derive(Debug, Default)]
 struct Given {
-    url: String,
+    url: Option<String>,
     timeout: Duration,
     otherwise: Otherwise,
     unreachable: Unreachable,
@@ -82,9 +82,9 @@ pub const OPTIONS: &[Described] = &[
     takes(
         "url",
         "URL",
-        "http://127.0.0.1:8008",
-        "Patroni's REST API, http or https; a host name must be in /etc/hosts, unless there is --connect-to",
-        |given, value| set(&mut given.url, text(value).map(str::to_owned)),
+        "",
+        "Patroni's REST API, http or https; a host name must be in /etc/hosts, unless there is --connect-to (default http://127.0.0.1:8008 and, if nobody listens there, the same port of the address on which HAProxy asked)",
+        |given, value| set(&mut given.url, text(value).map(|text| Some(text.to_owned()))),
     ),
     takes(
         "timeout",
@@ -292,7 +292,7 @@ impl Given {
             }
         };
         Ok(Options {
-            patroni: Patroni::new(&self.url, self.connect_to.as_deref(), self.tls)?,
+            patroni: Patroni::new(self.url.as_deref(), self.connect_to.as_deref(), self.tls)?,
             timeout: self.timeout,
             policy: Policy { unreachable: self.unreachable, grace: self.grace },
             hold_file: self.hold_file,

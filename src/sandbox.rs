@@ -213,6 +213,7 @@ pub struct Again {
 /// What the checks of such a process need beyond [`ALLOWED`]: connections that come, files, threads.
 const ALLOWED_AGAIN: &[i64] = &[
     libc::SYS_accept4,
+    libc::SYS_getsockname,
     libc::SYS_openat,
     libc::SYS_fstat,
     libc::SYS_newfstatat,

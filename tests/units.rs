@@ -49,6 +49,11 @@ impl Machine {
     }
 
     fn with(units: &'static str, name: &str, root: &str) -> Machine {
+        Machine::with_patroni(units, name, root, "127.0.0.1")
+    }
+
+    /// With a Patroni that listens on this address alone, which becomes one of the machine's.
+    fn with_patroni(units: &'static str, name: &str, root: &str, address: &str) -> Machine {
         let name = format!("{name}-{}", std::process::id());
         let mut machine = Machine { name, units, leader: String::new(), said: Arc::default() };
         lab("machine", &["start", &machine.name, "--root", root]).expect("it boots");
@@ -58,9 +63,12 @@ impl Machine {
         // what a test replaces it with and by
         machine.put(Path::new(handler), "/root/patroni-agent-check");
         machine.sh("chmod 755 /root");
+        if address != "127.0.0.1" {
+            machine.sh(&format!("ip address add {address}/32 dev lo"));
+        }
         let said = machine.said.clone();
         machine.network(|| {
-            FakePatroni::on("127.0.0.1:8008", move |mut stream, _| {
+            FakePatroni::on(&format!("{address}:8008"), move |mut stream, _| {
                 common::read_request(&mut stream);
                 let timeline = said.load(Ordering::SeqCst);
                 let body =
@@ -107,10 +115,14 @@ impl Machine {
 
     /// units/fence.conf with two addresses of this machine, while the socket listens.
     fn fence(&self) {
+        self.fence_for("127.0.0.1 ::1");
+    }
+
+    fn fence_for(&self, addresses: &str) {
         let text = fs::read_to_string(top().join("units/fence.conf")).expect("units");
         let folder = format!("/etc/systemd/system/{}.socket.d", self.units);
         self.sh(&format!("mkdir {folder}"));
-        self.file(&format!("{folder}/fence.conf"), &text.replace("localhost", "127.0.0.1 ::1"));
+        self.file(&format!("{folder}/fence.conf"), &text.replace("localhost", addresses));
         self.sh("systemctl daemon-reload");
     }
 
@@ -275,8 +287,12 @@ fn check(port: u16) -> String {
 }
 
 fn ask(port: u16, line: &str) -> String {
+    ask_at(agent(port), line)
+}
+
+fn ask_at(address: SocketAddr, line: &str) -> String {
     let mut reply = String::new();
-    if let Ok(mut stream) = TcpStream::connect(agent(port)) {
+    if let Ok(mut stream) = TcpStream::connect(address) {
         let _ = writeln!(stream, "{line}");
         let _ = stream.read_to_string(&mut reply);
     }
@@ -560,7 +576,7 @@ fn drop_ins() {
         // the first instance brings its slice, and a line for that
         assert!(machine.network(|| check(5555)).starts_with("up ready"));
         let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
-        for (drop_in, most) in [("", 7.3), ("lean", 3.3), ("strict", 1.0)] {
+        for (drop_in, most) in [("", 7.3), ("lean", 3.3), ("strict", 1.1)] {
             machine.sh(&format!("rm -rf {folder}; mkdir {folder}"));
             if !drop_in.is_empty() {
                 let file = top().join("units").join(format!("{drop_in}.conf"));
@@ -578,6 +594,67 @@ fn drop_ins() {
                 exposure.split(' ').next().expect("a number").parse().expect("a number");
             assert!(exposure <= most, "{name} {drop_in}: {exposure}");
             println!("{name} {drop_in}: {exposure}");
+        }
+    }
+}
+
+/// As Debian's Patroni package sets it up: its REST API has the node's address only, and nobody has told the agent.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn a_patroni_on_the_nodes_address() {
+    let node: SocketAddr = "10.99.0.1:5555".parse().expect("an address");
+    for (name, root) in [("address-12", "/"), ("address-13", DEBIAN_13)] {
+        for units in [UNITS, LISTEN] {
+            let machine = Machine::with_patroni(units, name, root, "10.99.0.1");
+            machine.network(|| {
+                assert_eq!(ask_at(node, "primary"), "up ready # primary, running, timeline 0\n", "{units} {name}");
+                // nowhere but at the address that was asked; a question without an answer yet, so without a grace
+                let refused = "down ready # Patroni 127.0.0.1:8008: connection refused (see restapi.listen and --url)\n";
+                assert_eq!(ask(5555, "leader"), refused, "{units} {name}");
+            });
+            machine.file(
+                "/etc/default/patroni-agent-check",
+                "OPTIONS='--agent-send --url http://127.0.0.1:8008'\n",
+            );
+            machine.sh(&format!("systemctl try-restart {LISTEN}.service"));
+            let refused = "down ready # Patroni 127.0.0.1:8008: connection refused\n";
+            assert_eq!(
+                machine.network(|| ask_at(node, "master")),
+                refused,
+                "with --url nothing is guessed"
+            );
+            machine.file("/etc/default/patroni-agent-check", "OPTIONS='--agent-send'\n");
+            machine.sh(&format!("systemctl try-restart {LISTEN}.service"));
+            machine.fence_for("10.99.0.1");
+            assert!(
+                machine.network(|| ask_at(node, "primary")).starts_with("up ready"),
+                "{units} {name}"
+            );
+            for drop_in in ["lean", "strict"] {
+                let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
+                machine.sh(&format!("rm -rf {folder}; mkdir {folder}"));
+                let file = top().join("units").join(format!("{drop_in}.conf"));
+                machine.put(&file, &format!("{folder}/{drop_in}.conf"));
+                machine.sh("systemctl daemon-reload");
+                assert!(
+                    machine.network(|| ask_at(node, "primary")).starts_with("up ready"),
+                    "{drop_in} {name}"
+                );
+            }
+            // as xinetd starts it, and by hand
+            machine.network(|| {
+                let elsewhere = ["--memory-file", "/nonexistent/memory"];
+                let (haproxy, stream) = common::connection("10.99.0.1:0");
+                let mut child = common::start(common::Start::Inetd, stream, &elsewhere)
+                    .spawn()
+                    .expect("it starts");
+                assert!(common::listen(haproxy).starts_with("up ready"));
+                assert!(child.wait().expect("it ends").success());
+                let mut by_hand = Command::new(common::HANDLER);
+                by_hand.args(elsewhere).stdin(Stdio::null());
+                let said = by_hand.output().expect("it starts").stdout;
+                assert!(said.starts_with(b"up ready"), "{}", String::from_utf8_lossy(&said));
+            });
         }
     }
 }

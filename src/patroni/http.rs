@@ -38,25 +38,36 @@ pub struct Response {
 ///
 /// There was nobody, or no HTTP with one of the two statuses before the deadline.
 pub fn get(prepared: &Prepared, path: &str, deadline: Instant) -> Result<Response, NoAnswer> {
-    let patroni = prepared.patroni;
-    let mut nobody = patroni.blame("its name has no address");
-    for (number, address) in prepared.addresses.iter().enumerate() {
+    let Prepared { patroni, addresses, elsewhere, .. } = prepared;
+    let mut refused = false;
+    let mut nobody = None;
+    for address in addresses.iter().chain(elsewhere) {
         match exchange(prepared, *address, path, deadline) {
             // Not even connected, so the next one may be asked; the first error is told. ureq itself
             // would share the time between them.
-            Err(Failure::Nobody(error)) if number == 0 => nobody = error,
-            Err(Failure::Nobody(_)) => {}
+            Err(Failure::Nobody(error)) => {
+                refused |= error.kind() == ErrorKind::ConnectionRefused;
+                nobody.get_or_insert_with(|| in_words(patroni, Error::Io(error)));
+            }
+            Err(Failure::Answer(error)) if elsewhere.contains(address) => {
+                let reason = format!("Patroni {address}: {error}");
+                return Err(NoAnswer { refused: false, reason });
+            }
             Err(Failure::Answer(error)) => return Err(patroni.blame(&error)),
             Ok(response) => return Ok(response),
         }
     }
-    Err(nobody)
+    let error = nobody.unwrap_or_else(|| "its name has no address".to_owned());
+    let others = elsewhere.iter().map(|address| format!(" and {address}")).collect::<String>();
+    let cure = if patroni.elsewhere { " (see restapi.listen and --url)" } else { "" };
+    let reason = format!("Patroni {}{others}: {error}{cure}", patroni.connect_to);
+    Err(NoAnswer { refused, reason })
 }
 
 /// Why there is no answer from one address.
 enum Failure {
     /// There is nobody.
-    Nobody(NoAnswer),
+    Nobody(io::Error),
     /// There is somebody who did not give one.
     Answer(String),
 }
@@ -86,12 +97,9 @@ fn exchange(
         .build()
         .map_err(|error| error.to_string())?;
     let request = agent(prepared.tls.clone(), address, left).get(uri).header("Connection", "close");
-    let mut response = request.call().map_err(|error| match &error {
-        Error::Io(cause) if nobody(cause) => {
-            let refused = cause.kind() == io::ErrorKind::ConnectionRefused;
-            Failure::Nobody(NoAnswer { refused, ..patroni.blame(&in_words(error)) })
-        }
-        _ => Failure::Answer(in_words(error)),
+    let mut response = request.call().map_err(|error| match error {
+        Error::Io(error) if nobody(&error) => Failure::Nobody(error),
+        error => Failure::Answer(in_words(error)),
     })?;
     let status = response.status().as_u16();
     let date = response.headers().get("Date").and_then(|date| date.to_str().ok());

@@ -55,7 +55,13 @@ pub struct Patroni {
     pub connect_to: Endpoint,
     /// Present if the URL is https.
     pub tls: Option<Tls>,
+    /// No URL was given: if nobody is there, another address of this machine may be asked.
+    pub elsewhere: bool,
 }
+
+/// Without `--url`. Patroni's own configuration generator and Debian's package have its REST API on the node's address
+/// alone, where the agent finds it by [`Patroni::prepare`].
+const LOCAL: &str = "http://127.0.0.1:8008";
 
 /// What Patroni said: top-level keys only, the body is the same with 200 and with 503.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +103,9 @@ impl Patroni {
     /// # Errors
     ///
     /// One of them cannot be, or they do not go together.
-    pub fn new(url: &str, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, String> {
+    pub fn new(url: Option<&str>, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, String> {
+        let elsewhere = url.is_none() && connect_to.is_none();
+        let url = url.unwrap_or(LOCAL);
         let wrong = || format!("--url {url}: write http://HOST:PORT or https://HOST:PORT");
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         let authority = uri.authority().ok_or_else(wrong)?;
@@ -130,7 +138,7 @@ impl Patroni {
             Some(target) => Endpoint::parse(target, port)?,
             None => Endpoint { host, port },
         };
-        Ok(Patroni { connect_to, tls: https.then_some(tls), url: uri })
+        Ok(Patroni { connect_to, tls: https.then_some(tls), url: uri, elsewhere })
     }
 
     /// Says whose error it is.
@@ -138,18 +146,29 @@ impl Patroni {
         NoAnswer { refused: false, reason: format!("Patroni {}: {error}", self.connect_to) }
     }
 
-    /// Reads the certificates, and the host's addresses if it is a name.
+    /// Reads the certificates, and the host's addresses if it is a name. Without `--url` the Patroni of this machine may
+    /// also be at the address on which HAProxy `asked`; by hand, where somebody listens on its port.
     ///
     /// # Errors
     ///
     /// As those of [`Prepared::ask`].
-    pub fn prepare(&self) -> Result<Prepared<'_>, NoAnswer> {
+    pub fn prepare(&self, asked: Option<SocketAddr>) -> Result<Prepared<'_>, NoAnswer> {
         let Endpoint { host, port } = &self.connect_to;
         let prepared = || {
             let tls = self.tls.as_ref().map(Tls::config).transpose()?;
             let addresses = hosts::addresses(host)?;
-            let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect();
-            Ok(Prepared { patroni: self, addresses, tls })
+            let addresses: Vec<_> =
+                addresses.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect();
+            let mut elsewhere = match asked {
+                _ if !self.elsewhere => Vec::new(),
+                Some(mut asked) => {
+                    asked.set_port(*port);
+                    vec![asked]
+                }
+                None => hosts::listening(*port),
+            };
+            elsewhere.retain(|address| !addresses.contains(address));
+            Ok(Prepared { patroni: self, addresses, elsewhere, tls })
         };
         prepared().map_err(|error: String| self.blame(&error))
     }
@@ -182,6 +201,8 @@ fn bare(authority: &Authority) -> Option<String> {
 pub struct Prepared<'a> {
     patroni: &'a Patroni,
     addresses: Vec<SocketAddr>,
+    /// Other addresses of this machine, if there is nobody at those.
+    elsewhere: Vec<SocketAddr>,
     tls: Option<TlsConfig>,
 }
 
