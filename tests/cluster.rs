@@ -443,7 +443,7 @@ fn a_real_site() {
     watch.until("DOWN", 10, |view| {
         view[&("postgres-write".to_owned(), primary.clone())] == Shown::Down
     });
-    until_row(&primary, "DOWN ", "Patroni 127.0.0.1:8008: connection refused");
+    until_row(&primary, "DOWN ", "connection refused (see restapi.listen and --url)");
     watch.until("a new writer", 60, |view| {
         view.iter().any(|((pool, _), shown)| pool == "postgres-write" && *shown == Shown::Up)
     });
