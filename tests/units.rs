@@ -304,7 +304,17 @@ fn flood(count: u32) {
     println!("{count} connections in {:.1} s", started.elapsed().as_secs_f64());
 }
 
-fn never_dead(units: &'static str, name: &str, root: &str) {
+/// A test of Debian 12 and of Debian 13 at the same time: most of the time it waits.
+fn on_both(name: &str, test: impl Fn(&str, &str) + Sync) {
+    std::thread::scope(|scope| {
+        for (debian, root) in [(12, "/"), (13, DEBIAN_13)] {
+            let test = &test;
+            scope.spawn(move || test(&format!("{name}-{debian}"), root));
+        }
+    });
+}
+
+fn attack(units: &'static str, name: &str, root: &str) {
     let machine = Machine::with(units, name, root);
     machine.haproxies(4);
     machine.assert_alive("start");
@@ -457,28 +467,15 @@ fn never_dead(units: &'static str, name: &str, root: &str) {
     assert_eq!(machine.sh(&format!("systemctl is-active {units}.socket")), "active\n");
 }
 
+/// Both pairs of units on both Debians at the same time.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn never_dead_on_debian_12() {
-    never_dead(UNITS, "bookworm", "/");
-}
-
-#[test]
-#[ignore = "needs root and systemd: tests/run"]
-fn never_dead_on_debian_13() {
-    never_dead(UNITS, "trixie", DEBIAN_13);
-}
-
-#[test]
-#[ignore = "needs root and systemd: tests/run"]
-fn listening_never_dead_on_debian_12() {
-    never_dead(LISTEN, "listen-bookworm", "/");
-}
-
-#[test]
-#[ignore = "needs root and systemd: tests/run"]
-fn listening_never_dead_on_debian_13() {
-    never_dead(LISTEN, "listen-trixie", DEBIAN_13);
+fn never_dead() {
+    std::thread::scope(|scope| {
+        for (units, name) in [(UNITS, "each"), (LISTEN, "many")] {
+            scope.spawn(move || on_both(name, |name, root| attack(units, name, root)));
+        }
+    });
 }
 
 /// Each setting is there for something that happens without it.
@@ -541,13 +538,13 @@ fn without_the_settings() {
 #[ignore = "needs root and systemd: tests/run"]
 fn a_hold_is_readable_and_the_memory_is_written() {
     for units in [UNITS, LISTEN] {
-        for (name, root) in [("hold-12", "/"), ("hold-13", DEBIAN_13)] {
+        on_both("hold", |name, root| {
             let machine = Machine::with(units, name, root);
             machine.assert_remembers(&format!("{units} {name}"));
             machine.sh("umask 077; echo 'drain by hand' > /run/patroni-agent-check/hold");
             let reply = machine.network(|| check(5555));
             assert_eq!(reply, "up drain # hold: by hand\n", "{units} {name}");
-        }
+        });
     }
 }
 
@@ -555,7 +552,7 @@ fn a_hold_is_readable_and_the_memory_is_written() {
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn drop_ins() {
-    for (name, root) in [("drop-ins-12", "/"), ("drop-ins-13", DEBIAN_13)] {
+    on_both("drop-ins", |name, root| {
         let machine = Machine::boot(name, root);
         // the first instance brings its slice, and a line for that
         assert!(machine.network(|| check(5555)).starts_with("up ready"));
@@ -579,14 +576,14 @@ fn drop_ins() {
             assert!(exposure <= most, "{name} {drop_in}: {exposure}");
             println!("{name} {drop_in}: {exposure}");
         }
-    }
+    });
 }
 
 /// The fence, put up while the socket listens, with somebody who may ask and somebody who may not.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn who_may_ask() {
-    for (name, root) in [("fence-12", "/"), ("fence-13", DEBIAN_13)] {
+    on_both("fence", |name, root| {
         let machine = Machine::boot(name, root);
         machine.fence();
         assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
@@ -596,7 +593,7 @@ fn who_may_ask() {
         machine.network(|| flood(500));
         assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
         assert_eq!(machine.sh(accepted).trim(), "2", "{name}");
-    }
+    });
 }
 
 /// 3,000 connections a second from 128 addresses of both families, and 2,000 peers that say nothing.
@@ -624,13 +621,13 @@ fn a_flood_before_the_fence() {
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn two_silent_strangers() {
-    for (name, root) in [("silent-12", "/"), ("silent-13", DEBIAN_13)] {
+    on_both("silent", |name, root| {
         let machine = Machine::boot(name, root);
         machine.put(&common::shipped(), "/usr/bin/patroni-agent-check");
         let silent = "127.0.0.1 5555 --from 127.0.0.0/8 --count 2 --rate 0 --silent 200 --pace 43 --seconds 5";
         let (asked, missed, _) = machine.checks_among(vec![machine.strangers(silent)]);
         assert!(asked >= 10 && missed == 0, "{name}: {missed} of {asked} missed");
-    }
+    });
 }
 
 /// A kernel without Landlock or seccomp: the check goes on, and a human is told.
@@ -700,7 +697,7 @@ fn no_module_is_loaded() {
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_journal_that_hangs() {
-    for (name, root) in [("journal-12", "/"), ("journal-13", DEBIAN_13)] {
+    on_both("journal", |name, root| {
         let machine = Machine::boot(name, root);
         let queue = || {
             let streams = ["-xlH", "src", "/run/systemd/journal/stdout"];
@@ -731,7 +728,7 @@ fn a_journal_that_hangs() {
         };
         assert!(number("\"_PID\":").is_some(), "{name}: {pids}");
         assert_eq!(number("\"_PID\":"), number("\"SYSLOG_PID\":"), "{name}: {pids}");
-    }
+    });
 }
 
 /// A module of the name services for which the directory is gone, which takes three seconds to see it.
@@ -746,7 +743,7 @@ fn a_slow_directory() {
     fs::write(&source, SLOW).expect("written");
     let cc = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&module, &source]).status();
     assert!(cc.expect("cc").success());
-    for (name, root) in [("slow-12", "/"), ("slow-13", DEBIAN_13)] {
+    on_both("slow", |name, root| {
         let machine = Machine::boot(name, root);
         machine.put(&module, "/usr/lib/x86_64-linux-gnu/libnss_slow.so.2");
         machine.file("/etc/nsswitch.conf", "passwd: files\ngroup: files slow\nhosts: files\n");
@@ -818,5 +815,5 @@ fn a_slow_directory() {
         let first = took("up ready");
         let next = took("up ready");
         assert!(next < Duration::from_secs(1), "{name}: {first:?} {next:?}");
-    }
+    });
 }

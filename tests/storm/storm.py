@@ -18,12 +18,7 @@ import watch
 import weather
 
 SHORT = [
-    "switchover",
     "switchover, 400 clients a second",
-    "switchover, a session delays the stop",
-    "HAProxy reloaded in a switchover",
-    "HAProxy restarted",
-    "slow promotion",
     "switchover to a standby whose agent is silent",
     "the primary held by an operator",
     "a flood of connections to the agents",
@@ -31,9 +26,6 @@ SHORT = [
     "Patroni frozen, HAProxy reloaded before",
     "primary cut from the DCS",
     "Patroni upgraded in pause",
-    "Patroni killed and restarted by systemd",
-    "Patroni's sessions to PostgreSQL ended",
-    "an answer of Patroni reset",
     "PostgreSQL frozen",
     "Patroni's loop hung, GET /cluster polled",
 ]
