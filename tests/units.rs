@@ -1,4 +1,4 @@
-//! The shipped units on a real systemd, a process for each check and one for many: nothing that a peer, a broken handler or an administrator does
+//! The shipped units on a real systemd, a process for each check and one for many: nothing that a peer, a broken agent or an administrator does
 //! kills the port, lingers, or fills the journal. On Debian 12 (systemd 252, HAProxy 2.6) and Debian 13
 //! (systemd 257, HAProxy 3.0). Needs root and what tests/install installs; tests/run runs it.
 
@@ -53,10 +53,10 @@ impl Machine {
         let mut machine = Machine { name, units, leader: String::new(), said: Arc::default() };
         lab("machine", &["start", &machine.name, "--root", root]).expect("it boots");
         machine.leader = lab("machine", &["pid", &machine.name]).expect("pid").trim().to_owned();
-        let handler = env!("CARGO_BIN_EXE_patroni-agent-check");
-        lab("machine", &["agent", &machine.name, handler]).expect("it is installed");
+        let agent = env!("CARGO_BIN_EXE_patroni-agent-check");
+        lab("machine", &["agent", &machine.name, agent]).expect("it is installed");
         // what a test replaces it with and by
-        machine.put(Path::new(handler), "/root/patroni-agent-check");
+        machine.put(Path::new(agent), "/root/patroni-agent-check");
         machine.sh("chmod 755 /root");
         let said = machine.said.clone();
         machine.network(|| {
@@ -386,7 +386,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
             // TimeoutStartSec
             sleep(Duration::from_secs(if units == LISTEN { 25 } else { 18 }));
         }
-        machine.assert_alive(&format!("a handler that {what} at every check"));
+        machine.assert_alive(&format!("an agent that {what} at every check"));
     }
 
     if units == LISTEN {
