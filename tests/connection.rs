@@ -1,9 +1,9 @@
-//! How the handler is started, and what it says to whom.
+//! How the agent is started, and what it says to whom.
 
 mod common;
 
 use common::{
-    FakePatroni, HANDLER, Outcome, PRIMARY, Start, check_with, connection, http, listen, start,
+    AGENT, FakePatroni, Outcome, PRIMARY, Start, check_with, connection, http, listen, start,
 };
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -71,7 +71,7 @@ fn no_proxy_from_the_environment() {
     for name in ["http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
         command.env(name, proxy.url());
     }
-    let child = command.spawn().expect("the handler starts");
+    let child = command.spawn().expect("the agent starts");
     drop(command);
     assert_eq!(listen(client), READY);
     assert!(child.wait_with_output().expect("an end").status.success());
@@ -142,7 +142,7 @@ fn a_peer_that_leaves_early_is_no_failure() {
 #[test]
 fn listen_fds_that_are_no_connection() {
     let run = |script: &str| {
-        let output = Command::new("sh").args(["-c", script, HANDLER]).output().expect("sh");
+        let output = Command::new("sh").args(["-c", script, AGENT]).output().expect("sh");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     for fd in ["3</dev/null", "3<&-"] {
@@ -157,7 +157,7 @@ fn listen_fds_that_are_no_connection() {
     let patroni = primary();
     let (client, stream) = connection("127.0.0.1:0");
     let mut command = start(Start::Inetd, stream, &["--url", &patroni.url()]);
-    let child = command.env("LISTEN_FDS", "1").spawn().expect("the handler starts");
+    let child = command.env("LISTEN_FDS", "1").spawn().expect("the agent starts");
     drop(command);
     assert_eq!(listen(client), READY);
     assert!(child.wait_with_output().expect("an end").status.success());
@@ -191,7 +191,7 @@ fn systemd_is_told_if_it_wants_to_know() {
     let patroni = primary();
     let (client, stream) = connection("127.0.0.1:0");
     let mut command = start(Start::Stdin, stream, &["--url", &patroni.url()]);
-    let child = command.env("NOTIFY_SOCKET", &path).spawn().expect("the handler starts");
+    let child = command.env("NOTIFY_SOCKET", &path).spawn().expect("the agent starts");
     drop(command);
     assert_eq!(listen(client), READY);
     assert!(child.wait_with_output().expect("an end").status.success());
@@ -205,7 +205,7 @@ fn systemd_is_told_if_it_wants_to_know() {
 // A terminal, a pipe, /dev/null
 
 fn run(stdin: Stdio, arguments: &[&str]) -> Output {
-    Command::new(HANDLER).args(arguments).stdin(stdin).output().expect("the handler starts")
+    Command::new(AGENT).args(arguments).stdin(stdin).output().expect("the agent starts")
 }
 
 fn text(output: &Output) -> (Option<i32>, String, String) {
@@ -251,7 +251,7 @@ fn without_a_socket_there_are_exit_codes() {
 #[test]
 fn on_a_terminal() {
     let patroni = primary();
-    let command = format!("{HANDLER} --url {} --memory-file /none/memory", patroni.url());
+    let command = format!("{AGENT} --url {} --memory-file /none/memory", patroni.url());
     let output = Command::new("script").args(["-qefc", &command, "/dev/null"]).output();
     let (code, stdout, _) = text(&output.expect("script(1) of util-linux"));
     let mut lines = stdout.lines();
@@ -306,7 +306,7 @@ fn usage_errors_name_the_cure() {
         assert_eq!(text(&run(Stdio::null(), &[port])).0, Some(64), "{port}");
     }
     let not_utf8 = std::ffi::OsString::from_vec(vec![0xff]);
-    let output = Command::new(HANDLER).arg(not_utf8).output().expect("the handler starts");
+    let output = Command::new(AGENT).arg(not_utf8).output().expect("the agent starts");
     assert_eq!(output.status.code(), Some(64));
 }
 
@@ -330,7 +330,7 @@ fn agent_send(url: &str, pieces: &[&[u8]]) -> Outcome {
             if number > 0 {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            client.write_all(piece).expect("the handler reads");
+            client.write_all(piece).expect("the agent reads");
         }
         listen(client)
     })
@@ -431,7 +431,7 @@ fn one_byte_at_a_time_does_not_move_the_deadline() {
         let mut reply = String::new();
         let _ = client.read_to_string(&mut reply);
         let _ = client.shutdown(Shutdown::Both);
-        assert!(drip.join().expect("no panic"), "the handler left before the drip ended");
+        assert!(drip.join().expect("no panic"), "the agent left before the drip ended");
         reply
     });
     assert!(outcome.reply.starts_with("fail ready # no agent-send line"), "{outcome:?}");
@@ -453,14 +453,14 @@ fn what_haproxy_sends_unasked_is_drained() {
 fn agent_send_by_hand() {
     let patroni = primary();
     let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
-    let mut command = Command::new(HANDLER);
+    let mut command = Command::new(AGENT);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the handler starts");
+    let mut child = command.spawn().expect("the agent starts");
     child.stdin.take().expect("a pipe").write_all(b"read-write drain\n").expect("a pipe");
     let (code, stdout, _) = text(&child.wait_with_output().expect("an end"));
     assert_eq!((code, stdout.as_str()), (Some(0), READY));
     // a pipe that stays open and says nothing
-    let mut child = command.args(["--timeout", "200ms"]).spawn().expect("the handler starts");
+    let mut child = command.args(["--timeout", "200ms"]).spawn().expect("the agent starts");
     let stdin = child.stdin.take();
     let (code, stdout, _) = text(&child.wait_with_output().expect("an end"));
     assert_eq!(code, Some(2));
@@ -472,10 +472,10 @@ fn agent_send_by_hand() {
 fn the_line_and_patroni_share_one_deadline() {
     let patroni = FakePatroni::raw(|_stream| std::thread::sleep(Duration::from_secs(30)));
     let started = Instant::now();
-    let mut command = Command::new(HANDLER);
+    let mut command = Command::new(AGENT);
     command.args(["--agent-send", "--url", &patroni.url(), "--timeout", "2s"]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the handler starts");
+    let mut child = command.spawn().expect("the agent starts");
     std::thread::sleep(Duration::from_millis(1500));
     child.stdin.take().expect("a pipe").write_all(b"primary\n").expect("a pipe");
     let (_, stdout, _) = text(&child.wait_with_output().expect("an end"));
@@ -502,7 +502,7 @@ fn a_peer_that_never_closes_is_not_waited_for() {
     for how in STARTS {
         let (client, stream) = connection("127.0.0.1:0");
         let mut command = start(how, stream, &["--url", "http://127.0.0.1:1"]);
-        let child = command.spawn().expect("the handler starts");
+        let child = command.spawn().expect("the agent starts");
         drop(command);
         // ends although the client still holds the connection
         assert!(child.wait_with_output().expect("an end").status.success(), "{how:?}");

@@ -208,7 +208,7 @@ fn a_torn_foreign_or_future_memory_is_none() {
     let reply = |offset: &str| {
         fs::write(site.memory(), &good).expect("written");
         let check = ["--grace", "15s", "--memory-file", &site.memory()].join(" ");
-        let check = format!("{} {check} --url http://{} </dev/null", common::HANDLER, site.address);
+        let check = format!("{} {check} --url http://{} </dev/null", common::AGENT, site.address);
         let output = Command::new("unshare")
             .args([
                 "--user",
@@ -264,7 +264,7 @@ fn where_nothing_can_be_left_all_is_as_without() {
         let reply = check(&arguments).reply;
         assert!(reply.starts_with("down ready # Patroni "), "{file}: {reply}");
         // and whoever asks by hand is told
-        let output = Command::new(common::HANDLER).args(arguments).output().expect("it starts");
+        let output = Command::new(common::AGENT).args(arguments).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
         let told =
             said.lines().any(|line| line.contains("there is no grace: ") && line.contains(why));
@@ -282,7 +282,7 @@ fn no_limit_of_file_sizes_kills_it() {
         let _ = fs::remove_file(site.memory());
         let command = format!(
             "ulimit -f {kilobytes}; exec {} --url http://{} --memory-file {}",
-            common::HANDLER,
+            common::AGENT,
             site.address,
             site.memory()
         );
@@ -430,7 +430,7 @@ fn by_hand_a_grace_that_is_too_long_is_said() {
         let body = format!("{}, {config}}}", PRIMARY.trim_end_matches('}'));
         let _patroni = site.answers(200, &body);
         let (url, memory) = (format!("http://{}", site.address), site.memory());
-        let output = Command::new(common::HANDLER)
+        let output = Command::new(common::AGENT)
             .args(site.arguments(&url, &memory, &["--grace", grace]))
             .stdin(std::process::Stdio::null())
             .output()

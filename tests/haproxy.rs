@@ -1,9 +1,9 @@
-//! Real HAProxy with the handler as its agent: what each verdict does, from every state.
+//! Real HAProxy with the program as its agent: what each verdict does, from every state.
 //! Needs HAProxy (tests/install); tests/run runs it.
 
 mod common;
 
-use common::{FakePatroni, HANDLER, Start, http, start};
+use common::{AGENT, FakePatroni, Start, http, start};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Handlers that systemd would show as failed.
+/// Agents that systemd would show as failed.
 static FAILED_UNITS: AtomicUsize = AtomicUsize::new(0);
 
-/// What systemd is to the handler: starts it for each connection.
+/// What systemd is to the agent: starts it for each connection.
 fn launcher(address: &str, arguments: Arc<Mutex<Vec<String>>>) -> SocketAddr {
     let listener = TcpListener::bind(address).expect("a free port");
     let address = listener.local_addr().expect("an address");
@@ -28,7 +28,7 @@ fn launcher(address: &str, arguments: Arc<Mutex<Vec<String>>>) -> SocketAddr {
             let arguments = arguments.lock().expect("no panic").clone();
             let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
             let mut command = start(Start::ListenFds, stream.expect("a connection"), &arguments);
-            let child = command.spawn().expect("the handler starts");
+            let child = command.spawn().expect("the agent starts");
             drop(command);
             std::thread::spawn(move || {
                 if !child.wait_with_output().expect("an end").status.success() {
@@ -305,7 +305,7 @@ fn pools_on_one_port_by_agent_send() {
         ("typo", r#""primry\n""#),
         ("open", r#""primary""#),
     ] {
-        // HAProxy waits for agent-inter, so longer than the handler for a newline
+        // HAProxy waits for agent-inter, so longer than the agent for a newline
         let options = format!("agent-check agent-inter 3s agent-port {agent} agent-send {line}");
         let _ = writeln!(backends, "backend {name}\n server pg 127.0.0.1:1 {options}");
     }
@@ -691,7 +691,7 @@ fn one_write() {
     let (client, stream) = common::connection("127.0.0.1:0");
     let mut strace = Command::new("strace");
     strace.args(["-f", "-s", "200", "-e", "trace=write,writev,sendto,sendmsg,shutdown", "-o"]);
-    strace.arg(&trace).args([HANDLER, "--url", &patroni.url()]).stdin(OwnedFd::from(stream));
+    strace.arg(&trace).args([AGENT, "--url", &patroni.url()]).stdin(OwnedFd::from(stream));
     let child = strace.spawn().expect("strace; see tests/install");
     drop(strace);
     assert_eq!(common::listen(client), "up ready # primary, running, timeline 5\n");

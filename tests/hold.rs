@@ -177,7 +177,7 @@ fn a_human_is_told() {
     for (check, reply, code) in
         [("primary", "up drain # hold: x\n", 1), ("replica", "up maint # primary, running\n", 1)]
     {
-        let output = std::process::Command::new(common::HANDLER)
+        let output = std::process::Command::new(common::AGENT)
             .args(["--url", &patroni.url(), "--hold-file", &file, check])
             .output()
             .expect("it starts");

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
-/// Longer than any deadline used here: a handler that waits for the end of this hangs.
+/// Longer than any deadline used here: an agent that waits for the end of this hangs.
 const LONG: Duration = Duration::from_secs(30);
 
 /// Asserts the whole line, with PATRONI for where it is, and one journal line with the cause.

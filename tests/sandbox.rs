@@ -225,7 +225,7 @@ fn inside() {
         std::panic::set_hook(Box::new(|_| {}));
         agent::catch_panic::<Reply>(Unreachable::Down, || panic!("here")).reason
     } else {
-        // what the handler is there for still works
+        // what the agent is there for still works
         let socket = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
         memory.write_at(&[0; 64], 4032).expect("a record");
         log.send(b"x").expect("the log");

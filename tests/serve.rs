@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{FakePatroni, HANDLER, PRIMARY, Start, http, listen, start};
+use common::{AGENT, FakePatroni, PRIMARY, Start, http, listen, start};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -52,7 +52,7 @@ impl Drop for Server {
 
 fn child(how: Start, listener: &TcpListener, arguments: &[&str]) -> Child {
     let stream = TcpStream::from(OwnedFd::from(listener.try_clone().expect("a descriptor")));
-    start(how, stream, arguments).spawn().expect("the handler starts")
+    start(how, stream, arguments).spawn().expect("the agent starts")
 }
 
 fn primary() -> FakePatroni {
@@ -125,11 +125,11 @@ fn every_socket_is_served() {
     let fd = |listener: &TcpListener| OwnedFd::from(listener.try_clone().expect("a descriptor"));
     let script = r#"export LISTEN_FDS=2 LISTEN_PID=$$; exec "$0" "$@" 3<&0 4<&1 0</dev/null 1>&2"#;
     let mut child = Command::new("sh")
-        .args(["-c", script, HANDLER, "--url", &patroni.url(), "--idle", "1s"])
+        .args(["-c", script, AGENT, "--url", &patroni.url(), "--idle", "1s"])
         .stdin(fd(&one))
         .stdout(fd(&two))
         .spawn()
-        .expect("the handler starts");
+        .expect("the agent starts");
     for listener in [&one, &two, &one] {
         let address = listener.local_addr().expect("an address");
         assert_eq!(listen(TcpStream::connect(address).expect("a connection")), READY);
@@ -433,13 +433,13 @@ fn systemd_is_told() {
     };
     let patroni = primary();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let mut child = Command::new(HANDLER)
+    let mut child = Command::new(AGENT)
         .args(["--url", &patroni.url(), "--idle", "1s"])
         .env("NOTIFY_SOCKET", &path)
         .env("WATCHDOG_USEC", "900000")
         .stdin(Stdio::from(OwnedFd::from(listener.try_clone().expect("a descriptor"))))
         .spawn()
-        .expect("the handler starts");
+        .expect("the agent starts");
     assert_eq!(said(), "READY=1");
     assert_eq!(listen(TcpStream::connect(listener.local_addr().expect("it")).expect("it")), READY);
     let mut heard = Vec::new();

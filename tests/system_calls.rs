@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{FakePatroni, HANDLER, PRIMARY, connection, http};
+use common::{AGENT, FakePatroni, PRIMARY, connection, http};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -24,7 +24,7 @@ fn traced(url: &str, memory: &Path, strace: &[String]) -> String {
     let mut command = Command::new("sh");
     let script = r#"export LISTEN_FDS=1; exec strace "$@" 3<&0 0</dev/null"#;
     command.args(["-c", script, "sh", "-f", "-qq"]).args(strace);
-    command.args([HANDLER, "--agent-send", "--url", url, "--memory-file"]).arg(memory);
+    command.args([AGENT, "--agent-send", "--url", url, "--memory-file"]).arg(memory);
     command.stdin(OwnedFd::from(stream)).stdout(Stdio::null()).stderr(Stdio::null());
     // cargo's own, which costs the loader a hundred calls
     command.env_remove("LD_LIBRARY_PATH");

@@ -1,4 +1,4 @@
-//! The shipped units on a real systemd, a process for each check and one for many: nothing that a peer, a broken handler or an administrator does
+//! The shipped units on a real systemd, a process for each check and one for many: nothing that a peer, a broken agent or an administrator does
 //! kills the port, lingers, or fills the journal. On Debian 12 (systemd 252, HAProxy 2.6) and Debian 13
 //! (systemd 257, HAProxy 3.0). Needs root and what tests/install installs; tests/run runs it.
 
@@ -58,10 +58,10 @@ impl Machine {
         let mut machine = Machine { name, units, leader: String::new(), said: Arc::default() };
         lab("machine", &["start", &machine.name, "--root", root]).expect("it boots");
         machine.leader = lab("machine", &["pid", &machine.name]).expect("pid").trim().to_owned();
-        let handler = env!("CARGO_BIN_EXE_patroni-agent-check");
-        lab("machine", &["agent", &machine.name, handler]).expect("it is installed");
+        let agent = env!("CARGO_BIN_EXE_patroni-agent-check");
+        lab("machine", &["agent", &machine.name, agent]).expect("it is installed");
         // what a test replaces it with and by
-        machine.put(Path::new(handler), "/root/patroni-agent-check");
+        machine.put(Path::new(agent), "/root/patroni-agent-check");
         machine.sh("chmod 755 /root");
         if address != "127.0.0.1" {
             machine.sh(&format!("ip address add {address}/32 dev lo"));
@@ -402,7 +402,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
             // TimeoutStartSec
             sleep(Duration::from_secs(if units == LISTEN { 25 } else { 18 }));
         }
-        machine.assert_alive(&format!("a handler that {what} at every check"));
+        machine.assert_alive(&format!("an agent that {what} at every check"));
     }
 
     if units == LISTEN {
@@ -647,7 +647,7 @@ fn a_patroni_on_the_nodes_address() {
                     .expect("it starts");
                 assert!(common::listen(haproxy).starts_with("up ready"));
                 assert!(child.wait().expect("it ends").success());
-                let mut by_hand = Command::new(common::HANDLER);
+                let mut by_hand = Command::new(common::AGENT);
                 by_hand.args(elsewhere).stdin(Stdio::null());
                 let said = by_hand.output().expect("it starts").stdout;
                 assert!(said.starts_with(b"up ready"), "{}", String::from_utf8_lossy(&said));

@@ -1,4 +1,4 @@
-//! A fake Patroni for what the real one cannot be made to do, and the handler started as systemd
+//! A fake Patroni for what the real one cannot be made to do, and the agent started as systemd
 //! and xinetd start it.
 #![allow(dead_code)] // each test file uses its part
 
@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-pub const HANDLER: &str = env!("CARGO_BIN_EXE_patroni-agent-check");
+pub const AGENT: &str = env!("CARGO_BIN_EXE_patroni-agent-check");
 
 /// The program as it is shipped, which tests/install builds: static, optimised.
 pub fn shipped() -> PathBuf {
-    let target = Path::new(HANDLER).ancestors().nth(2).expect("two folders");
+    let target = Path::new(AGENT).ancestors().nth(2).expect("two folders");
     target.join("x86_64-unknown-linux-gnu/release/patroni-agent-check")
 }
 
@@ -111,7 +111,7 @@ pub struct Outcome {
     pub took: Duration,
 }
 
-/// How the handler is started.
+/// How the agent is started.
 #[derive(Clone, Copy, Debug)]
 pub enum Start {
     /// systemd, `Accept=yes`: the connection is fd 3, stdin is /dev/null, stderr the journal.
@@ -126,17 +126,17 @@ fn socket(stream: &TcpStream) -> Stdio {
     Stdio::from(OwnedFd::from(stream.try_clone().expect("a second descriptor")))
 }
 
-/// Starts the handler with this connection, closing our side of it.
+/// Starts the agent with this connection, closing our side of it.
 pub fn start(start: Start, stream: TcpStream, arguments: &[&str]) -> Command {
     let mut command = match start {
         // Only a shell can set LISTEN_PID to its own pid without unsafe code.
         Start::ListenFds => {
             let mut shell = Command::new("sh");
             let script = r#"export LISTEN_FDS=1 LISTEN_PID=$$; exec "$0" "$@" 3<&0 0</dev/null"#;
-            shell.args(["-c", script, HANDLER]);
+            shell.args(["-c", script, AGENT]);
             shell
         }
-        _ => Command::new(HANDLER),
+        _ => Command::new(AGENT),
     };
     command.args(arguments).stdin(socket(&stream)).stderr(Stdio::piped());
     match start {
@@ -164,10 +164,10 @@ pub fn check_with(
 ) -> Outcome {
     let (haproxy, stream) = connection(address);
     let started = Instant::now();
-    let child = start(how, stream, arguments).spawn().expect("the handler starts");
+    let child = start(how, stream, arguments).spawn().expect("the agent starts");
     let reply = client(haproxy);
     let took = started.elapsed();
-    let output = child.wait_with_output().expect("the handler ends");
+    let output = child.wait_with_output().expect("the agent ends");
     if let Start::ListenFds = how {
         assert_eq!(String::from_utf8_lossy(&output.stdout), "", "nothing on stdout");
     }

@@ -1,4 +1,4 @@
-"""The storm: makes each weather, watches, and says what each pool did. Started by tests/storm/run."""
+"""Makes each fault on the cluster, watches, and says what each pool did. Started by tests/faults/run."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from itertools import product
 import figures
 import picture
 import watch
-import weather
+import faults
 
 SHORT = [
     "switchover, 400 clients a second",
@@ -31,7 +31,7 @@ SHORT = [
 ]
 CONTROL = "Patroni frozen, HAProxy reloaded before"
 GRACES = [0, 2, 3, 4, 5, 6, 8]
-GRACE_WEATHERS = [
+GRACE_FAULTS = [
     "Patroni late, 4 s",
     "the primary's Patroni restarted in pause",
     "Patroni killed and restarted by systemd",
@@ -46,7 +46,7 @@ GRACE_WEATHERS = [
 
 
 def arguments():
-    parser = argparse.ArgumentParser(prog="tests/storm/run")
+    parser = argparse.ArgumentParser(prog="tests/faults/run")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--times", type=int)
     parser.add_argument("--seed", type=int, default=1)
@@ -57,23 +57,23 @@ def arguments():
     parser.add_argument("--agent-options", default="")
     parser.add_argument("--haproxy", type=pathlib.Path)
     parser.add_argument("--grace-table", type=pathlib.Path)
-    parser.add_argument("weathers", nargs="*", metavar="WEATHER")
+    parser.add_argument("faults", nargs="*", metavar="FAULT")
     given = parser.parse_args()
-    unknown = set(given.weathers) - set(weather.WEATHERS)
+    unknown = set(given.faults) - set(faults.FAULTS)
     if given.list or unknown:
-        print("\n".join(weather.WEATHERS))
-        sys.exit(f"no such weather: {', '.join(unknown)}" if unknown else 0)
+        print("\n".join(faults.FAULTS))
+        sys.exit(f"no such fault: {', '.join(unknown)}" if unknown else 0)
     if given.check:
         sys.exit(0)
     given.times = given.times or (1 if given.short or given.grace_table else 5)
-    all_of_them = SHORT if given.short else GRACE_WEATHERS if given.grace_table else list(weather.WEATHERS)
-    given.weathers = given.weathers or all_of_them
+    all_of_them = SHORT if given.short else GRACE_FAULTS if given.grace_table else list(faults.FAULTS)
+    given.faults = given.faults or all_of_them
     return given
 
 
 def grace_of(options):
     """The agents' grace period in seconds: from their options, or the program's default; 0 if it has none."""
-    said = subprocess.run([os.environ["HANDLER"], "--help"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run([os.environ["AGENT"], "--help"], capture_output=True, text=True, check=True).stdout
     duration = r"(?:(0)\b|(\d+)(ms|s))"
     found = re.search(rf"--grace[ =]{duration}", options) or re.search(rf"--grace D[^()]*\(default\s+{duration}", said)
     return int(found[2] or 0) / (1000 if found[3] == "ms" else 1) if found else 0
@@ -81,7 +81,7 @@ def grace_of(options):
 
 class Site:
     def __init__(self, haproxy):
-        self.cluster, self.grace = weather.Cluster(), 0
+        self.cluster, self.grace = faults.Cluster(), 0
         if haproxy:
             self.cluster.haproxy(haproxy)
         leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
@@ -92,7 +92,7 @@ class Site:
 
     def prepare(self):
         primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
-        watch.run(primary, "create table storm (row text)")
+        watch.run(primary, "create table kept (row text)")
         primary.close()
         # promotion asks for WAL from the archive first: that takes long while /tmp/slow is there
         restore = "test ! -e /tmp/slow || sleep 2; false"
@@ -137,7 +137,7 @@ class Site:
 
     def kept_rows(self):
         primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
-        rows = {row for row, in watch.ask(primary, "select row from storm")}
+        rows = {row for row, in watch.ask(primary, "select row from kept")}
         primary.close()
         return rows
 
@@ -146,25 +146,25 @@ class Site:
         lines = self.cluster.run("lb", f"journalctl -q -t haproxy -p alert -o cat --since=@{since:.3f}").splitlines()
         return {pool: sum(pool in line for line in lines) for pool in watch.POOLS}
 
-    def weather(self, name, chance):
+    def fault(self, name, chance):
         """What was seen of it, and how long it lasted if it is bridged."""
         self.settle()
-        began = self.ended or time.time()  # the calm between two weathers belongs to the next
+        began = self.ended or time.time()  # the calm between two faults belongs to the next
         time.sleep(chance.uniform(0, 3))  # any moment between two checks
         self.watch.longest_between_looks = 0
         self.cluster.held = None
-        lasted = weather.WEATHERS[name](self.cluster, chance)
+        lasted = faults.FAULTS[name](self.cluster, chance)
         self.settle()
         self.watch.renew_refused()
         self.ended = time.time()
         if self.watch.longest_between_looks > 1:
             raise Blind(f"{self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
         seen = self.kept_rows(), self.alerts(began), self.grace, self.cluster.held
-        return figures.Storm(self.watch, began, self.ended, *seen), lasted
+        return figures.Run(self.watch, began, self.ended, *seen), lasted
 
 
 class Blind(Exception):
-    """This machine was too busy to look: what came of the weather is not known."""
+    """This machine was too busy to look: what came of the fault is not known."""
 
 
 def line(pool, found):
@@ -176,27 +176,27 @@ def line(pool, found):
     return f"  {pool:14} {', '.join(words)}, {found.alerts} alerts"
 
 
-def storm_of(site, given, name, turn):
-    """Makes one weather; prints and returns each pool's figures, and how many promises were broken."""
+def make_fault(site, given, name, turn):
+    """Makes one fault; prints and returns each pool's figures, and how many promises were broken."""
     print(f"== {name} ({turn + 1} of {given.times}, grace {site.grace:g} s)", flush=True)
     for tries in range(3, 0, -1):
         try:
-            storm, lasted = site.weather(name, random.Random(f"{given.seed} {name} {turn}"))
+            run, lasted = site.fault(name, random.Random(f"{given.seed} {name} {turn}"))
             break
         except Blind as blind:
             print(f"  {blind}; once more", flush=True)
             if tries == 1:
                 raise
-    found = {pool: storm.figures(pool) for pool in watch.POOLS}
+    found = {pool: run.figures(pool) for pool in watch.POOLS}
     for pool in watch.POOLS:
         print(line(pool, found[pool]), flush=True)
-    promises = figures.broken_promises(found[watch.OURS], weather.WEATHERS[name], lasted, site.grace)
+    promises = figures.broken_promises(found[watch.OURS], faults.FAULTS[name], lasted, site.grace)
     for promise in promises:
         print(f"  BROKEN: {promise}", flush=True)
     if promises:
-        print(storm.story(), flush=True)
+        print(run.story(), flush=True)
     if given.picture:
-        given.picture.write_text(picture.draw(storm, f"{name}, Patroni {os.environ['PATRONI']}"))
+        given.picture.write_text(picture.draw(run, f"{name}, Patroni {os.environ['PATRONI']}"))
         given.picture = None  # the first alone
     return found, len(promises)
 
@@ -205,13 +205,13 @@ def blind(results):
     """What must be seen in a pool that promises nothing: else the instrument sees nothing."""
     seen = [found.split and found.two_up for found in results.get(CONTROL, {}).get(watch.ROLE_ONLY, [])]
     if not all(seen):
-        print(f"BROKEN: '{CONTROL}' is not seen in the role-only pool: the storm is blind")
+        print(f"BROKEN: '{CONTROL}' is not seen in the role-only pool: the watch sees nothing")
     return not all(seen)
 
 
 def over_half(results, times):
-    """How many weathers leave a server UP without taking writes for more than half as long as the template."""
-    judged = [name for name in results if times > 2 and not weather.WEATHERS[name].silent]
+    """How many faults leave a server UP without taking writes for more than half as long as the template."""
+    judged = [name for name in results if times > 2 and not faults.FAULTS[name].silent]
     broken = [figures.more_than_half(results[n][watch.OURS], results[n][watch.OFFICIAL]) for n in judged]
     for name, promise in zip(judged, broken):
         if promise:
@@ -227,9 +227,9 @@ def main():
     try:
         for grace in GRACES if given.grace_table else [None]:
             site.agent_options(given.agent_options + ("" if grace is None else f" --grace {grace}s"))
-            results[grace] = {name: {pool: [] for pool in watch.POOLS} for name in given.weathers}
-            for turn, name in product(range(given.times), given.weathers):
-                found, promises = storm_of(site, given, name, turn)
+            results[grace] = {name: {pool: [] for pool in watch.POOLS} for name in given.faults}
+            for turn, name in product(range(given.times), given.faults):
+                found, promises = make_fault(site, given, name, turn)
                 broken += promises
                 for pool in watch.POOLS:
                     results[grace][name][pool].append(found[pool])
@@ -239,9 +239,9 @@ def main():
     finally:
         site.watch.stop()
     if given.table:
-        planned = [name for name in given.weathers if weather.WEATHERS[name].planned]
+        planned = [name for name in given.faults if faults.FAULTS[name].planned]
         given.table.write_text(figures.table(results[grace], planned))
-    print(f"storm: {broken} promises broken")
+    print(f"faults: {broken} promises broken")
     return 1 if broken else 0
 
 

@@ -1,5 +1,5 @@
-"""What is watched during the storm: the writes and reads of clients through each pool, what HAProxy shows, and, at
-each node itself, whether PostgreSQL takes writes and what Patroni says of reads. Does not know the weather.
+"""What is watched during a fault: the writes and reads of clients through each pool, what HAProxy shows, and, at
+each node itself, whether PostgreSQL takes writes and what Patroni says of reads. Does not know which fault it is.
 
 Everything is kept as plain records with the time of the machine's clock in seconds."""
 
@@ -104,7 +104,7 @@ class Watch:
         return time.time() - self.last_look
 
     def renew_refused(self):
-        """Ends the sessions that are left on a standby: they would be refused in the next weather as well."""
+        """Ends the sessions that are left on a standby: they would be refused in the next fault as well."""
         self.renewing.set()
         time.sleep(0.2)
         self.renewing.clear()
@@ -112,7 +112,7 @@ class Watch:
     def _guard(self, task, args):
         try:
             task(*args)
-        except Exception as error:  # a watcher that died would be a storm that sees nothing
+        except Exception as error:  # a watcher that died would leave a run that sees nothing
             self.broken.append(error)
             self.ended.set()
 
@@ -134,7 +134,7 @@ class Watch:
                     node = None
                     connection = connect(LB, POOLS[pool])
                     node = ask(connection, "select 'pg' || right(host(inet_server_addr()), 1)")[0][0]
-                ask(connection, "insert into storm values (%s) returning 1", (row,))
+                ask(connection, "insert into kept values (%s) returning 1", (row,))
                 outcome = "written"
             except psycopg2.Error as error:
                 read_only = error.pgcode == psycopg2.errorcodes.READ_ONLY_SQL_TRANSACTION

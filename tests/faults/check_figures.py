@@ -1,4 +1,4 @@
-"""Checks on made-up records that figures.py sees a promise broken, before the storm relies on it."""
+"""Checks on made-up records that figures.py sees a promise broken, before the run relies on it."""
 
 import unittest
 from collections import namedtuple
@@ -7,8 +7,8 @@ import figures
 from watch import NODES, OFFICIAL, OURS, POOLS, READS, Called, Look, Read, Truth, Write
 
 Records = namedtuple("Records", "writes looks truths reads called")
-Weather = namedtuple("Weather", "planned bridged silent everywhere", defaults=[False] * 4)
-BRIDGED = Weather(bridged=True)
+Fault = namedtuple("Fault", "planned bridged silent everywhere", defaults=[False] * 4)
+BRIDGED = Fault(bridged=True)
 
 
 def looks(*changes, pool=OURS):
@@ -17,43 +17,43 @@ def looks(*changes, pool=OURS):
     return [Look(time, calm | {(pool, "pg1"): shown}) for time, shown in changes]
 
 
-def storm(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((0, 200),), held=None):
+def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((0, 200),), held=None):
     """Ten seconds, in which pg1 is (time, in recovery) and (time, Patroni's status for reads)."""
     truths = [Truth(time, "pg1", recovery) for time, recovery in truths]
     alive = [write(time, session=session) for time in (9.2, 9.8) for session in (True, False)]
     reads = [Read(READS[OURS], time, time + 0.01, "pg1") for time in reads]
     called = [Called(time, "pg1", status) for time, status in called]
     records = Records([*writes, *alive], looks, truths, reads, called)
-    return figures.Storm(records, 0.0, 10.0, {w.row for w in records.writes}, dict.fromkeys(POOLS, 0), grace, held)
+    return figures.Run(records, 0.0, 10.0, {w.row for w in records.writes}, dict.fromkeys(POOLS, 0), grace, held)
 
 
 def write(time, outcome="written", session=True, cut=False):
     return Write(OURS, f"{OURS}/{session}/{time}", time, time + 0.01, "pg1", outcome, cut)
 
 
-def broken(storm, weather=BRIDGED, lasted=1):
-    return figures.broken_promises(storm.figures(OURS), weather, lasted, storm.grace)
+def broken(run, fault=BRIDGED, lasted=1):
+    return figures.broken_promises(run.figures(OURS), fault, lasted, run.grace)
 
 
 class Figures(unittest.TestCase):
     def test_calm(self):
-        self.assertEqual(broken(storm(looks((0, "UP")))), [])
+        self.assertEqual(broken(run(looks((0, "UP")))), [])
 
     def test_down_within_the_grace_period(self):
         down = looks((0, "UP"), (5, "DOWN"), (5.5, "UP"))
-        self.assertIn("DOWN for 0.50 s", broken(storm(down))[0])
-        self.assertEqual(broken(storm(down), lasted=2.6), [])  # an agent-inter less than the grace period
-        self.assertEqual(broken(storm(down, grace=0)), [])
-        self.assertIn("DOWN", broken(storm(down, grace=8), lasted=3.9)[0])
-        self.assertEqual(broken(storm(down, grace=8), lasted=4.1), [])  # HAProxy's own check
-        self.assertEqual(broken(storm(down), Weather()), [])
-        self.assertIn("planned", broken(storm(down), Weather(planned=True))[0])
-        both = Weather(planned=True, bridged=True)
-        self.assertIn("planned", broken(storm(down), both)[-1])
-        self.assertEqual(broken(storm(down), both, lasted=2.6), [])
+        self.assertIn("DOWN for 0.50 s", broken(run(down))[0])
+        self.assertEqual(broken(run(down), lasted=2.6), [])  # an agent-inter less than the grace period
+        self.assertEqual(broken(run(down, grace=0)), [])
+        self.assertIn("DOWN", broken(run(down, grace=8), lasted=3.9)[0])
+        self.assertEqual(broken(run(down, grace=8), lasted=4.1), [])  # HAProxy's own check
+        self.assertEqual(broken(run(down), Fault()), [])
+        self.assertIn("planned", broken(run(down), Fault(planned=True))[0])
+        both = Fault(planned=True, bridged=True)
+        self.assertIn("planned", broken(run(down), both)[-1])
+        self.assertEqual(broken(run(down), both, lasted=2.6), [])
 
     def test_cut(self):
-        cut = storm(looks((0, "UP")), [write(5, "server closed the connection", cut=True)])
+        cut = run(looks((0, "UP")), [write(5, "server closed the connection", cut=True)])
         self.assertEqual(cut.figures(OURS).cut, 1)
         self.assertEqual(cut.figures(OFFICIAL).cut, 0)
         self.assertIn("1 sessions cut", broken(cut)[0])
@@ -61,11 +61,11 @@ class Figures(unittest.TestCase):
 
     def test_up_without_taking_writes(self):
         def up(seconds, pool=OURS, **options):
-            return storm(looks((0, "UP"), (2 + seconds, "DOWN"), pool=pool), truths=[(0, False), (2, None)], **options)
+            return run(looks((0, "UP"), (2 + seconds, "DOWN"), pool=pool), truths=[(0, False), (2, None)], **options)
 
-        self.assertEqual(broken(up(2), Weather()), [])
-        self.assertIn("UP for 7.00 s", broken(up(7), Weather())[0])
-        self.assertIn("UP for 2.20 s", broken(up(2.2, grace=0), Weather())[0])
+        self.assertEqual(broken(up(2), Fault()), [])
+        self.assertIn("UP for 7.00 s", broken(up(7), Fault())[0])
+        self.assertIn("UP for 2.20 s", broken(up(2.2, grace=0), Fault())[0])
 
         def more_than_half(ours, templates):
             ours, templates = [up(s).figures(OURS) for s in ours], [up(s, OFFICIAL).figures(OFFICIAL) for s in templates]
@@ -77,19 +77,19 @@ class Figures(unittest.TestCase):
 
     def test_late(self):
         truths = [(0, False), (2, True)]
-        late = lambda time, grace: storm(looks((0, "UP")), [write(time, "read-only")], truths, grace).figures(OURS).late
+        late = lambda time, grace: run(looks((0, "UP")), [write(time, "read-only")], truths, grace).figures(OURS).late
         self.assertEqual((late(4, 0), late(4.2, 0), late(6, 3), late(8.7, 3)), (0, 1, 0, 1))
 
     def test_silent(self):
-        calm, silent = storm(looks((0, "UP")), [write(5)]), Weather(planned=True, silent=True)
+        calm, silent = run(looks((0, "UP")), [write(5)]), Fault(planned=True, silent=True)
         self.assertEqual(broken(calm, silent), [])
         calm.began = -6
         self.assertIn("no write for 11.01 s", broken(calm, silent)[0])
-        self.assertEqual(broken(calm, Weather(planned=True)), [])
+        self.assertEqual(broken(calm, Fault(planned=True)), [])
 
     def test_hold(self):
         def new_session(time, held=("pg1", 2, 8)):
-            return broken(storm(looks((0, "UP")), [write(time, session=False), write(5)], held=held), Weather())
+            return broken(run(looks((0, "UP")), [write(time, session=False), write(5)], held=held), Fault())
 
         self.assertIn("1 writes in new sessions", new_session(5)[0])
         self.assertEqual(new_session(3), [])
@@ -100,18 +100,18 @@ class Figures(unittest.TestCase):
     def test_reads(self):
         out = [(0, 200), (1, 503), (2, 200), (3, 503), (4, 500)]
 
-        def read(time, weather=Weather(), called=out):
-            return broken(storm(looks((0, "UP")), reads=[time, 9.8], called=[*called, (9.5, 200)]), weather)
+        def read(time, fault=Fault(), called=out):
+            return broken(run(looks((0, "UP")), reads=[time, 9.8], called=[*called, (9.5, 200)]), fault)
 
         self.assertEqual(read(2.9), [])  # it was out before
         self.assertEqual(read(6.5), [])
         self.assertIn("a read 3.70 s after", read(6.7)[0])
-        self.assertEqual(read(6.7, Weather(silent=True)), [])
-        self.assertIn("a read 8.20 s after", read(9.2, Weather(silent=True), [(1, 503)])[0])
+        self.assertEqual(read(6.7, Fault(silent=True)), [])
+        self.assertIn("a read 8.20 s after", read(9.2, Fault(silent=True), [(1, 503)])[0])
         self.assertEqual(read(6.7, called=[(3, 200)]), [])
-        self.assertEqual(storm(looks((0, "UP"))).figures(OFFICIAL).late_read, 0)
-        self.assertEqual(storm(looks((0, "UP")), reads=[1, 9]).figures(OURS).read_pause, 8)
-        self.assertIn("reads nothing", broken(storm(looks((0, "UP")), reads=[8]))[0])
+        self.assertEqual(run(looks((0, "UP"))).figures(OFFICIAL).late_read, 0)
+        self.assertEqual(run(looks((0, "UP")), reads=[1, 9]).figures(OURS).read_pause, 8)
+        self.assertIn("reads nothing", broken(run(looks((0, "UP")), reads=[8]))[0])
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ def promotions(truths):
     return found
 
 
-class Storm:
-    """The records of one weather, with what held when it began."""
+class Run:
+    """The records of one fault, with what held when it began."""
 
     def __init__(self, watch, began, ended, kept_rows, alerts, grace, held):
         self.began, self.ended, self.kept_rows, self.alerts, self.grace = began, ended, kept_rows, alerts, grace
@@ -219,33 +219,33 @@ def more_than_half(ours, templates):
     return None
 
 
-def broken_promises(figures, weather, lasted, grace):
+def broken_promises(figures, fault, lasted, grace):
     """What the agent's pool did that it must not, in words. `lasted`: how long bridged trouble was."""
-    broken, planned = [], weather.planned
+    broken, planned = [], fault.planned
     # a machine that is busy takes its time to start a Patroni
-    too_long = weather.bridged and lasted >= min(grace - AGENT_INTER, FALL)
+    too_long = fault.bridged and lasted >= min(grace - AGENT_INTER, FALL)
     if figures.late:
         broken.append(f"{figures.late} writes refused as read-only that HAProxy should have known of")
     if figures.split:
         broken.append(f"{figures.split} writes taken by a node after another was promoted")
     if figures.two_up:
         broken.append(f"two servers UP for {figures.two_up:.2f} s")
-    if figures.false_up > (LONGEST_FALL + BLINK if weather.silent else bound(grace)):
+    if figures.false_up > (LONGEST_FALL + BLINK if fault.silent else bound(grace)):
         broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes")
-    if planned and weather.silent and figures.pause > SILENCE:
+    if planned and fault.silent and figures.pause > SILENCE:
         broken.append(f"no write for {figures.pause:.2f} s, until a silent agent spoke again")
     if figures.to_held:
         broken.append(f"{figures.to_held} writes in new sessions to a node that an operator holds")
-    if figures.late_read > read_bound(weather.silent):
+    if figures.late_read > read_bound(fault.silent):
         broken.append(f"a read {figures.late_read:.2f} s after Patroni called its node out of the pool")
-    if weather.bridged and not too_long:
+    if fault.bridged and not too_long:
         if figures.down:
             broken.append(f"a server DOWN for {figures.down:.2f} s in trouble of {lasted:.2f} s, grace period {grace} s")
         if figures.cut:
             broken.append(f"{figures.cut} sessions cut in trouble of {lasted:.2f} s, grace period {grace} s")
     if planned and figures.down and not too_long:
         broken.append(f"a server DOWN for {figures.down:.2f} s though all was planned")
-    if figures.most_down > 1 and not weather.everywhere:
+    if figures.most_down > 1 and not fault.everywhere:
         broken.append(f"{figures.most_down} servers DOWN at once")
     if planned and figures.lost:
         broken.append(f"{figures.lost} writes lost though all was planned")
@@ -255,8 +255,8 @@ def broken_promises(figures, weather, lasted, grace):
 
 
 def table(results, planned):
-    """Markdown: a row for each weather; in each cell the pools in their order, median and (worst)."""
-    rows = [["weather", *COLUMNS.values(), "without a write, ratio"], ["---"] * (len(COLUMNS) + 2)]
+    """Markdown: a row for each fault; in each cell the pools in their order, median and (worst)."""
+    rows = [["fault", *COLUMNS.values(), "without a write, ratio"], ["---"] * (len(COLUMNS) + 2)]
     for name, pools in results.items():
         cells = [" / ".join(summary([getattr(f, key) for f in pools[pool]]) for pool in POOLS) for key in COLUMNS]
         ratios = [ours.pause / theirs.pause for ours, theirs in zip(pools[OURS], pools[OFFICIAL])]
@@ -265,10 +265,10 @@ def table(results, planned):
 
 
 def grace_table(results):
-    """Markdown: a row for each weather, a column for each grace period, and the other pools in the same runs.
-    results: {grace: {weather: {pool: [Figures]}}}."""
+    """Markdown: a row for each fault, a column for each grace period, and the other pools in the same runs.
+    results: {grace: {fault: {pool: [Figures]}}}."""
     cell = lambda found: " / ".join(summary([getattr(f, key) for f in found]) for key in ("pause", "down", "false_up"))
-    head = ["weather", *(f"grace {grace} s" for grace in results), OFFICIAL, WITHOUT_AGENT]
+    head = ["fault", *(f"grace {grace} s" for grace in results), OFFICIAL, WITHOUT_AGENT]
     rows = [head, ["---"] * len(head)]
     for name in next(iter(results.values())):
         runs = [pools[name] for pools in results.values()]

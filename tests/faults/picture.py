@@ -1,4 +1,4 @@
-"""One weather as a picture (SVG): what each pool showed of each server, under what was true. Pure."""
+"""One fault as a picture (SVG): what each pool showed of each server, under what was true. Pure."""
 
 from itertools import groupby
 
@@ -17,9 +17,9 @@ OUTCOME = {"written": GREEN, "read-only": RED}
 LEFT, WIDTH, ROW = 60, 740, 18
 
 
-def draw(storm, title):
-    seconds = storm.ended - storm.began
-    x = lambda time: LEFT + WIDTH * (time - storm.began) / seconds
+def draw(run, title):
+    seconds = run.ended - run.began
+    x = lambda time: LEFT + WIDTH * (time - run.began) / seconds
     shapes, y = [text(10, 24, title, "bold 15px")], 62
 
     def block(title, changes):
@@ -29,27 +29,27 @@ def draw(storm, title):
         for node in NODES:
             shapes.append(text(10, y + 13, node, "12px"))
             runs = [next(run) for _, run in groupby(changes(node), key=lambda change: change[1])]
-            for (begin, colour), (end, _) in zip(runs, runs[1:] + [(storm.ended, None)]):
+            for (begin, colour), (end, _) in zip(runs, runs[1:] + [(run.ended, None)]):
                 width = x(end) - x(begin)
                 shapes.append(f'<rect x="{x(begin):.1f}" y="{y}" width="{width:.1f}" height="{ROW - 3}" fill="{colour}"/>')
             y += ROW
 
     block(
         "PostgreSQL itself (green: takes writes, grey: standby, white: does not answer)",
-        lambda node: [(truth.time, RECOVERY[truth.recovery]) for truth in storm.truths if truth.node == node],
+        lambda node: [(truth.time, RECOVERY[truth.recovery]) for truth in run.truths if truth.node == node],
     )
     for pool in POOLS:
         y += 26
-        block(TITLES[pool], lambda node: [(look.time, SHOWN[look.shown[pool, node]]) for look in storm.looks])
+        block(TITLES[pool], lambda node: [(look.time, SHOWN[look.shown[pool, node]]) for look in run.looks])
         shapes.append(text(10, y + 8, "writes", "10px"))
-        ends = sorted((OUTCOME.get(write.outcome, YELLOW), x(write.ended)) for write in storm.writes if write.pool == pool)
+        ends = sorted((OUTCOME.get(write.outcome, YELLOW), x(write.ended)) for write in run.writes if write.pool == pool)
         for colour, marks in groupby(ends, key=lambda end: end[0]):
             path = "".join(f"M{mark:.1f} {y}v7" for _, mark in marks)
             shapes.append(f'<path d="{path}" stroke="{colour}" stroke-width="1.5"/>')
         y += 8
     y += 22
     for second in range(int(seconds) + 1):
-        mark = x(storm.began + second)
+        mark = x(run.began + second)
         shapes.append(f'<path d="M{mark:.1f} 58V{y - 12}" stroke="#00000022"/>')
         shapes.append(text(mark - 4, y, f"{second} s", "10px"))
     legend = [*SHOWN.items(), ("write taken", GREEN), ("write refused as read-only", RED), ("no connection", YELLOW)]

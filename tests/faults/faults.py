@@ -1,4 +1,4 @@
-"""The weathers: what is done to the cluster. Does not know what is measured.
+"""The faults: what is done to the cluster. Does not know what is measured.
 
 Each is a function of the cluster and a seeded random; it does its worst, and undoes it. `planned` marks
 what an operator does on purpose, where nothing is broken; `bridged` trouble that the agent's grace period is
@@ -16,14 +16,14 @@ import urllib.request
 
 from watch import LB, NODES, SILENCE
 
-WEATHERS = {}
+FAULTS = {}
 
 
-def weather(name, planned=False, bridged=False, silent=False, everywhere=False):
+def fault(name, planned=False, bridged=False, silent=False, everywhere=False):
     def register(function):
         function.planned, function.bridged = planned, bridged
         function.silent, function.everywhere = silent, everywhere
-        WEATHERS[name] = function
+        FAULTS[name] = function
         return function
 
     return register
@@ -139,13 +139,13 @@ def lasting(seconds, begin, end=lambda: None):
     return lasted
 
 
-@weather("switchover", planned=True)
+@fault("switchover", planned=True)
 def switchover(cluster, random):
     primary = cluster.primary()
     cluster.switchover(primary, random.choice(others(primary)))
 
 
-@weather("switchover, 400 clients a second", planned=True)
+@fault("switchover, 400 clients a second", planned=True)
 def busy_switchover(cluster, random):
     """Clients that come again and again while the old primary stops, and find nobody there."""
     options = "127.0.0.1 5000 --from 127.0.0.0/8 --rate 400 --seconds 12".split()
@@ -158,7 +158,7 @@ def busy_switchover(cluster, random):
             raise RuntimeError("no clients")
 
 
-@weather("switchover, a session delays the stop", planned=True)
+@fault("switchover, a session delays the stop", planned=True)
 def delayed_switchover(cluster, random):
     primary = cluster.primary()
     stuck = cluster.run(
@@ -174,22 +174,22 @@ def delayed_switchover(cluster, random):
     cluster.switchover(primary, random.choice(others(primary)))
 
 
-@weather("restart of the primary", planned=True)
+@fault("restart of the primary", planned=True)
 def restart_primary(cluster, random):
     cluster.patronictl("restart", "demo", cluster.primary(), "--force")
 
 
-@weather("restart of a replica", planned=True)
+@fault("restart of a replica", planned=True)
 def restart_replica(cluster, random):
     cluster.patronictl("restart", "demo", random.choice(others(cluster.primary())), "--force")
 
 
-@weather("reinit of a replica", planned=True)
+@fault("reinit of a replica", planned=True)
 def reinit(cluster, random):
     cluster.patronictl("reinit", "demo", random.choice(others(cluster.primary())), "--force", "--wait")
 
 
-@weather("HAProxy reloaded in a switchover", planned=True)
+@fault("HAProxy reloaded in a switchover", planned=True)
 def reload(cluster, random):
     primary = cluster.primary()
     reload = f"sleep {random.uniform(0, 2):.2f}; systemctl reload haproxy"
@@ -199,12 +199,12 @@ def reload(cluster, random):
         raise RuntimeError("HAProxy was not reloaded")
 
 
-@weather("HAProxy restarted", planned=True)
+@fault("HAProxy restarted", planned=True)
 def restart_haproxy(cluster, random):
     cluster.run("lb", "systemctl restart haproxy")
 
 
-@weather("Patroni upgraded in pause", planned=True, bridged=True)
+@fault("Patroni upgraded in pause", planned=True, bridged=True)
 def upgrade(cluster, random):
     """HAProxy is not prepared for it. PostgreSQL stays up."""
     primary, lasted = cluster.primary(), []
@@ -218,14 +218,14 @@ def upgrade(cluster, random):
     return max(lasted)
 
 
-@weather("the agent's socket restarted", planned=True)
+@fault("the agent's socket restarted", planned=True)
 def restart_socket(cluster, random):
     for node in NODES:
         cluster.run(node, "systemctl restart patroni-agent-check.socket")
         time.sleep(random.uniform(0, 1))
 
 
-@weather("a flood of connections to the agents", planned=True)
+@fault("a flood of connections to the agents", planned=True)
 def flood(cluster, random):
     """A thousand connections a second to each node from 64 addresses of a network behind lb, and 200 silent peers."""
     network = "10.66.0.0/24"
@@ -242,10 +242,10 @@ def flood(cluster, random):
         each(NODES, f"ip route del {network} via {LB}")
 
 
-@weather("the primary held by an operator", planned=True)
+@fault("the primary held by an operator", planned=True)
 def hold(cluster, random):
     primary, file = cluster.primary(), "/run/patroni-agent-check/hold"
-    cluster.run(primary, f"echo '{random.choice(['drain', 'maint'])} storm' > {file}")
+    cluster.run(primary, f"echo '{random.choice(['drain', 'maint'])} by hand' > {file}")
     began = time.time()
     try:
         time.sleep(8)
@@ -254,12 +254,12 @@ def hold(cluster, random):
         cluster.run(primary, f"rm {file}")
 
 
-@weather("postmaster killed")
+@fault("postmaster killed")
 def kill_postmaster(cluster, random):
     cluster.kill_postmaster(cluster.primary())
 
 
-@weather("Patroni killed")
+@fault("Patroni killed")
 def kill_patroni(cluster, random):
     primary = cluster.primary()
     cluster.signal_patroni(primary, "KILL")
@@ -268,7 +268,7 @@ def kill_patroni(cluster, random):
     cluster.patroni(primary, "start")
 
 
-@weather("Patroni and postmaster killed")
+@fault("Patroni and postmaster killed")
 def kill_both(cluster, random):
     primary = cluster.primary()
     cluster.signal_patroni(primary, "KILL")
@@ -297,7 +297,7 @@ def silence(cluster, node, random):
     return lambda: cluster.run(node, end)
 
 
-@weather("Patroni and postmaster killed, the agent silent", silent=True)
+@fault("Patroni and postmaster killed, the agent silent", silent=True)
 def kill_silent(cluster, random):
     primary = cluster.primary()
     speak = silence(cluster, primary, random)
@@ -308,7 +308,7 @@ def kill_silent(cluster, random):
         speak()
 
 
-@weather("switchover to a standby whose agent is silent", planned=True, silent=True)
+@fault("switchover to a standby whose agent is silent", planned=True, silent=True)
 def switchover_to_silent(cluster, random):
     """What HAProxy heard of it last is MAINT for writes and READY for reads."""
     primary = cluster.primary()
@@ -322,7 +322,7 @@ def switchover_to_silent(cluster, random):
         speak()
 
 
-@weather("Patroni frozen")
+@fault("Patroni frozen")
 def freeze_patroni(cluster, random):
     primary = cluster.primary()
     cluster.signal_patroni(primary, "STOP")
@@ -333,13 +333,13 @@ def freeze_patroni(cluster, random):
         cluster.signal_patroni(primary, "CONT")
 
 
-@weather("Patroni frozen, HAProxy reloaded before")
+@fault("Patroni frozen, HAProxy reloaded before")
 def freeze_patroni_after_reload(cluster, random):
     cluster.run("lb", "systemctl reload haproxy")
     freeze_patroni(cluster, random)
 
 
-@weather("PostgreSQL frozen")
+@fault("PostgreSQL frozen")
 def freeze_postgres(cluster, random):
     primary = cluster.primary()
     cluster.signal_postgres(primary, "STOP")
@@ -355,18 +355,18 @@ def freeze_etcd(cluster, seconds=25):
     lasting(seconds, lambda: etcd("systemctl kill -s STOP etcd"), lambda: etcd("systemctl kill -s CONT etcd"))
 
 
-@weather("DCS frozen for 4 s")
+@fault("DCS frozen for 4 s")
 def freeze_dcs_shortly(cluster, random):
     """Less than ttl; but the primary is demoted after retry_timeout, and another may be promoted."""
     freeze_etcd(cluster, 4)
 
 
-@weather("DCS frozen")
+@fault("DCS frozen")
 def freeze_dcs(cluster, random):
     freeze_etcd(cluster)
 
 
-@weather("DCS frozen, failsafe mode")
+@fault("DCS frozen, failsafe mode")
 def freeze_dcs_failsafe(cluster, random):
     cluster.setting("failsafe_mode=true")
     try:
@@ -377,7 +377,7 @@ def freeze_dcs_failsafe(cluster, random):
         cluster.setting("failsafe_mode=null")
 
 
-@weather("primary cut from the DCS")
+@fault("primary cut from the DCS")
 def cut_from_dcs(cluster, random):
     primary = cluster.primary()
     # a neighbour that is not there: what is sent to etcd is lost without a word
@@ -389,7 +389,7 @@ def cut_from_dcs(cluster, random):
         cluster.run(primary, "ip neighbour delete 10.55.0.2 dev eth0")
 
 
-@weather("slow promotion", planned=True)
+@fault("slow promotion", planned=True)
 def slow_promotion(cluster, random):
     primary = cluster.primary()
     for node in NODES:
@@ -401,7 +401,7 @@ def slow_promotion(cluster, random):
             cluster.run(node, "rm /tmp/slow")
 
 
-@weather("stopped by hand in pause")
+@fault("stopped by hand in pause")
 def stop_in_pause(cluster, random):
     primary = cluster.primary()
     pg_ctl = f"su postgres -s /bin/sh -c \"$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)/pg_ctl"
@@ -421,12 +421,12 @@ def patroni_late(cluster, seconds):
     return lasting(seconds, lambda: signal("STOP"), lambda: signal("CONT"))
 
 
-@weather("Patroni late, 1 to 4 s", bridged=True)
+@fault("Patroni late, 1 to 4 s", bridged=True)
 def late(cluster, random):
     return patroni_late(cluster, random.uniform(1, 4))
 
 
-@weather("Patroni late, 4 s", bridged=True)
+@fault("Patroni late, 4 s", bridged=True)
 def late_four(cluster, random):
     return patroni_late(cluster, 4)
 
@@ -439,7 +439,7 @@ def backends(cluster, node, name):
     return pids
 
 
-@weather("Patroni's sessions to PostgreSQL ended", bridged=True)
+@fault("Patroni's sessions to PostgreSQL ended", bridged=True)
 def end_sessions(cluster, random):
     """The next answer has the state unknown, whoever asked. So that it is the agent now and then, again and again
     for a little longer than an agent-inter, five times."""
@@ -456,7 +456,7 @@ def end_sessions(cluster, random):
     return max(lasted)
 
 
-@weather("an answer of Patroni reset", bridged=True)
+@fault("an answer of Patroni reset", bridged=True)
 def reset(cluster, random):
     """Patroni is stopped meanwhile, else the answer is there before one can reset it."""
     primary, started = cluster.primary(), time.monotonic()
@@ -476,12 +476,12 @@ def idle_clients(cluster, seconds):
     return lasting(seconds, connect, lambda: [client.close() for client in clients])
 
 
-@weather("five idle clients of Patroni, 1 to 4 s", bridged=True)
+@fault("five idle clients of Patroni, 1 to 4 s", bridged=True)
 def idle(cluster, random):
     return idle_clients(cluster, random.uniform(1, 4))
 
 
-@weather("five idle clients of Patroni, 8 s", bridged=True)
+@fault("five idle clients of Patroni, 8 s", bridged=True)
 def idle_eight(cluster, random):
     return idle_clients(cluster, 8)
 
@@ -491,12 +491,12 @@ def restart(cluster, node, path):
     return lasting(0, lambda: cluster.patroni(node, "restart"), lambda: cluster.until_ok(node, path))
 
 
-@weather("a standby's Patroni restarted", bridged=True)
+@fault("a standby's Patroni restarted", bridged=True)
 def restart_standby(cluster, random):
     return restart(cluster, random.choice(others(cluster.primary())), "replica")
 
 
-@weather("the primary's Patroni restarted in pause", bridged=True)
+@fault("the primary's Patroni restarted in pause", bridged=True)
 def restart_in_pause(cluster, random):
     cluster.patronictl("pause", "demo", "--wait")
     try:
@@ -507,7 +507,7 @@ def restart_in_pause(cluster, random):
     return lasted
 
 
-@weather("Patroni killed and restarted by systemd", bridged=True)
+@fault("Patroni killed and restarted by systemd", bridged=True)
 def kill_patroni_restarted(cluster, random):
     primary, drop_in = cluster.primary(), "/run/systemd/system/patroni.service.d/restart.conf"
     setting = "[Service]\\nRestart=always\\nRestartSec=100ms\\n"
@@ -520,7 +520,7 @@ def kill_patroni_restarted(cluster, random):
         cluster.run(primary, f"rm {drop_in}; systemctl daemon-reload")
 
 
-@weather("Patroni's query blocked, 1 to 4 s", bridged=True, everywhere=True)
+@fault("Patroni's query blocked, 1 to 4 s", bridged=True, everywhere=True)
 def block_query(cluster, random):
     """Patroni gives up after two seconds: 200 with the state unknown. The standbys replay this lock and have the
     same trouble. New sessions to PostgreSQL may have to wait, too."""
@@ -529,13 +529,13 @@ def block_query(cluster, random):
     return lasting(0, lambda: cluster.sql(primary, lock))
 
 
-@weather("the primary's machine paused, 1 to 4 s", bridged=True, silent=True)
+@fault("the primary's machine paused, 1 to 4 s", bridged=True, silent=True)
 def pause_machine(cluster, random):
     freeze = functools.partial(cluster.freeze, cluster.primary())
     return lasting(random.uniform(1, 4), lambda: freeze(True), lambda: freeze(False))
 
 
-@weather("the primary's machine starved, 8 s", silent=True)
+@fault("the primary's machine starved, 8 s", silent=True)
 def starve_machine(cluster, random):
     """It runs for a tenth of the time."""
     freeze, end = functools.partial(cluster.freeze, cluster.primary()), time.monotonic() + 8
@@ -585,9 +585,9 @@ def step_clock(cluster, random, seconds, watched):
 
 for words, step, watched in ("a second", 1, 5), ("five minutes", 300, 25):
     ahead = functools.partial(step_clock, seconds=step, watched=5)
-    weather(f"Patroni's clock {words} forward", bridged=True)(ahead)
+    fault(f"Patroni's clock {words} forward", bridged=True)(ahead)
     back = functools.partial(step_clock, seconds=-step, watched=watched)
-    weather(f"Patroni's clock {words} back", bridged=step == 1)(back)
+    fault(f"Patroni's clock {words} back", bridged=step == 1)(back)
 
 
 def poll_cluster(address, ended):
@@ -599,7 +599,7 @@ def poll_cluster(address, ended):
             pass
 
 
-@weather("Patroni's loop hung, GET /cluster polled", everywhere=True)
+@fault("Patroni's loop hung, GET /cluster polled", everywhere=True)
 def hang_loop(cluster, random):
     """Each GET /cluster reads the DCS and renews dcs_last_seen, though Patroni does not renew its lock. The standbys
     see that the primary is alive, and stay what they are; an operator does not look. The third node may have
