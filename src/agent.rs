@@ -158,7 +158,7 @@ impl From<Reply> for Answered {
     }
 }
 
-/// Says that the grace could outlive the leader lock, if it could: with HAProxy's interval of units/haproxy.cfg.
+/// Says that the grace could outlive the leader lock, if it could: with HAProxy's interval of units/examples/haproxy.cfg.
 fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
     let (grace, timeout) = (options.policy.grace, options.timeout);
     let needed = grace + 2 * timeout + Duration::from_millis(500);

@@ -470,7 +470,8 @@ fn a_real_site() {
         true => "patroni-agent-check-listen.socket",
         false => "patroni-agent-check.socket",
     };
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("units/patroni-agent-check.xinetd");
+    let shipped =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("units/examples/patroni-agent-check.xinetd");
     let shipped = shipped.to_str().expect("UTF-8");
     for node in [next, other(&[next])] {
         println!("xinetd with the shipped file in the place of {} on {node}", socket(node));

@@ -327,7 +327,7 @@ fn pools_on_one_port_by_agent_send() {
     }
 }
 
-/// The commented lines of units/haproxy.cfg and the alerts of units/prometheus-rules.yml, on two nodes.
+/// The commented lines of units/examples/haproxy.cfg and the alerts of units/examples/prometheus-rules.yml, on two nodes.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn reads_fall_back_to_the_primary_and_alerts_see_it() {
@@ -353,7 +353,7 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     let port =
         || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
     let (reads, metrics) = (port(), port());
-    let shipped = common::file("../units/haproxy.cfg");
+    let shipped = common::file("../units/examples/haproxy.cfg");
     let shipped = fs::read_to_string(shipped).expect("haproxy.cfg");
     let mut pools = format!(
         "listen postgres-write\n default-server agent-check agent-inter 200ms disabled\n bind 127.0.0.1:{}\n",
@@ -425,8 +425,8 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     assert_eq!(replicas(), 1);
 
     let exported = get(metrics, "GET /metrics HTTP/1.0\r\n\r\n");
-    let rules =
-        fs::read_to_string(common::file("../units/prometheus-rules.yml")).expect("the rules");
+    let rules = fs::read_to_string(common::file("../units/examples/prometheus-rules.yml"))
+        .expect("the rules");
     let mut seen = 0;
     for selector in rules.split("haproxy_server_status{").skip(1) {
         let labels = selector.split('}').next().expect("labels");
@@ -459,7 +459,7 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     assert_eq!(up("postgres-write"), 1);
 }
 
-/// The pools of units/haproxy.cfg with one server: HAProxy keeps the last word of an agent that says nothing more,
+/// The pools of units/examples/haproxy.cfg with one server: HAProxy keeps the last word of an agent that says nothing more,
 /// and its own check ends that if Patroni says no, and does not if Patroni says yes. `agents` shows the silence.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
@@ -476,7 +476,8 @@ fn a_silent_agent_is_bounded_by_the_check() {
     let patroni = FakePatroni::new(move |stream| {
         let _ = stream.write_all(&http(if agrees.load(Ordering::SeqCst) { 200 } else { 503 }, ""));
     });
-    let shipped = fs::read_to_string(common::file("../units/haproxy.cfg")).expect("haproxy.cfg");
+    let shipped =
+        fs::read_to_string(common::file("../units/examples/haproxy.cfg")).expect("haproxy.cfg");
     let pool = |name: &str| {
         let (_, section) = shipped.split_once(&format!(" {name}\n")).expect("the pool");
         let section = section.split("\n\n").next().expect("its lines");
@@ -530,7 +531,7 @@ fn a_silent_agent_is_bounded_by_the_check() {
     }
 }
 
-/// The write pool of units/haproxy.cfg and its reserve, on two nodes.
+/// The write pool of units/examples/haproxy.cfg and its reserve, on two nodes.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
@@ -578,7 +579,8 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     };
     let nodes = [server("pg1", Primary), server("pg2", Replica)];
     let bind = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
-    let shipped = fs::read_to_string(common::file("../units/haproxy.cfg")).expect("haproxy.cfg");
+    let shipped =
+        fs::read_to_string(common::file("../units/examples/haproxy.cfg")).expect("haproxy.cfg");
     let (_, defaults) = shipped.split_once("defaults\n").expect("its defaults");
     let default_server = defaults.lines().find(|line| line.contains("default-server")).expect("it");
     let section = |head: &str| {

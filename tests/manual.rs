@@ -152,7 +152,7 @@ fn the_completions() {
     let words = words.join(" ");
     let made = "# Made by tests/manual.rs from the table in src/options.rs.";
     assert_is(
-        "units/completions/patroni-agent-check.bash",
+        "units/packaging/completions/patroni-agent-check.bash",
         &format!(
             "{made}\n_patroni_agent_check() {{\n    local cur=${{COMP_WORDS[COMP_CWORD]}}\n    \
              case ${{COMP_WORDS[COMP_CWORD - 1]}} in\n{bash}        *) mapfile -t COMPREPLY < \
@@ -161,11 +161,11 @@ fn the_completions() {
         ),
     );
     assert_is(
-        "units/completions/_patroni-agent-check",
+        "units/packaging/completions/_patroni-agent-check",
         &format!("#compdef {NAME}\n{made}\n_arguments \\\n{zsh}    ':check:({checks})'\n"),
     );
     assert_is(
-        "units/completions/patroni-agent-check.fish",
+        "units/packaging/completions/patroni-agent-check.fish",
         &format!("{made}\ncomplete -c {NAME} -f\n{fish}complete -c {NAME} -a '{checks}'\n"),
     );
 }
@@ -182,7 +182,7 @@ fn the_shells() {
     };
     let [bash, zsh, fish] =
         ["patroni-agent-check.bash", "_patroni-agent-check", "patroni-agent-check.fish"]
-            .map(|name| file("units/completions").join(name).display().to_string());
+            .map(|name| file("units/packaging/completions").join(name).display().to_string());
     let script = "source $0; COMP_WORDS=(x \"$@\"); COMP_CWORD=$#; _patroni_agent_check; echo \"${COMPREPLY[*]}\"";
     assert_eq!(run(&["bash", "-c", script, &bash, "--else", ""]), "maint drain down\n");
     assert_eq!(run(&["bash", "-c", script, &bash, "--unr"]), "--unreachable\n");

@@ -1,4 +1,4 @@
-//! units/haproxy-reload.conf on a real systemd and HAProxy: a reload takes the states over, the changed
+//! units/examples/haproxy-reload.conf on a real systemd and HAProxy: a reload takes the states over, the changed
 //! configuration wins, and what fails changes nothing. Needs root and what tests/install installs; tests/run runs it.
 
 mod common;
@@ -19,11 +19,11 @@ impl Machine {
             "mkdir /etc/systemd/system/haproxy.service.d && systemd-tmpfiles --create haproxy.conf",
         );
         machine.put(
-            &fs::read_to_string(common::file("../units/haproxy-reload.conf")).expect("it"),
+            &fs::read_to_string(common::file("../units/examples/haproxy-reload.conf")).expect("it"),
             "/etc/systemd/system/haproxy.service.d/reload.conf",
         );
         let shipped =
-            fs::read_to_string(common::file("../units/haproxy.cfg")).expect("haproxy.cfg");
+            fs::read_to_string(common::file("../units/examples/haproxy.cfg")).expect("haproxy.cfg");
         let (settings, pools) = shipped.split_once("listen postgres-write").expect("a write pool");
         let pool = pools.split("\n\n").next().expect("its lines");
         // nobody asks Patroni here

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 const DEBIAN_13: &str = "/var/cache/patroni-agent-check/trixie";
 const INTERVAL: Duration = Duration::from_secs(2);
-/// `timeout check` of units/haproxy.cfg.
+/// `timeout check` of units/examples/haproxy.cfg.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 fn top() -> &'static Path {
@@ -113,13 +113,13 @@ impl Machine {
         })
     }
 
-    /// units/fence.conf with two addresses of this machine, while the socket listens.
+    /// units/examples/fence.conf with two addresses of this machine, while the socket listens.
     fn fence(&self) {
         self.fence_for("127.0.0.1 ::1");
     }
 
     fn fence_for(&self, addresses: &str) {
-        let text = fs::read_to_string(top().join("units/fence.conf")).expect("units");
+        let text = fs::read_to_string(top().join("units/examples/fence.conf")).expect("units");
         let folder = format!("/etc/systemd/system/{}.socket.d", self.units);
         self.sh(&format!("mkdir {folder}"));
         self.file(&format!("{folder}/fence.conf"), &text.replace("localhost", addresses));
@@ -576,7 +576,7 @@ fn drop_ins() {
         for (drop_in, most) in [("", 7.3), ("lean", 3.3), ("strict", 1.1)] {
             machine.sh(&format!("rm -rf {folder}; mkdir {folder}"));
             if !drop_in.is_empty() {
-                let file = top().join("units").join(format!("{drop_in}.conf"));
+                let file = top().join("units/examples").join(format!("{drop_in}.conf"));
                 machine.put(&file, &format!("{folder}/{drop_in}.conf"));
             }
             machine.sh("systemctl daemon-reload");
@@ -630,7 +630,7 @@ fn a_patroni_on_the_nodes_address() {
             for drop_in in ["lean", "strict"] {
                 let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
                 machine.sh(&format!("rm -rf {folder}; mkdir {folder}"));
-                let file = top().join("units").join(format!("{drop_in}.conf"));
+                let file = top().join("units/examples").join(format!("{drop_in}.conf"));
                 machine.put(&file, &format!("{folder}/{drop_in}.conf"));
                 machine.sh("systemctl daemon-reload");
                 assert!(
