@@ -11,7 +11,7 @@ use crate::question::{Asked, NoQuestion, Question};
 use crate::reply::{self, Otherwise, Reply, Verdict};
 use crate::sandbox::{self, Again};
 use crate::share::{Missed, Shared};
-use crate::{hold, serve, syslog};
+use crate::{by_hand, hold, serve, syslog};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -39,16 +39,26 @@ pub fn one(options: &Options, mut connection: Connection, started: Instant) -> E
     let deadline = started + options.timeout;
     let prepare = |connection: &Connection, memory: &Memory| {
         let prepared = options.patroni.prepare(local(options, connection));
+        if options.explain {
+            by_hand::machine().iter().for_each(|text| connection.remark(text));
+        }
         // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
         if !cfg!(without_sandbox) {
             let port = options.patroni.connect_to.port;
-            if let Err(missing) = sandbox::enter(port, memory.descriptor(), syslog::descriptor()) {
-                connection.remark(&missing);
+            match sandbox::enter(port, memory.descriptor(), syslog::descriptor()) {
+                Err(missing) => connection.remark(&missing),
+                Ok(()) if options.explain => connection.remark("sandbox: complete"),
+                Ok(()) => {}
             }
         }
         move |connection: &Connection, check: &Check| {
             let prepared = prepared.as_ref().map_err(NoAnswer::clone);
             let asked = timed(|| prepared.clone()?.ask(check, deadline));
+            if options.explain {
+                let lines =
+                    by_hand::asked(prepared.as_ref().ok().copied(), check, &asked.1, deadline);
+                lines.iter().for_each(|text| connection.remark(text));
+            }
             if let (Connection::Standard, Ok(prepared), Ok(_)) = (connection, &prepared, &asked.1) {
                 if let Some(text) = too_long(options, prepared.lock_outlives(deadline)) {
                     connection.remark(&text);
@@ -211,6 +221,9 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
             connection.remark(&format!("there is no grace: {error}"));
         }
         let last = recalled.last();
+        if options.explain {
+            connection.remark(&by_hand::memory(&last, times));
+        }
         if connection.is_human() && recalled.error().is_none() && last.lease.is_zero() {
             let file = options.memory_file.display();
             let text = format!("there is no grace: no good answer to this check is in {file}");

@@ -13,6 +13,9 @@ pub mod agent;
 /// The command line.
 pub mod options;
 
+/// What is different if a human starts it.
+pub mod by_hand;
+
 /// The user that this process becomes, if root started it.
 pub mod user;
 

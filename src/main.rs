@@ -2,9 +2,9 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
-use patroni_agent_check::agent;
 use patroni_agent_check::connection::{Activation, Connection};
 use patroni_agent_check::options::{Options, Stop};
+use patroni_agent_check::{agent, by_hand};
 use patroni_agent_check::{syslog, user};
 use std::panic;
 use std::process::ExitCode;
@@ -19,9 +19,13 @@ fn main() -> ExitCode {
     if std::env::args_os().any(|argument| argument == "--syslog") {
         syslog::open();
     }
-    let options = panic::catch_unwind(|| Options::parse(std::env::args_os().skip(1)));
+    let by_hand = matches!(activation, Ok(Activation::Here(Connection::Standard)));
+    let parse = || {
+        let arguments = std::env::args_os().skip(1);
+        if by_hand { by_hand::parse(arguments.collect()) } else { Options::parse(arguments) }
+    };
     let bug = || Err(Stop::Usage("bug in reading the command line".to_owned()));
-    let options = options.unwrap_or_else(|_| bug()).and_then(become_user);
+    let options = panic::catch_unwind(parse).unwrap_or_else(|_| bug()).and_then(become_user);
     match (activation, options) {
         (Err(error), _) => agent::usage_error(&error),
         (Ok(Activation::Gone), _) => ExitCode::SUCCESS,

@@ -56,6 +56,7 @@ struct Given {
     user: Option<String>,
     tls: Tls,
     connect_to: Option<String>,
+    explain: bool,
 }
 
 const fn takes(
@@ -185,6 +186,12 @@ pub const OPTIONS: &[Described] = &[
         "connect there, but verify and name the host of --url",
         |given, value| set(&mut given.connect_to, text(value).map(|text| Some(text.to_owned()))),
     ),
+    flag(
+        None,
+        "explain",
+        "by hand: also say on stderr what was asked, what came back, and what looks odd",
+        Set::Flag(|given| given.explain = true),
+    ),
     flag(Some('h'), "help", "print this and exit", Set::Print(help)),
     flag(Some('V'), "version", "print the version and exit", Set::Print(version)),
 ];
@@ -208,6 +215,8 @@ pub struct Options {
     pub user: Option<String>,
     /// What is asked, and by whom.
     pub asked: Asked,
+    /// By hand: all is said.
+    pub explain: bool,
 }
 
 /// Why there is nothing to check.
@@ -300,6 +309,7 @@ impl Given {
             idle: self.idle,
             user: self.user,
             asked,
+            explain: self.explain,
         })
     }
 }

@@ -3,14 +3,16 @@
 mod common;
 
 use common::{AGENT, FakePatroni, PRIMARY, Start, http, listen, start};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const READY: &str = "up ready # primary, running, timeline 5\n";
@@ -179,16 +181,24 @@ fn burst(server: &Server, checks: &[&str], count: usize) -> Vec<String> {
     peers.into_iter().map(listen).collect()
 }
 
-/// A Patroni that counts how many ask at once, and answers after a while, if at all.
+/// A Patroni that counts how many ask at once, and answers after a while, if at all. Who has closed asks no more, however
+/// long it takes until this process sees it.
 fn counting(takes: Duration) -> (FakePatroni, Arc<AtomicUsize>) {
-    let (asking, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let asking: Mutex<Vec<(usize, TcpStream)>> = Mutex::default();
+    let (number, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
     let counted = most.clone();
     let patroni = FakePatroni::new(move |stream| {
-        let now = asking.fetch_add(1, Ordering::SeqCst) + 1;
-        counted.fetch_max(now, Ordering::SeqCst);
+        let own = number.fetch_add(1, Ordering::SeqCst);
+        {
+            let mut asking = asking.lock().expect("no panic");
+            let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            asking.retain(|(_, other)| recv(other, &mut [0; 1], look) == Err(Errno::AGAIN));
+            asking.push((own, stream.try_clone().expect("a descriptor")));
+            counted.fetch_max(asking.len(), Ordering::SeqCst);
+        }
         stream.set_read_timeout(Some(takes)).expect("a socket");
         let gave_up = matches!(stream.read(&mut [0]), Ok(0));
-        asking.fetch_sub(1, Ordering::SeqCst);
+        asking.lock().expect("no panic").retain(|(other, _)| *other != own);
         if !gave_up {
             let _ = stream.write_all(&http(200, PRIMARY));
         }

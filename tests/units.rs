@@ -595,6 +595,41 @@ fn drop_ins() {
     });
 }
 
+/// The settings of the units hold for a check by hand, too, and `--explain` says so.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn by_hand_it_says_what_haproxy_is_told() {
+    let settings = "/etc/default/patroni-agent-check";
+    let machine = Machine::boot("by-hand", "/");
+    let by_hand = |arguments| machine.sh(&format!("patroni-agent-check {arguments} 2>&1 || true"));
+    machine.file(settings, "OPTIONS=\"--agent-send --else drain\"\n");
+    let told = machine.network(|| ask(5555, "replica"));
+    assert_eq!(told, "up drain # primary, running\n");
+    let explained = by_hand("--explain replica");
+    for line in [
+        told.trim(),
+        "settings: /etc/default/patroni-agent-check: --agent-send --else drain",
+        "asked: Patroni 127.0.0.1:8008 for /replica",
+        "status 200, state 'running', role 'primary', replication_state none, timeline 0",
+        "memory: the last answer to this check came ",
+        "sandbox: complete",
+    ] {
+        assert!(explained.contains(line), "{line}: {explained}");
+    }
+    assert!(!explained.contains("nobody listens"), "{explained}");
+    // its own options leave the file aside
+    assert!(by_hand("--grace 0 replica").starts_with("up maint"));
+    assert!(by_hand("").starts_with("up ready"));
+    machine.file(settings, "export OPTIONS=\"--agent-send\"\n");
+    assert!(by_hand("").contains("is not OPTIONS=..., so the units ignore it"));
+    machine.file(settings, "OPTIONS=--agent-sent\n");
+    let wrong = "/etc/default/patroni-agent-check: invalid option '--agent-sent'";
+    assert!(by_hand("").contains(wrong), "{}", by_hand(""));
+    machine.file(settings, "OPTIONS=--agent-send\n");
+    machine.sh("systemctl stop patroni-agent-check.socket");
+    assert!(by_hand("--explain").contains("nobody listens on port 5555"));
+}
+
 /// As Debian's Patroni package sets it up: its REST API has the node's address only, and nobody has told the agent.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]

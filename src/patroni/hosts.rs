@@ -62,11 +62,22 @@ const SOCKETS_LIMIT: u64 = 16 * 1024 * 1024;
 
 /// Where somebody listens on this port, at an address of this machine. Nobody, if the kernel does not tell.
 pub fn listening(port: u16) -> Vec<SocketAddr> {
+    let mut found = listeners(port);
+    found.retain(|listener| !listener.ip().is_unspecified());
+    found.truncate(ADDRESSES);
+    found
+}
+
+/// Whether somebody listens on this port, at any address.
+pub fn is_listening(port: u16) -> bool {
+    !listeners(port).is_empty()
+}
+
+fn listeners(port: u16) -> Vec<SocketAddr> {
     let read = |file| file::read(Path::new(file), SOCKETS_LIMIT).unwrap_or_default();
     let files = SOCKETS.map(read);
     let lines = files.iter().flat_map(|file| file.split(|byte| *byte == b'\n'));
-    let listening = lines.filter_map(listener).filter(|listener| listener.port() == port);
-    listening.filter(|listener| !listener.ip().is_unspecified()).take(ADDRESSES).collect()
+    lines.filter_map(listener).filter(|listener| listener.port() == port).collect()
 }
 
 /// A line of a socket that listens: its number, its address and port in hexadecimal, the peer's, its state.

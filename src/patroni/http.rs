@@ -58,9 +58,8 @@ pub fn get(prepared: &Prepared, path: &str, deadline: Instant) -> Result<Respons
         }
     }
     let error = nobody.unwrap_or_else(|| "its name has no address".to_owned());
-    let others = elsewhere.iter().map(|address| format!(" and {address}")).collect::<String>();
     let cure = if patroni.elsewhere { " (see restapi.listen and --url)" } else { "" };
-    let reason = format!("Patroni {}{others}: {error}{cure}", patroni.connect_to);
+    let reason = format!("{}: {error}{cure}", prepared.tried());
     Err(NoAnswer { refused, reason })
 }
 

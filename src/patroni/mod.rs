@@ -1,7 +1,7 @@
 //! The local Patroni: where its REST API is, the one question to it, and what it says. Knows nothing of what that
 //! means for HAProxy.
 
-mod hosts;
+pub mod hosts;
 mod http;
 pub mod tls;
 
@@ -219,6 +219,23 @@ impl Prepared<'_> {
             answer(response.status, &response.body).map_err(|error| self.patroni.blame(&error))?;
         answer.date = response.date.map_or(answer.date, seconds);
         Ok(answer)
+    }
+
+    /// Where Patroni is looked for, in this order, in words.
+    pub fn tried(&self) -> String {
+        let Prepared { patroni, elsewhere, .. } = self;
+        let others = elsewhere.iter().map(|address| format!(" and {address}")).collect::<String>();
+        format!("Patroni {}{others}", patroni.connect_to)
+    }
+
+    /// The name that Patroni's node gives itself (since Patroni 3.3.0), or else its own REST API's address. Not for
+    /// HAProxy's checks, which ask once.
+    pub fn node(&self, deadline: Instant) -> Option<String> {
+        let response = http::get(self, "/patroni", deadline).ok()?;
+        let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(&response.body).ok()?;
+        let patroni: BTreeMap<String, &RawValue> =
+            serde_json::from_str(keys.get("patroni")?.get()).ok()?;
+        serde_json::from_str(patroni.get("name")?.get()).ok()
     }
 
     /// How long the leader lock outlives any good answer at the least, from Patroni's dynamic configuration: `ttl` less
