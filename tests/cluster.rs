@@ -285,8 +285,11 @@ fn journal(node: &str) -> Vec<String> {
     let all = on(node, "journalctl --no-pager -q").expect("journalctl");
     // the socket's own start, and the slice of all instances, are once
     let once = ["HAProxy agent checks for the local Patroni", "Slice /system/patroni-agent-check"];
+    // systemd's own error, which it has for a connection that is reset before it is accepted
+    let reset = ".socket: getpeername failed: Transport endpoint is not connected";
+    let known = |line: &str| line.ends_with(reset) || once.iter().any(|once| line.contains(once));
     all.lines()
-        .filter(|line| line.contains("agent") && !once.iter().any(|once| line.contains(once)))
+        .filter(|line| line.contains("agent") && !known(line))
         .map(str::to_owned)
         .collect()
 }
