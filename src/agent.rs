@@ -24,7 +24,7 @@ const APART: Duration = Duration::from_millis(2);
 /// Different questions with a query that may wait: anybody can make up another one, and it would wait for its deadline.
 const WAITING: usize = 64;
 /// In the journal, at most once a minute.
-const NOT_UNDERSTOOD: &str = "no agent-send line that can be understood (the reply says why)";
+const NOT_UNDERSTOOD: &str = "agent-send line not understood (the reply says why)";
 /// Usage, in sysexits(3).
 const USAGE: u8 = 64;
 
@@ -144,10 +144,12 @@ fn together(
     let ip = local.map(|local| local.ip());
     shared.ask((check.path().to_owned(), ip), first, deadline, ask).unwrap_or_else(|missed| {
         let why = match missed {
-            Missed::Unasked => "no answer before the deadline (--timeout): others wait for it, too",
-            Missed::Crowded => "not asked: too many different questions wait for it",
+            Missed::Unasked => {
+                "no answer before the deadline (--timeout): too many others are waiting"
+            }
+            Missed::Crowded => "not asked: too many different questions are waiting",
             Missed::Unanswered => "no answer before the deadline (--timeout)",
-            Missed::Broken => "not asked, for a bug in patroni-agent-check",
+            Missed::Broken => "not asked because of a bug in patroni-agent-check",
         };
         let times = Times { asked: came, answered: memory::now() };
         (times, Err(patroni.blame(why)))
@@ -175,7 +177,7 @@ fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
     let lock = lock.filter(|lock| *lock < needed && !grace.is_zero())?;
     let seconds = |time: Duration| time.as_secs_f32();
     Some(format!(
-        "--grace {} s is too long for this cluster: its leader lock may end {} s after a good answer (ttl less retry_timeout, less the larger of loop_wait and retry_timeout), and --grace, two --timeout and HAProxy's agent-inter together must not be more",
+        "--grace {} s is too long for this cluster: its leader lock may end {} s after a good answer (ttl less retry_timeout, less the larger of loop_wait and retry_timeout), and --grace plus twice --timeout plus HAProxy's agent-inter must not exceed that",
         seconds(grace),
         seconds(lock)
     ))
@@ -198,7 +200,7 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
         };
         if let Some(hold) = &hold {
             connection.remark(&format!(
-                "a hold is on: {}, {}",
+                "a hold is active: {}, {}",
                 Otherwise::from(hold.word),
                 hold.reason
             ));
@@ -218,7 +220,7 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
         let (times, answer) = ask(connection, &question.check);
         let recalled = memory.recall(&options.patroni.connect_to, Some(&question.check));
         if let Some(error) = recalled.error() {
-            connection.remark(&format!("there is no grace: {error}"));
+            connection.remark(&format!("no grace period: {error}"));
         }
         let last = recalled.last();
         if options.explain {
@@ -226,7 +228,7 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
         }
         if connection.is_human() && recalled.error().is_none() && last.lease.is_zero() {
             let file = options.memory_file.display();
-            let text = format!("there is no grace: no good answer to this check is in {file}");
+            let text = format!("no grace period: {file} has no good answer to this check");
             connection.remark(&text);
         }
         let (mut reply, mut record) =

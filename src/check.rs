@@ -112,8 +112,9 @@ impl FromStr for Check {
             None => (text, None),
         };
         let Some((name, wants)) = CHECKS.iter().find(|(known, _)| *known == name) else {
-            let known = names().collect::<Vec<_>>().join(", ");
-            return Err(format!("'{name}' is no Patroni health check; there are {known}"));
+            return Err(format!(
+                "unknown health check '{name}'; try primary, replica, read-only (all: --help)"
+            ));
         };
         let mut sent = Vec::new();
         let mut lag = None;
@@ -128,7 +129,7 @@ impl FromStr for Check {
                         Some(tag) => word("tag_", tag).and(word(key, value))?,
                         None => {
                             return Err(format!(
-                                "'{parameter}' is unknown; a check takes lag=SIZE, replication_state=WORD, tag_NAME=VALUE"
+                                "unknown parameter '{parameter}'; a health check takes lag=SIZE, replication_state=WORD, tag_NAME=VALUE"
                             ));
                         }
                     };
@@ -162,7 +163,7 @@ fn size(value: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "lag={value} is no size; write a whole number with B, kB, MB, GB or TB, such as lag=16MB"
+        "lag={value} is not a size; write a whole number with B, kB, MB, GB or TB, such as lag=16MB"
     ))
 }
 
@@ -214,10 +215,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_told_the_known_ones() {
+    fn an_unknown_name_is_told_where_the_known_ones_are() {
         for name in ["", "/", "Primary", "primary ", "//primary", "cluster", "../primary"] {
             let error = error(name);
-            assert!(error.contains("read-only-quorum"), "{error}");
+            assert!(error.ends_with("try primary, replica, read-only (all: --help)"), "{error}");
         }
     }
 

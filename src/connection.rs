@@ -123,7 +123,7 @@ impl Connection {
     /// # Errors
     ///
     /// The peer closed without a word; there is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`), and never later than that
-    /// `timeout`; or it is longer than [`LINE_LIMIT`] bytes.
+    /// `timeout`; or longer than [`LINE_LIMIT`] bytes.
     pub fn read_line(
         &mut self,
         started: Instant,

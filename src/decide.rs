@@ -264,7 +264,7 @@ fn table(
             ("unknown", role) => {
                 (Verdict::Fail, format!("{role}, state unknown: PostgreSQL does not answer Patroni"))
             }
-            (state, role) => (Verdict::Fail, format!("{role}, '{state}' is no state of Patroni's")),
+            (state, role) => (Verdict::Fail, format!("{role}, unknown state '{state}'")),
         },
     };
     Reply { verdict, check: check.to_string(), reason }

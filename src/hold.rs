@@ -55,9 +55,10 @@ pub fn read(path: &Path) -> Result<Option<Hold>, String> {
     match file::read(path, LIMIT) {
         Err(error) => match fs::symlink_metadata(path).map_err(|error| error.kind()) {
             Err(ErrorKind::NotFound) => Ok(None),
-            Err(ErrorKind::PermissionDenied) => {
-                Err(format!("a hold cannot be seen: {}: its folder is closed", path.display()))
-            }
+            Err(ErrorKind::PermissionDenied) => Err(format!(
+                "cannot see whether there is a hold: {}: its folder may not be searched",
+                path.display()
+            )),
             // It has come since, and the next check reads it; but a link to nothing is somebody's will.
             Ok(there) if error.kind() == ErrorKind::NotFound && !there.is_symlink() => Ok(None),
             _ => wrong(error.to_string()),

@@ -25,7 +25,7 @@ const PLAIN: usize = 24;
 const NO_CHECK: usize = PLAIN - 1;
 /// What each record begins with, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
-const FOREIGN: &str = "not a memory file; remove it, and systemd-tmpfiles --create patroni-agent-check.conf makes one";
+const FOREIGN: &str = "not a memory file; remove it, and systemd-tmpfiles --create patroni-agent-check.conf creates one";
 /// Checks that are threads of one process read and leave one after the other, so that the journal hears once of what
 /// they all met in the same moment.
 static TURN: Mutex<()> = Mutex::new(());
@@ -102,7 +102,7 @@ impl Memory {
         // in a folder of root's the agent may not make it
         let cure = |error: &io::Error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::PermissionDenied => {
-                "; systemd-tmpfiles --create patroni-agent-check.conf makes it"
+                "; systemd-tmpfiles --create patroni-agent-check.conf creates it"
             }
             _ => "",
         };

@@ -1,7 +1,7 @@
 //! The command line: the only way of configuring. Knows the options and builds from them what the steps are told; knows
 //! nothing of how the steps use it.
 
-use crate::check::Check;
+use crate::check::{self, Check};
 use crate::decide::{Policy, Unreachable};
 use crate::patroni::Patroni;
 use crate::patroni::tls::Tls;
@@ -84,75 +84,75 @@ pub const OPTIONS: &[Described] = &[
         "url",
         "URL",
         "",
-        "Patroni's REST API, http or https; a host name must be in /etc/hosts, unless there is --connect-to (default http://127.0.0.1:8008 and, if nobody listens there, the same port of the address on which HAProxy asked)",
+        "Patroni's REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 and, if nobody listens there, the same port of the address on which HAProxy asked)",
         |given, value| set(&mut given.url, text(value).map(|text| Some(text.to_owned()))),
     ),
     takes(
         "timeout",
         "DURATION",
         "1500ms",
-        "one deadline for everything, 10ms to 10s",
+        "time limit for the whole check, 10ms to 10s",
         |given, value| set(&mut given.timeout, timeout_value(value)),
     ),
     takes(
         "else",
         "maint|drain|down",
         "maint",
-        "what a healthy node gets that is not CHECK",
+        "state to report for a healthy node that does not match CHECK",
         |given, value| set(&mut given.otherwise, text(value).and_then(str::parse)),
     ),
     takes(
         "unreachable",
         "down|keep",
         "down",
-        "what is said if Patroni gives no usable answer; keep changes nothing in HAProxy",
+        "state to report if Patroni gives no usable answer; keep leaves HAProxy's state as it is",
         |given, value| set(&mut given.unreachable, text(value).and_then(str::parse)),
     ),
     flag(
         None,
         "agent-send",
-        "HAProxy sends the check: one line CHECK [maint|drain|down], at most 256 bytes",
+        "read the check from HAProxy: one line CHECK [maint|drain|down], at most 256 bytes",
         Set::Flag(|given| given.agent_send = true),
     ),
     takes(
         "hold-file",
         "FILE",
         "/run/patroni-agent-check/hold",
-        "if there is this file, its first word drain or maint is what a ready node gets, and the rest says why",
+        "if this file exists, a node that is ready reports its first word, drain or maint, and the rest as the reason",
         |given, value| set(&mut given.hold_file, Ok(value.into())),
     ),
     takes(
         "grace",
         "DURATION",
         "3s",
-        "how long after a good answer trouble changes nothing in HAProxy, at most 15s; 0 for never",
+        "how long after a good answer a failure leaves HAProxy's state as it is, at most 15s; 0 turns this off",
         |given, value| set(&mut given.grace, grace_value(value)),
     ),
     takes(
         "memory-file",
         "FILE",
         "/run/patroni-agent-check/memory",
-        "what one check leaves to the next, for --grace and the journal",
+        "where a check leaves its result for the next one, for --grace and the journal",
         |given, value| set(&mut given.memory_file, Ok(value.into())),
     ),
     takes(
         "idle",
         "DURATION",
         "10s",
-        "with a listening socket: how long to stay after the last check, 1s to 1h",
+        "with a listening socket: exit after this time without a check, 1s to 1h",
         |given, value| set(&mut given.idle, idle_value(value)),
     ),
     takes(
         "user",
         "NAME",
         "",
-        "if root starts it: become this user of /etc/passwd before anything else",
+        "if started by root: become this user, as /etc/passwd has it, before anything else",
         |given, value| set(&mut given.user, text(value).map(|text| Some(text.to_owned()))),
     ),
     flag(
         None,
         "syslog",
-        "what goes to the journal goes by /dev/log, not by stderr, and nothing waits",
+        "log to /dev/log instead of stderr, and never wait for it",
         // done before the command line is read
         Set::Flag(|_| {}),
     ),
@@ -160,7 +160,7 @@ pub const OPTIONS: &[Described] = &[
         "cacert",
         "FILE",
         "",
-        "the CA of Patroni's certificate, PEM; public CAs are not used",
+        "the CA that signed Patroni's certificate, PEM; public CAs are not trusted",
         |given, value| set(&mut given.tls.cacert, Ok(Some(value.into()))),
     ),
     takes("cert", "FILE", "", "client certificate, PEM", |given, value| {
@@ -170,7 +170,7 @@ pub const OPTIONS: &[Described] = &[
         "key",
         "FILE",
         "",
-        "its private key, PEM; without it the key is looked for in the file of --cert",
+        "private key of --cert, PEM; by default it is read from the file of --cert",
         |given, value| set(&mut given.tls.key, Ok(Some(value.into()))),
     ),
     flag(
@@ -183,16 +183,16 @@ pub const OPTIONS: &[Described] = &[
         "connect-to",
         "HOST[:PORT]",
         "",
-        "connect there, but verify and name the host of --url",
+        "connect to this address, but verify and send the host name of --url",
         |given, value| set(&mut given.connect_to, text(value).map(|text| Some(text.to_owned()))),
     ),
     flag(
         None,
         "explain",
-        "by hand: also say on stderr what was asked, what came back, and what looks odd",
+        "by hand: also print what was asked, what came back, and what looks wrong, on stderr",
         Set::Flag(|given| given.explain = true),
     ),
-    flag(Some('h'), "help", "print this and exit", Set::Print(help)),
+    flag(Some('h'), "help", "print this help and exit", Set::Print(help)),
     flag(Some('V'), "version", "print the version and exit", Set::Print(version)),
 ];
 
@@ -291,7 +291,7 @@ impl Given {
         let asked = match (check, self.agent_send) {
             (Some(_), true) => {
                 return Err(
-                    "with --agent-send HAProxy names the check, so give none here".to_owned()
+                    "with --agent-send HAProxy sends the check, so give none here".to_owned()
                 );
             }
             (None, true) => Asked::AgentSend(otherwise),
@@ -343,9 +343,19 @@ pub fn help() -> String {
     let mut text = format!(
         "HAProxy agent for Patroni: answers one agent check and exits.\n\n\
          Usage: {NAME} [OPTIONS] [CHECK]\n\n\
-         CHECK is one of Patroni's health checks, with its query: primary (default),\n\
-         replica?lag=16MB, read-only, sync, standby-leader ...\n\n"
+         CHECK is one of Patroni's health checks, with its query, such as\n\
+         replica?lag=16MB; primary is the default:\n"
     );
+    let mut column = String::new();
+    for name in check::names() {
+        if column.len() + name.len() > 70 {
+            let _ = writeln!(text, " {column}");
+            column.clear();
+        }
+        column += " ";
+        column += name;
+    }
+    let _ = writeln!(text, " {column}\n");
     for option in OPTIONS {
         let mut meaning = option.meaning.to_owned();
         if !option.default.is_empty() {

@@ -20,11 +20,11 @@ impl Question {
         let line = String::from_utf8_lossy(line);
         let mut words = line.split_ascii_whitespace();
         let question = (|| {
-            let check = words.next().ok_or("it is empty")?.parse()?;
+            let check = words.next().ok_or("empty")?.parse()?;
             let parse = |word: &str| word.parse().map_err(|error| format!("'{word}': {error}"));
             let otherwise = words.next().map_or(Ok(otherwise), parse)?;
             match words.next() {
-                Some(word) => Err(format!("'{word}' is one word too many")),
+                Some(word) => Err(format!("unexpected word '{word}'")),
                 None => Ok(Question { check, otherwise }),
             }
         })();

@@ -87,7 +87,7 @@ fn all_of(parts: Vec<Part>) -> Result<(), String> {
     if missing.is_empty() {
         Ok(())
     } else {
-        Err(format!("no full sandbox: {}", missing.join("; ")))
+        Err(format!("sandbox incomplete: {}", missing.join("; ")))
     }
 }
 
@@ -264,7 +264,7 @@ pub fn enter_listening_with(known: ABI, again: &Again) -> Result<(), String> {
 /// others.
 fn landlock(known: ABI, again: &Again) -> Result<(), Box<dyn Error>> {
     if known == ABI::Unsupported {
-        return Err("not in this kernel".into());
+        return Err("not supported by this kernel".into());
     }
     let mut rules = Ruleset::default().handle_access(AccessFs::from_all(known))?;
     if known >= ABI::V4 {
@@ -286,8 +286,10 @@ fn landlock(known: ABI, again: &Again) -> Result<(), Box<dyn Error>> {
     }
     match rules.restrict_self()?.ruleset {
         RulesetStatus::FullyEnforced => Ok(()),
-        RulesetStatus::PartiallyEnforced => Err("only in part (Linux 6.12 knows all of it)".into()),
-        RulesetStatus::NotEnforced => Err("not in this kernel".into()),
+        RulesetStatus::PartiallyEnforced => {
+            Err("only partly supported (Linux 6.12 supports all of it)".into())
+        }
+        RulesetStatus::NotEnforced => Err("not supported by this kernel".into()),
     }
 }
 

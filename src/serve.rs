@@ -230,7 +230,7 @@ impl State {
         self.told = Some((now, Instant::now()));
         let (refused, silent) = (now.refused - known.refused, now.silent - known.silent);
         Some(format!(
-            "all places were taken ({AT_ONCE}, {AT_ONCE_PER_SOURCE} for each address): closed {silent} connections that sent nothing, refused {refused} more; who may ask?"
+            "all places were taken ({AT_ONCE}, {AT_ONCE_PER_SOURCE} for each address): closed {silent} connections that sent nothing, refused {refused} more; fence.conf limits who may ask"
         ))
     }
 }

@@ -24,15 +24,15 @@ pub fn become_user(name: &str) -> Result<(), String> {
     let passwd =
         file::read(Path::new(PASSWD), LIMIT).map_err(|error| format!("{PASSWD}: {error}"))?;
     let numbers = numbers(&passwd, name)
-        .ok_or_else(|| format!("not in {PASSWD}; systemd-sysusers makes this user"))?;
+        .ok_or_else(|| format!("not in {PASSWD}; systemd-sysusers creates this user"))?;
     let (uid, gid) =
-        numbers.ok_or_else(|| format!("its line in {PASSWD} is root's, or no user's"))?;
+        numbers.ok_or_else(|| format!("its line in {PASSWD} is root's, or invalid"))?;
     give_root_away(Uid::from_raw(uid), Gid::from_raw(gid))
         .map_err(|error| format!("cannot become this user (CapabilityBoundingSet=?): {error}"))?;
     // what cannot be taken back is gone
     match set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT) {
         Err(Errno::PERM) => Ok(()),
-        _ => Err("became this user, and can be root again".to_owned()),
+        _ => Err("this user can become root again".to_owned()),
     }
 }
 

@@ -288,10 +288,7 @@ fn journal(node: &str) -> Vec<String> {
     // systemd's own error, which it has for a connection that is reset before it is accepted
     let reset = ".socket: getpeername failed: Transport endpoint is not connected";
     let known = |line: &str| line.ends_with(reset) || once.iter().any(|once| line.contains(once));
-    all.lines()
-        .filter(|line| line.contains("agent") && !known(line))
-        .map(str::to_owned)
-        .collect()
+    all.lines().filter(|line| line.contains("agent") && !known(line)).map(str::to_owned).collect()
 }
 
 fn other(than: &[&str]) -> &'static str {

@@ -57,7 +57,7 @@ fn patroni_on_ipv6_and_under_a_name() {
     }
     // names of /etc/hosts: tests/names.rs
     let outcome = common::check(&["--url", "http://no-such-host.invalid:8008"]);
-    let told = "down ready # Patroni no-such-host.invalid:8008: not in /etc/hosts, and DNS is not asked: --connect-to ADDRESS\n";
+    let told = "down ready # Patroni no-such-host.invalid:8008: not in /etc/hosts, and DNS is not used: give --connect-to ADDRESS\n";
     assert_eq!(outcome.reply, told);
     let outcome = common::check(&["--url", "http://[::1]:1"]);
     assert_eq!(outcome.reply, "down ready # Patroni [::1]:1: connection refused\n");
@@ -240,7 +240,7 @@ fn without_a_socket_there_are_exit_codes() {
             let lines: Vec<_> = stderr.lines().collect();
             let [grace, reason] = lines[..] else { panic!("{stderr}") };
             assert!(
-                grace.starts_with("patroni-agent-check: there is no grace: /none/memory: "),
+                grace.starts_with("patroni-agent-check: no grace period: /none/memory: "),
                 "{grace}"
             );
             assert!(reason.starts_with("patroni-agent-check: primary: "), "{reason}");
@@ -255,7 +255,7 @@ fn on_a_terminal() {
     let output = Command::new("script").args(["-qefc", &command, "/dev/null"]).output();
     let (code, stdout, _) = text(&output.expect("script(1) of util-linux"));
     let mut lines = stdout.lines();
-    let grace = "patroni-agent-check: there is no grace: /none/memory: No such file or directory";
+    let grace = "patroni-agent-check: no grace period: /none/memory: No such file or directory";
     assert!(lines.next().is_some_and(|line| line.starts_with(grace)), "{stdout}");
     let rest = [
         "up ready # primary, running, timeline 5",
@@ -269,7 +269,7 @@ fn usage_errors_name_the_cure() {
     let cases: [(&[&str], &str); 20] = [
         (&["--nonsense"], "--nonsense"),
         (&["primary", "replica"], "replica"),
-        (&["cluster"], "read-only-quorum"),
+        (&["cluster"], "all: --help"),
         (&["replica?lag=16mb"], "lag=16MB"),
         (&["--url"], "--url"),
         (&["--url", "127.0.0.1:8008"], "http://HOST:PORT"),
@@ -361,22 +361,19 @@ fn a_line_that_is_none_is_answered_and_patroni_is_not_asked() {
     let cases: [(&[&[u8]], &str); 13] = [
         (&[], late),
         (&[b"primary"], late),
-        (&[b"\n"], "fail ready # agent-send line: it is empty"),
+        (&[b"\n"], "fail ready # agent-send line: empty"),
         (
             &[b"cluster\n"],
-            "fail ready # agent-send line: 'cluster' is no Patroni health check; there are primary",
+            "fail ready # agent-send line: unknown health check 'cluster'; try primary, replica, read-only (all: --help)",
         ),
         (&[b"primary up\n"], "fail ready # agent-send line: 'up': write maint, drain or down"),
-        (
-            &[b"primary maint # up ready\n"],
-            "fail ready # agent-send line: '#' is one word too many",
-        ),
-        (&[b"PRIMARY\n"], "fail ready # agent-send line: 'PRIMARY' is no"),
-        (&[b"primary\0\n"], "fail ready # agent-send line: 'primary?' is no"),
-        (&[b"\xff\xfe\n"], "fail ready # agent-send line: '??' is no"),
-        (&[b"GET / HTTP/1.1\r\n\r\n"], "fail ready # agent-send line: 'GET' is no"),
+        (&[b"primary maint # up ready\n"], "fail ready # agent-send line: unexpected word '#'"),
+        (&[b"PRIMARY\n"], "fail ready # agent-send line: unknown health check 'PRIMARY'"),
+        (&[b"primary\0\n"], "fail ready # agent-send line: unknown health check 'primary?'"),
+        (&[b"\xff\xfe\n"], "fail ready # agent-send line: unknown health check '??'"),
+        (&[b"GET / HTTP/1.1\r\n\r\n"], "fail ready # agent-send line: unknown health check 'GET'"),
         (&[&long], "fail ready # agent-send line is longer than 256 bytes\n"),
-        (&[&exact], "fail ready # agent-send line: 'aaaa"),
+        (&[&exact], "fail ready # agent-send line: unknown health check 'aaaa"),
         (&[&flood], "fail ready # agent-send line is longer than 256 bytes\n"),
     ];
     for (pieces, expected) in cases {

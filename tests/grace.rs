@@ -267,7 +267,7 @@ fn where_nothing_can_be_left_all_is_as_without() {
         let output = Command::new(common::AGENT).args(arguments).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
         let told =
-            said.lines().any(|line| line.contains("there is no grace: ") && line.contains(why));
+            said.lines().any(|line| line.contains("no grace period: ") && line.contains(why));
         assert!(told, "{file}: {said}");
     }
     assert_eq!(fs::read(&foreign).expect("it is there"), b"not ours\n");
@@ -391,7 +391,7 @@ fn the_journal_gets_one_line_for_whatever_is_not_understood() {
     };
     let said = ask("primary <4>ALARM\n").stderr;
     assert!(said.starts_with("<4>replied 'fail ready' to 127.0.0.1:"), "{said}");
-    assert!(said.ends_with(": no agent-send line that can be understood (the reply says why)\n"));
+    assert!(said.ends_with(": agent-send line not understood (the reply says why)\n"));
     for line in ["ALARM\n", "primry\n", "primary", "\n"] {
         let outcome = ask(line);
         assert!(outcome.reply.starts_with("fail ready # "), "{outcome:?}");

@@ -313,8 +313,8 @@ fn pools_on_one_port_by_agent_send() {
     haproxy.reaches("write", STOPPED, MAINT, "via agent : up (replica, streaming)");
     haproxy.reaches("read", RUNNING, NONE, "via agent : up (replica, streaming)");
     haproxy.reaches("drain", RUNNING, DRAIN, "via agent : up (replica, streaming)");
-    let said = "via agent : fail (agent-send line: 'primry' is no Patroni health check; \
-                there are primary, read-write, master, leader,)";
+    let said = "via agent : fail (agent-send line: unknown health check 'primry'; \
+                try primary, replica, read-only (all: --help))";
     haproxy.reaches("typo", STOPPED, NONE, said);
     let said = r#"via agent : fail (no agent-send line within 300 ms: end it with a newline, as in agent-send "primary\n")"#;
     haproxy.reaches("open", STOPPED, NONE, said);

@@ -57,7 +57,7 @@ fn what_is_written_is_what_a_ready_node_gets() {
         (b" \n", "up drain # hold: the file is empty".into()),
         (b"ready\n", odd("'ready' is neither drain nor maint")),
         (b"down it is\n", odd("'down' is neither drain nor maint")),
-        (&[b'm'; 5000], odd("it is longer than 4096 bytes")),
+        (&[b'm'; 5000], odd("longer than 4096 bytes")),
     ];
     for (text, line) in lines {
         fs::write(&file, text).expect("written");
@@ -87,7 +87,9 @@ fn a_folder_that_may_not_be_searched_is_no_hold_but_is_said() {
     assert!(ask().starts_with(&format!("up maint # hold: {file}: Permission denied")));
     fs::set_permissions(&folder.0, Permissions::from_mode(0o600)).expect("closed");
     let reply = ask();
-    let said = format!("up ready # primary, running, timeline 5; a hold cannot be seen: {file}");
+    let said = format!(
+        "up ready # primary, running, timeline 5; cannot see whether there is a hold: {file}"
+    );
     assert!(reply.starts_with(&said.chars().take(110).collect::<String>()), "{reply}");
     fs::set_permissions(&folder.0, Permissions::from_mode(0o700)).expect("open");
 }
@@ -107,9 +109,9 @@ fn what_cannot_be_read_is_maint() {
     for (hold, why) in [
         (link.as_str(), "No such file"),
         (beneath.as_str(), "Not a directory"),
-        (fifo.as_str(), "it is no plain file"),
-        (folder, "it is no plain file"),
-        ("/dev/zero", "it is no plain file"),
+        (fifo.as_str(), "not a regular file"),
+        (folder, "not a regular file"),
+        ("/dev/zero", "not a regular file"),
     ] {
         let outcome = check(&["--url", &patroni.url(), "--hold-file", hold]);
         assert!(
@@ -183,7 +185,7 @@ fn a_human_is_told() {
             .expect("it starts");
         assert_eq!(String::from_utf8_lossy(&output.stdout), reply);
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.starts_with("patroni-agent-check: a hold is on: drain, x\n"), "{said}");
+        assert!(said.starts_with("patroni-agent-check: a hold is active: drain, x\n"), "{said}");
         assert_eq!(output.status.code(), Some(code));
     }
 }

@@ -304,7 +304,7 @@ fn nothing_that_patroni_says_breaks_the_line() {
     for evil in evil {
         for evil in [evil.to_owned(), evil.repeat(500)] {
             let line = said(&format!(r#"{{"state": "{evil}", "role": "primary"}}"#));
-            assert!(line.starts_with("fail ready # primary, '"), "{line}");
+            assert!(line.starts_with("fail ready # primary, unknown state '"), "{line}");
             let line = said(&format!(r#"{{"state": "running", "role": "{evil}"}}"#));
             assert!(line.starts_with("up maint # "), "{line}");
             let body = r#"{"state": "running", "role": "primary", "replication_state": "EVIL", "patroni": {"version": "EVIL"}}"#;

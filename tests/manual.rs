@@ -197,7 +197,7 @@ fn the_shells() {
     let told = run(&["zsh", "-f", "-c", tell, &zsh]);
     assert!(told.contains("\n(-k --insecure)-k[do not verify Patroni's certificate]\n"), "{told}");
     assert!(
-        told.contains("--else[what a healthy node gets that is not CHECK]:else:(maint drain down)"),
+        told.contains("--else[state to report for a healthy node that does not match CHECK]:else:(maint drain down)"),
         "{told}"
     );
     assert!(told.contains("one line CHECK \\[maint|drain|down\\], at most"), "{told}");

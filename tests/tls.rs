@@ -101,7 +101,7 @@ fn localhost_is_verified_as_localhost() {
 fn another_ca() {
     let patroni = plain("server");
     let reply = ask(&patroni, &["--cacert", &pem("other-ca.pem")]);
-    assert_eq!(reply, down(&patroni, "its certificate is of another CA than --cacert"));
+    assert_eq!(reply, down(&patroni, "its certificate is not signed by the CA in --cacert"));
     assert_eq!(ask(&patroni, &["--insecure"]), READY);
     assert_eq!(ask(&patroni, &["-k", "--cacert", &pem("other-ca.pem")]), READY);
 }
@@ -218,7 +218,7 @@ fn https_where_http_is_spoken() {
     });
     assert_eq!(
         ask(&patroni, &["-k"]),
-        down(&patroni, "it does not talk TLS; is it http:// in --url?")
+        down(&patroni, "it does not speak TLS; should --url be http://?")
     );
 }
 
@@ -230,7 +230,7 @@ fn http_where_https_is_spoken() {
     // Patroni closes such a connection without a word
     let patroni = FakePatroni::raw(drop);
     let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
-    let reason = "closed the connection early; does it want https?";
+    let reason = "closed the connection early: is it stopping, or does it require https?";
     assert_eq!(outcome.reply, down(&patroni, reason));
 }
 

@@ -754,11 +754,12 @@ fn an_old_kernel() {
         ))
     };
     let said = run("landlock_create_ruleset");
-    let note = "patroni-agent-check: no full sandbox: Landlock: not in this kernel\n";
+    let note = "patroni-agent-check: sandbox incomplete: Landlock: not supported by this kernel\n";
     assert!(said.starts_with(note) && said.contains("up ready # primary"), "{said}");
     let said = run("seccomp landlock_create_ruleset");
     assert!(
-        said.contains("not in this kernel; seccomp: ") && said.contains("up ready # primary"),
+        said.contains("not supported by this kernel; seccomp: ")
+            && said.contains("up ready # primary"),
         "{said}"
     );
     assert_eq!(said.lines().count(), 3, "{said}");
@@ -783,7 +784,7 @@ fn no_module_is_loaded() {
             (
                 "http://nowhere.example:1",
                 "",
-                "Patroni nowhere.example:1: not in /etc/hosts, and DNS is not asked: --connect-to ADDRESS",
+                "Patroni nowhere.example:1: not in /etc/hosts, and DNS is not used: give --connect-to ADDRESS",
             ),
         ] {
             let line = format!("patroni-agent-check --url {url} {arguments} 2> /dev/null; echo $?");
@@ -792,7 +793,7 @@ fn no_module_is_loaded() {
     }
     for (made, why) in [
         ("true", "No such file or directory (os error 2)"),
-        ("mkfifo /etc/hosts", "it is no plain file"),
+        ("mkfifo /etc/hosts", "not a regular file"),
     ] {
         let line = format!(
             "rm -f /etc/hosts; {made}; timeout 5 patroni-agent-check --url http://pg1:1 2>&1 > /dev/null; echo $?"
@@ -903,10 +904,10 @@ fn a_slow_directory() {
 
         // never as root instead
         for (line, why) in [
-            ("d", "not in /etc/passwd; systemd-sysusers makes this user"),
+            ("d", "not in /etc/passwd; systemd-sysusers creates this user"),
             (
                 "s/^\\(patroni-agent-check:[^:]*\\):[0-9]*:/\\1:0:/",
-                "its line in /etc/passwd is root's, or no user's",
+                "its line in /etc/passwd is root's, or invalid",
             ),
         ] {
             let edit = if line == "d" { "/^patroni-agent-check:/d" } else { line };

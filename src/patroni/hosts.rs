@@ -36,7 +36,7 @@ pub fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
     };
     match named(&hosts, host) {
         found if found.is_empty() => {
-            Err(format!("not in {HOSTS}{error}, and DNS is not asked: --connect-to ADDRESS"))
+            Err(format!("not in {HOSTS}{error}, and DNS is not used: give --connect-to ADDRESS"))
         }
         found => Ok(found),
     }
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn a_name_from_nowhere_is_told_its_cure() {
         let error = addresses("nowhere.invalid").expect_err("no address");
-        assert_eq!(error, "not in /etc/hosts, and DNS is not asked: --connect-to ADDRESS");
+        assert_eq!(error, "not in /etc/hosts, and DNS is not used: give --connect-to ADDRESS");
     }
 
     #[test]

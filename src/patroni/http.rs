@@ -178,7 +178,7 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
                     Some(_) => "--cert and --key?",
                     None => "https?",
                 };
-                format!("closed the connection early; does it want {cure}")
+                format!("closed the connection early: is it stopping, or does it require {cure}")
             }
             io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
             io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),

@@ -69,14 +69,14 @@ fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>, String> {
         }
     }
     if certificates.is_empty() {
-        return Err(format!("{} holds no PEM certificate", file.display()));
+        return Err(format!("{} contains no PEM certificate", file.display()));
     }
     Ok(certificates)
 }
 
 fn private_key(file: &Path) -> Result<PrivateKey<'static>, String> {
     PrivateKey::from_pem(&read(file)?)
-        .map_err(|_| format!("{} holds no PEM private key without a passphrase", file.display()))
+        .map_err(|_| format!("{} contains no PEM private key without a passphrase", file.display()))
 }
 
 /// ureq panics on a key that is broken or belongs to another certificate.
@@ -108,14 +108,14 @@ pub fn in_words(error: &Error, host: &str) -> Option<String> {
             format!("certificate is not for {host}: use its name in --url and --connect-to {host}")
         }
         InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            "its certificate is of another CA than --cacert".to_owned()
+            "its certificate is not signed by the CA in --cacert".to_owned()
         }
         InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             "its certificate has expired".to_owned()
         }
-        InvalidMessage(_) => "it does not talk TLS; is it http:// in --url?".to_owned(),
+        InvalidMessage(_) => "it does not speak TLS; should --url be http://?".to_owned(),
         AlertReceived(AlertDescription::CertificateRequired) => {
-            "it wants a client certificate: --cert and --key".to_owned()
+            "it requires a client certificate: --cert and --key".to_owned()
         }
         AlertReceived(alert) => format!("it refused the TLS connection: {alert:?} (--cert, --key)"),
         error => format!("TLS: {error}"),
