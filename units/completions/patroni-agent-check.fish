@@ -1,4 +1,4 @@
-# Made by tests/manual.rs from the table in src/options.rs.
+# Made by tests/plain/manual.rs from the table in src/options.rs.
 complete -c patroni-agent-check -f
 complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https; a host name must be in /etc/hosts, unless there is --connect-to'
 complete -c patroni-agent-check -l timeout -x -d 'one deadline for everything, 10ms to 10s'

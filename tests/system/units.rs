@@ -2,9 +2,7 @@
 //! kills the port, lingers, or fills the journal. On Debian 12 (systemd 252, HAProxy 2.6) and Debian 13
 //! (systemd 257, HAProxy 3.0). Needs root and what tests/install installs; tests/run runs it.
 
-mod common;
-
-use common::{FakePatroni, lab};
+use crate::common::{self, FakePatroni, lab};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::VecDeque;
@@ -24,10 +22,6 @@ const DEBIAN_13: &str = "/var/cache/patroni-agent-check/trixie";
 const INTERVAL: Duration = Duration::from_secs(2);
 /// `timeout check` of units/haproxy.cfg.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-fn top() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 /// The units: a process for each check, one process for many.
 const UNITS: &str = "patroni-agent-check";
@@ -107,7 +101,7 @@ impl Machine {
 
     /// units/fence.conf with two addresses of this machine, while the socket listens.
     fn fence(&self) {
-        let text = fs::read_to_string(top().join("units/fence.conf")).expect("units");
+        let text = fs::read_to_string(common::file("units/fence.conf")).expect("units");
         let folder = format!("/etc/systemd/system/{}.socket.d", self.units);
         self.sh(&format!("mkdir {folder}"));
         self.file(&format!("{folder}/fence.conf"), &text.replace("localhost", "127.0.0.1 ::1"));
@@ -117,7 +111,7 @@ impl Machine {
     /// Starts tests/lab/flood in this machine's network. It ends by itself.
     fn strangers(&self, arguments: &str) -> Child {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.leader, "--net"]).arg(common::file("lab/flood"));
+        command.args(["-t", &self.leader, "--net"]).arg(common::file("tests/lab/flood"));
         command.args(arguments.split(' ')).stdout(Stdio::piped());
         let mut child = command.spawn().expect("nsenter");
         let mut begun = [0; 9];
@@ -492,7 +486,7 @@ fn without_the_settings() {
     };
     let restore = || {
         for unit in ["patroni-agent-check.socket", "patroni-agent-check@.service"] {
-            machine.put(&top().join("units").join(unit), &format!("/etc/systemd/system/{unit}"));
+            machine.put(&common::file("units").join(unit), &format!("/etc/systemd/system/{unit}"));
         }
         machine.sh("systemctl daemon-reload; systemctl reset-failed; systemctl restart patroni-agent-check.socket");
         assert!(machine.network(|| check(5555)).starts_with("up ready"));
@@ -560,7 +554,7 @@ fn drop_ins() {
         for (drop_in, most) in [("", 7.3), ("lean", 3.3), ("strict", 1.0)] {
             machine.sh(&format!("rm -rf {folder}; mkdir {folder}"));
             if !drop_in.is_empty() {
-                let file = top().join("units").join(format!("{drop_in}.conf"));
+                let file = common::file("units").join(format!("{drop_in}.conf"));
                 machine.put(&file, &format!("{folder}/{drop_in}.conf"));
             }
             machine.sh("systemctl daemon-reload");

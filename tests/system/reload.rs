@@ -1,9 +1,7 @@
 //! units/haproxy-reload.conf on a real systemd and HAProxy: a reload takes the states over, the changed
 //! configuration wins, and what fails changes nothing. Needs root and what tests/install installs; tests/run runs it.
 
-mod common;
-
-use common::lab;
+use crate::common::{self, lab};
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -19,11 +17,10 @@ impl Machine {
             "mkdir /etc/systemd/system/haproxy.service.d && systemd-tmpfiles --create haproxy.conf",
         );
         machine.put(
-            &fs::read_to_string(common::file("../units/haproxy-reload.conf")).expect("it"),
+            &fs::read_to_string(common::file("units/haproxy-reload.conf")).expect("it"),
             "/etc/systemd/system/haproxy.service.d/reload.conf",
         );
-        let shipped =
-            fs::read_to_string(common::file("../units/haproxy.cfg")).expect("haproxy.cfg");
+        let shipped = fs::read_to_string(common::file("units/haproxy.cfg")).expect("haproxy.cfg");
         let (settings, pools) = shipped.split_once("listen postgres-write").expect("a write pool");
         let pool = pools.split("\n\n").next().expect("its lines");
         // nobody asks Patroni here

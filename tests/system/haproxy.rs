@@ -1,9 +1,7 @@
 //! Real HAProxy with the program as its agent: what each verdict does, from every state.
 //! Needs HAProxy (tests/install); tests/run runs it.
 
-mod common;
-
-use common::{AGENT, FakePatroni, Start, http, start};
+use crate::common::{self, AGENT, FakePatroni, Start, http, start};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
@@ -353,7 +351,7 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     let port =
         || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
     let (reads, metrics) = (port(), port());
-    let shipped = common::file("../units/haproxy.cfg");
+    let shipped = common::file("units/haproxy.cfg");
     let shipped = fs::read_to_string(shipped).expect("haproxy.cfg");
     let mut pools = format!(
         "listen postgres-write\n default-server agent-check agent-inter 200ms disabled\n bind 127.0.0.1:{}\n",
@@ -425,8 +423,7 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     assert_eq!(replicas(), 1);
 
     let exported = get(metrics, "GET /metrics HTTP/1.0\r\n\r\n");
-    let rules =
-        fs::read_to_string(common::file("../units/prometheus-rules.yml")).expect("the rules");
+    let rules = fs::read_to_string(common::file("units/prometheus-rules.yml")).expect("the rules");
     let mut seen = 0;
     for selector in rules.split("haproxy_server_status{").skip(1) {
         let labels = selector.split('}').next().expect("labels");
@@ -476,7 +473,7 @@ fn a_silent_agent_is_bounded_by_the_check() {
     let patroni = FakePatroni::new(move |stream| {
         let _ = stream.write_all(&http(if agrees.load(Ordering::SeqCst) { 200 } else { 503 }, ""));
     });
-    let shipped = fs::read_to_string(common::file("../units/haproxy.cfg")).expect("haproxy.cfg");
+    let shipped = fs::read_to_string(common::file("units/haproxy.cfg")).expect("haproxy.cfg");
     let pool = |name: &str| {
         let (_, section) = shipped.split_once(&format!(" {name}\n")).expect("the pool");
         let section = section.split("\n\n").next().expect("its lines");
@@ -578,7 +575,7 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     };
     let nodes = [server("pg1", Primary), server("pg2", Replica)];
     let bind = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
-    let shipped = fs::read_to_string(common::file("../units/haproxy.cfg")).expect("haproxy.cfg");
+    let shipped = fs::read_to_string(common::file("units/haproxy.cfg")).expect("haproxy.cfg");
     let (_, defaults) = shipped.split_once("defaults\n").expect("its defaults");
     let default_server = defaults.lines().find(|line| line.contains("default-server")).expect("it");
     let section = |head: &str| {
@@ -694,7 +691,7 @@ fn one_write() {
     strace.arg(&trace).args([AGENT, "--url", &patroni.url()]).stdin(OwnedFd::from(stream));
     let child = strace.spawn().expect("strace; see tests/install");
     drop(strace);
-    assert_eq!(common::listen(client), "up ready # primary, running, timeline 5\n");
+    assert_eq!(common::listen(client), common::READY);
     assert!(child.wait_with_output().expect("an end").status.success());
     let trace = fs::read_to_string(trace).expect("the trace");
     let calls: Vec<_> = trace.lines().filter(|line| !line.contains("+++")).collect();

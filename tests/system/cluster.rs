@@ -4,9 +4,7 @@
 //!
 //! One test, since starting the site is most of the work; each step says what it does.
 
-mod common;
-
-use common::lab;
+use crate::common::{self, lab};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -470,7 +468,7 @@ fn a_real_site() {
         true => "patroni-agent-check-listen.socket",
         false => "patroni-agent-check.socket",
     };
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("units/patroni-agent-check.xinetd");
+    let shipped = common::file("units/patroni-agent-check.xinetd");
     let shipped = shipped.to_str().expect("UTF-8");
     for node in [next, other(&[next])] {
         println!("xinetd with the shipped file in the place of {} on {node}", socket(node));
