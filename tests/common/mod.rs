@@ -1,6 +1,9 @@
 //! A fake Patroni for what the real one cannot be made to do, and the agent started as systemd
 //! and xinetd start it.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code)] // each program uses its part
+
+pub mod haproxy;
+pub mod machine;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
