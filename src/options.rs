@@ -78,7 +78,7 @@ const fn flag(
     Described { short, long, value: "", default: "", meaning, set }
 }
 
-/// All options. What is said of them anywhere is made from this (`tests/manual.rs`).
+/// All options. What is said of them anywhere is made from this (`tests/plain/manual.rs`).
 pub const OPTIONS: &[Described] = &[
     takes(
         "url",

@@ -1,14 +1,18 @@
 //! A fake Patroni for what the real one cannot be made to do, and the agent started as systemd
 //! and xinetd start it.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code)] // each program uses its part
+
+pub mod haproxy;
+pub mod machine;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 pub const AGENT: &str = env!("CARGO_BIN_EXE_patroni-agent-check");
@@ -21,6 +25,9 @@ pub fn shipped() -> PathBuf {
 
 /// A healthy primary's answer, for tests that are about something else.
 pub const PRIMARY: &str = r#"{"state": "running", "role": "primary", "timeline": 5}"#;
+
+/// The whole reply that it becomes.
+pub const READY: &str = "up ready # primary, running, timeline 5\n";
 
 pub fn http(status: u16, body: &str) -> Vec<u8> {
     format!("HTTP/1.0 {status} Whatever\r\nContent-Type: application/json\r\n\r\n{body}")
@@ -75,6 +82,11 @@ impl FakePatroni {
         Self::new(move |stream| {
             let _ = stream.write_all(&answer);
         })
+    }
+
+    /// A healthy primary.
+    pub fn primary() -> Self {
+        Self::answering(http(200, PRIMARY))
     }
 
     pub fn url(&self) -> String {
@@ -147,6 +159,55 @@ pub fn start(start: Start, stream: TcpStream, arguments: &[&str]) -> Command {
     command
 }
 
+/// A port whose backlog is full, as long as the second value lives: the kernel completes no connection, as with a Patroni
+/// whose workers all hang.
+pub fn full_backlog() -> (SocketAddr, (TcpListener, Vec<TcpStream>)) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let mut waiting = Vec::new();
+    let refused = loop {
+        match TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            Ok(stream) => waiting.push(stream),
+            Err(error) => break error,
+        }
+        assert!(waiting.len() < 5000, "the backlog does not fill");
+    };
+    assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut);
+    (address, (listener, waiting))
+}
+
+/// What systemd listens on for a service that tells it how it is (`NOTIFY_SOCKET`).
+pub struct NotifySocket {
+    pub path: PathBuf,
+    socket: UnixDatagram,
+}
+
+impl NotifySocket {
+    pub fn new() -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        // the path of a Unix socket may not be long
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+        let path = std::env::temp_dir().join(format!("notify-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+        NotifySocket { path, socket }
+    }
+
+    /// The next message, without the newline at its end.
+    pub fn said(&self) -> String {
+        let mut message = [0; 512];
+        let length = self.socket.recv(&mut message).expect("a message");
+        String::from_utf8_lossy(&message[..length]).trim_end().to_owned()
+    }
+}
+
+impl Drop for NotifySocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// One connection to a port of this machine, both ends.
 pub fn connection(address: &str) -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(address).expect("a free port");
@@ -193,15 +254,27 @@ pub fn check(arguments: &[&str]) -> Outcome {
     check_with(Start::ListenFds, "127.0.0.1:0", arguments, listen)
 }
 
-/// A test's own file in `tests/`.
+/// A file of the project.
 pub fn file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The recorded answers, unpacked once: a folder for each version of Patroni.
+pub fn answers() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let packed = file("tests/data/answers/answers.tar.xz");
+        let tar = Command::new("tar").arg("-xJf").arg(packed).arg("-C").arg(folder).status();
+        assert!(tar.expect("tar").success(), "tar and xz unpack the answers");
+        folder.join("answers")
+    })
 }
 
 /// Runs one of the scripts in `tests/lab`, its machines kept apart from those of others.
 pub fn lab(script: &str, arguments: &[&str]) -> Result<String, String> {
     let folder = std::env::temp_dir().join(format!("patroni-agent-check-{}", std::process::id()));
-    let output = Command::new(file("lab").join(script))
+    let output = Command::new(file("tests/lab").join(script))
         .args(arguments)
         .env("LAB", folder)
         .stdin(Stdio::null())

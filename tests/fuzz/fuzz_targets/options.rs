@@ -1,6 +1,6 @@
 #![no_main]
 
-#[path = "../../properties/mod.rs"]
+#[path = "../properties.rs"]
 #[allow(dead_code)]
 mod properties;
 

@@ -1,4 +1,4 @@
-# Made by tests/manual.rs from the table in src/options.rs.
+# Made by tests/plain/manual.rs from the table in src/options.rs.
 _patroni_agent_check() {
     local cur=${COMP_WORDS[COMP_CWORD]}
     case ${COMP_WORDS[COMP_CWORD - 1]} in

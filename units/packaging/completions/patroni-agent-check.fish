@@ -1,4 +1,4 @@
-# Made by tests/manual.rs from the table in src/options.rs.
+# Made by tests/plain/manual.rs from the table in src/options.rs.
 complete -c patroni-agent-check -f
 complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 and, if nobody listens there, the same port of the address on which HAProxy asked)'
 complete -c patroni-agent-check -l timeout -x -d 'time limit for the whole check, 10ms to 10s'

@@ -1,37 +1,42 @@
 //! units/examples/haproxy-reload.conf on a real systemd and HAProxy: a reload takes the states over, the changed
 //! configuration wins, and what fails changes nothing. Needs root and what tests/install installs; tests/run runs it.
 
-mod common;
-
-use common::lab;
+use crate::common::{self, machine::Machine};
 use std::fs;
-use std::path::PathBuf;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 /// HAProxy with the shipped drop-in and `global` section; servers say which address and port took the connection.
-struct Machine(String);
+struct LoadBalancer(Machine);
 
-impl Machine {
-    fn boot() -> Machine {
-        let machine = Machine(format!("reload-{}", std::process::id()));
-        lab("machine", &["start", &machine.0]).expect("it boots");
+impl Deref for LoadBalancer {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.0
+    }
+}
+
+impl LoadBalancer {
+    fn boot() -> LoadBalancer {
+        let machine = LoadBalancer(Machine::boot("reload", "/"));
         machine.sh(
             "mkdir /etc/systemd/system/haproxy.service.d && systemd-tmpfiles --create haproxy.conf",
         );
         machine.put(
-            &fs::read_to_string(common::file("../units/examples/haproxy-reload.conf")).expect("it"),
+            &common::file("units/examples/haproxy-reload.conf"),
             "/etc/systemd/system/haproxy.service.d/reload.conf",
         );
         let shipped =
-            fs::read_to_string(common::file("../units/examples/haproxy.cfg")).expect("haproxy.cfg");
+            fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
         let (settings, pools) = shipped.split_once("listen postgres-write").expect("a write pool");
         let pool = pools.split("\n\n").next().expect("its lines");
         // nobody asks Patroni here
         let patroni = ["httpchk", "port 8008", "use_backend"];
         let pool = pool.lines().filter(|line| !patroni.iter().any(|word| line.contains(word)));
         let pool = pool.collect::<Vec<_>>().join("\n");
-        machine
-            .put(&format!("{settings}listen postgres-write{pool}\n"), "/etc/haproxy/haproxy.cfg");
+        let configuration = format!("{settings}listen postgres-write{pool}\n");
+        machine.file("/etc/haproxy/haproxy.cfg", &configuration);
         machine.sh(
             "printf '127.0.0.11 pg1\\n127.0.0.12 pg2\\n127.0.0.13 pg3\\n' > /etc/hosts
             for port in 5432 6432; do
@@ -42,20 +47,6 @@ impl Machine {
             systemctl daemon-reload && systemctl start haproxy",
         );
         machine
-    }
-
-    fn run(&self, script: &str) -> Result<String, String> {
-        lab("machine", &["run", &self.0, "sh", "-c", script])
-    }
-
-    fn sh(&self, script: &str) -> String {
-        self.run(script).expect(script)
-    }
-
-    fn put(&self, text: &str, path: &str) {
-        let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("put");
-        fs::write(&file, text).expect("a file");
-        lab("machine", &["put", &self.0, file.to_str().expect("UTF-8"), path]).expect("put");
     }
 
     /// Waits until clients of the pool reach this server, and checks that they stay there.
@@ -89,19 +80,10 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("{}", self.run("journalctl -q -u haproxy | tail -40").unwrap_or_default());
-        }
-        let _ = lab("machine", &["stop", &self.0]);
-    }
-}
-
 #[test]
 #[ignore = "needs root, systemd and HAProxy: tests/run"]
 fn a_reload_takes_over_the_states_and_the_configuration_wins() {
-    let machine = Machine::boot();
+    let machine = LoadBalancer::boot();
     machine.reaches("5432 127.0.0.11");
 
     println!(

@@ -1,8 +1,6 @@
 //! The hold file: what an operator writes there, and what HAProxy is told then.
 
-mod common;
-
-use common::{FakePatroni, PRIMARY, check, http};
+use crate::common::{self, FakePatroni, PRIMARY, READY, check, http};
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -30,13 +28,9 @@ impl Drop for Folder {
     }
 }
 
-fn primary() -> FakePatroni {
-    FakePatroni::answering(http(200, PRIMARY))
-}
-
 #[test]
 fn what_is_written_is_what_a_ready_node_gets() {
-    let (folder, patroni) = (Folder::new("words"), primary());
+    let (folder, patroni) = (Folder::new("words"), FakePatroni::primary());
     let file = folder.file();
     let ask = || check(&["--url", &patroni.url(), "--hold-file", &file]);
     let long = format!("maint {}", "x".repeat(3000));
@@ -70,13 +64,13 @@ fn what_is_written_is_what_a_ready_node_gets() {
         );
     }
     fs::remove_file(&file).expect("removed");
-    assert_eq!(ask().reply, "up ready # primary, running, timeline 5\n");
+    assert_eq!(ask().reply, READY);
 }
 
 /// A `chmod` of the folder that is rolled out must not take every node out of its pools.
 #[test]
 fn a_folder_that_may_not_be_searched_is_no_hold_but_is_said() {
-    let (folder, patroni) = (Folder::new("closed"), primary());
+    let (folder, patroni) = (Folder::new("closed"), FakePatroni::primary());
     let file = folder.file();
     fs::write(&file, "drain x\n").expect("written");
     // root may search everything
@@ -96,7 +90,7 @@ fn a_folder_that_may_not_be_searched_is_no_hold_but_is_said() {
 
 #[test]
 fn what_cannot_be_read_is_maint() {
-    let (folder, patroni) = (Folder::new("unreadable"), primary());
+    let (folder, patroni) = (Folder::new("unreadable"), FakePatroni::primary());
     let file = folder.file();
     fs::write(&file, "drain x\n").expect("written");
     let beneath = format!("{file}/hold");
@@ -158,7 +152,7 @@ fn a_hold_makes_no_node_better() {
 /// a drain must never be a maint meanwhile, which cuts sessions, and nothing waits for the rest.
 #[test]
 fn a_half_written_file_drains() {
-    let (folder, patroni) = (Folder::new("half"), primary());
+    let (folder, patroni) = (Folder::new("half"), FakePatroni::primary());
     let file = folder.file();
     let ask = || check(&["--url", &patroni.url(), "--hold-file", &file, "--timeout", "10s"]).reply;
     let mut written = fs::File::create(&file).expect("emptied");
@@ -175,7 +169,7 @@ fn a_human_is_told() {
     let folder = Folder::new("human");
     let file = folder.file();
     fs::write(&file, "drain x\n").expect("written");
-    let patroni = primary();
+    let patroni = FakePatroni::primary();
     for (check, reply, code) in
         [("primary", "up drain # hold: x\n", 1), ("replica", "up maint # primary, running\n", 1)]
     {

@@ -1,5 +1,5 @@
-//! What must hold for any bytes at all: used by the fuzz targets in tests/fuzz, and by
-//! tests/properties.rs on the recorded answers and what a fixed series of changes makes of them.
+//! What must hold for any bytes at all: used by the fuzz targets, and by
+//! tests/plain/properties.rs on the recorded answers and what a fixed series of changes makes of them.
 
 use patroni_agent_check::check::Check;
 use patroni_agent_check::decide::{Policy, Times, Unreachable, decide};

@@ -1,8 +1,6 @@
 //! The grace period and the memory file, with the program as it is started behind a socket.
 
-mod common;
-
-use common::{Outcome, PRIMARY, Start, check, check_with, http, read_request};
+use crate::common::{self, Outcome, PRIMARY, READY, Start, check, check_with, http, read_request};
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
@@ -143,7 +141,7 @@ fn however_it_is_started() {
         {
             let _patroni = site.answers(200, PRIMARY);
             let reply = check_with(how, "127.0.0.1:0", &arguments, common::listen).reply;
-            assert_eq!(reply, "up ready # primary, running, timeline 5\n");
+            assert_eq!(reply, READY);
         }
         let reply = check_with(how, "127.0.0.1:0", &arguments, common::listen).reply;
         assert!(reply.starts_with(HELD), "{how:?}: {reply}");
@@ -258,7 +256,7 @@ fn where_nothing_can_be_left_all_is_as_without() {
         {
             let _patroni = site.answers(200, PRIMARY);
             let outcome = check(&arguments);
-            assert_eq!(outcome.reply, "up ready # primary, running, timeline 5\n", "{file}");
+            assert_eq!(outcome.reply, READY, "{file}");
             assert_eq!(outcome.stderr, "", "{file}");
         }
         let reply = check(&arguments).reply;
@@ -293,7 +291,7 @@ fn no_limit_of_file_sizes_kills_it() {
             .spawn()
             .expect("bash");
         let reply = common::listen(haproxy);
-        assert_eq!(reply, "up ready # primary, running, timeline 5\n", "{kilobytes}");
+        assert_eq!(reply, READY, "{kilobytes}");
         command.wait().expect("bash");
         let left = fs::metadata(site.memory()).is_ok_and(|memory| memory.len() > 0);
         assert_eq!(left, kilobytes == "4", "{kilobytes}");
@@ -413,7 +411,7 @@ fn many_at_once_leave_one_memory() {
             scope.spawn(|| {
                 for _ in 0..50 {
                     let reply = site.asks(&[]).reply;
-                    assert_eq!(reply, "up ready # primary, running, timeline 5\n");
+                    assert_eq!(reply, READY);
                 }
             });
         }

@@ -4,13 +4,9 @@
 //!
 //! One test, since starting the site is most of the work; each step says what it does.
 
-mod common;
-
-use common::lab;
+use crate::common::haproxy::{self, Shown};
+use crate::common::{self, lab};
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -55,46 +51,22 @@ impl Drop for Site {
     }
 }
 
-/// A server as HAProxy shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shown {
-    Up,
-    Maint,
-    Drain,
-    Down,
-}
-
 type View = BTreeMap<(String, String), Shown>;
 
-/// HAProxy's view, one look.
+/// HAProxy's view of the pools, one look.
 fn look(socket: &Path) -> View {
     let end = Instant::now() + Duration::from_secs(5);
-    let mut stream = loop {
-        match UnixStream::connect(socket) {
-            Ok(stream) => break stream,
+    let states = loop {
+        match haproxy::states(socket) {
+            Ok(states) => break states,
             // a reload puts a new socket into its place
             Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
             Err(error) => panic!("HAProxy's socket: {error}"),
         }
     };
-    stream.write_all(b"show servers state\n").expect("HAProxy");
-    stream.shutdown(Shutdown::Write).expect("HAProxy");
-    let mut states = String::new();
-    stream.read_to_string(&mut states).expect("HAProxy");
-    let mut view = View::new();
-    for line in states.lines().filter(|line| line.contains(" postgres-")) {
-        let column: Vec<_> = line.split(' ').collect();
-        let administrative: u32 = column[6].parse().expect("srv_admin_state");
-        // the flags for maintenance and drain; 4 only remembers "disabled" in the configuration
-        let shown = match (column[5], administrative & 0x2b) {
-            (_, flags) if flags & 0x23 != 0 => Shown::Maint,
-            ("0", _) => Shown::Down,
-            (_, 8) => Shown::Drain,
-            _ => Shown::Up,
-        };
-        view.insert((column[1].to_owned(), column[3].to_owned()), shown);
-    }
-    assert_eq!(view.len(), 6, "{states}");
+    let pools = states.into_iter().filter(|((pool, _), _)| pool.starts_with("postgres-"));
+    let view: View = pools.map(|(server, state)| (server, state.shown())).collect();
+    assert_eq!(view.len(), 6, "{view:?}");
     view
 }
 
@@ -424,12 +396,9 @@ fn a_real_site() {
         watch.assert_never_up_since(started, replica);
     };
     reload();
-    // srv_check_health, the 13th
-    let health = format!(
-        "echo 'show servers state postgres-write' | socat stdio /run/haproxy/admin.sock | awk '$4 == \"{replica}\" {{ print $13 }}'"
-    );
     let end = Instant::now() + Duration::from_secs(20);
-    while on("lb", &health).expect("socat").trim() != "0" {
+    let server = ("postgres-write".to_owned(), replica.to_owned());
+    while haproxy::states(&watch.socket).expect("HAProxy")[&server].health != 0 {
         assert!(Instant::now() < end, "HAProxy's own check does not fail");
     }
     reload();
@@ -470,8 +439,7 @@ fn a_real_site() {
         true => "patroni-agent-check-listen.socket",
         false => "patroni-agent-check.socket",
     };
-    let shipped =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("units/examples/patroni-agent-check.xinetd");
+    let shipped = common::file("units/examples/patroni-agent-check.xinetd");
     let shipped = shipped.to_str().expect("UTF-8");
     for node in [next, other(&[next])] {
         println!("xinetd with the shipped file in the place of {} on {node}", socket(node));

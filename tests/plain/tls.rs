@@ -1,8 +1,6 @@
 //! https to Patroni: certificates that fit and that do not, each with its own words.
 
-mod common;
-
-use common::{FakePatroni, PRIMARY, check, file, http, read_request};
+use crate::common::{FakePatroni, PRIMARY, READY, check, file, http, read_request};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -16,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 fn pem(name: &str) -> String {
-    file(&format!("tls/{name}")).to_str().expect("UTF-8").to_owned()
+    file(&format!("tests/data/tls/{name}")).to_str().expect("UTF-8").to_owned()
 }
 
 fn certificate(name: &str) -> CertificateDer<'static> {
@@ -63,8 +61,6 @@ fn patroni(
 fn plain(name: &str) -> FakePatroni {
     patroni(name, None, &rustls::version::TLS13)
 }
-
-const READY: &str = "up ready # primary, running, timeline 5\n";
 
 /// Asks with these options besides the URL, which is https on 127.0.0.1.
 fn ask(patroni: &FakePatroni, options: &[&str]) -> String {
@@ -256,7 +252,7 @@ fn acknowledges_at_once() {
     strace.arg(&trace).arg(env!("CARGO_BIN_EXE_patroni-agent-check")).stdin(Stdio::null());
     strace.args(["--url", &format!("https://{}", patroni.address), "--cacert", &pem("ca.pem")]);
     let said = strace.output().expect("strace; see tests/install").stdout;
-    assert_eq!(String::from_utf8_lossy(&said), "up ready # primary, running, timeline 5\n");
+    assert_eq!(String::from_utf8_lossy(&said), READY);
     let trace = fs::read_to_string(trace).expect("the trace");
     let calls: Vec<_> =
         trace.lines().filter(|call| call.contains("recv") || call.contains("QUICKACK")).collect();

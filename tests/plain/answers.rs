@@ -1,17 +1,12 @@
 //! Every recorded answer of real Patronis to a health check becomes the reply that
-//! `tests/answers/expected.txt` says, and Patroni is asked once for it.
+//! `tests/data/answers/expected.txt` says, and Patroni is asked once for it.
 //!
-//! A new answer needs no Rust: see "A recorded answer" in the README, and `tests/answers/more`.
+//! A new answer needs no Rust: see "A recorded answer" in CONTRIBUTING.md, and `tests/data/answers/more`.
 
-mod common;
-
-use common::{FakePatroni, Outcome, Start, check_with, file, listen};
+use crate::common::{self, FakePatroni, Outcome, Start, answers, check_with, file, listen};
 use std::collections::HashMap;
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 
 const CHECKS: &str = "primary read-write master leader standby-leader standby_leader replica read-only \
     sync synchronous async asynchronous quorum read-only-sync read-only-quorum health";
@@ -27,7 +22,7 @@ struct Recorded {
 
 /// The lines of the index whose path is a CHECK.
 fn recorded() -> Vec<Recorded> {
-    let index = fs::read_to_string(file("answers/index.tsv")).expect("the index");
+    let index = fs::read_to_string(file("tests/data/answers/index.tsv")).expect("the index");
     let mut recorded = Vec::new();
     for line in index.lines().skip(1) {
         let column: Vec<_> = line.split('\t').collect();
@@ -50,22 +45,6 @@ fn recorded() -> Vec<Recorded> {
         }
     }
     recorded
-}
-
-/// Where the answers are, unpacked once.
-fn answers() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-        let tar = Command::new("tar")
-            .arg("-xJf")
-            .arg(file("answers/answers.tar.xz"))
-            .arg("-C")
-            .arg(&folder)
-            .status();
-        assert!(tar.expect("tar").success(), "tar and xz unpack the answers");
-        folder.join("answers")
-    })
 }
 
 /// Plays one recorded answer to one check.
@@ -131,7 +110,7 @@ impl Expected {
 }
 
 fn expected() -> Vec<Expected> {
-    let table = fs::read_to_string(file("answers/expected.txt")).expect("the table");
+    let table = fs::read_to_string(file("tests/data/answers/expected.txt")).expect("the table");
     let lines = table.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines
         .map(|line| {
@@ -187,7 +166,7 @@ fn every_recorded_answer_becomes_the_expected_reply() {
 
 #[test]
 fn whole_lines() {
-    let lines = fs::read_to_string(file("answers/lines.txt")).expect("the lines");
+    let lines = fs::read_to_string(file("tests/data/answers/lines.txt")).expect("the lines");
     let recorded = recorded();
     let mut wrong = String::new();
     let mut count = 0;
@@ -209,9 +188,9 @@ fn whole_lines() {
 /// Each file: the check, two blanks and the whole reply on the first line, then what Patroni said.
 #[test]
 fn more_answers() {
-    let folder = file("answers/more");
+    let folder = file("tests/data/answers/more");
     let mut played = 0;
-    for entry in fs::read_dir(&folder).expect("tests/answers/more") {
+    for entry in fs::read_dir(&folder).expect("tests/data/answers/more") {
         let path = entry.expect("a file").path();
         let bytes = fs::read(&path).expect("a file");
         let newline = bytes.iter().position(|byte| *byte == b'\n').expect("a first line");

@@ -1,13 +1,11 @@
 //! Real HAProxy with the program as its agent: what each verdict does, from every state.
 //! Needs HAProxy (tests/install); tests/run runs it.
 
-mod common;
-
-use common::{AGENT, FakePatroni, Start, http, start};
+use crate::common::{self, AGENT, FakePatroni, Start, haproxy, http, start};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -72,28 +70,23 @@ impl HaProxy {
         haproxy
     }
 
+    fn socket(&self) -> PathBuf {
+        self.folder.join("socket")
+    }
+
     fn command(&self, command: &str) -> String {
-        let mut socket = UnixStream::connect(self.folder.join("socket")).expect("HAProxy");
-        writeln!(socket, "{command}").expect("HAProxy");
-        socket.shutdown(Shutdown::Write).expect("HAProxy");
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).expect("HAProxy");
-        answer
+        haproxy::command(&self.socket(), command).expect("HAProxy")
+    }
+
+    fn stat(&self, pool: &str, server: &str, field: &str) -> String {
+        haproxy::stat(&self.socket(), pool, server, field).expect("HAProxy")
     }
 
     /// Operating state, administrative state, and what the agent said last.
     fn state(&self, backend: &str) -> (u32, u32, String) {
-        let states = self.command(&format!("show servers state {backend}"));
-        let server = states.lines().nth(2).expect("a server");
-        let column: Vec<_> = server.split(' ').collect();
-        let number = |n: usize| column[n].parse().expect("a number");
-        let stat = self.command("show stat");
-        let mut lines = stat.lines();
-        let names: Vec<_> = fields(lines.next().expect("a heading"));
-        let at = names.iter().position(|name| name == "last_agt").expect("last_agt");
-        let line =
-            lines.find(|line| line.starts_with(&format!("{backend},pg,"))).expect("a server");
-        (number(5), number(6), fields(line).swap_remove(at))
+        let states = haproxy::states(&self.socket()).expect("HAProxy");
+        let state = states[&(backend.to_owned(), "pg".to_owned())];
+        (state.operating, state.administrative, self.stat(backend, "pg", "last_agt"))
     }
 
     /// Waits until a server is in this state and its agent said this.
@@ -119,23 +112,6 @@ impl Drop for HaProxy {
         let failed = FAILED_UNITS.load(Ordering::SeqCst);
         assert!(failed == 0 || std::thread::panicking(), "{failed} failed units");
     }
-}
-
-/// The fields of a line of CSV; a quote inside a quoted field is doubled.
-fn fields(line: &str) -> Vec<String> {
-    let mut fields = vec![String::new()];
-    let mut quoted = false;
-    let mut rest = line.chars().peekable();
-    while let Some(c) = rest.next() {
-        let field = fields.last_mut().expect("a field");
-        match c {
-            '"' if quoted && rest.next_if_eq(&'"').is_some() => field.push('"'),
-            '"' => quoted = !quoted,
-            ',' if !quoted => fields.push(String::new()),
-            c => field.push(c),
-        }
-    }
-    fields
 }
 
 // srv_op_state and srv_admin_state of "show servers state"
@@ -353,7 +329,7 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     let port =
         || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
     let (reads, metrics) = (port(), port());
-    let shipped = common::file("../units/examples/haproxy.cfg");
+    let shipped = common::file("units/examples/haproxy.cfg");
     let shipped = fs::read_to_string(shipped).expect("haproxy.cfg");
     let mut pools = format!(
         "listen postgres-write\n default-server agent-check agent-inter 200ms disabled\n bind 127.0.0.1:{}\n",
@@ -425,8 +401,8 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     assert_eq!(replicas(), 1);
 
     let exported = get(metrics, "GET /metrics HTTP/1.0\r\n\r\n");
-    let rules = fs::read_to_string(common::file("../units/examples/prometheus-rules.yml"))
-        .expect("the rules");
+    let rules =
+        fs::read_to_string(common::file("units/examples/prometheus-rules.yml")).expect("the rules");
     let mut seen = 0;
     for selector in rules.split("haproxy_server_status{").skip(1) {
         let labels = selector.split('}').next().expect("labels");
@@ -477,7 +453,7 @@ fn a_silent_agent_is_bounded_by_the_check() {
         let _ = stream.write_all(&http(if agrees.load(Ordering::SeqCst) { 200 } else { 503 }, ""));
     });
     let shipped =
-        fs::read_to_string(common::file("../units/examples/haproxy.cfg")).expect("haproxy.cfg");
+        fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
     let pool = |name: &str| {
         let (_, section) = shipped.split_once(&format!(" {name}\n")).expect("the pool");
         let section = section.split("\n\n").next().expect("its lines");
@@ -580,7 +556,7 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     let nodes = [server("pg1", Primary), server("pg2", Replica)];
     let bind = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
     let shipped =
-        fs::read_to_string(common::file("../units/examples/haproxy.cfg")).expect("haproxy.cfg");
+        fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
     let (_, defaults) = shipped.split_once("defaults\n").expect("its defaults");
     let default_server = defaults.lines().find(|line| line.contains("default-server")).expect("it");
     let section = |head: &str| {
@@ -631,14 +607,9 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     };
     let turn = |node: usize, what| *nodes[node].is.lock().expect("no panic") = what;
     let say = |node: usize, speaks| nodes[node].speaks.store(speaks, Ordering::SeqCst);
-    let stat = |pool: &str, server: &str, column: usize| {
-        let stat = haproxy.command("show stat");
-        let line = stat.lines().find(|line| line.starts_with(&format!("{pool},{server},")));
-        fields(line.expect("a server")).swap_remove(column)
-    };
     let until = |pool, server, status: &str| {
         let end = Instant::now() + Duration::from_secs(20);
-        while !stat(pool, server, 17).starts_with(status) {
+        while !haproxy.stat(pool, server, "status").starts_with(status) {
             assert!(Instant::now() < end, "{pool}/{server} is not {status}");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -678,9 +649,9 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     println!("while an agent has named a server the reserve is not used, whoever is silent");
     say(0, false);
     until("agents", "pg1", "DOWN");
-    let used = stat("reserve", "BACKEND", 7);
+    let used = haproxy.stat("reserve", "BACKEND", "stot");
     reaches(Some("pg2"));
-    assert_eq!(stat("reserve", "BACKEND", 7), used);
+    assert_eq!(haproxy.stat("reserve", "BACKEND", "stot"), used);
 }
 
 /// HAProxy's own regression test of agents sends words of all classes at once; ours always sends
@@ -696,7 +667,7 @@ fn one_write() {
     strace.arg(&trace).args([AGENT, "--url", &patroni.url()]).stdin(OwnedFd::from(stream));
     let child = strace.spawn().expect("strace; see tests/install");
     drop(strace);
-    assert_eq!(common::listen(client), "up ready # primary, running, timeline 5\n");
+    assert_eq!(common::listen(client), common::READY);
     assert!(child.wait_with_output().expect("an end").status.success());
     let trace = fs::read_to_string(trace).expect("the trace");
     let calls: Vec<_> = trace.lines().filter(|line| !line.contains("+++")).collect();

@@ -1,12 +1,12 @@
 //! The fuzz targets' properties, on every recorded answer and on what a fixed series of changes makes
 //! of the seeds. Always the same; tests/fuzz looks further.
 
-#[path = "properties/mod.rs"]
-mod properties;
+#[path = "../fuzz/properties.rs"]
+mod property;
 
+use crate::common::{answers, file};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 /// A small generator of numbers that look like chance (Marsaglia's xorshift).
 struct Numbers(u64);
@@ -51,7 +51,7 @@ fn hold(property: fn(&[u8]), seeds: &[Vec<u8>], changes: usize) {
 
 /// The files of a seed corpus.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(target);
+    let folder = file("tests/fuzz/seeds").join(target);
     let mut files: Vec<PathBuf> =
         fs::read_dir(folder).expect("the seeds").map(|file| file.expect("a file").path()).collect();
     files.sort();
@@ -61,30 +61,25 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
 
 #[test]
 fn agent_send() {
-    hold(properties::agent_send, &seeds("agent_send"), 3000);
+    hold(property::agent_send, &seeds("agent_send"), 3000);
 }
 
 #[test]
 fn reply() {
-    hold(properties::reply, &seeds("reply"), 3000);
+    hold(property::reply, &seeds("reply"), 3000);
 }
 
 #[test]
 fn options() {
-    hold(properties::options, &seeds("options"), 3000);
+    hold(property::options, &seeds("options"), 3000);
 }
 
 #[test]
 fn answer() {
-    hold(properties::answer, &seeds("answer"), 1000);
+    hold(property::answer, &seeds("answer"), 1000);
     // and all that was recorded
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("properties");
-    fs::create_dir_all(&folder).expect("a folder");
-    let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/answers/answers.tar.xz");
-    let tar = Command::new("tar").arg("-xJf").arg(packed).arg("-C").arg(&folder).status();
-    assert!(tar.expect("tar").success());
     let mut bodies = Vec::new();
-    for version in fs::read_dir(folder.join("answers")).expect("versions") {
+    for version in fs::read_dir(answers()).expect("versions") {
         for file in fs::read_dir(version.expect("a version").path()).expect("answers") {
             let answer = fs::read(file.expect("a file").path()).expect("an answer");
             if let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -95,5 +90,5 @@ fn answer() {
     }
     assert!(bodies.len() > 6000);
     bodies.sort();
-    hold(properties::answer, &bodies, 3);
+    hold(property::answer, &bodies, 3);
 }

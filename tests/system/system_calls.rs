@@ -1,9 +1,7 @@
 //! Every system call of a check may fail, and the process may be killed at each: strace makes it so, one at a
 //! time. Knows which of them leave HAProxy without a reply, and why nothing can be done about those.
 
-mod common;
-
-use common::{AGENT, FakePatroni, PRIMARY, connection, http};
+use crate::common::{AGENT, FakePatroni, PRIMARY, READY, connection, http};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -77,10 +75,9 @@ fn whichever_fails() {
         (reply, calls(&fs::read_to_string(&trace).expect("the trace")))
     };
     let silences = Mutex::new(BTreeMap::<String, Vec<String>>::new());
-    for (answer, healthy) in [
-        (http(200, PRIMARY), "up ready # primary, running, timeline 5\n"),
-        (http(503, STANDBY), "up maint # replica, running\n"),
-    ] {
+    for (answer, healthy) in
+        [(http(200, PRIMARY), READY), (http(503, STANDBY), "up maint # replica, running\n")]
+    {
         let patroni = FakePatroni::answering(answer);
         let _ = fs::remove_file(&memory);
         let (reply, calls) = trace_of(&patroni);

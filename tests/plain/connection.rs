@@ -1,23 +1,16 @@
 //! How the agent is started, and what it says to whom.
 
-mod common;
-
-use common::{
-    AGENT, FakePatroni, Outcome, PRIMARY, Start, check_with, connection, http, listen, start,
+use crate::common::{
+    self, AGENT, FakePatroni, NotifySocket, Outcome, PRIMARY, READY, Start, check_with, connection,
+    full_backlog, http, listen, start,
 };
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const READY: &str = "up ready # primary, running, timeline 5\n";
 const STARTS: [Start; 3] = [Start::ListenFds, Start::Stdin, Start::Inetd];
-
-fn primary() -> FakePatroni {
-    FakePatroni::answering(http(200, PRIMARY))
-}
 
 fn replica() -> FakePatroni {
     let body = r#"{"state": "running", "role": "replica", "replication_state": "streaming"}"#;
@@ -28,7 +21,7 @@ fn replica() -> FakePatroni {
 fn every_way_to_be_started_over_ipv4_and_ipv6() {
     for how in STARTS {
         for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
-            let patroni = primary();
+            let patroni = FakePatroni::primary();
             let outcome = check_with(how, address, &["--url", &patroni.url()], listen);
             assert_eq!(outcome.reply, READY, "{how:?} {address}");
             assert_eq!(outcome.stderr, "", "nothing in the journal for a healthy check");
@@ -55,7 +48,7 @@ fn patroni_on_ipv6_and_under_a_name() {
         let outcome = common::check(&["--url", &url]);
         assert_eq!(outcome.reply, READY, "{url}");
     }
-    // names of /etc/hosts: tests/names.rs
+    // names of /etc/hosts: no_module_is_loaded in tests/system/units.rs
     let outcome = common::check(&["--url", "http://no-such-host.invalid:8008"]);
     let told = "down ready # Patroni no-such-host.invalid:8008: not in /etc/hosts, and DNS is not used: give --connect-to ADDRESS\n";
     assert_eq!(outcome.reply, told);
@@ -65,7 +58,7 @@ fn patroni_on_ipv6_and_under_a_name() {
 
 #[test]
 fn no_proxy_from_the_environment() {
-    let (patroni, proxy) = (primary(), primary());
+    let (patroni, proxy) = (FakePatroni::primary(), FakePatroni::primary());
     let (client, stream) = connection("127.0.0.1:0");
     let mut command = start(Start::Stdin, stream, &["--url", &patroni.url()]);
     for name in ["http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
@@ -111,7 +104,7 @@ fn a_wrong_command_line_is_answered() {
 #[test]
 fn a_peer_that_is_gone_costs_nothing() {
     for how in STARTS {
-        let patroni = primary();
+        let patroni = FakePatroni::primary();
         let (client, mut stream) = connection("127.0.0.1:0");
         stream.write_all(b"x").expect("a byte");
         client.peek(&mut [0]).expect("the byte");
@@ -130,7 +123,7 @@ fn a_peer_that_is_gone_costs_nothing() {
 #[test]
 fn a_peer_that_leaves_early_is_no_failure() {
     for how in STARTS {
-        let patroni = primary();
+        let patroni = FakePatroni::primary();
         let outcome = check_with(how, "127.0.0.1:0", &["--url", &patroni.url()], |client| {
             drop(client);
             String::new()
@@ -154,7 +147,7 @@ fn listen_fds_that_are_no_connection() {
     let (code, _) = run(r#"LISTEN_FDS=1 LISTEN_PID=1 exec "$0" --url http://127.0.0.1:1"#);
     assert_eq!(code, Some(2));
     // left over from whoever started xinetd: the connection is fd 0
-    let patroni = primary();
+    let patroni = FakePatroni::primary();
     let (client, stream) = connection("127.0.0.1:0");
     let mut command = start(Start::Inetd, stream, &["--url", &patroni.url()]);
     let child = command.env("LISTEN_FDS", "1").spawn().expect("the agent starts");
@@ -166,13 +159,7 @@ fn listen_fds_that_are_no_connection() {
 /// The answer of the first address counts, unless nobody is there: not even a request was sent then.
 #[test]
 fn a_full_localhost_is_waited_for() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("an address");
-    let mut waiting = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
-        waiting.push(stream);
-        assert!(waiting.len() < 5000, "the backlog fills");
-    }
+    let (address, _waiting) = full_backlog();
     let url = format!("http://localhost:{}", address.port());
     let outcome = common::check(&["--url", &url, "--timeout", "500ms"]);
     let reason = "no answer before the deadline (--timeout)";
@@ -184,22 +171,15 @@ fn a_full_localhost_is_waited_for() {
 
 #[test]
 fn systemd_is_told_if_it_wants_to_know() {
-    // the path of a Unix socket may not be long
-    let path = std::env::temp_dir().join(format!("notify-{}", std::process::id()));
-    let _ = std::fs::remove_file(&path);
-    let systemd = UnixDatagram::bind(&path).expect("a socket");
-    let patroni = primary();
+    let systemd = NotifySocket::new();
+    let patroni = FakePatroni::primary();
     let (client, stream) = connection("127.0.0.1:0");
     let mut command = start(Start::Stdin, stream, &["--url", &patroni.url()]);
-    let child = command.env("NOTIFY_SOCKET", &path).spawn().expect("the agent starts");
+    let child = command.env("NOTIFY_SOCKET", &systemd.path).spawn().expect("the agent starts");
     drop(command);
     assert_eq!(listen(client), READY);
     assert!(child.wait_with_output().expect("an end").status.success());
-    let mut message = [0; 1000];
-    systemd.set_nonblocking(true).expect("a socket");
-    let length = systemd.recv(&mut message).expect("a message");
-    let _ = std::fs::remove_file(path);
-    assert_eq!(String::from_utf8_lossy(&message[..length]), "READY=1\n");
+    assert_eq!(systemd.said(), "READY=1");
 }
 
 // A terminal, a pipe, /dev/null
@@ -215,7 +195,7 @@ fn text(output: &Output) -> (Option<i32>, String, String) {
 
 #[test]
 fn without_a_socket_there_are_exit_codes() {
-    let (primary, replica) = (primary(), replica());
+    let (primary, replica) = (FakePatroni::primary(), replica());
     let cases: [(&[&str], i32, &str); 6] = [
         (&["--url", &primary.url()], 0, READY),
         (&["--url", &replica.url()], 1, "up maint # replica, streaming\n"),
@@ -250,7 +230,7 @@ fn without_a_socket_there_are_exit_codes() {
 
 #[test]
 fn on_a_terminal() {
-    let patroni = primary();
+    let patroni = FakePatroni::primary();
     let command = format!("{AGENT} --url {} --memory-file /none/memory", patroni.url());
     let output = Command::new("script").args(["-qefc", &command, "/dev/null"]).output();
     let (code, stdout, _) = text(&output.expect("script(1) of util-linux"));
@@ -338,7 +318,7 @@ fn agent_send(url: &str, pieces: &[&[u8]]) -> Outcome {
 
 #[test]
 fn haproxy_names_the_check() {
-    let (primary, replica) = (primary(), replica());
+    let (primary, replica) = (FakePatroni::primary(), replica());
     let asked = |patroni: &FakePatroni, pieces: &[&[u8]]| agent_send(&patroni.url(), pieces).reply;
     assert_eq!(asked(&primary, &[b"primary\n"]), READY);
     assert_eq!(asked(&primary, &[b"/primary\r\n"]), READY);
@@ -353,7 +333,7 @@ fn haproxy_names_the_check() {
 
 #[test]
 fn a_line_that_is_none_is_answered_and_patroni_is_not_asked() {
-    let patroni = primary();
+    let patroni = FakePatroni::primary();
     let long = [b'a'; 257];
     let exact = [&[b'a'; 256][..], b"\n"].concat();
     let flood = [b'a'; 100_000];
@@ -397,7 +377,7 @@ fn a_line_that_is_none_is_answered_and_patroni_is_not_asked() {
 
 #[test]
 fn a_peer_that_closes_its_half_is_answered() {
-    let patroni = primary();
+    let patroni = FakePatroni::primary();
     let outcome = check_with(Start::Stdin, "127.0.0.1:0", &["--agent-send"], |client| {
         client.shutdown(Shutdown::Write).expect("a socket");
         listen(client)
@@ -436,7 +416,7 @@ fn one_byte_at_a_time_does_not_move_the_deadline() {
 
 #[test]
 fn what_haproxy_sends_unasked_is_drained() {
-    let patroni = primary();
+    let patroni = FakePatroni::primary();
     let arguments = ["--url", &patroni.url()];
     let outcome = check_with(Start::Stdin, "127.0.0.1:0", &arguments, |mut client| {
         client.write_all(b"down ready\n").expect("a socket");
@@ -448,7 +428,7 @@ fn what_haproxy_sends_unasked_is_drained() {
 
 #[test]
 fn agent_send_by_hand() {
-    let patroni = primary();
+    let patroni = FakePatroni::primary();
     let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
     let mut command = Command::new(AGENT);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -484,7 +464,7 @@ fn the_line_and_patroni_share_one_deadline() {
 /// Who says nothing keeps no place until `--timeout`.
 #[test]
 fn the_line_is_due_at_once_whatever_the_timeout() {
-    let patroni = primary();
+    let patroni = FakePatroni::primary();
     for (timeout, due) in [("10s", "300"), ("100ms", "100")] {
         let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", timeout];
         let outcome = check_with(Start::ListenFds, "127.0.0.1:0", &arguments, listen);

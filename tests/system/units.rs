@@ -2,18 +2,17 @@
 //! kills the port, lingers, or fills the journal. On Debian 12 (systemd 252, HAProxy 2.6) and Debian 13
 //! (systemd 257, HAProxy 3.0). Needs root and what tests/install installs; tests/run runs it.
 
-mod common;
-
-use common::{FakePatroni, lab};
+use crate::common::machine::Machine;
+use crate::common::{self, AGENT, FakePatroni, haproxy, lab};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::ops::Deref;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,49 +24,48 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// `timeout check` of units/examples/haproxy.cfg.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-fn top() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 /// The units: a process for each check, one process for many.
 const UNITS: &str = "patroni-agent-check";
 const LISTEN: &str = "patroni-agent-check-listen";
 
 /// A machine with the shipped units, a fake Patroni, and HAProxy.
-struct Machine {
-    name: String,
+struct Node {
+    machine: Machine,
     /// Which pair of units is in use.
     units: &'static str,
-    leader: String,
     /// The timeline that Patroni names.
     said: Arc<AtomicU64>,
 }
 
-impl Machine {
-    fn boot(name: &str, root: &str) -> Machine {
-        Machine::with(UNITS, name, root)
+impl Deref for Node {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
+impl Node {
+    fn boot(name: &str, root: &str) -> Node {
+        Node::with(UNITS, name, root)
     }
 
-    fn with(units: &'static str, name: &str, root: &str) -> Machine {
-        Machine::with_patroni(units, name, root, "127.0.0.1")
+    fn with(units: &'static str, name: &str, root: &str) -> Node {
+        Node::with_patroni(units, name, root, "127.0.0.1")
     }
 
     /// With a Patroni that listens on this address alone, which becomes one of the machine's.
-    fn with_patroni(units: &'static str, name: &str, root: &str, address: &str) -> Machine {
-        let name = format!("{name}-{}", std::process::id());
-        let mut machine = Machine { name, units, leader: String::new(), said: Arc::default() };
-        lab("machine", &["start", &machine.name, "--root", root]).expect("it boots");
-        machine.leader = lab("machine", &["pid", &machine.name]).expect("pid").trim().to_owned();
-        let agent = env!("CARGO_BIN_EXE_patroni-agent-check");
-        lab("machine", &["agent", &machine.name, agent]).expect("it is installed");
+    fn with_patroni(units: &'static str, name: &str, root: &str, address: &str) -> Node {
+        let node = Node { machine: Machine::boot(name, root), units, said: Arc::default() };
+        lab("machine", &["agent", &node.name, AGENT]).expect("it is installed");
         // what a test replaces it with and by
-        machine.put(Path::new(agent), "/root/patroni-agent-check");
-        machine.sh("chmod 755 /root");
+        node.put(Path::new(AGENT), "/root/patroni-agent-check");
+        node.sh("chmod 755 /root");
         if address != "127.0.0.1" {
-            machine.sh(&format!("ip address add {address}/32 dev lo"));
+            node.sh(&format!("ip address add {address}/32 dev lo"));
         }
-        let said = machine.said.clone();
-        machine.network(|| {
+        let said = node.said.clone();
+        node.network(|| {
             FakePatroni::on(&format!("{address}:8008"), move |mut stream, _| {
                 common::read_request(&mut stream);
                 let timeline = said.load(Ordering::SeqCst);
@@ -76,28 +74,8 @@ impl Machine {
                 let _ = stream.write_all(&common::http(200, &body));
             })
         });
-        machine.sh(&format!("systemctl start {units}.socket"));
-        machine
-    }
-
-    fn try_sh(&self, line: &str) -> Result<String, String> {
-        lab("machine", &["run", &self.name, "sh", "-c", line])
-    }
-
-    fn sh(&self, line: &str) -> String {
-        self.try_sh(line).unwrap_or_else(|error| panic!("{line}: {error}"))
-    }
-
-    fn inside(&self, path: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root{path}", self.leader))
-    }
-
-    fn put(&self, from: &Path, to: &str) {
-        fs::copy(from, self.inside(to)).unwrap_or_else(|error| panic!("{to}: {error}"));
-    }
-
-    fn file(&self, path: &str, text: &str) {
-        fs::write(self.inside(path), text).unwrap_or_else(|error| panic!("{path}: {error}"));
+        node.sh(&format!("systemctl start {units}.socket"));
+        node
     }
 
     /// Runs something in a thread in this machine's network.
@@ -119,7 +97,7 @@ impl Machine {
     }
 
     fn fence_for(&self, addresses: &str) {
-        let text = fs::read_to_string(top().join("units/examples/fence.conf")).expect("units");
+        let text = fs::read_to_string(common::file("units/examples/fence.conf")).expect("units");
         let folder = format!("/etc/systemd/system/{}.socket.d", self.units);
         self.sh(&format!("mkdir {folder}"));
         self.file(&format!("{folder}/fence.conf"), &text.replace("localhost", addresses));
@@ -129,7 +107,7 @@ impl Machine {
     /// Starts tests/lab/flood in this machine's network. It ends by itself.
     fn strangers(&self, arguments: &str) -> Child {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.leader, "--net"]).arg(common::file("lab/flood"));
+        command.args(["-t", &self.leader, "--net"]).arg(common::file("tests/lab/flood"));
         command.args(arguments.split(' ')).stdout(Stdio::piped());
         let mut child = command.spawn().expect("nsenter");
         let mut begun = [0; 9];
@@ -187,14 +165,9 @@ impl Machine {
 
     /// What HAProxy's agent said last.
     fn heard(&self) -> String {
-        let Ok(mut socket) = UnixStream::connect(self.inside("/run/haproxy1.sock")) else {
-            return String::new();
-        };
-        socket.write_all(b"show stat\n").expect("HAProxy");
-        socket.shutdown(Shutdown::Write).expect("HAProxy");
-        let mut text = String::new();
-        socket.read_to_string(&mut text).expect("HAProxy");
-        text
+        let socket = self.inside("/run/haproxy1.sock");
+        // it is just starting
+        haproxy::stat(&socket, "pool", "pg", "last_agt").unwrap_or_default()
     }
 
     /// One check leaves its record.
@@ -255,15 +228,6 @@ impl Machine {
             .trim()
             .parse()
             .expect("a number")
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("{:?}", self.try_sh("journalctl -q --no-pager -n 30"));
-        }
-        let _ = lab("machine", &["stop", &self.name]);
     }
 }
 
@@ -331,7 +295,7 @@ fn on_both(name: &str, test: impl Fn(&str, &str) + Sync) {
 }
 
 fn attack(units: &'static str, name: &str, root: &str) {
-    let machine = Machine::with(units, name, root);
+    let machine = Node::with(units, name, root);
     machine.haproxies(4);
     machine.assert_alive("start");
 
@@ -498,7 +462,7 @@ fn never_dead() {
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn without_the_settings() {
-    let machine = Machine::boot("without", "/");
+    let machine = Node::boot("without", "/");
     assert!(machine.network(|| check(5555)).starts_with("up ready"));
     let units = "/etc/systemd/system/patroni-agent-check";
     let remove = |key: &str| {
@@ -508,7 +472,7 @@ fn without_the_settings() {
     };
     let restore = || {
         for unit in ["patroni-agent-check.socket", "patroni-agent-check@.service"] {
-            machine.put(&top().join("units").join(unit), &format!("/etc/systemd/system/{unit}"));
+            machine.put(&common::file("units").join(unit), &format!("/etc/systemd/system/{unit}"));
         }
         machine.sh("systemctl daemon-reload; systemctl reset-failed; systemctl restart patroni-agent-check.socket");
         assert!(machine.network(|| check(5555)).starts_with("up ready"));
@@ -555,7 +519,7 @@ fn without_the_settings() {
 fn a_hold_is_readable_and_the_memory_is_written() {
     for units in [UNITS, LISTEN] {
         on_both("hold", |name, root| {
-            let machine = Machine::with(units, name, root);
+            let machine = Node::with(units, name, root);
             machine.assert_remembers(&format!("{units} {name}"));
             machine.sh("umask 077; echo 'drain by hand' > /run/patroni-agent-check/hold");
             let reply = machine.network(|| check(5555));
@@ -569,14 +533,14 @@ fn a_hold_is_readable_and_the_memory_is_written() {
 #[ignore = "needs root and systemd: tests/run"]
 fn drop_ins() {
     on_both("drop-ins", |name, root| {
-        let machine = Machine::boot(name, root);
+        let machine = Node::boot(name, root);
         // the first instance brings its slice, and a line for that
         assert!(machine.network(|| check(5555)).starts_with("up ready"));
         let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
         for (drop_in, most) in [("", 7.3), ("lean", 3.3), ("strict", 1.1)] {
             machine.sh(&format!("rm -rf {folder}; mkdir {folder}"));
             if !drop_in.is_empty() {
-                let file = top().join("units/examples").join(format!("{drop_in}.conf"));
+                let file = common::file("units/examples").join(format!("{drop_in}.conf"));
                 machine.put(&file, &format!("{folder}/{drop_in}.conf"));
             }
             machine.sh("systemctl daemon-reload");
@@ -600,7 +564,7 @@ fn drop_ins() {
 #[ignore = "needs root and systemd: tests/run"]
 fn by_hand_it_says_what_haproxy_is_told() {
     let settings = "/etc/default/patroni-agent-check";
-    let machine = Machine::boot("by-hand", "/");
+    let machine = Node::boot("by-hand", "/");
     let by_hand = |arguments| machine.sh(&format!("patroni-agent-check {arguments} 2>&1 || true"));
     machine.file(settings, "OPTIONS=\"--agent-send --else drain\"\n");
     let told = machine.network(|| ask(5555, "replica"));
@@ -637,7 +601,7 @@ fn a_patroni_on_the_nodes_address() {
     let node: SocketAddr = "10.99.0.1:5555".parse().expect("an address");
     for (name, root) in [("address-12", "/"), ("address-13", DEBIAN_13)] {
         for units in [UNITS, LISTEN] {
-            let machine = Machine::with_patroni(units, name, root, "10.99.0.1");
+            let machine = Node::with_patroni(units, name, root, "10.99.0.1");
             machine.network(|| {
                 assert_eq!(ask_at(node, "primary"), "up ready # primary, running, timeline 0\n", "{units} {name}");
                 // nowhere but at the address that was asked; a question without an answer yet, so without a grace
@@ -665,7 +629,7 @@ fn a_patroni_on_the_nodes_address() {
             for drop_in in ["lean", "strict"] {
                 let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
                 machine.sh(&format!("rm -rf {folder}; mkdir {folder}"));
-                let file = top().join("units/examples").join(format!("{drop_in}.conf"));
+                let file = common::file("units/examples").join(format!("{drop_in}.conf"));
                 machine.put(&file, &format!("{folder}/{drop_in}.conf"));
                 machine.sh("systemctl daemon-reload");
                 assert!(
@@ -682,7 +646,7 @@ fn a_patroni_on_the_nodes_address() {
                     .expect("it starts");
                 assert!(common::listen(haproxy).starts_with("up ready"));
                 assert!(child.wait().expect("it ends").success());
-                let mut by_hand = Command::new(common::AGENT);
+                let mut by_hand = Command::new(AGENT);
                 by_hand.args(elsewhere).stdin(Stdio::null());
                 let said = by_hand.output().expect("it starts").stdout;
                 assert!(said.starts_with(b"up ready"), "{}", String::from_utf8_lossy(&said));
@@ -696,7 +660,7 @@ fn a_patroni_on_the_nodes_address() {
 #[ignore = "needs root and systemd: tests/run"]
 fn who_may_ask() {
     on_both("fence", |name, root| {
-        let machine = Machine::boot(name, root);
+        let machine = Node::boot(name, root);
         machine.fence();
         assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
         let accepted = "systemctl show -P NAccepted patroni-agent-check.socket";
@@ -714,7 +678,7 @@ fn who_may_ask() {
 fn a_flood_before_the_fence() {
     for units in [UNITS, LISTEN] {
         for (name, root) in [("flood-12", "/"), ("flood-13", DEBIAN_13)] {
-            let machine = Machine::with(units, name, root);
+            let machine = Node::with(units, name, root);
             machine.sh("ip route add local fd00:66::/64 dev lo");
             machine.fence();
             let half = "--count 64 --rate 1500 --silent 1000 --seconds 3";
@@ -734,7 +698,7 @@ fn a_flood_before_the_fence() {
 #[ignore = "needs root and systemd: tests/run"]
 fn two_silent_strangers() {
     on_both("silent", |name, root| {
-        let machine = Machine::boot(name, root);
+        let machine = Node::boot(name, root);
         machine.put(&common::shipped(), "/usr/bin/patroni-agent-check");
         let silent = "127.0.0.1 5555 --from 127.0.0.0/8 --count 2 --rate 0 --silent 200 --pace 43 --seconds 5";
         let (asked, missed, _) = machine.checks_among(vec![machine.strangers(silent)]);
@@ -746,7 +710,7 @@ fn two_silent_strangers() {
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn an_old_kernel() {
-    let machine = Machine::boot("old-kernel", "/");
+    let machine = Node::boot("old-kernel", "/");
     let run = |missing: &str| {
         machine.sh(&format!(
             "systemd-run --quiet --wait --pipe -p SystemCallArchitectures=native -p SystemCallFilter='~{missing}' \
@@ -769,7 +733,7 @@ fn an_old_kernel() {
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn no_module_is_loaded() {
-    let machine = Machine::boot("names", DEBIAN_13);
+    let machine = Node::boot("names", DEBIAN_13);
     machine.put(&common::shipped(), "/usr/bin/patroni-agent-check");
     machine.file("/etc/hosts", "127.0.0.1 localhost\n127.0.0.2 pg1.example # here\n");
     for services in ["files compat dns", "files myhostname resolve [!UNAVAIL=return] dns"] {
@@ -811,7 +775,7 @@ fn no_module_is_loaded() {
 #[ignore = "needs root and systemd: tests/run"]
 fn a_journal_that_hangs() {
     on_both("journal", |name, root| {
-        let machine = Machine::boot(name, root);
+        let machine = Node::boot(name, root);
         let queue = || {
             let streams = ["-xlH", "src", "/run/systemd/journal/stdout"];
             let streams = machine.network(|| Command::new("ss").args(streams).output());
@@ -857,7 +821,7 @@ fn a_slow_directory() {
     let cc = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&module, &source]).status();
     assert!(cc.expect("cc").success());
     on_both("slow", |name, root| {
-        let machine = Machine::boot(name, root);
+        let machine = Node::boot(name, root);
         machine.put(&module, "/usr/lib/x86_64-linux-gnu/libnss_slow.so.2");
         machine.file("/etc/nsswitch.conf", "passwd: files\ngroup: files slow\nhosts: files\n");
         let took = |wanted: &str| {

@@ -1,16 +1,12 @@
 //! What is said of the options and checks is made from one source: the manual, the completions and the
-//! README must be what this makes of it. `UPDATE=1 cargo test --test manual` writes them anew.
+//! README must be what this makes of it. `UPDATE=1 cargo test --test plain manual` writes them anew.
 
+use crate::common::file;
 use patroni_agent_check::check;
 use patroni_agent_check::options::{Described, NAME, OPTIONS, Options, help};
 use std::fmt::Write;
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
-
-fn file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
-}
 
 fn text(name: &str) -> String {
     fs::read_to_string(file(name)).unwrap_or_default()
@@ -21,7 +17,7 @@ fn assert_is(name: &str, wanted: &str) {
     if std::env::var_os("UPDATE").is_some() {
         fs::write(file(name), wanted).expect(name);
     }
-    assert!(text(name) == wanted, "{name} is old: UPDATE=1 cargo test --test manual");
+    assert!(text(name) == wanted, "{name} is old: UPDATE=1 cargo test --test plain manual");
 }
 
 /// A text with the part between two marks made anew.
@@ -150,7 +146,7 @@ fn the_completions() {
         );
     }
     let words = words.join(" ");
-    let made = "# Made by tests/manual.rs from the table in src/options.rs.";
+    let made = "# Made by tests/plain/manual.rs from the table in src/options.rs.";
     assert_is(
         "units/packaging/completions/patroni-agent-check.bash",
         &format!(

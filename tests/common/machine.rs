@@ -1,0 +1,52 @@
+//! A machine of tests/lab: a real systemd in namespaces of its own, gone when it is dropped.
+
+use super::lab;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub struct Machine {
+    pub name: String,
+    /// Its PID 1, as seen from here.
+    pub leader: String,
+}
+
+impl Machine {
+    /// Boots it over this machine's root, or another.
+    pub fn boot(name: &str, root: &str) -> Machine {
+        let name = format!("{name}-{}", std::process::id());
+        let mut machine = Machine { name, leader: String::new() };
+        lab("machine", &["start", &machine.name, "--root", root]).expect("it boots");
+        machine.leader = lab("machine", &["pid", &machine.name]).expect("pid").trim().to_owned();
+        machine
+    }
+
+    pub fn try_sh(&self, line: &str) -> Result<String, String> {
+        lab("machine", &["run", &self.name, "sh", "-c", line])
+    }
+
+    pub fn sh(&self, line: &str) -> String {
+        self.try_sh(line).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    /// One of its files, as seen from here.
+    pub fn inside(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.leader))
+    }
+
+    pub fn put(&self, from: &Path, to: &str) {
+        fs::copy(from, self.inside(to)).unwrap_or_else(|error| panic!("{to}: {error}"));
+    }
+
+    pub fn file(&self, path: &str, text: &str) {
+        fs::write(self.inside(path), text).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", self.try_sh("journalctl -q --no-pager -n 40").unwrap_or_default());
+        }
+        let _ = lab("machine", &["stop", &self.name]);
+    }
+}

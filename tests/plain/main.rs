@@ -1,0 +1,18 @@
+//! The tests that need nothing but tar, xz and script(1). What is ignored here needs a tool that tests/install
+//! installs, or is a process that another test starts.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod answers;
+mod connection;
+mod grace;
+mod hold;
+mod hostile;
+mod manual;
+mod model;
+mod properties;
+mod sandbox;
+mod serve;
+mod share;
+mod tls;
