@@ -49,15 +49,19 @@ impl State {
     }
 }
 
-/// All servers by pool and name.
+/// All servers by pool and name. A HAProxy that ends while it answers is an error.
 pub fn states(socket: &Path) -> io::Result<BTreeMap<(String, String), State>> {
     let answer = command(socket, "show servers state")?;
     let mut states = BTreeMap::new();
     // a version, and a heading
     for line in answer.lines().skip(2).filter(|line| !line.is_empty()) {
         let column: Vec<_> = line.split(' ').collect();
-        let number = |at: usize| column[at].parse().expect("a number");
-        let state = State { operating: number(5), administrative: number(6), health: number(12) };
+        let number = |at: usize| {
+            let number = column.get(at).and_then(|column| column.parse().ok());
+            number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, line))
+        };
+        let (operating, administrative, health) = (number(5)?, number(6)?, number(12)?);
+        let state = State { operating, administrative, health };
         states.insert((column[1].to_owned(), column[3].to_owned()), state);
     }
     Ok(states)

@@ -4,8 +4,9 @@ each node itself, whether PostgreSQL takes writes and what Patroni says of reads
 Everything is kept as plain records with the time of the machine's clock in seconds."""
 
 import http.client
+import pathlib
 import select
-import socket
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -13,6 +14,9 @@ from collections import namedtuple
 import psycopg2
 import psycopg2.errorcodes
 import psycopg2.extensions
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "lab"))
+import haproxy
 
 NODES = {"pg1": "10.55.0.11", "pg2": "10.55.0.12", "pg3": "10.55.0.13"}
 POOLS = {"postgres-write": 5000, "official": 5100, "role-only": 5200, "without-agent": 5300}
@@ -206,27 +210,8 @@ class Watch:
 
 def look(admin_socket):
     """What HAProxy shows now, of these pools."""
-    with socket.socket(socket.AF_UNIX) as admin:
-        admin.settimeout(5)
-        admin.connect(admin_socket)
-        admin.sendall(b"show servers state\n")
-        answer = b"".join(iter(lambda: admin.recv(65536), b"")).decode()
-    shown, pools = {}, [*POOLS, *READ_PORTS]
-    for line in answer.splitlines()[2:]:
-        column = line.split(" ")
-        if len(column) > 6 and column[1] in pools and column[3] in NODES:
-            shown[column[1], column[3]] = state(int(column[5]), int(column[6]))
+    pools = [*POOLS, *READ_PORTS]
+    shown = {server: state for server, state in haproxy.shown(admin_socket).items() if server[0] in pools and server[1] in NODES}
     if len(shown) != len(pools) * len(NODES):
-        raise OSError(f"an incomplete answer from HAProxy: {answer!r}")
+        raise OSError(f"an incomplete answer from HAProxy: {shown}")
     return shown
-
-
-def state(operational, administrative):
-    """HAProxy's management guide, "show servers state": srv_op_state, srv_admin_state."""
-    if administrative & 0x23:
-        return "MAINT"
-    if operational == 0:
-        return "DOWN"
-    if administrative & 0x08:
-        return "DRAIN"
-    return "NOLB" if operational == 3 else "UP"

@@ -8,17 +8,17 @@ go, what has changed.
 demo fails if HAProxy and the writes do not follow the switchover within a minute.
 """
 
-import csv
 import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from typing import NamedTuple
+
+import haproxy
 
 LAB = pathlib.Path(__file__).parent
 WRITE, READ = "postgres-write", "postgres-read"
@@ -39,11 +39,7 @@ class Server(NamedTuple):
 
 def look(leader):
     """The servers as HAProxy in the machine with this PID 1 shows them."""
-    with socket.socket(socket.AF_UNIX) as stats:
-        stats.connect(f"/proc/{leader}/root/run/haproxy/admin.sock")
-        stats.sendall(b"show stat\n")
-        rows = csv.DictReader(stats.makefile().read().lstrip("# ").splitlines())
-    for row in rows:
+    for row in haproxy.stat(f"/proc/{leader}/root/run/haproxy/admin.sock"):
         if row["pxname"] in PORTS and row["svname"].startswith("pg"):
             said = row["last_agt"]
             reason = said.partition("(")[2].rpartition(")")[0] or said

@@ -282,6 +282,21 @@ fn answer(mut stream: TcpStream) -> String {
     reply
 }
 
+/// Waits until every thread of the process sleeps: what was sent has been read, and the rest waits for Patroni.
+fn settled(server: &Server) {
+    let tasks = format!("/proc/{}/task", server.child.id());
+    let sleeps = || {
+        let mut tasks = fs::read_dir(&tasks).expect("proc");
+        tasks.all(|task| {
+            let stat = fs::read_to_string(task.expect("a thread").path().join("stat"));
+            stat.is_ok_and(|stat| stat.rsplit_once(") ").expect("a state").1.starts_with('S'))
+        })
+    };
+    while !(sleeps() && sleeps()) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A Patroni that answers when it may.
 fn waiting() -> (FakePatroni, Arc<AtomicBool>) {
     let may = Arc::new(AtomicBool::new(false));
@@ -314,6 +329,7 @@ fn silent_peers_keep_nobody_from_an_answer() {
             check
         };
         let mut checks: Vec<_> = (0..busy * each).map(|n| check(address(n % busy))).collect();
+        settled(&server);
         // a silent peer is answered after 300 ms: one that hears nothing was closed for a later one
         let mut closed = 0;
         while closed == 0 {

@@ -56,18 +56,18 @@ type View = BTreeMap<(String, String), Shown>;
 /// HAProxy's view of the pools, one look.
 fn look(socket: &Path) -> View {
     let end = Instant::now() + Duration::from_secs(5);
-    let states = loop {
-        match haproxy::states(socket) {
-            Ok(states) => break states,
-            // a reload puts a new socket into its place
-            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
-            Err(error) => panic!("HAProxy's socket: {error}"),
+    loop {
+        let states = haproxy::states(socket).map(|states| {
+            let pools = states.into_iter().filter(|((pool, _), _)| pool.starts_with("postgres-"));
+            pools.map(|(server, state)| (server, state.shown())).collect::<View>()
+        });
+        match states {
+            Ok(view) if view.len() == 6 => return view,
+            // a reload puts a new socket into its place, and the old process may not answer to the end
+            other => assert!(Instant::now() < end, "HAProxy's socket: {other:?}"),
         }
-    };
-    let pools = states.into_iter().filter(|((pool, _), _)| pool.starts_with("postgres-"));
-    let view: View = pools.map(|(server, state)| (server, state.shown())).collect();
-    assert_eq!(view.len(), 6, "{view:?}");
-    view
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// All that HAProxy shows, looked at every 50 ms in the background.

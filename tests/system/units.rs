@@ -599,7 +599,7 @@ fn by_hand_it_says_what_haproxy_is_told() {
 #[ignore = "needs root and systemd: tests/run"]
 fn a_patroni_on_the_nodes_address() {
     let node: SocketAddr = "10.99.0.1:5555".parse().expect("an address");
-    for (name, root) in [("address-12", "/"), ("address-13", DEBIAN_13)] {
+    on_both("address", |name, root| {
         for units in [UNITS, LISTEN] {
             let machine = Node::with_patroni(units, name, root, "10.99.0.1");
             machine.network(|| {
@@ -652,7 +652,7 @@ fn a_patroni_on_the_nodes_address() {
                 assert!(said.starts_with(b"up ready"), "{}", String::from_utf8_lossy(&said));
             });
         }
-    }
+    });
 }
 
 /// The fence, put up while the socket listens, with somebody who may ask and somebody who may not.

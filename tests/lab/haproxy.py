@@ -1,0 +1,36 @@
+"""What HAProxy says on its stats socket, for the scripts of the tests: "show stat" and "show servers state" of its
+management guide."""
+
+import csv
+import socket
+
+
+def ask(path, command):
+    """The whole answer to one command."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(path)
+        client.sendall(f"{command}\n".encode())
+        return b"".join(iter(lambda: client.recv(65536), b"")).decode()
+
+
+def stat(path):
+    """The rows of "show stat", by the names of their fields."""
+    return csv.DictReader(ask(path, "show stat").lstrip("# ").splitlines())
+
+
+def shown(path):
+    """{(pool, server): what an operator sees of it}, of the servers in a whole answer."""
+    rows = [line.split(" ") for line in ask(path, "show servers state").splitlines()[2:]]
+    return {(row[1], row[3]): state(int(row[5]), int(row[6])) for row in rows if len(row) > 6}
+
+
+def state(operational, administrative):
+    """From srv_op_state and srv_admin_state."""
+    if administrative & 0x23:
+        return "MAINT"
+    if operational == 0:
+        return "DOWN"
+    if administrative & 0x08:
+        return "DRAIN"
+    return "NOLB" if operational == 3 else "UP"
