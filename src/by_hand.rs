@@ -1,12 +1,13 @@
 //! What is different if a human starts the agent: the settings of the units hold, so that the answer is the one that
 //! HAProxy gets, and `--explain` says how it came about. Knows the settings file and the units' port; decides nothing.
 
+use crate::NAME;
 use crate::check::Check;
 use crate::connection::complain;
 use crate::decide::Times;
 use crate::file;
 use crate::memory::Record;
-use crate::options::{NAME, Options, Stop};
+use crate::options::{Options, Stop};
 use crate::patroni::{Answer, NoAnswer, Prepared, hosts};
 use crate::question::{Asked, Question};
 use rustix::process::geteuid;

@@ -3,7 +3,7 @@
 //! `wait = yes`), or by a human. The only place that reads and writes there, and that logs. Knows nothing of Patroni and
 //! of what the bytes mean.
 
-use crate::options::NAME;
+use crate::NAME;
 use crate::question::NoQuestion;
 use crate::reply::printable;
 use crate::syslog;

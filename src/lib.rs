@@ -7,6 +7,9 @@
 // fd 1 and 2 may be HAProxy: only `connection` writes there, and never by a macro that may panic.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
+/// This program's name.
+pub const NAME: &str = env!("CARGO_PKG_NAME");
+
 /// The pipe: one agent check, and many.
 pub mod agent;
 

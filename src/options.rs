@@ -1,6 +1,7 @@
 //! The command line: the only way of configuring. Knows the options and builds from them what the steps are told; knows
 //! nothing of how the steps use it.
 
+use crate::NAME;
 use crate::check::{self, Check};
 use crate::decide::{Policy, Unreachable};
 use crate::patroni::Patroni;
@@ -13,9 +14,6 @@ use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// This program's name.
-pub const NAME: &str = env!("CARGO_PKG_NAME");
 
 /// One option, as `--help`, the manual, the completions and the README have it, and what it sets.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,9 @@
 //! README must be what this makes of it. `UPDATE=1 cargo test --test plain manual` writes them anew.
 
 use crate::common::file;
+use patroni_agent_check::NAME;
 use patroni_agent_check::check;
-use patroni_agent_check::options::{Described, NAME, OPTIONS, Options, help};
+use patroni_agent_check::options::{Described, OPTIONS, Options, help};
 use std::fmt::Write;
 use std::fs;
 use std::process::Command;
