@@ -37,9 +37,11 @@ type SameQuestion = (String, Option<IpAddr>);
 /// A process for one check, which locks itself in.
 pub fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
     let deadline = started + options.timeout;
+    // HAProxy's checks ask Patroni once
+    let explain = options.explain && matches!(connection, Connection::Standard);
     let prepare = |connection: &Connection, memory: &Memory| {
         let prepared = options.patroni.prepare(local(options, connection));
-        if options.explain {
+        if explain {
             by_hand::machine().iter().for_each(|text| connection.remark(text));
         }
         // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
@@ -47,14 +49,14 @@ pub fn one(options: &Options, mut connection: Connection, started: Instant) -> E
             let port = options.patroni.connect_to.port;
             match sandbox::enter(port, memory.descriptor(), syslog::descriptor()) {
                 Err(missing) => connection.remark(&missing),
-                Ok(()) if options.explain => connection.remark("sandbox: complete"),
+                Ok(()) if explain => connection.remark("sandbox: complete"),
                 Ok(()) => {}
             }
         }
         move |connection: &Connection, check: &Check| {
             let prepared = prepared.as_ref().map_err(NoAnswer::clone);
             let asked = timed(|| prepared.clone()?.ask(check, deadline));
-            if options.explain {
+            if explain {
                 let lines =
                     by_hand::asked(prepared.as_ref().ok().copied(), check, &asked.1, deadline);
                 lines.iter().for_each(|text| connection.remark(text));

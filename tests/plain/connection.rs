@@ -290,6 +290,20 @@ fn usage_errors_name_the_cure() {
     assert_eq!(output.status.code(), Some(64));
 }
 
+/// What is for a human costs HAProxy's checks no second question.
+#[test]
+fn only_a_human_is_explained_anything() {
+    let patroni = FakePatroni::primary();
+    let arguments = ["--explain", "--url", &patroni.url()];
+    let outcome = check(&arguments);
+    assert_eq!((outcome.reply.as_str(), outcome.stderr.as_str()), (READY, ""));
+    assert_eq!(patroni.connections(), 1);
+    let (_, reply, explained) = text(&run(Stdio::null(), &arguments));
+    assert_eq!(reply, READY);
+    assert!(explained.contains("asked: Patroni "), "{explained}");
+    assert!(patroni.connections() > 2);
+}
+
 #[test]
 fn help_and_version() {
     let (code, stdout, stderr) = text(&run(Stdio::null(), &["--help"]));
