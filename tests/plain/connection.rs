@@ -295,7 +295,7 @@ fn usage_errors_name_the_cure() {
 fn only_a_human_is_explained_anything() {
     let patroni = FakePatroni::primary();
     let arguments = ["--explain", "--url", &patroni.url()];
-    let outcome = check(&arguments);
+    let outcome = check_with(Start::ListenFds, "127.0.0.1:0", &arguments, listen);
     assert_eq!((outcome.reply.as_str(), outcome.stderr.as_str()), (READY, ""));
     assert_eq!(patroni.connections(), 1);
     let (_, reply, explained) = text(&run(Stdio::null(), &arguments));
