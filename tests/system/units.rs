@@ -763,7 +763,7 @@ fn no_module_is_loaded() {
             "rm -f /etc/hosts; {made}; timeout 5 patroni-agent-check --url http://pg1:1 2>&1 > /dev/null; echo $?"
         );
         let told = format!(
-            "patroni-agent-check: primary: Patroni pg1:1: not in /etc/hosts ({why}), and DNS is not asked: \
+            "patroni-agent-check: primary: Patroni pg1:1: not in /etc/hosts ({why}), and DNS is not used: give \
              --connect-to ADDRESS\n2\n"
         );
         assert_eq!(machine.sh(&line), told);
@@ -793,7 +793,7 @@ fn a_journal_that_hangs() {
         let heard =
             "journalctl --sync; journalctl -q --no-pager -o cat -p warning -t patroni-agent-check";
         let end = Instant::now() + Duration::from_secs(10);
-        while !machine.sh(heard).contains("no agent-send line that can be understood") {
+        while !machine.sh(heard).contains("agent-send line not understood") {
             assert!(Instant::now() < end, "{name}: {}", machine.sh(heard));
         }
         // the name carries the process's number, which the sandbox does not tell any more
