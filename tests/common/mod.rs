@@ -103,6 +103,15 @@ impl FakePatroni {
     }
 }
 
+/// A port that refuses connections for as long as this lives: it is bound, so that no other test gets it, and nobody
+/// listens.
+pub fn nobody() -> TcpListener {
+    use rustix::net::{AddressFamily, SocketType, bind, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+    TcpListener::from(socket)
+}
+
 /// The head of one request.
 pub fn read_request(stream: &mut impl Read) -> String {
     let mut request = Vec::new();

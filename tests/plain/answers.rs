@@ -3,10 +3,9 @@
 //!
 //! A new answer needs no Rust: see "A recorded answer" in CONTRIBUTING.md, and `tests/data/answers/more`.
 
-use crate::common::{self, FakePatroni, Outcome, Start, answers, check_with, file, listen};
+use crate::common::{self, FakePatroni, Outcome, Start, answers, check_with, file, listen, nobody};
 use std::collections::HashMap;
 use std::fs;
-use std::net::TcpListener;
 
 const CHECKS: &str = "primary read-write master leader standby-leader standby_leader replica read-only \
     sync synchronous async asynchronous quorum read-only-sync read-only-quorum health";
@@ -65,12 +64,10 @@ fn play(recorded: &Recorded) -> Outcome {
         })),
         _ => Some(FakePatroni::answering(bytes)),
     };
+    let nobody = nobody();
     let url = match &patroni {
         Some(patroni) => patroni.url(),
-        None => {
-            let gone = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            format!("http://{}", gone.local_addr().expect("an address"))
-        }
+        None => format!("http://{}", nobody.local_addr().expect("an address")),
     };
     let arguments = ["--url", &url, "--timeout", timeout, &recorded.check];
     let outcome = check_with(Start::Stdin, "127.0.0.1:0", &arguments, listen);

@@ -1,9 +1,8 @@
 //! What a Patroni, or whatever sits on its port, may answer at its worst: never READY, never a
 //! hang, always one whole line.
 
-use crate::common::{FakePatroni, Outcome, PRIMARY, READY, check, full_backlog, http};
+use crate::common::{FakePatroni, Outcome, PRIMARY, READY, check, full_backlog, http, nobody};
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::time::Duration;
 
 /// Longer than any deadline used here: an agent that waits for the end of this hangs.
@@ -39,9 +38,8 @@ const LATE: &str = "no answer before the deadline (--timeout)";
 
 #[test]
 fn refused() {
-    let gone = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = gone.local_addr().expect("an address");
-    drop(gone);
+    let nobody = nobody();
+    let address = nobody.local_addr().expect("an address");
     let outcome = check(&["--url", &format!("http://{address}")]);
     let line = format!("down ready # Patroni {address}: connection refused\n");
     assert_eq!(outcome.reply, line);
