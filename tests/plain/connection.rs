@@ -38,7 +38,10 @@ fn patroni_on_ipv6_and_under_a_name() {
             let _ = stream.write_all(&http(200, PRIMARY));
         })
     };
-    let six = on("[::1]:0");
+    // nobody listens at the first address of localhost, whatever other tests do
+    let nobody = common::nobody();
+    let port = nobody.local_addr().expect("an address").port();
+    let six = on(&format!("[::1]:{port}"));
     let four = on("127.0.0.1:0");
     for url in [
         format!("http://[::1]:{}", six.address.port()),
