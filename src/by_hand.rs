@@ -8,8 +8,9 @@ use crate::decide::Times;
 use crate::file;
 use crate::memory::Record;
 use crate::options::{Options, Stop};
-use crate::patroni::{Answer, NoAnswer, Prepared, hosts};
+use crate::patroni::{Answer, NoAnswer, Prepared};
 use crate::question::{Asked, Question};
+use crate::sockets;
 use rustix::process::geteuid;
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -124,7 +125,7 @@ fn words_of(text: &str) -> Vec<String> {
 pub fn machine() -> Vec<String> {
     let mut lines =
         vec![format!("user: uid {}; the units run each check as {NAME}", geteuid().as_raw())];
-    if !hosts::is_listening(PORT) {
+    if !sockets::is_listening(PORT) {
         lines.push(format!(
             "nobody listens on port {PORT} of this machine; if HAProxy asks there: systemctl enable --now {NAME}.socket"
         ));

@@ -58,5 +58,8 @@ pub mod share;
 /// The system log.
 pub mod syslog;
 
+/// Where somebody listens on this machine.
+pub mod sockets;
+
 /// A small plain file, read whole.
 pub mod file;

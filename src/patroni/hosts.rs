@@ -1,9 +1,8 @@
-//! The addresses of a host: those that are written, and those of `/etc/hosts`; and those on which somebody listens. Knows
-//! no DNS and none of the machine's other name services: they may be slow, and glibc's would be loaded into the static
-//! program.
+//! The addresses of a host: those that are written, and those of `/etc/hosts`. Knows no DNS and none of the
+//! machine's other name services: they may be slow, and glibc's would be loaded into the static program.
 
 use crate::file;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 /// hosts(5)
@@ -53,51 +52,6 @@ fn named(hosts: &[u8], host: &str) -> Vec<IpAddr> {
         std::str::from_utf8(address).ok()?.parse().ok()
     };
     hosts.split(|byte| *byte == b'\n').filter_map(address).take(ADDRESSES).collect()
-}
-
-/// proc(5): the sockets of this machine, for IPv4 and IPv6.
-const SOCKETS: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
-/// The longest list of sockets in bytes: some 100,000 of them.
-const SOCKETS_LIMIT: u64 = 16 * 1024 * 1024;
-
-/// Where somebody listens on this port, at an address of this machine. Nobody, if the kernel does not tell.
-pub fn listening(port: u16) -> Vec<SocketAddr> {
-    let mut found = listeners(port);
-    found.retain(|listener| !listener.ip().is_unspecified());
-    found.truncate(ADDRESSES);
-    found
-}
-
-/// Whether somebody listens on this port, at any address.
-pub fn is_listening(port: u16) -> bool {
-    !listeners(port).is_empty()
-}
-
-fn listeners(port: u16) -> Vec<SocketAddr> {
-    let read = |file| file::read(Path::new(file), SOCKETS_LIMIT).unwrap_or_default();
-    let files = SOCKETS.map(read);
-    let lines = files.iter().flat_map(|file| file.split(|byte| *byte == b'\n'));
-    lines.filter_map(listener).filter(|listener| listener.port() == port).collect()
-}
-
-/// A line of a socket that listens: its number, its address and port in hexadecimal, the peer's, its state.
-fn listener(line: &[u8]) -> Option<SocketAddr> {
-    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
-    let (address, port) = words.next()?.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    // 32 bits at a time, in the order of this processor
-    let part = |at: usize| u32::from_str_radix(address.get(at..at + 8)?, 16).ok();
-    let ip = match address.len() {
-        8 => IpAddr::from(part(0)?.to_ne_bytes()),
-        _ => {
-            let mut bytes = [0; 16];
-            for (number, bytes) in bytes.chunks_mut(4).enumerate() {
-                bytes.copy_from_slice(&part(number * 8)?.to_ne_bytes());
-            }
-            IpAddr::from(bytes).to_canonical()
-        }
-    };
-    (words.nth(1)? == "0A").then(|| SocketAddr::new(ip, port))
 }
 
 #[cfg(test)]
@@ -150,29 +104,5 @@ mod tests {
     fn a_name_from_nowhere_is_told_its_cure() {
         let error = addresses("nowhere.invalid").expect_err("no address");
         assert_eq!(error, "not in /etc/hosts, and DNS is not used: give --connect-to ADDRESS");
-    }
-
-    #[test]
-    fn a_socket_that_listens() {
-        let v4 =
-            b"   1: 0B004D0A:1F48 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 1 1";
-        let v6 = b"  0: 000000FD000000000000000001000000:1F48 00000000000000000000000000000000:0000 0A 0";
-        let connected =
-            b"   2: 0B004D0A:1F48 0B004D0A:9C40 01 00000000:00000000 00:00000000 00000000 0 0 2 1";
-        assert_eq!(listener(v4), Some("10.77.0.11:8008".parse().expect("an address")));
-        assert_eq!(listener(v6), Some("[fd00::1]:8008".parse().expect("an address")));
-        assert_eq!(listener(connected), None);
-        assert_eq!(
-            listener(b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when"),
-            None
-        );
-        assert_eq!(listener(b""), None);
-    }
-
-    #[test]
-    fn where_somebody_listens() {
-        let there = std::net::TcpListener::bind("127.0.0.9:0").expect("a socket");
-        let there = there.local_addr().expect("its address");
-        assert_eq!(listening(there.port()), [there]);
     }
 }

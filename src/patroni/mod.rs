@@ -1,11 +1,12 @@
 //! The local Patroni: where its REST API is, the one question to it, and what it says. Knows nothing of what that
 //! means for HAProxy.
 
-pub mod hosts;
+mod hosts;
 mod http;
 pub mod tls;
 
 use crate::check::Check;
+use crate::sockets;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -165,7 +166,7 @@ impl Patroni {
                     asked.set_port(*port);
                     vec![asked]
                 }
-                None => hosts::listening(*port),
+                None => sockets::listening(*port),
             };
             elsewhere.retain(|address| !addresses.contains(address));
             Ok(Prepared { patroni: self, addresses, elsewhere, tls })
@@ -228,11 +229,14 @@ impl Prepared<'_> {
         format!("Patroni {}{others}", patroni.connect_to)
     }
 
-    /// The name that Patroni's node gives itself (since Patroni 3.3.0), or else its own REST API's address. Not for
-    /// HAProxy's checks, which ask once.
+    /// What Patroni says at another path. Not for HAProxy's checks, which ask once.
+    fn keys(&self, path: &str, deadline: Instant) -> Option<BTreeMap<String, Box<RawValue>>> {
+        serde_json::from_slice(&http::get(self, path, deadline).ok()?.body).ok()
+    }
+
+    /// The name that Patroni's node gives itself: 3.3.11 tells it, 3.0.4 does not. By hand, as [`Prepared::lock_outlives`].
     pub fn node(&self, deadline: Instant) -> Option<String> {
-        let response = http::get(self, "/patroni", deadline).ok()?;
-        let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(&response.body).ok()?;
+        let keys = self.keys("/patroni", deadline)?;
         let patroni: BTreeMap<String, &RawValue> =
             serde_json::from_str(keys.get("patroni")?.get()).ok()?;
         serde_json::from_str(patroni.get("name")?.get()).ok()
@@ -242,8 +246,7 @@ impl Prepared<'_> {
     /// `retry_timeout` and the larger of `loop_wait` and `retry_timeout`, since a loop that waited that long for the DCS is
     /// followed by the next one at once. None if Patroni does not tell it. Not for HAProxy's checks, which ask once.
     pub fn lock_outlives(&self, deadline: Instant) -> Option<Duration> {
-        let response = http::get(self, "/config", deadline).ok()?;
-        let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(&response.body).ok()?;
+        let keys = self.keys("/config", deadline)?;
         // what is not set has Patroni's own default
         let seconds = |key, default| {
             keys.get(key).map_or(Some(default), |value| value.get().parse::<u64>().ok())
