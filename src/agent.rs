@@ -210,9 +210,7 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
         let ask = prepare(connection, &memory);
         let question = match question(&options.asked, connection, started, options.timeout) {
             Ok(question) => question,
-            Err(NoQuestion::NobodyAsked) => {
-                return decide::no_question(NoQuestion::NobodyAsked, false).into();
-            }
+            Err(why @ NoQuestion::NobodyAsked) => return decide::no_question(why, false).into(),
             Err(why) => {
                 let recalled = memory.recall(&options.patroni.connect_to, None);
                 let reply = decide::no_question(why, recalled.is_well(options.policy.grace));

@@ -14,7 +14,7 @@ use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, getpeername};
 use sd_notify::NotifyState;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -98,11 +98,11 @@ impl Connection {
     /// The address of this machine that was asked, behind a socket; an interface's own IPv6 address with its interface.
     pub fn local(&self) -> Option<SocketAddr> {
         let Connection::Socket(stream) = self else { return None };
-        let canonical = |local: SocketAddr| match local.ip().to_canonical() {
-            ip if ip == local.ip() => local,
-            ip => SocketAddr::new(ip, local.port()),
-        };
-        stream.local_addr().ok().map(canonical)
+        let local = stream.local_addr().ok()?;
+        Some(match local.ip().to_canonical() {
+            IpAddr::V4(ip) => (ip, local.port()).into(),
+            IpAddr::V6(_) => local,
+        })
     }
 
     /// Says something that a human wants to know and HAProxy's journal does not, at every check.
@@ -122,8 +122,8 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// The peer closed without a word; there is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`), and never later than that
-    /// `timeout`; or longer than [`LINE_LIMIT`] bytes.
+    /// The peer closed without a word; there is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`), and
+    /// never later than that `timeout`; or it is longer than [`LINE_LIMIT`] bytes.
     pub fn read_line(
         &mut self,
         started: Instant,

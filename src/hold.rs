@@ -72,15 +72,11 @@ pub fn read(path: &Path) -> Result<Option<Hold>, String> {
                 let reason = "the file is empty".to_owned();
                 return Ok(Some(Hold { word: Word::Drain, reason }));
             }
-            let word = match word.to_ascii_lowercase().parse() {
+            let word = word.to_ascii_lowercase();
+            let word = match word.parse() {
                 Ok(Otherwise::Drain) => Word::Drain,
                 Ok(Otherwise::Maint) => Word::Maint,
-                _ => {
-                    return wrong(format!(
-                        "'{}' is neither drain nor maint",
-                        word.to_ascii_lowercase()
-                    ));
-                }
+                _ => return wrong(format!("'{word}' is neither drain nor maint")),
             };
             let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };
             Ok(Some(Hold { word, reason }))

@@ -4,8 +4,7 @@
 
 use patroni_agent_check::connection::{Activation, Connection};
 use patroni_agent_check::options::{Options, Stop};
-use patroni_agent_check::{agent, by_hand};
-use patroni_agent_check::{syslog, user};
+use patroni_agent_check::{agent, by_hand, syslog, user};
 use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;

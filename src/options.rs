@@ -344,36 +344,33 @@ pub fn help() -> String {
          CHECK is one of Patroni's health checks, with its query, such as\n\
          replica?lag=16MB; primary is the default:\n"
     );
-    let mut column = String::new();
-    for name in check::names() {
-        if column.len() + name.len() > 70 {
-            let _ = writeln!(text, " {column}");
-            column.clear();
-        }
-        column += " ";
-        column += name;
-    }
-    let _ = writeln!(text, " {column}\n");
+    wrap(&mut text, "  ", 70, check::names());
+    text += "\n";
     for option in OPTIONS {
         let mut meaning = option.meaning.to_owned();
         if !option.default.is_empty() {
             let _ = write!(meaning, " (default {})", option.default);
         }
-        let (mut column, mut length) = (format!("  {:26}", option.usage()), 0);
-        for word in meaning.split(' ') {
-            if length + word.len() > 50 {
-                let _ = writeln!(text, "{}", column.trim_end());
-                (column, length) = (" ".repeat(28), 0);
-            }
-            length += word.len() + 1;
-            column += &format!("{word} ");
-        }
-        let _ = writeln!(text, "{}", column.trim_end());
+        wrap(&mut text, &format!("  {:26}", option.usage()), 50, meaning.split(' '));
     }
     text += "\nExit status on a terminal: 0 in the pool, 1 healthy but not CHECK, 2 broken or\n\
              unreachable, 64 usage. Behind a socket 0 whenever an answer was written.\n\
              See patroni-agent-check(8).\n";
     text
+}
+
+/// Adds words in a column of this width, beside what stands before its first line.
+fn wrap<'a>(text: &mut String, before: &str, width: usize, words: impl Iterator<Item = &'a str>) {
+    let (mut line, mut length) = (before.to_owned(), 0);
+    for word in words {
+        if length + word.len() > width {
+            let _ = writeln!(text, "{}", line.trim_end());
+            (line, length) = (" ".repeat(before.len()), 0);
+        }
+        length += word.len() + 1;
+        line += &format!("{word} ");
+    }
+    let _ = writeln!(text, "{}", line.trim_end());
 }
 
 fn version() -> String {

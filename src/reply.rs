@@ -103,10 +103,7 @@ pub fn words(verdict: Verdict) -> &'static str {
 
 /// Nothing from outside gets further than this as it came: printable ASCII only.
 pub fn printable(text: &str, limit: usize) -> String {
-    let mut printable = String::with_capacity(text.len().min(limit));
-    printable
-        .extend(text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).take(limit));
-    printable
+    text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).take(limit).collect()
 }
 
 #[cfg(test)]
