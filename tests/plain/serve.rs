@@ -292,7 +292,9 @@ fn settled(server: &Server) {
             stat.is_ok_and(|stat| stat.rsplit_once(") ").expect("a state").1.starts_with('S'))
         })
     };
+    let end = Instant::now() + Duration::from_secs(30);
     while !(sleeps() && sleeps()) {
+        assert!(Instant::now() < end, "the agent does not come to rest");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
