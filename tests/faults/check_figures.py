@@ -4,7 +4,8 @@ import unittest
 from collections import namedtuple
 
 import figures
-from watch import NODES, OFFICIAL, OURS, POOLS, READS, Called, Look, Read, Truth, Write
+from pools import OFFICIAL, OURS, POOLS, READS
+from watch import NODES, Called, Look, Read, Truth, Write
 
 Records = namedtuple("Records", "writes looks truths reads called")
 Fault = namedtuple("Fault", "planned bridged silent everywhere", defaults=[False] * 4)

@@ -6,15 +6,15 @@ there for: such a function returns how many seconds the longest trouble really l
 says nothing either; `everywhere` trouble that other nodes may have as well."""
 
 import functools
-import os
-import pathlib
 import socket
 import subprocess
 import threading
 import time
 import urllib.request
 
-from watch import LB, NODES, SILENCE
+from cluster import DATA
+from pools import SILENCE
+from watch import LB, NODES
 
 FAULTS = {}
 
@@ -27,99 +27,6 @@ def fault(name, planned=False, bridged=False, silent=False, everywhere=False):
         return function
 
     return register
-
-
-class Cluster:
-    """The machines of tests/lab/cluster."""
-
-    held = None  # the node that an operator held, since when and until when
-
-    def _call(self, *command):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
-        return done.stdout
-
-    def run(self, node, script):
-        return self._call("tests/lab/machine", "run", node, "sh", "-c", script)
-
-    def patronictl(self, *words):
-        """patronictl says with words alone that it failed."""
-        said = self._call("tests/lab/cluster", "patronictl", *words)
-        if "failed" in said.lower().replace("failed over", "") or "n't recognize" in said:
-            raise RuntimeError(f"patronictl {' '.join(words)}: {said}")
-        return said
-
-    def setting(self, setting):
-        self.patronictl("edit-config", "demo", "--force", f"--set={setting}")
-
-    def is_primary(self, node):
-        query = "psql -h /tmp -U postgres -Atc 'select pg_is_in_recovery()'"
-        done = subprocess.run(
-            ["tests/lab/machine", "run", node, "timeout", "1", "sh", "-c", query], capture_output=True, text=True
-        )
-        return done.stdout.strip() == "f"
-
-    def primary(self, but=None):
-        """The node that takes writes, other than `but`; waits for it."""
-        end = time.monotonic() + 90
-        while time.monotonic() < end:
-            for node in NODES:
-                if node != but and self.is_primary(node):
-                    return node
-            time.sleep(0.1)
-        raise RuntimeError("no primary for 90 s")
-
-    def switchover(self, leader, candidate):
-        self.patronictl("switchover", "demo", "--leader", leader, "--candidate", candidate, "--force")
-        if self.primary(but=leader) != candidate:
-            raise RuntimeError(f"the switchover from {leader} did not lead to {candidate}")
-
-    def haproxy(self, file):
-        """Another configuration for HAProxy's first file."""
-        self._call("tests/lab/machine", "put", "lb", str(file), "/etc/haproxy/haproxy.cfg")
-        self.run("lb", "systemctl restart haproxy")
-
-    def agent_options(self, options):
-        """Settings of the agent on each node; they hold from its next check on."""
-        for node in NODES:
-            self.run(
-                node,
-                f"echo 'OPTIONS=\"--agent-send {options}\"' > /etc/default/new && "
-                "mv /etc/default/new /etc/default/patroni-agent-check",
-            )
-
-    def sql(self, node, query):
-        return self._call("tests/lab/machine", "run", node, "psql", "-h", "/tmp", "-U", "postgres", "-Atqc", query)
-
-    def until(self, node, command):
-        self.run(node, f"for i in $(seq 1000); do if {command}; then exit 0; fi; sleep 0.03; done; exit 1")
-
-    def until_ok(self, node, path):
-        """Waits until Patroni answers 200 to that path."""
-        self.until(node, f"curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/{path}")
-
-    def freeze(self, node, frozen):
-        """The whole machine, its agent too. Its cgroup is seen only from outside."""
-        group = pathlib.Path(os.environ["LAB"], node, "cgroup").read_text().strip()
-        pathlib.Path(group, "cgroup.freeze").write_text(str(int(frozen)))
-
-    def patroni(self, node, verb):
-        self.run(node, f"systemctl {verb} patroni")
-
-    def signal_patroni(self, node, signal):
-        self.run(node, f"systemctl kill -s {signal} --kill-whom=main patroni")
-
-    def signal_postgres(self, node, signal):
-        """All of PostgreSQL's processes, the postmaster first; some may end meanwhile."""
-        each = f"pid=$(head -1 {DATA}/postmaster.pid); for pid in $pid $(pgrep -P $pid); do kill -{signal} $pid; done"
-        self.run(node, f"({each}) 2> /dev/null; true")
-
-    def kill_postmaster(self, node):
-        self.run(node, f"kill -KILL $(head -1 {DATA}/postmaster.pid)")
-
-
-DATA = "/var/lib/postgresql/patroni"
 
 
 def others(node):
@@ -404,7 +311,7 @@ def slow_promotion(cluster, random):
 @fault("stopped by hand in pause")
 def stop_in_pause(cluster, random):
     primary = cluster.primary()
-    pg_ctl = f"su postgres -s /bin/sh -c \"$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)/pg_ctl"
+    pg_ctl = "su postgres -s /bin/sh -c \"$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)/pg_ctl"
     cluster.patronictl("pause", "demo", "--wait")
     try:
         cluster.run(primary, f'{pg_ctl} -D {DATA} -m fast -s stop"')

@@ -29,7 +29,8 @@ import math
 from collections import namedtuple
 from statistics import median
 
-from watch import NODES, OFFICIAL, OURS, POOLS, READS, SILENCE, WITHOUT_AGENT
+from pools import OFFICIAL, OURS, POOLS, READS, SILENCE, WITHOUT_AGENT
+from watch import NODES
 
 AGENT_INTER, READ_INTER, TIMEOUT, BLINK = 0.5, 2, 1.5, 0.1
 # HAProxy's own check: the time from the first failure to the third, and the longest until DOWN

@@ -12,10 +12,12 @@ import sys
 import time
 from itertools import product
 
+import cluster
+import faults
 import figures
 import picture
+import pools
 import watch
-import faults
 
 SHORT = [
     "switchover, 400 clients a second",
@@ -81,12 +83,12 @@ def grace_of(options):
 
 class Site:
     def __init__(self, haproxy):
-        self.cluster, self.grace = faults.Cluster(), 0
+        self.cluster, self.grace = cluster.Cluster(), 0
         if haproxy:
             self.cluster.haproxy(haproxy)
         leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
         self.root = f"/proc/{leader.stdout.strip()}/root"
-        self.watch = watch.Watch(f"{self.root}/run/haproxy/admin.sock")
+        self.watch = watch.Watch(f"{self.root}/run/haproxy/admin.sock", pools.POOLS, pools.READ_PORTS)
         self.ended = None
         watch.local.patience = 10
 
@@ -108,11 +110,11 @@ class Site:
         shown = self.watch.looks[-1].shown if self.watch.looks else {}
         recovery = {truth.node: truth.recovery for truth in self.watch.truths}
         for node in watch.NODES:
-            for pool in watch.POOLS:
-                standby = {watch.OFFICIAL: "DOWN", watch.WITHOUT_AGENT: "NOLB"}.get(pool, "MAINT")
+            for pool in pools.POOLS:
+                standby = {pools.OFFICIAL: "DOWN", pools.WITHOUT_AGENT: "NOLB"}.get(pool, "MAINT")
                 if shown.get((pool, node)) != {False: "UP", True: standby}.get(recovery.get(node)):
                     return False
-            for pool, primary in (watch.READS[watch.OURS], "MAINT"), (watch.READS[watch.OFFICIAL], "DOWN"):
+            for pool, primary in (pools.READS[pools.OURS], "MAINT"), (pools.READS[pools.OFFICIAL], "DOWN"):
                 if shown.get((pool, node)) != {False: primary, True: "UP"}.get(recovery.get(node)):
                     return False
         return sorted(recovery.values()) == [False, True, True]
@@ -144,7 +146,7 @@ class Site:
     def alerts(self, since):
         """HAProxy's lines of level alert and emergency, for each pool."""
         lines = self.cluster.run("lb", f"journalctl -q -t haproxy -p alert -o cat --since=@{since:.3f}").splitlines()
-        return {pool: sum(pool in line for line in lines) for pool in watch.POOLS}
+        return {pool: sum(pool in line for line in lines) for pool in pools.POOLS}
 
     def fault(self, name, chance):
         """What was seen of it, and how long it lasted if it is bridged."""
@@ -172,7 +174,7 @@ def line(pool, found):
     words += [f"{found.split} by two primaries", f"{found.lost} lost", f"{found.cut} cut", f"two UP {found.two_up:.2f} s"]
     words += [f"DOWN {found.down:.1f} s", f"false UP {found.false_up:.2f} s", f"no write {found.pause:.2f} s"]
     words += [f"first write {found.first_write:.2f} s"] if found.first_write is not None else []
-    words += [f"late read {found.late_read:.2f} s", f"no read {found.read_pause:.2f} s"] if pool in watch.READS else []
+    words += [f"late read {found.late_read:.2f} s", f"no read {found.read_pause:.2f} s"] if pool in pools.READS else []
     return f"  {pool:14} {', '.join(words)}, {found.alerts} alerts"
 
 
@@ -187,10 +189,10 @@ def make_fault(site, given, name, turn):
             print(f"  {blind}; once more", flush=True)
             if tries == 1:
                 raise
-    found = {pool: run.figures(pool) for pool in watch.POOLS}
-    for pool in watch.POOLS:
+    found = {pool: run.figures(pool) for pool in pools.POOLS}
+    for pool in pools.POOLS:
         print(line(pool, found[pool]), flush=True)
-    promises = figures.broken_promises(found[watch.OURS], faults.FAULTS[name], lasted, site.grace)
+    promises = figures.broken_promises(found[pools.OURS], faults.FAULTS[name], lasted, site.grace)
     for promise in promises:
         print(f"  BROKEN: {promise}", flush=True)
     if promises:
@@ -203,7 +205,7 @@ def make_fault(site, given, name, turn):
 
 def blind(results):
     """What must be seen in a pool that promises nothing: else the instrument sees nothing."""
-    seen = [found.split and found.two_up for found in results.get(CONTROL, {}).get(watch.ROLE_ONLY, [])]
+    seen = [found.split and found.two_up for found in results.get(CONTROL, {}).get(pools.ROLE_ONLY, [])]
     if not all(seen):
         print(f"BROKEN: '{CONTROL}' is not seen in the role-only pool: the watch sees nothing")
     return not all(seen)
@@ -212,7 +214,7 @@ def blind(results):
 def over_half(results, times):
     """How many faults leave a server UP without taking writes for more than half as long as the template."""
     judged = [name for name in results if times > 2 and not faults.FAULTS[name].silent]
-    broken = [figures.more_than_half(results[n][watch.OURS], results[n][watch.OFFICIAL]) for n in judged]
+    broken = [figures.more_than_half(results[n][pools.OURS], results[n][pools.OFFICIAL]) for n in judged]
     for name, promise in zip(judged, broken):
         if promise:
             print(f"BROKEN: {name}: {promise}")
@@ -227,11 +229,11 @@ def main():
     try:
         for grace in GRACES if given.grace_table else [None]:
             site.agent_options(given.agent_options + ("" if grace is None else f" --grace {grace}s"))
-            results[grace] = {name: {pool: [] for pool in watch.POOLS} for name in given.faults}
+            results[grace] = {name: {pool: [] for pool in pools.POOLS} for name in given.faults}
             for turn, name in product(range(given.times), given.faults):
                 found, promises = make_fault(site, given, name, turn)
                 broken += promises
-                for pool in watch.POOLS:
+                for pool in pools.POOLS:
                     results[grace][name][pool].append(found[pool])
             broken += blind(results[grace]) + over_half(results[grace], given.times)
             if given.grace_table:

@@ -2,7 +2,8 @@
 
 from itertools import groupby
 
-from watch import NODES, OFFICIAL, OURS, POOLS, ROLE_ONLY, WITHOUT_AGENT
+from pools import OFFICIAL, OURS, POOLS, ROLE_ONLY, WITHOUT_AGENT
+from watch import NODES
 
 TITLES = {
     OURS: "patroni-agent-check",

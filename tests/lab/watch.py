@@ -1,12 +1,11 @@
-"""What is watched during a fault: the writes and reads of clients through each pool, what HAProxy shows, and, at
-each node itself, whether PostgreSQL takes writes and what Patroni says of reads. Does not know which fault it is.
+"""What is watched of a site (tests/lab/cluster): the writes and reads of clients through each pool, what HAProxy
+shows, and, at each node itself, whether PostgreSQL takes writes and what Patroni says of reads. Does not know what is
+done to the site meanwhile.
 
 Everything is kept as plain records with the time of the machine's clock in seconds."""
 
 import http.client
-import pathlib
 import select
-import sys
 import threading
 import time
 from collections import namedtuple
@@ -15,19 +14,11 @@ import psycopg2
 import psycopg2.errorcodes
 import psycopg2.extensions
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "lab"))
 import haproxy
 
 NODES = {"pg1": "10.55.0.11", "pg2": "10.55.0.12", "pg3": "10.55.0.13"}
-POOLS = {"postgres-write": 5000, "official": 5100, "role-only": 5200, "without-agent": 5300}
-OURS, OFFICIAL, ROLE_ONLY, WITHOUT_AGENT = POOLS
-# the pools for reads that belong to them
-READS = {OURS: "postgres-read", OFFICIAL: "replicas"}
-READ_PORTS = {"postgres-read": 5001, "replicas": 5101}
-# how long an agent is silent after its node was promoted, in seconds
-SILENCE = 10
-READ_CHECK = "/replica?lag=16MB"
 LB = "10.55.0.1"
+READ_CHECK = "/replica?lag=16MB"
 
 # outcome: written, read-only, or the error's first line. row: what identifies it in the table. cut: it was to go
 # through a session that was there before, and somebody else had ended that.
@@ -78,18 +69,18 @@ def ask(connection, query, values=None):
 
 
 class Watch:
-    """Runs from `start` to `stop`; the records only grow."""
+    """Runs from `start` to `stop`; the records only grow. `pools` for writes and `reads`: {name: HAProxy's port}."""
 
-    def __init__(self, admin_socket):
-        self.admin_socket = admin_socket
+    def __init__(self, admin_socket, pools, reads):
+        self.admin_socket, self.pools, self.read_pools = admin_socket, pools, reads
         self.writes, self.reads, self.looks, self.truths, self.called = [], [], [], [], []
         self.last_look, self.longest_between_looks = time.time(), 0
         self.ended, self.renewing = threading.Event(), threading.Event()
         self.broken = []
         tasks = [(self._look, ())]
         tasks += [(task, (node,)) for task in (self._ask_the_node, self._ask_patroni) for node in NODES]
-        tasks += [(self._read, (pool,)) for pool in READ_PORTS]
-        tasks += [(self._write, (pool, session)) for pool in POOLS for session in (True, False)]
+        tasks += [(self._read, (pool,)) for pool in reads]
+        tasks += [(self._write, (pool, session)) for pool in pools for session in (True, False)]
         self.threads = [threading.Thread(target=self._guard, args=(task, args)) for task, args in tasks]
 
     def start(self):
@@ -136,7 +127,7 @@ class Watch:
             try:
                 if connection is None:
                     node = None
-                    connection = connect(LB, POOLS[pool])
+                    connection = connect(LB, self.pools[pool])
                     node = ask(connection, "select 'pg' || right(host(inet_server_addr()), 1)")[0][0]
                 ask(connection, "insert into kept values (%s) returning 1", (row,))
                 outcome = "written"
@@ -156,7 +147,7 @@ class Watch:
         for _ in self._every(0.1):
             begun, connection = time.time(), None
             try:
-                connection = connect(LB, READ_PORTS[pool])
+                connection = connect(LB, self.read_pools[pool])
                 node = ask(connection, "select 'pg' || right(host(inet_server_addr()), 1)")[0][0]
                 self.reads.append(Read(pool, begun, time.time(), node))
             except psycopg2.Error:
@@ -197,7 +188,7 @@ class Watch:
         last, self.last_look = None, time.time()
         for _ in self._every(0.02):
             try:
-                shown = look(self.admin_socket)
+                shown = look(self.admin_socket, [*self.pools, *self.read_pools])
             except OSError:  # a reload puts a new socket into its place
                 continue
             now = time.time()
@@ -208,9 +199,8 @@ class Watch:
                 last = shown
 
 
-def look(admin_socket):
+def look(admin_socket, pools):
     """What HAProxy shows now, of these pools."""
-    pools = [*POOLS, *READ_PORTS]
     shown = {server: state for server, state in haproxy.shown(admin_socket).items() if server[0] in pools and server[1] in NODES}
     if len(shown) != len(pools) * len(NODES):
         raise OSError(f"an incomplete answer from HAProxy: {shown}")

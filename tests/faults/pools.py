@@ -1,0 +1,9 @@
+"""What is compared: the pools, and what the faults and the figures must agree on."""
+
+POOLS = {"postgres-write": 5000, "official": 5100, "role-only": 5200, "without-agent": 5300}
+OURS, OFFICIAL, ROLE_ONLY, WITHOUT_AGENT = POOLS
+# the pools for reads that belong to them
+READS = {OURS: "postgres-read", OFFICIAL: "replicas"}
+READ_PORTS = {"postgres-read": 5001, "replicas": 5101}
+# how long an agent is silent after its node was promoted, in seconds
+SILENCE = 10
