@@ -5,7 +5,7 @@ from collections import namedtuple
 
 import figures
 from pools import OFFICIAL, OURS, POOLS, READS
-from watch import NODES, Called, Look, Read, Truth, Write
+from watch import FAIL, NODES, OK, Called, Look, Read, Truth, Write
 
 Records = namedtuple("Records", "writes looks truths reads called")
 Fault = namedtuple("Fault", "planned bridged silent everywhere", defaults=[False] * 4)
@@ -22,14 +22,16 @@ def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((
     """Ten seconds, in which pg1 is (time, in recovery) and (time, Patroni's status for reads)."""
     truths = [Truth(time, "pg1", recovery) for time, recovery in truths]
     alive = [write(time, session=session) for time in (9.2, 9.8) for session in (True, False)]
-    reads = [Read(READS[OURS], time, time + 0.01, "pg1") for time in reads]
+    reads = [Read(READS[OURS], time, time + 0.01, "pg1", False, time, OK, {}) for time in reads]
     called = [Called(time, "pg1", status) for time, status in called]
     records = Records([*writes, *alive], looks, truths, reads, called)
-    return figures.Run(records, 0.0, 10.0, {w.row for w in records.writes}, dict.fromkeys(POOLS, 0), grace, held)
+    rows = [(*w.row, w.node) for w in records.writes if w.done == OK]
+    return figures.Run(records, 0.0, 10.0, rows, dict.fromkeys(POOLS, 0), grace, held)
 
 
 def write(time, outcome="written", session=True, cut=False):
-    return Write(OURS, f"{OURS}/{session}/{time}", time, time + 0.01, "pg1", outcome, cut)
+    done = OK if outcome == "written" else FAIL
+    return Write(OURS, (f"{OURS}/{session}", time), time, time + 0.01, "pg1", outcome, cut, session, done, None)
 
 
 def broken(run, fault=BRIDGED, lasted=1):

@@ -49,7 +49,7 @@ def lasting(seconds, begin, end=lambda: None):
 @fault("switchover", planned=True)
 def switchover(cluster, random):
     primary = cluster.primary()
-    cluster.switchover(primary, random.choice(others(primary)))
+    cluster.switchover(primary, random.choice(cluster.candidates(primary)))
 
 
 @fault("switchover, 400 clients a second", planned=True)
@@ -78,7 +78,7 @@ def delayed_switchover(cluster, random):
     if not stuck:
         raise RuntimeError("no session to delay the stop")
     cluster.run(primary, f"(sleep 5; kill -CONT {stuck}) > /dev/null 2>&1 &")
-    cluster.switchover(primary, random.choice(others(primary)))
+    cluster.switchover(primary, random.choice(cluster.candidates(primary)))
 
 
 @fault("restart of the primary", planned=True)
@@ -101,7 +101,7 @@ def reload(cluster, random):
     primary = cluster.primary()
     reload = f"sleep {random.uniform(0, 2):.2f}; systemctl reload haproxy"
     with subprocess.Popen(["tests/lab/machine", "run", "lb", "sh", "-c", reload]) as reloading:
-        cluster.switchover(primary, random.choice(others(primary)))
+        cluster.switchover(primary, random.choice(cluster.candidates(primary)))
     if reloading.returncode:
         raise RuntimeError("HAProxy was not reloaded")
 
@@ -219,7 +219,7 @@ def kill_silent(cluster, random):
 def switchover_to_silent(cluster, random):
     """What HAProxy heard of it last is MAINT for writes and READY for reads."""
     primary = cluster.primary()
-    candidate = random.choice(others(primary))
+    candidate = random.choice(cluster.candidates(primary))
     speak = silence(cluster, candidate, random)
     try:
         time.sleep(random.uniform(7, 10))  # HAProxy's own check has seen it
@@ -302,7 +302,7 @@ def slow_promotion(cluster, random):
     for node in NODES:
         cluster.run(node, "touch /tmp/slow")
     try:
-        cluster.switchover(primary, random.choice(others(primary)))
+        cluster.switchover(primary, random.choice(cluster.candidates(primary)))
     finally:
         for node in NODES:
             cluster.run(node, "rm /tmp/slow")
@@ -512,6 +512,7 @@ def hang_loop(cluster, random):
     see that the primary is alive, and stay what they are; an operator does not look. The third node may have
     replayed too much by then, and its PostgreSQL is stopped for pg_rewind."""
     primary, ended = cluster.primary(), threading.Event()
+    candidate = random.choice(cluster.candidates(primary))
     signal = lambda word: cluster.run(primary, f"kill -{word} {' '.join(pids)}")
     pids = backends(cluster, primary, "Patroni heartbeat")
     poller = threading.Thread(target=poll_cluster, args=(NODES[primary], ended))
@@ -519,7 +520,7 @@ def hang_loop(cluster, random):
     signal("STOP")
     try:
         cluster.until(primary, "! curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/primary")
-        cluster.patronictl("failover", "demo", "--candidate", random.choice(others(primary)), "--force")
+        cluster.patronictl("failover", "demo", "--candidate", candidate, "--force")
         cluster.primary(but=primary)
         time.sleep(5)
     finally:

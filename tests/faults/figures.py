@@ -9,7 +9,9 @@ What the agent's pool promises, and `broken_promises` holds it to:
 * a write that is refused as read-only was sent before HAProxy could have heard of it: its node was shown UP
   (but for the blink between two looks) and had stopped taking writes for less than `bound`. With a grace period
   that is weaker than it could be: it is not looked at whether this server was being bridged;
-* no node takes a write through it after another one was promoted, and nothing planned loses one;
+* no node takes a write through it after another one was promoted, and nothing planned loses one. What else is lost is
+  Patroni's business and counted, unless Patroni replicates synchronously: then nothing is lost, whatever happens;
+* no write that failed is there all the same, and no session sees less than it saw or wrote before (see history.py);
 * two servers are never UP at once;
 * a node that an operator holds gets no new session that writes;
 * a standby whose agent is silent takes writes when it is promoted, and not only when its agent speaks again;
@@ -29,15 +31,19 @@ import math
 from collections import namedtuple
 from statistics import median
 
+import history
+from history import BLINK
 from pools import OFFICIAL, OURS, POOLS, READS, SILENCE, WITHOUT_AGENT
-from watch import NODES
+from watch import NODES, OK
 
-AGENT_INTER, READ_INTER, TIMEOUT, BLINK = 0.5, 2, 1.5, 0.1
+AGENT_INTER, READ_INTER, TIMEOUT = 0.5, 2, 1.5
 # HAProxy's own check: the time from the first failure to the third, and the longest until DOWN
 FALL, LONGEST_FALL = 4, 8
 
 Figures = namedtuple(
-    "Figures", "refused late split lost cut two_up down most_down false_up first_write pause alerts to_held late_read read_pause alive"
+    "Figures",
+    "refused late split lost phantom stale unknown cut two_up down most_down false_up first_write pause alerts to_held "
+    "late_read read_pause alive",
 )
 # What the table shows of them.
 COLUMNS = {
@@ -93,8 +99,8 @@ def promotions(truths):
 class Run:
     """The records of one fault, with what held when it began."""
 
-    def __init__(self, watch, began, ended, kept_rows, alerts, grace, held):
-        self.began, self.ended, self.kept_rows, self.alerts, self.grace = began, ended, kept_rows, alerts, grace
+    def __init__(self, watch, began, ended, rows, alerts, grace, held):
+        self.began, self.ended, self.rows, self.alerts, self.grace = began, ended, rows, alerts, grace
         self.held = held
         self.writes = [write for write in watch.writes if began <= write.ended < ended]
         self.looks = self._window(watch.looks, lambda look: "all")
@@ -140,7 +146,7 @@ class Run:
 
     @staticmethod
     def keeps_session(write):
-        return write.row.split("/")[1] == "True"
+        return write.row[0].endswith("/True")
 
     def spans(self):
         """(begin, end, shown) of what HAProxy showed, cut also where the truth changes."""
@@ -159,11 +165,17 @@ class Run:
         switched = self.promotions[-1] if len(self.promotions) > 1 else None
         first = [w.ended - switched[0] for w in written if w.node == switched[1] and w.ended > switched[0]] if switched else []
         reads = [read for read in self.reads if read.pool == READS.get(pool)]
+        found = history.find(writes, reads, self.rows, self.promotions)
+        # a session that its client keeps may stay where it is
+        reads = [read for read in reads if read.done == OK and not read.keeps]
         return Figures(
             refused=len(refused),
             late=sum(self.late(pool, write) for write in refused),
-            split=sum(self.split(write) for write in written),
-            lost=sum(write.row not in self.kept_rows for write in written),
+            split=len(found.split),
+            lost=len(found.lost),
+            phantom=len(found.phantom),
+            stale=len(found.stale),
+            unknown=len(found.unknown),
             cut=sum(write.cut for write in writes),
             two_up=sum(end - begin for begin, end, shown in spans if len(up(shown)) > 1),
             down=sum(
@@ -181,7 +193,7 @@ class Run:
             late_read=max(map(self.called_out, reads), default=0) if pool in READS else None,
             read_pause=longest_pause(self.began, self.ended, [r.ended for r in reads]) if pool in READS else None,
             # each of the two clients that write, and the one that reads, in the last second
-            alive=len({w.row.rpartition("/")[0] for w in written if w.ended > self.ended - 1}) == 2
+            alive=len({w.row[0] for w in written if w.ended > self.ended - 1}) == 2
             and (pool not in READS or any(read.ended > self.ended - 1 for read in reads)),
         )
 
@@ -204,12 +216,6 @@ class Run:
     def _shown(self, shown):
         return "; ".join(f"{pool} " + " ".join(shown[pool, node] for node in NODES) for pool in POOLS)
 
-    def split(self, write):
-        """Whether another node had been promoted before it was even sent, and its own was not being promoted."""
-        last = [who for when, who in self.promotions if when <= write.begun]
-        soon = [who for when, who in self.promotions if write.begun < when <= write.ended + BLINK]
-        return bool(last) and last[-1] != write.node and write.node not in soon
-
 
 def more_than_half(ours, templates):
     """What is broken if a server is UP without taking writes for more than half as long as in the pool with Patroni's
@@ -220,7 +226,7 @@ def more_than_half(ours, templates):
     return None
 
 
-def broken_promises(figures, fault, lasted, grace):
+def broken_promises(figures, fault, lasted, grace, synchronous=False):
     """What the agent's pool did that it must not, in words. `lasted`: how long bridged trouble was."""
     broken, planned = [], fault.planned
     # a machine that is busy takes its time to start a Patroni
@@ -248,8 +254,13 @@ def broken_promises(figures, fault, lasted, grace):
         broken.append(f"a server DOWN for {figures.down:.2f} s though all was planned")
     if figures.most_down > 1 and not fault.everywhere:
         broken.append(f"{figures.most_down} servers DOWN at once")
-    if planned and figures.lost:
-        broken.append(f"{figures.lost} writes lost though all was planned")
+    if figures.lost and (planned or synchronous):
+        why = "all was planned" if planned else "replication is synchronous"
+        broken.append(f"{figures.lost} writes lost though {why}")
+    if figures.phantom:
+        broken.append(f"{figures.phantom} writes are there that failed")
+    if figures.stale:
+        broken.append(f"{figures.stale} reads saw less than their own session before")
     if not figures.alive:
         broken.append("a client that writes or reads nothing though all is well again")
     return broken

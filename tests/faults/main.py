@@ -15,6 +15,7 @@ from itertools import product
 import cluster
 import faults
 import figures
+import history
 import picture
 import pools
 import watch
@@ -58,6 +59,7 @@ def arguments():
     parser.add_argument("--picture", type=pathlib.Path)
     parser.add_argument("--agent-options", default="")
     parser.add_argument("--haproxy", type=pathlib.Path)
+    parser.add_argument("--synchronous", action="store_true")
     parser.add_argument("--grace-table", type=pathlib.Path)
     parser.add_argument("faults", nargs="*", metavar="FAULT")
     given = parser.parse_args()
@@ -89,16 +91,19 @@ class Site:
         leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
         self.root = f"/proc/{leader.stdout.strip()}/root"
         self.watch = watch.Watch(f"{self.root}/run/haproxy/admin.sock", pools.POOLS, pools.READ_PORTS)
-        self.ended = None
+        self.ended, self.lost = None, set()
         watch.local.patience = 10
 
-    def prepare(self):
+    def prepare(self, synchronous):
         primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
-        watch.run(primary, "create table kept (row text)")
+        watch.run(primary, watch.TABLE)
         primary.close()
         # promotion asks for WAL from the archive first: that takes long while /tmp/slow is there
         restore = "test ! -e /tmp/slow || sleep 2; false"
         self.cluster.setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
+        if synchronous:
+            self.cluster.synchronous = True
+            self.cluster.setting("synchronous_mode=true")
         self.watch.start()
 
     def agent_options(self, options):
@@ -131,15 +136,16 @@ class Site:
                 raise RuntimeError(f"not settled: {self.watch.looks[-1].shown}, {self.watch.truths[-6:]}")
             since = (since or time.monotonic()) if self.settled() else None
             time.sleep(0.05)
+        self.cluster.candidates(self.cluster.primary())
         for address in watch.NODES.values():  # HAProxy would not show that an agent is gone
             with socket.create_connection((address, 5555), 5) as agent:
                 agent.sendall(b"health\n")
                 if not agent.recv(256).startswith(b"up ready "):
                     raise RuntimeError(f"the agent of {address} does not answer")
 
-    def kept_rows(self):
+    def rows(self):
         primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
-        rows = {row for row, in watch.ask(primary, "select row from kept")}
+        rows = watch.ask(primary, "select client, number, node from kept")
         primary.close()
         return rows
 
@@ -159,10 +165,26 @@ class Site:
         self.settle()
         self.watch.renew_refused()
         self.ended = time.time()
+        seen = self.rows(), self.alerts(began), self.grace, self.cluster.held
+        run = figures.Run(self.watch, began, self.ended, *seen)
+        self.lost.update(write.row for write in history.lost(run.writes, run.rows))
         if self.watch.longest_between_looks > 1:
             raise Blind(f"{self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
-        seen = self.kept_rows(), self.alerts(began), self.grace, self.cluster.held
-        return figures.Run(self.watch, began, self.ended, *seen), lasted
+        return run, lasted
+
+    def whole(self):
+        """What no single fault shows, in words: of the whole history, once nobody writes any more."""
+        found = history.find(self.watch.writes, self.watch.reads, self.rows())
+        ours = lambda pool: pool in (pools.OURS, pools.READS[pools.OURS])
+        wrong = [f"{write.row} was there, and is lost" for write in found.lost if write.row not in self.lost and ours(write.pool)]
+        wrong += [f"{row} is there, and failed" for row in found.phantom]
+        wrong += [f"{record} saw less than its session before" for record in found.stale]
+        seen = {}
+        for read in self.watch.reads:
+            if read.keeps and read.seen:
+                seen.setdefault((read.pool, read.session), []).append(sum(read.seen.values()))
+        grew = {pool for (pool, _), sums in seen.items() if sums[-1] > sums[0]}
+        return wrong + [f"no session saw what was written through {pool}" for pool in set(self.watch.read_pools) - grew]
 
 
 class Blind(Exception):
@@ -171,7 +193,9 @@ class Blind(Exception):
 
 def line(pool, found):
     words = [f"{found.refused} refused" + (f" ({found.late} late)" if found.late else "")]
-    words += [f"{found.split} by two primaries", f"{found.lost} lost", f"{found.cut} cut", f"two UP {found.two_up:.2f} s"]
+    words += [f"{found.split} by two primaries", f"{found.lost} lost", f"{found.unknown} unknown"]
+    words += [f"{found.phantom} phantoms", f"{found.stale} stale"] if found.phantom or found.stale else []
+    words += [f"{found.cut} cut", f"two UP {found.two_up:.2f} s"]
     words += [f"DOWN {found.down:.1f} s", f"false UP {found.false_up:.2f} s", f"no write {found.pause:.2f} s"]
     words += [f"first write {found.first_write:.2f} s"] if found.first_write is not None else []
     words += [f"late read {found.late_read:.2f} s", f"no read {found.read_pause:.2f} s"] if pool in pools.READS else []
@@ -192,7 +216,7 @@ def make_fault(site, given, name, turn):
     found = {pool: run.figures(pool) for pool in pools.POOLS}
     for pool in pools.POOLS:
         print(line(pool, found[pool]), flush=True)
-    promises = figures.broken_promises(found[pools.OURS], faults.FAULTS[name], lasted, site.grace)
+    promises = figures.broken_promises(found[pools.OURS], faults.FAULTS[name], lasted, site.grace, given.synchronous)
     for promise in promises:
         print(f"  BROKEN: {promise}", flush=True)
     if promises:
@@ -203,9 +227,11 @@ def make_fault(site, given, name, turn):
     return found, len(promises)
 
 
-def blind(results):
-    """What must be seen in a pool that promises nothing: else the instrument sees nothing."""
-    seen = [found.split and found.two_up for found in results.get(CONTROL, {}).get(pools.ROLE_ONLY, [])]
+def blind(results, synchronous):
+    """What must be seen in a pool that promises nothing: else the instrument sees nothing. A primary that waits for a
+    standby in vain takes no write."""
+    taken = lambda found: synchronous or found.split and found.lost
+    seen = [found.two_up and taken(found) for found in results.get(CONTROL, {}).get(pools.ROLE_ONLY, [])]
     if not all(seen):
         print(f"BROKEN: '{CONTROL}' is not seen in the role-only pool: the watch sees nothing")
     return not all(seen)
@@ -224,7 +250,7 @@ def over_half(results, times):
 def main():
     given = arguments()
     site = Site(given.haproxy)
-    site.prepare()
+    site.prepare(given.synchronous)
     results, broken = {}, 0
     try:
         for grace in GRACES if given.grace_table else [None]:
@@ -235,11 +261,15 @@ def main():
                 broken += promises
                 for pool in pools.POOLS:
                     results[grace][name][pool].append(found[pool])
-            broken += blind(results[grace]) + over_half(results[grace], given.times)
+            broken += blind(results[grace], given.synchronous) + over_half(results[grace], given.times)
             if given.grace_table:
                 given.grace_table.write_text(figures.grace_table(results))
     finally:
         site.watch.stop()
+    wrong = site.whole()
+    for words in wrong[:20]:
+        print(f"BROKEN, in the whole history: {words}")
+    broken += len(wrong)
     if given.table:
         planned = [name for name in given.faults if faults.FAULTS[name].planned]
         given.table.write_text(figures.table(results[grace], planned))
