@@ -8,7 +8,7 @@ from pools import OFFICIAL, OURS, POOLS, READS
 from watch import FAIL, NODES, OK, Called, Look, Read, Truth, Write
 
 Records = namedtuple("Records", "writes looks truths reads called")
-Fault = namedtuple("Fault", "planned bridged silent everywhere", defaults=[False] * 4)
+Fault = namedtuple("Fault", "planned bridged silent everywhere takes", defaults=[False] * 4 + [frozenset()])
 BRIDGED = Fault(bridged=True)
 
 
@@ -35,7 +35,7 @@ def write(time, outcome="written", session=True, cut=False):
 
 
 def broken(run, fault=BRIDGED, lasted=1):
-    return figures.broken_promises(run.figures(OURS), fault, lasted, run.grace)
+    return figures.broken_promises(run.figures(OURS), [fault], [lasted], run.grace)
 
 
 class Figures(unittest.TestCase):
@@ -54,6 +54,31 @@ class Figures(unittest.TestCase):
         both = Fault(planned=True, bridged=True)
         self.assertIn("planned", broken(run(down), both)[-1])
         self.assertEqual(broken(run(down), both, lasted=2.6), [])
+
+    def test_two_at_once(self):
+        def broken(faults, lengths=(9, 9), **what):
+            calm = run(looks((0, "UP"))).figures(OURS)
+            return figures.broken_promises(calm._replace(**what), faults, lengths, 3)
+
+        planned, leader = Fault(planned=True), Fault(takes=frozenset(["leader"]))
+        two_down, down, up = {"down": 1, "most_down": 2}, {"down": 1, "most_down": 1}, {"false_up": figures.bound(3) + 1}
+        self.assertIn("2 servers", broken([leader, planned], **two_down)[0])
+        self.assertEqual(broken([leader, Fault()], **two_down), [])
+        self.assertIn("3 servers", broken([leader, Fault()], down=1, most_down=3)[0])
+        self.assertEqual(broken([leader, Fault(everywhere=True)], down=1, most_down=3), [])
+        self.assertIn("UP for", broken([leader, planned], **up)[0])
+        self.assertEqual(broken([leader, leader], **up), [])
+        self.assertIn("trouble of 2.00 s", broken([BRIDGED, BRIDGED], (1, 1), **down)[0])
+        self.assertEqual(broken([BRIDGED, BRIDGED], (1, 2), **down), [])  # they add up
+        self.assertIn("trouble of 2.00 s", broken([BRIDGED, planned], (2, 9), **down)[0])  # this does not
+        self.assertEqual(broken([BRIDGED, leader._replace(planned=True)], (2, 9), **down), [])
+        self.assertIn("planned", broken([planned, planned], **down)[0])
+        self.assertIn("cut", broken([BRIDGED, BRIDGED], (1, 1), cut=1)[0])
+        self.assertEqual(broken([BRIDGED, planned], (1, 1), cut=1), [])
+        self.assertIn("lost", broken([planned, planned], lost=1)[0])
+        self.assertEqual(broken([planned, leader], lost=1), [])
+        for promise in ("late", "split", "two_up", "to_held", "phantom", "stale"):
+            self.assertEqual(len(broken([leader, Fault(everywhere=True, bridged=True)], **{promise: 1})), 1, promise)
 
     def test_cut(self):
         cut = run(looks((0, "UP")), [write(5, "server closed the connection", cut=True)])

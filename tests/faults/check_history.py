@@ -11,7 +11,8 @@ from watch import FAIL, OK, UNKNOWN, Read, Write
 
 
 def write(number, done=OK, seen=None, session=1, node="pg1", client="a"):
-    return Write(OURS, (client, number), number, number + 0.5, node, "", False, session, done, None if seen is None else {client: seen})
+    seen = None if seen is None else {client: seen}
+    return Write(OURS, (client, number), number, number + 0.5, node, "", False, session, done, seen)
 
 
 def read(time, seen, session=1):
@@ -57,7 +58,7 @@ class History(unittest.TestCase):
     def test_stale(self):
         backwards = [read(1, {"a": 2, "b": 5}), read(2, {"a": 3, "b": 4})]
         self.assertEqual(found(reads=backwards), {"stale": 1})
-        self.assertEqual(found(reads=reversed(backwards)), {"stale": 1})  # as they were begun
+        self.assertEqual(found(reads=[read(2, {"a": 2}), read(1, {"a": 1})]), {})  # as they were begun
         self.assertEqual(found(reads=[read(1, {"a": 3}), read(2, {"a": 2}), read(3, {"a": 2})]), {"stale": 2})
         self.assertEqual(found(reads=[read(1, {"a": 3}), read(2, {"a": 2}, session=2)]), {})
 
@@ -73,7 +74,7 @@ class History(unittest.TestCase):
         calm = calm_run(looks((0, "UP"))).figures(OURS)
 
         def broken(fault=Fault(), synchronous=False, **what):
-            return figures.broken_promises(calm._replace(**what), fault, None, 3, synchronous)
+            return figures.broken_promises(calm._replace(**what), [fault], [1], 3, synchronous)
 
         self.assertEqual(broken(lost=1), [])
         self.assertIn("1 writes lost though replication", broken(lost=1, synchronous=True)[0])

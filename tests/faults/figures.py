@@ -226,33 +226,39 @@ def more_than_half(ours, templates):
     return None
 
 
-def broken_promises(figures, fault, lasted, grace, synchronous=False):
-    """What the agent's pool did that it must not, in words. `lasted`: how long bridged trouble was."""
-    broken, planned = [], fault.planned
+def broken_promises(figures, faults, lengths, grace, synchronous=False):
+    """What the agent's pool did that it must not, in words, in one fault or in two at once.
+
+    `lengths`: how long each was; of a bridged one, how long its trouble was. Two at once are held to what one is, but:
+    two that break something may leave two nodes DOWN, and two primaries after each other UP without taking writes; and
+    two troubles of the primary add up, as nobody knows that there was a good answer in between."""
+    broken, planned, bridged = [], all(f.planned for f in faults), all(f.bridged for f in faults)
+    silent, everywhere = any(f.silent for f in faults), any(f.everywhere for f in faults)
+    nodes = max(1, sum(not f.planned for f in faults))
+    primaries = max(1, sum(bool(f.takes & {"leader", "postgres", "machine"}) for f in faults))
+    troubles = [length for f, length in zip(faults, lengths) if f.bridged or f.takes - {"standbys", "dcs"}]
     # a machine that is busy takes its time to start a Patroni
-    too_long = fault.bridged and lasted >= min(grace - AGENT_INTER, FALL)
+    too_long = any(f.bridged for f in faults) and sum(troubles) >= min(grace - AGENT_INTER, FALL)
+    trouble = f"in trouble of {sum(troubles):.2f} s, grace period {grace} s"
     if figures.late:
         broken.append(f"{figures.late} writes refused as read-only that HAProxy should have known of")
     if figures.split:
         broken.append(f"{figures.split} writes taken by a node after another was promoted")
     if figures.two_up:
         broken.append(f"two servers UP for {figures.two_up:.2f} s")
-    if figures.false_up > (LONGEST_FALL + BLINK if fault.silent else bound(grace)):
+    if figures.false_up > (LONGEST_FALL + BLINK if silent else bound(grace)) * primaries:
         broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes")
-    if planned and fault.silent and figures.pause > SILENCE:
+    if planned and silent and figures.pause > SILENCE:
         broken.append(f"no write for {figures.pause:.2f} s, until a silent agent spoke again")
     if figures.to_held:
         broken.append(f"{figures.to_held} writes in new sessions to a node that an operator holds")
-    if figures.late_read > read_bound(fault.silent):
+    if figures.late_read > read_bound(silent):
         broken.append(f"a read {figures.late_read:.2f} s after Patroni called its node out of the pool")
-    if fault.bridged and not too_long:
-        if figures.down:
-            broken.append(f"a server DOWN for {figures.down:.2f} s in trouble of {lasted:.2f} s, grace period {grace} s")
-        if figures.cut:
-            broken.append(f"{figures.cut} sessions cut in trouble of {lasted:.2f} s, grace period {grace} s")
-    if planned and figures.down and not too_long:
-        broken.append(f"a server DOWN for {figures.down:.2f} s though all was planned")
-    if figures.most_down > 1 and not fault.everywhere:
+    if all(f.planned or f.bridged for f in faults) and figures.down and not too_long:
+        broken.append(f"a server DOWN for {figures.down:.2f} s {'though all was planned' if planned else trouble}")
+    if bridged and figures.cut and not too_long:
+        broken.append(f"{figures.cut} sessions cut {trouble}")
+    if figures.most_down > nodes and not everywhere:
         broken.append(f"{figures.most_down} servers DOWN at once")
     if figures.lost and (planned or synchronous):
         why = "all was planned" if planned else "replication is synchronous"

@@ -9,8 +9,9 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
-from itertools import product
+from itertools import permutations, product
 
 import cluster
 import faults
@@ -33,6 +34,7 @@ SHORT = [
     "Patroni's loop hung, GET /cluster polled",
 ]
 CONTROL = "Patroni frozen, HAProxy reloaded before"
+PAIRS = [pair for pair in permutations(faults.FAULTS, 2) if faults.together(*map(faults.FAULTS.get, pair))]
 GRACES = [0, 2, 3, 4, 5, 6, 8]
 GRACE_FAULTS = [
     "Patroni late, 4 s",
@@ -60,13 +62,17 @@ def arguments():
     parser.add_argument("--agent-options", default="")
     parser.add_argument("--haproxy", type=pathlib.Path)
     parser.add_argument("--synchronous", action="store_true")
+    parser.add_argument("--overlap", type=int, metavar="SECONDS")
+    parser.add_argument("--overlap-pair", nargs=2, default=[], metavar="FAULT")
     parser.add_argument("--grace-table", type=pathlib.Path)
     parser.add_argument("faults", nargs="*", metavar="FAULT")
     given = parser.parse_args()
-    unknown = set(given.faults) - set(faults.FAULTS)
+    unknown = {*given.faults, *given.overlap_pair} - set(faults.FAULTS)
     if given.list or unknown:
         print("\n".join(faults.FAULTS))
         sys.exit(f"no such fault: {', '.join(unknown)}" if unknown else 0)
+    if given.overlap_pair and tuple(given.overlap_pair) not in PAIRS:
+        sys.exit("one of these takes what the other needs")
     if given.check:
         sys.exit(0)
     given.times = given.times or (1 if given.short or given.grace_table else 5)
@@ -154,29 +160,47 @@ class Site:
         lines = self.cluster.run("lb", f"journalctl -q -t haproxy -p alert -o cat --since=@{since:.3f}").splitlines()
         return {pool: sum(pool in line for line in lines) for pool in pools.POOLS}
 
-    def fault(self, name, chance):
-        """What was seen of it, and how long it lasted if it is bridged."""
+    def fault(self, names, chances, wait, offset=0):
+        """What was seen of one or two faults, and how long each was, if it is bridged how long its trouble was."""
         self.settle()
         began = self.ended or time.time()  # the calm between two faults belongs to the next
-        time.sleep(chance.uniform(0, 3))  # any moment between two checks
+        time.sleep(wait)  # any moment between two checks
         self.watch.longest_between_looks = 0
         self.cluster.held = None
-        lasted = faults.FAULTS[name](self.cluster, chance)
+        lengths, errors, first_ended = {}, [], threading.Event()
+
+        def make(name, chance, after):
+            first_ended.wait(after)  # the second begins in the first's aftermath at the latest
+            started = time.monotonic()
+            try:
+                lasted = faults.FAULTS[name](self.cluster, chance)
+                lengths[name] = time.monotonic() - started if lasted is None else lasted
+            except Exception as error:  # the other one still has to be undone
+                errors.append(error)
+            first_ended.set()
+
+        threads = [threading.Thread(target=make, args=each) for each in zip(names, chances, (0, offset))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         self.settle()
         self.watch.renew_refused()
         self.ended = time.time()
         seen = self.rows(), self.alerts(began), self.grace, self.cluster.held
         run = figures.Run(self.watch, began, self.ended, *seen)
         self.lost.update(write.row for write in history.lost(run.writes, run.rows))
+        if errors:
+            raise errors[0]
         if self.watch.longest_between_looks > 1:
             raise Blind(f"{self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
-        return run, lasted
+        return run, [lengths[name] for name in names]
 
     def whole(self):
         """What no single fault shows, in words: of the whole history, once nobody writes any more."""
         found = history.find(self.watch.writes, self.watch.reads, self.rows())
-        ours = lambda pool: pool in (pools.OURS, pools.READS[pools.OURS])
-        wrong = [f"{write.row} was there, and is lost" for write in found.lost if write.row not in self.lost and ours(write.pool)]
+        later = [w for w in found.lost if w.pool == pools.OURS and w.row not in self.lost]
+        wrong = [f"{write.row} was there, and is lost" for write in later]
         wrong += [f"{row} is there, and failed" for row in found.phantom]
         wrong += [f"{record} saw less than its session before" for record in found.stale]
         seen = {}
@@ -207,24 +231,63 @@ def make_fault(site, given, name, turn):
     print(f"== {name} ({turn + 1} of {given.times}, grace {site.grace:g} s)", flush=True)
     for tries in range(3, 0, -1):
         try:
-            run, lasted = site.fault(name, random.Random(f"{given.seed} {name} {turn}"))
+            chance = faults.Chance(f"{given.seed} {name} {turn}")
+            run, lengths = site.fault([name], [chance], chance.uniform(0, 3))
             break
         except Blind as blind:
             print(f"  {blind}; once more", flush=True)
             if tries == 1:
                 raise
+    found, broken = judge(site, given, [name], run, lengths)
+    if given.picture:
+        given.picture.write_text(picture.draw(run, f"{name}, Patroni {os.environ['PATRONI']}"))
+        given.picture = None  # the first alone
+    return found, broken
+
+
+def judge(site, given, names, run, lengths):
+    """Prints and returns each pool's figures, and how many promises were broken."""
     found = {pool: run.figures(pool) for pool in pools.POOLS}
     for pool in pools.POOLS:
         print(line(pool, found[pool]), flush=True)
-    promises = figures.broken_promises(found[pools.OURS], faults.FAULTS[name], lasted, site.grace, given.synchronous)
+    made = [faults.FAULTS[name] for name in names]
+    promises = figures.broken_promises(found[pools.OURS], made, lengths, site.grace, given.synchronous)
     for promise in promises:
         print(f"  BROKEN: {promise}", flush=True)
     if promises:
         print(run.story(), flush=True)
-    if given.picture:
-        given.picture.write_text(picture.draw(run, f"{name}, Patroni {os.environ['PATRONI']}"))
-        given.picture = None  # the first alone
     return found, len(promises)
+
+
+def make_pair(site, given, names, seed):
+    """Makes two faults at once; how many promises were broken. What cannot be judged is broken, too."""
+    chance = random.Random(f"{seed} {names}")
+    chances = [faults.Chance(chance.random()) for _ in names]
+    for each in chances:
+        each.stretch = chance.uniform(0.5, 1.5)
+    wait, offset = chance.uniform(0, 3), chance.uniform(0, 10)
+    quoted = " ".join(f'"{name}"' for name in names)
+    print(f"== --overlap-pair {quoted} --seed {seed}   # the second after {offset:.2f} s at the latest", flush=True)
+    try:
+        run, lengths = site.fault(names, chances, wait, offset)
+    except Exception as error:
+        if site.watch.broken:
+            raise
+        print(f"  BROKEN: not made, or not seen: {error!r}", flush=True)
+        return 1
+    return judge(site, given, names, run, lengths)[1]
+
+
+def overlap(site, given):
+    """Pairs of faults until the time is over, or the one that is given; how many promises were broken."""
+    if given.overlap_pair:
+        return make_pair(site, given, tuple(given.overlap_pair), given.seed)
+    chance, end, made, broken = random.Random(given.seed), time.monotonic() + given.overlap, 0, 0
+    while time.monotonic() < end:
+        broken += make_pair(site, given, chance.choice(PAIRS), chance.randrange(10**6))
+        made += 1
+    print(f"{made} pairs of {len(PAIRS)} that can be made")
+    return broken
 
 
 def blind(results, synchronous):
@@ -253,6 +316,10 @@ def main():
     site.prepare(given.synchronous)
     results, broken = {}, 0
     try:
+        if given.overlap or given.overlap_pair:
+            site.agent_options(given.agent_options)
+            broken += overlap(site, given)
+            given.faults = []
         for grace in GRACES if given.grace_table else [None]:
             site.agent_options(given.agent_options + ("" if grace is None else f" --grace {grace}s"))
             results[grace] = {name: {pool: [] for pool in pools.POOLS} for name in given.faults}
