@@ -211,10 +211,14 @@ class Run:
         told += [(truth.time, truth.node, f"in recovery: {truth.recovery}") for truth in self.truths]
         told += [(when, who, "PROMOTED") for when, who in self.promotions]
         told += [(w.begun, w.node, f"refused through {w.pool}") for w in self.writes if w.outcome == "read-only"]
+        told += [(called.time, called.node, f"Patroni says {called.status} for reads") for called in self.called]
+        late = [(read, self.called_out(read)) for read in self.reads if read.done == OK and not read.keeps]
+        told += [(r.begun, r.node, f"read through {r.pool}, out for {out:.2f} s") for r, out in late if out > read_bound(False)]
         return "\n".join(f"    {time - self.began:6.2f} {who:8} {what}" for time, who, what in sorted(told))
 
     def _shown(self, shown):
-        return "; ".join(f"{pool} " + " ".join(shown[pool, node] for node in NODES) for pool in POOLS)
+        shows = [(pool, [shown.get((pool, node), "-") for node in NODES]) for pool in (*POOLS, *READS.values())]
+        return "; ".join(f"{pool} {' '.join(states)}" for pool, states in shows)
 
 
 def more_than_half(ours, templates):

@@ -226,18 +226,25 @@ def line(pool, found):
     return f"  {pool:14} {', '.join(words)}, {found.alerts} alerts"
 
 
+def patiently(make):
+    """Up to three times, if this machine is too busy to look."""
+    for _ in range(2):
+        try:
+            return make()
+        except Blind as blind:
+            print(f"  {blind}; once more", flush=True)
+    return make()
+
+
 def make_fault(site, given, name, turn):
     """Makes one fault; prints and returns each pool's figures, and how many promises were broken."""
     print(f"== {name} ({turn + 1} of {given.times}, grace {site.grace:g} s)", flush=True)
-    for tries in range(3, 0, -1):
-        try:
-            chance = faults.Chance(f"{given.seed} {name} {turn}")
-            run, lengths = site.fault([name], [chance], chance.uniform(0, 3))
-            break
-        except Blind as blind:
-            print(f"  {blind}; once more", flush=True)
-            if tries == 1:
-                raise
+
+    def make():
+        chance = faults.Chance(f"{given.seed} {name} {turn}")
+        return site.fault([name], [chance], chance.uniform(0, 3))
+
+    run, lengths = patiently(make)
     found, broken = judge(site, given, [name], run, lengths)
     if given.picture:
         given.picture.write_text(picture.draw(run, f"{name}, Patroni {os.environ['PATRONI']}"))
@@ -261,15 +268,18 @@ def judge(site, given, names, run, lengths):
 
 def make_pair(site, given, names, seed):
     """Makes two faults at once; how many promises were broken. What cannot be judged is broken, too."""
-    chance = random.Random(f"{seed} {names}")
-    chances = [faults.Chance(chance.random()) for _ in names]
-    for each in chances:
-        each.stretch = chance.uniform(0.5, 1.5)
-    wait, offset = chance.uniform(0, 3), chance.uniform(0, 10)
     quoted = " ".join(f'"{name}"' for name in names)
-    print(f"== --overlap-pair {quoted} --seed {seed}   # the second after {offset:.2f} s at the latest", flush=True)
+    print(f"== --overlap-pair {quoted} --seed {seed}", flush=True)
+
+    def make():
+        chance = random.Random(f"{seed} {names}")
+        chances = [faults.Chance(chance.random()) for _ in names]
+        for each in chances:
+            each.stretch = chance.uniform(0.5, 1.5)
+        return site.fault(names, chances, chance.uniform(0, 3), chance.uniform(0, 10))
+
     try:
-        run, lengths = site.fault(names, chances, wait, offset)
+        run, lengths = patiently(make)
     except Exception as error:
         if site.watch.broken:
             raise
