@@ -5,10 +5,10 @@ from collections import namedtuple
 
 import figures
 from pools import OFFICIAL, OURS, POOLS, READS
-from watch import NODES, Called, Look, Read, Truth, Write
+from watch import FAIL, NODES, OK, Called, Look, Read, Truth, Write
 
 Records = namedtuple("Records", "writes looks truths reads called")
-Fault = namedtuple("Fault", "planned bridged silent everywhere", defaults=[False] * 4)
+Fault = namedtuple("Fault", "planned bridged silent everywhere takes", defaults=[False] * 4 + [frozenset()])
 BRIDGED = Fault(bridged=True)
 
 
@@ -22,18 +22,20 @@ def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((
     """Ten seconds, in which pg1 is (time, in recovery) and (time, Patroni's status for reads)."""
     truths = [Truth(time, "pg1", recovery) for time, recovery in truths]
     alive = [write(time, session=session) for time in (9.2, 9.8) for session in (True, False)]
-    reads = [Read(READS[OURS], time, time + 0.01, "pg1") for time in reads]
+    reads = [Read(READS[OURS], time, time + 0.01, "pg1", False, time, OK, {}) for time in reads]
     called = [Called(time, "pg1", status) for time, status in called]
     records = Records([*writes, *alive], looks, truths, reads, called)
-    return figures.Run(records, 0.0, 10.0, {w.row for w in records.writes}, dict.fromkeys(POOLS, 0), grace, held)
+    rows = [(*w.row, w.node) for w in records.writes if w.done == OK]
+    return figures.Run(records, 0.0, 10.0, rows, dict.fromkeys(POOLS, 0), grace, held)
 
 
 def write(time, outcome="written", session=True, cut=False):
-    return Write(OURS, f"{OURS}/{session}/{time}", time, time + 0.01, "pg1", outcome, cut)
+    done = OK if outcome == "written" else FAIL
+    return Write(OURS, (f"{OURS}/{session}", time), time, time + 0.01, "pg1", outcome, cut, session, done, None)
 
 
 def broken(run, fault=BRIDGED, lasted=1):
-    return figures.broken_promises(run.figures(OURS), fault, lasted, run.grace)
+    return figures.broken_promises(run.figures(OURS), [fault], [lasted], run.grace)
 
 
 class Figures(unittest.TestCase):
@@ -52,6 +54,31 @@ class Figures(unittest.TestCase):
         both = Fault(planned=True, bridged=True)
         self.assertIn("planned", broken(run(down), both)[-1])
         self.assertEqual(broken(run(down), both, lasted=2.6), [])
+
+    def test_two_at_once(self):
+        def broken(faults, lengths=(9, 9), **what):
+            calm = run(looks((0, "UP"))).figures(OURS)
+            return figures.broken_promises(calm._replace(**what), faults, lengths, 3)
+
+        planned, leader = Fault(planned=True), Fault(takes=frozenset(["leader"]))
+        two_down, down, up = {"down": 1, "most_down": 2}, {"down": 1, "most_down": 1}, {"false_up": figures.bound(3) + 1}
+        self.assertIn("2 servers", broken([leader, planned], **two_down)[0])
+        self.assertEqual(broken([leader, Fault()], **two_down), [])
+        self.assertIn("3 servers", broken([leader, Fault()], down=1, most_down=3)[0])
+        self.assertEqual(broken([leader, Fault(everywhere=True)], down=1, most_down=3), [])
+        self.assertIn("UP for", broken([leader, planned], **up)[0])
+        self.assertEqual(broken([leader, leader], **up), [])
+        self.assertIn("trouble of 2.00 s", broken([BRIDGED, BRIDGED], (1, 1), **down)[0])
+        self.assertEqual(broken([BRIDGED, BRIDGED], (1, 2), **down), [])  # they add up
+        self.assertIn("trouble of 2.00 s", broken([BRIDGED, planned], (2, 9), **down)[0])  # this does not
+        self.assertEqual(broken([BRIDGED, leader._replace(planned=True)], (2, 9), **down), [])
+        self.assertIn("planned", broken([planned, planned], **down)[0])
+        self.assertIn("cut", broken([BRIDGED, BRIDGED], (1, 1), cut=1)[0])
+        self.assertEqual(broken([BRIDGED, planned], (1, 1), cut=1), [])
+        self.assertIn("lost", broken([planned, planned], lost=1)[0])
+        self.assertEqual(broken([planned, leader], lost=1), [])
+        for promise in ("late", "split", "two_up", "to_held", "phantom", "stale"):
+            self.assertEqual(len(broken([leader, Fault(everywhere=True, bridged=True)], **{promise: 1})), 1, promise)
 
     def test_cut(self):
         cut = run(looks((0, "UP")), [write(5, "server closed the connection", cut=True)])

@@ -3,7 +3,18 @@
 Each is a function of the cluster and a seeded random; it does its worst, and undoes it. `planned` marks
 what an operator does on purpose, where nothing is broken; `bridged` trouble that the agent's grace period is
 there for: such a function returns how many seconds the longest trouble really lasted; `silent` that the node's agent
-says nothing either; `everywhere` trouble that other nodes may have as well."""
+says nothing either; `everywhere` trouble that other nodes may have as well.
+
+`takes` names what a fault takes away or changes, and `needs` what must stay as it is from its beginning to its end: two
+faults can be made at once if neither takes what the other needs. One that cannot bear its like both takes and needs.
+
+    leader      that the primary stays the primary        standbys    the standbys, and that they may be promoted
+    patroni     the primary's Patroni                     postgres    the primary's PostgreSQL
+    dcs         that Patroni and patronictl reach it      automation  that Patroni is not paused
+    agents      what the agents say                       haproxy     its process
+    machine     that the primary's machine runs
+
+Who the primary is, is found out when the fault begins."""
 
 import functools
 import socket
@@ -11,22 +22,40 @@ import subprocess
 import threading
 import time
 import urllib.request
+from random import Random
 
 from cluster import DATA
 from pools import SILENCE
 from watch import LB, NODES
 
 FAULTS = {}
+# what patronictl needs
+ORDERLY = "leader dcs patroni postgres standbys automation"
 
 
-def fault(name, planned=False, bridged=False, silent=False, everywhere=False):
+def fault(name, planned=False, bridged=False, silent=False, everywhere=False, takes="", needs=""):
     def register(function):
         function.planned, function.bridged = planned, bridged
         function.silent, function.everywhere = silent, everywhere
+        function.takes, function.needs = frozenset(takes.split()), frozenset(needs.split())
         FAULTS[name] = function
         return function
 
     return register
+
+
+def together(one, other):
+    """Whether these two can be made at once."""
+    return not (one.takes & other.needs or other.takes & one.needs)
+
+
+class Chance(Random):
+    """The seeded random of a fault, which also stretches how long it lasts."""
+
+    stretch = 1
+
+    def length(self, seconds):
+        return seconds * self.stretch
 
 
 def others(node):
@@ -46,13 +75,13 @@ def lasting(seconds, begin, end=lambda: None):
     return lasted
 
 
-@fault("switchover", planned=True)
+@fault("switchover", planned=True, takes="leader", needs=ORDERLY)
 def switchover(cluster, random):
     primary = cluster.primary()
-    cluster.switchover(primary, random.choice(others(primary)))
+    cluster.switchover(primary, random.choice(cluster.candidates(primary)))
 
 
-@fault("switchover, 400 clients a second", planned=True)
+@fault("switchover, 400 clients a second", planned=True, takes="leader", needs=ORDERLY)
 def busy_switchover(cluster, random):
     """Clients that come again and again while the old primary stops, and find nobody there."""
     options = "127.0.0.1 5000 --from 127.0.0.0/8 --rate 400 --seconds 12".split()
@@ -65,7 +94,7 @@ def busy_switchover(cluster, random):
             raise RuntimeError("no clients")
 
 
-@fault("switchover, a session delays the stop", planned=True)
+@fault("switchover, a session delays the stop", planned=True, takes="leader", needs=ORDERLY)
 def delayed_switchover(cluster, random):
     primary = cluster.primary()
     stuck = cluster.run(
@@ -78,40 +107,40 @@ def delayed_switchover(cluster, random):
     if not stuck:
         raise RuntimeError("no session to delay the stop")
     cluster.run(primary, f"(sleep 5; kill -CONT {stuck}) > /dev/null 2>&1 &")
-    cluster.switchover(primary, random.choice(others(primary)))
+    cluster.switchover(primary, random.choice(cluster.candidates(primary)))
 
 
-@fault("restart of the primary", planned=True)
+@fault("restart of the primary", planned=True, takes="postgres", needs=ORDERLY)
 def restart_primary(cluster, random):
     cluster.patronictl("restart", "demo", cluster.primary(), "--force")
 
 
-@fault("restart of a replica", planned=True)
+@fault("restart of a replica", planned=True, takes="standbys", needs=ORDERLY)
 def restart_replica(cluster, random):
     cluster.patronictl("restart", "demo", random.choice(others(cluster.primary())), "--force")
 
 
-@fault("reinit of a replica", planned=True)
+@fault("reinit of a replica", planned=True, takes="standbys", needs=ORDERLY)
 def reinit(cluster, random):
     cluster.patronictl("reinit", "demo", random.choice(others(cluster.primary())), "--force", "--wait")
 
 
-@fault("HAProxy reloaded in a switchover", planned=True)
+@fault("HAProxy reloaded in a switchover", planned=True, takes="leader haproxy", needs=f"{ORDERLY} haproxy")
 def reload(cluster, random):
     primary = cluster.primary()
     reload = f"sleep {random.uniform(0, 2):.2f}; systemctl reload haproxy"
     with subprocess.Popen(["tests/lab/machine", "run", "lb", "sh", "-c", reload]) as reloading:
-        cluster.switchover(primary, random.choice(others(primary)))
+        cluster.switchover(primary, random.choice(cluster.candidates(primary)))
     if reloading.returncode:
         raise RuntimeError("HAProxy was not reloaded")
 
 
-@fault("HAProxy restarted", planned=True)
+@fault("HAProxy restarted", planned=True, takes="haproxy", needs="haproxy")
 def restart_haproxy(cluster, random):
     cluster.run("lb", "systemctl restart haproxy")
 
 
-@fault("Patroni upgraded in pause", planned=True, bridged=True)
+@fault("Patroni upgraded in pause", planned=True, bridged=True, takes="automation patroni standbys", needs=ORDERLY)
 def upgrade(cluster, random):
     """HAProxy is not prepared for it. PostgreSQL stays up."""
     primary, lasted = cluster.primary(), []
@@ -125,16 +154,18 @@ def upgrade(cluster, random):
     return max(lasted)
 
 
-@fault("the agent's socket restarted", planned=True)
+@fault("the agent's socket restarted", planned=True, takes="agents", needs="agents")
 def restart_socket(cluster, random):
     for node in NODES:
         cluster.run(node, "systemctl restart patroni-agent-check.socket")
         time.sleep(random.uniform(0, 1))
 
 
-@fault("a flood of connections to the agents", planned=True)
+@fault("a flood of connections to the agents", planned=True, silent=True)
 def flood(cluster, random):
-    """A thousand connections a second to each node from 64 addresses of a network behind lb, and 200 silent peers."""
+    """A thousand connections a second to each node from 64 addresses of a network behind lb, and 200 silent peers.
+
+    Without a fence, HAProxy's own connections wait behind them, and an agent may be as good as silent."""
     network = "10.66.0.0/24"
     each = lambda machines, line: [cluster.run(machine, line) for machine in machines]
     each(["lb"], f"ip route add local {network} dev lo")
@@ -149,40 +180,44 @@ def flood(cluster, random):
         each(NODES, f"ip route del {network} via {LB}")
 
 
-@fault("the primary held by an operator", planned=True)
+@fault("the primary held by an operator", planned=True, takes="agents", needs="agents")
 def hold(cluster, random):
     primary, file = cluster.primary(), "/run/patroni-agent-check/hold"
     cluster.run(primary, f"echo '{random.choice(['drain', 'maint'])} by hand' > {file}")
     began = time.time()
     try:
-        time.sleep(8)
+        time.sleep(random.length(8))
     finally:
         cluster.held = primary, began, time.time()
         cluster.run(primary, f"rm {file}")
 
 
-@fault("postmaster killed")
+@fault("postmaster killed", takes="postgres", needs="postgres automation")
 def kill_postmaster(cluster, random):
     cluster.kill_postmaster(cluster.primary())
 
 
-@fault("Patroni killed")
+def start_after_failover(cluster, node, random):
+    try:
+        cluster.primary(but=node)
+        time.sleep(random.length(5))
+    finally:
+        cluster.patroni(node, "start")
+
+
+@fault("Patroni killed", takes="leader patroni", needs="patroni automation")
 def kill_patroni(cluster, random):
     primary = cluster.primary()
     cluster.signal_patroni(primary, "KILL")
-    cluster.primary(but=primary)
-    time.sleep(5)
-    cluster.patroni(primary, "start")
+    start_after_failover(cluster, primary, random)
 
 
-@fault("Patroni and postmaster killed")
+@fault("Patroni and postmaster killed", takes="leader patroni postgres", needs="patroni postgres automation")
 def kill_both(cluster, random):
     primary = cluster.primary()
     cluster.signal_patroni(primary, "KILL")
     cluster.kill_postmaster(primary)
-    cluster.primary(but=primary)
-    time.sleep(5)
-    cluster.patroni(primary, "start")
+    start_after_failover(cluster, primary, random)
 
 
 def silence(cluster, node, random):
@@ -204,7 +239,10 @@ def silence(cluster, node, random):
     return lambda: cluster.run(node, end)
 
 
-@fault("Patroni and postmaster killed, the agent silent", silent=True)
+@fault(
+    "Patroni and postmaster killed, the agent silent", silent=True,
+    takes="leader patroni postgres agents", needs="patroni postgres automation agents",
+)
 def kill_silent(cluster, random):
     primary = cluster.primary()
     speak = silence(cluster, primary, random)
@@ -215,11 +253,14 @@ def kill_silent(cluster, random):
         speak()
 
 
-@fault("switchover to a standby whose agent is silent", planned=True, silent=True)
+@fault(
+    "switchover to a standby whose agent is silent", planned=True, silent=True,
+    takes="leader agents", needs=f"{ORDERLY} agents",
+)
 def switchover_to_silent(cluster, random):
     """What HAProxy heard of it last is MAINT for writes and READY for reads."""
     primary = cluster.primary()
-    candidate = random.choice(others(primary))
+    candidate = random.choice(cluster.candidates(primary))
     speak = silence(cluster, candidate, random)
     try:
         time.sleep(random.uniform(7, 10))  # HAProxy's own check has seen it
@@ -229,93 +270,93 @@ def switchover_to_silent(cluster, random):
         speak()
 
 
-@fault("Patroni frozen")
+@fault("Patroni frozen", takes="leader patroni", needs="patroni automation")
 def freeze_patroni(cluster, random):
     primary = cluster.primary()
     cluster.signal_patroni(primary, "STOP")
     try:
         cluster.primary(but=primary)
-        time.sleep(5)
+        time.sleep(random.length(5))
     finally:
         cluster.signal_patroni(primary, "CONT")
 
 
-@fault("Patroni frozen, HAProxy reloaded before")
+@fault("Patroni frozen, HAProxy reloaded before", takes="leader patroni haproxy", needs="patroni automation haproxy")
 def freeze_patroni_after_reload(cluster, random):
     cluster.run("lb", "systemctl reload haproxy")
     freeze_patroni(cluster, random)
 
 
-@fault("PostgreSQL frozen")
+@fault("PostgreSQL frozen", takes="leader postgres", needs="postgres automation")
 def freeze_postgres(cluster, random):
     primary = cluster.primary()
     cluster.signal_postgres(primary, "STOP")
     try:
         cluster.primary(but=primary)
-        time.sleep(5)
+        time.sleep(random.length(5))
     finally:
         cluster.signal_postgres(primary, "CONT")
 
 
-def freeze_etcd(cluster, seconds=25):
+def freeze_etcd(cluster, seconds):
     etcd = functools.partial(cluster.run, "lb")
     lasting(seconds, lambda: etcd("systemctl kill -s STOP etcd"), lambda: etcd("systemctl kill -s CONT etcd"))
 
 
-@fault("DCS frozen for 4 s")
+@fault("DCS frozen for 4 s", takes="leader dcs", needs="automation")
 def freeze_dcs_shortly(cluster, random):
     """Less than ttl; but the primary is demoted after retry_timeout, and another may be promoted."""
-    freeze_etcd(cluster, 4)
+    freeze_etcd(cluster, random.length(4))
 
 
-@fault("DCS frozen")
+@fault("DCS frozen", takes="leader dcs", needs="automation")
 def freeze_dcs(cluster, random):
-    freeze_etcd(cluster)
+    freeze_etcd(cluster, random.length(25))
 
 
-@fault("DCS frozen, failsafe mode")
+@fault("DCS frozen, failsafe mode", takes="leader dcs", needs="dcs automation")
 def freeze_dcs_failsafe(cluster, random):
     cluster.setting("failsafe_mode=true")
     try:
         time.sleep(5)
-        freeze_etcd(cluster)
+        freeze_etcd(cluster, random.length(25))
     finally:
         time.sleep(3)
         cluster.setting("failsafe_mode=null")
 
 
-@fault("primary cut from the DCS")
+@fault("primary cut from the DCS", takes="leader dcs", needs="automation")
 def cut_from_dcs(cluster, random):
     primary = cluster.primary()
     # a neighbour that is not there: what is sent to etcd is lost without a word
     cluster.run(primary, "ip neighbour replace 10.55.0.2 lladdr 02:00:00:00:00:02 dev eth0 nud permanent")
     try:
         cluster.primary(but=primary)
-        time.sleep(5)
+        time.sleep(random.length(5))
     finally:
         cluster.run(primary, "ip neighbour delete 10.55.0.2 dev eth0")
 
 
-@fault("slow promotion", planned=True)
+@fault("slow promotion", planned=True, takes="leader", needs=ORDERLY)
 def slow_promotion(cluster, random):
     primary = cluster.primary()
     for node in NODES:
         cluster.run(node, "touch /tmp/slow")
     try:
-        cluster.switchover(primary, random.choice(others(primary)))
+        cluster.switchover(primary, random.choice(cluster.candidates(primary)))
     finally:
         for node in NODES:
             cluster.run(node, "rm /tmp/slow")
 
 
-@fault("stopped by hand in pause")
+@fault("stopped by hand in pause", takes="automation postgres", needs=ORDERLY)
 def stop_in_pause(cluster, random):
     primary = cluster.primary()
     pg_ctl = "su postgres -s /bin/sh -c \"$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)/pg_ctl"
     cluster.patronictl("pause", "demo", "--wait")
     try:
         cluster.run(primary, f'{pg_ctl} -D {DATA} -m fast -s stop"')
-        time.sleep(6)
+        time.sleep(random.length(6))
         cluster.run(primary, f'{pg_ctl} -D {DATA} -l /tmp/postgres.log -s start" > /dev/null 2>&1')
         time.sleep(3)
     finally:
@@ -328,14 +369,14 @@ def patroni_late(cluster, seconds):
     return lasting(seconds, lambda: signal("STOP"), lambda: signal("CONT"))
 
 
-@fault("Patroni late, 1 to 4 s", bridged=True)
+@fault("Patroni late, 1 to 4 s", bridged=True, needs="patroni")
 def late(cluster, random):
-    return patroni_late(cluster, random.uniform(1, 4))
+    return patroni_late(cluster, random.length(random.uniform(1, 4)))
 
 
-@fault("Patroni late, 4 s", bridged=True)
+@fault("Patroni late, 4 s", bridged=True, needs="patroni")
 def late_four(cluster, random):
-    return patroni_late(cluster, 4)
+    return patroni_late(cluster, random.length(4))
 
 
 def backends(cluster, node, name):
@@ -346,7 +387,7 @@ def backends(cluster, node, name):
     return pids
 
 
-@fault("Patroni's sessions to PostgreSQL ended", bridged=True)
+@fault("Patroni's sessions to PostgreSQL ended", bridged=True, needs="leader patroni postgres")
 def end_sessions(cluster, random):
     """The next answer has the state unknown, whoever asked. So that it is the agent now and then, again and again
     for a little longer than an agent-inter, five times."""
@@ -363,7 +404,7 @@ def end_sessions(cluster, random):
     return max(lasted)
 
 
-@fault("an answer of Patroni reset", bridged=True)
+@fault("an answer of Patroni reset", bridged=True, needs="patroni agents")
 def reset(cluster, random):
     """Patroni is stopped meanwhile, else the answer is there before one can reset it."""
     primary, started = cluster.primary(), time.monotonic()
@@ -383,14 +424,14 @@ def idle_clients(cluster, seconds):
     return lasting(seconds, connect, lambda: [client.close() for client in clients])
 
 
-@fault("five idle clients of Patroni, 1 to 4 s", bridged=True)
+@fault("five idle clients of Patroni, 1 to 4 s", bridged=True, needs="patroni")
 def idle(cluster, random):
-    return idle_clients(cluster, random.uniform(1, 4))
+    return idle_clients(cluster, random.length(random.uniform(1, 4)))
 
 
-@fault("five idle clients of Patroni, 8 s", bridged=True)
+@fault("five idle clients of Patroni, 8 s", bridged=True, needs="patroni")
 def idle_eight(cluster, random):
-    return idle_clients(cluster, 8)
+    return idle_clients(cluster, random.length(8))
 
 
 def restart(cluster, node, path):
@@ -398,12 +439,12 @@ def restart(cluster, node, path):
     return lasting(0, lambda: cluster.patroni(node, "restart"), lambda: cluster.until_ok(node, path))
 
 
-@fault("a standby's Patroni restarted", bridged=True)
+@fault("a standby's Patroni restarted", bridged=True, takes="standbys", needs="leader dcs postgres standbys")
 def restart_standby(cluster, random):
     return restart(cluster, random.choice(others(cluster.primary())), "replica")
 
 
-@fault("the primary's Patroni restarted in pause", bridged=True)
+@fault("the primary's Patroni restarted in pause", bridged=True, takes="automation patroni", needs=ORDERLY)
 def restart_in_pause(cluster, random):
     cluster.patronictl("pause", "demo", "--wait")
     try:
@@ -414,7 +455,7 @@ def restart_in_pause(cluster, random):
     return lasted
 
 
-@fault("Patroni killed and restarted by systemd", bridged=True)
+@fault("Patroni killed and restarted by systemd", bridged=True, takes="patroni", needs="leader dcs patroni postgres")
 def kill_patroni_restarted(cluster, random):
     primary, drop_in = cluster.primary(), "/run/systemd/system/patroni.service.d/restart.conf"
     setting = "[Service]\\nRestart=always\\nRestartSec=100ms\\n"
@@ -427,25 +468,25 @@ def kill_patroni_restarted(cluster, random):
         cluster.run(primary, f"rm {drop_in}; systemctl daemon-reload")
 
 
-@fault("Patroni's query blocked, 1 to 4 s", bridged=True, everywhere=True)
+@fault("Patroni's query blocked, 1 to 4 s", bridged=True, everywhere=True, needs="leader postgres")
 def block_query(cluster, random):
     """Patroni gives up after two seconds: 200 with the state unknown. The standbys replay this lock and have the
     same trouble. New sessions to PostgreSQL may have to wait, too."""
-    primary, seconds = cluster.primary(), random.uniform(1, 4)
+    primary, seconds = cluster.primary(), random.length(random.uniform(1, 4))
     lock = f"begin; lock table pg_authid in access exclusive mode; select pg_sleep({seconds:.2f}); commit"
     return lasting(0, lambda: cluster.sql(primary, lock))
 
 
-@fault("the primary's machine paused, 1 to 4 s", bridged=True, silent=True)
+@fault("the primary's machine paused, 1 to 4 s", bridged=True, silent=True, takes="machine", needs="machine")
 def pause_machine(cluster, random):
     freeze = functools.partial(cluster.freeze, cluster.primary())
-    return lasting(random.uniform(1, 4), lambda: freeze(True), lambda: freeze(False))
+    return lasting(random.length(random.uniform(1, 4)), lambda: freeze(True), lambda: freeze(False))
 
 
-@fault("the primary's machine starved, 8 s", silent=True)
+@fault("the primary's machine starved, 8 s", silent=True, takes="machine", needs="machine")
 def starve_machine(cluster, random):
     """It runs for a tenth of the time."""
-    freeze, end = functools.partial(cluster.freeze, cluster.primary()), time.monotonic() + 8
+    freeze, end = functools.partial(cluster.freeze, cluster.primary()), time.monotonic() + random.length(8)
     try:
         while time.monotonic() < end:
             freeze(True)
@@ -492,9 +533,10 @@ def step_clock(cluster, random, seconds, watched):
 
 for words, step, watched in ("a second", 1, 5), ("five minutes", 300, 25):
     ahead = functools.partial(step_clock, seconds=step, watched=5)
-    fault(f"Patroni's clock {words} forward", bridged=True)(ahead)
+    orderly = {"takes": "patroni", "needs": "leader dcs patroni postgres"}
+    fault(f"Patroni's clock {words} forward", bridged=True, **orderly)(ahead)
     back = functools.partial(step_clock, seconds=-step, watched=watched)
-    fault(f"Patroni's clock {words} back", bridged=step == 1)(back)
+    fault(f"Patroni's clock {words} back", bridged=step == 1, **orderly)(back)
 
 
 def poll_cluster(address, ended):
@@ -506,12 +548,13 @@ def poll_cluster(address, ended):
             pass
 
 
-@fault("Patroni's loop hung, GET /cluster polled", everywhere=True)
+@fault("Patroni's loop hung, GET /cluster polled", everywhere=True, takes="leader", needs=ORDERLY)
 def hang_loop(cluster, random):
     """Each GET /cluster reads the DCS and renews dcs_last_seen, though Patroni does not renew its lock. The standbys
     see that the primary is alive, and stay what they are; an operator does not look. The third node may have
     replayed too much by then, and its PostgreSQL is stopped for pg_rewind."""
     primary, ended = cluster.primary(), threading.Event()
+    candidate = random.choice(cluster.candidates(primary))
     signal = lambda word: cluster.run(primary, f"kill -{word} {' '.join(pids)}")
     pids = backends(cluster, primary, "Patroni heartbeat")
     poller = threading.Thread(target=poll_cluster, args=(NODES[primary], ended))
@@ -519,9 +562,9 @@ def hang_loop(cluster, random):
     signal("STOP")
     try:
         cluster.until(primary, "! curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/primary")
-        cluster.patronictl("failover", "demo", "--candidate", random.choice(others(primary)), "--force")
+        cluster.patronictl("failover", "demo", "--candidate", candidate, "--force")
         cluster.primary(but=primary)
-        time.sleep(5)
+        time.sleep(random.length(5))
     finally:
         signal("CONT")
         ended.set()

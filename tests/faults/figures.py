@@ -9,7 +9,9 @@ What the agent's pool promises, and `broken_promises` holds it to:
 * a write that is refused as read-only was sent before HAProxy could have heard of it: its node was shown UP
   (but for the blink between two looks) and had stopped taking writes for less than `bound`. With a grace period
   that is weaker than it could be: it is not looked at whether this server was being bridged;
-* no node takes a write through it after another one was promoted, and nothing planned loses one;
+* no node takes a write through it after another one was promoted, and nothing planned loses one. What else is lost is
+  Patroni's business and counted, unless Patroni replicates synchronously: then nothing is lost, whatever happens;
+* no write that failed is there all the same, and no session sees less than it saw or wrote before (see history.py);
 * two servers are never UP at once;
 * a node that an operator holds gets no new session that writes;
 * a standby whose agent is silent takes writes when it is promoted, and not only when its agent speaks again;
@@ -29,15 +31,19 @@ import math
 from collections import namedtuple
 from statistics import median
 
+import history
+from history import BLINK
 from pools import OFFICIAL, OURS, POOLS, READS, SILENCE, WITHOUT_AGENT
-from watch import NODES
+from watch import NODES, OK
 
-AGENT_INTER, READ_INTER, TIMEOUT, BLINK = 0.5, 2, 1.5, 0.1
+AGENT_INTER, READ_INTER, TIMEOUT = 0.5, 2, 1.5
 # HAProxy's own check: the time from the first failure to the third, and the longest until DOWN
 FALL, LONGEST_FALL = 4, 8
 
 Figures = namedtuple(
-    "Figures", "refused late split lost cut two_up down most_down false_up first_write pause alerts to_held late_read read_pause alive"
+    "Figures",
+    "refused late split lost phantom stale unknown cut two_up down most_down false_up first_write pause alerts to_held "
+    "late_read read_pause alive",
 )
 # What the table shows of them.
 COLUMNS = {
@@ -93,8 +99,8 @@ def promotions(truths):
 class Run:
     """The records of one fault, with what held when it began."""
 
-    def __init__(self, watch, began, ended, kept_rows, alerts, grace, held):
-        self.began, self.ended, self.kept_rows, self.alerts, self.grace = began, ended, kept_rows, alerts, grace
+    def __init__(self, watch, began, ended, rows, alerts, grace, held):
+        self.began, self.ended, self.rows, self.alerts, self.grace = began, ended, rows, alerts, grace
         self.held = held
         self.writes = [write for write in watch.writes if began <= write.ended < ended]
         self.looks = self._window(watch.looks, lambda look: "all")
@@ -140,7 +146,7 @@ class Run:
 
     @staticmethod
     def keeps_session(write):
-        return write.row.split("/")[1] == "True"
+        return write.row[0].endswith("/True")
 
     def spans(self):
         """(begin, end, shown) of what HAProxy showed, cut also where the truth changes."""
@@ -159,11 +165,17 @@ class Run:
         switched = self.promotions[-1] if len(self.promotions) > 1 else None
         first = [w.ended - switched[0] for w in written if w.node == switched[1] and w.ended > switched[0]] if switched else []
         reads = [read for read in self.reads if read.pool == READS.get(pool)]
+        found = history.find(writes, reads, self.rows, self.promotions)
+        # a session that its client keeps may stay where it is
+        reads = [read for read in reads if read.done == OK and not read.keeps]
         return Figures(
             refused=len(refused),
             late=sum(self.late(pool, write) for write in refused),
-            split=sum(self.split(write) for write in written),
-            lost=sum(write.row not in self.kept_rows for write in written),
+            split=len(found.split),
+            lost=len(found.lost),
+            phantom=len(found.phantom),
+            stale=len(found.stale),
+            unknown=len(found.unknown),
             cut=sum(write.cut for write in writes),
             two_up=sum(end - begin for begin, end, shown in spans if len(up(shown)) > 1),
             down=sum(
@@ -181,7 +193,7 @@ class Run:
             late_read=max(map(self.called_out, reads), default=0) if pool in READS else None,
             read_pause=longest_pause(self.began, self.ended, [r.ended for r in reads]) if pool in READS else None,
             # each of the two clients that write, and the one that reads, in the last second
-            alive=len({w.row.rpartition("/")[0] for w in written if w.ended > self.ended - 1}) == 2
+            alive=len({w.row[0] for w in written if w.ended > self.ended - 1}) == 2
             and (pool not in READS or any(read.ended > self.ended - 1 for read in reads)),
         )
 
@@ -199,16 +211,14 @@ class Run:
         told += [(truth.time, truth.node, f"in recovery: {truth.recovery}") for truth in self.truths]
         told += [(when, who, "PROMOTED") for when, who in self.promotions]
         told += [(w.begun, w.node, f"refused through {w.pool}") for w in self.writes if w.outcome == "read-only"]
+        told += [(called.time, called.node, f"Patroni says {called.status} for reads") for called in self.called]
+        late = [(read, self.called_out(read)) for read in self.reads if read.done == OK and not read.keeps]
+        told += [(r.begun, r.node, f"read through {r.pool}, out for {out:.2f} s") for r, out in late if out > read_bound(False)]
         return "\n".join(f"    {time - self.began:6.2f} {who:8} {what}" for time, who, what in sorted(told))
 
     def _shown(self, shown):
-        return "; ".join(f"{pool} " + " ".join(shown[pool, node] for node in NODES) for pool in POOLS)
-
-    def split(self, write):
-        """Whether another node had been promoted before it was even sent, and its own was not being promoted."""
-        last = [who for when, who in self.promotions if when <= write.begun]
-        soon = [who for when, who in self.promotions if write.begun < when <= write.ended + BLINK]
-        return bool(last) and last[-1] != write.node and write.node not in soon
+        shows = [(pool, [shown.get((pool, node), "-") for node in NODES]) for pool in (*POOLS, *READS.values())]
+        return "; ".join(f"{pool} {' '.join(states)}" for pool, states in shows)
 
 
 def more_than_half(ours, templates):
@@ -220,36 +230,47 @@ def more_than_half(ours, templates):
     return None
 
 
-def broken_promises(figures, fault, lasted, grace):
-    """What the agent's pool did that it must not, in words. `lasted`: how long bridged trouble was."""
-    broken, planned = [], fault.planned
+def broken_promises(figures, faults, lengths, grace, synchronous=False):
+    """What the agent's pool did that it must not, in words, in one fault or in two at once.
+
+    `lengths`: how long each was; of a bridged one, how long its trouble was. Two at once are held to what one is, but:
+    two that break something may leave two nodes DOWN, and two primaries after each other UP without taking writes; and
+    two troubles of the primary add up, as nobody knows that there was a good answer in between."""
+    broken, planned, bridged = [], all(f.planned for f in faults), all(f.bridged for f in faults)
+    silent, everywhere = any(f.silent for f in faults), any(f.everywhere for f in faults)
+    nodes = max(1, sum(not f.planned for f in faults))
+    primaries = max(1, sum(bool(f.takes & {"leader", "postgres", "machine"}) for f in faults))
+    troubles = [length for f, length in zip(faults, lengths) if f.bridged or f.takes - {"standbys", "dcs"}]
     # a machine that is busy takes its time to start a Patroni
-    too_long = fault.bridged and lasted >= min(grace - AGENT_INTER, FALL)
+    too_long = any(f.bridged for f in faults) and sum(troubles) >= min(grace - AGENT_INTER, FALL)
+    trouble = f"in trouble of {sum(troubles):.2f} s, grace period {grace} s"
     if figures.late:
         broken.append(f"{figures.late} writes refused as read-only that HAProxy should have known of")
     if figures.split:
         broken.append(f"{figures.split} writes taken by a node after another was promoted")
     if figures.two_up:
         broken.append(f"two servers UP for {figures.two_up:.2f} s")
-    if figures.false_up > (LONGEST_FALL + BLINK if fault.silent else bound(grace)):
+    if figures.false_up > (LONGEST_FALL + BLINK if silent else bound(grace)) * primaries:
         broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes")
-    if planned and fault.silent and figures.pause > SILENCE:
+    if planned and silent and figures.pause > SILENCE:
         broken.append(f"no write for {figures.pause:.2f} s, until a silent agent spoke again")
     if figures.to_held:
         broken.append(f"{figures.to_held} writes in new sessions to a node that an operator holds")
-    if figures.late_read > read_bound(fault.silent):
+    if figures.late_read > read_bound(silent):
         broken.append(f"a read {figures.late_read:.2f} s after Patroni called its node out of the pool")
-    if fault.bridged and not too_long:
-        if figures.down:
-            broken.append(f"a server DOWN for {figures.down:.2f} s in trouble of {lasted:.2f} s, grace period {grace} s")
-        if figures.cut:
-            broken.append(f"{figures.cut} sessions cut in trouble of {lasted:.2f} s, grace period {grace} s")
-    if planned and figures.down and not too_long:
-        broken.append(f"a server DOWN for {figures.down:.2f} s though all was planned")
-    if figures.most_down > 1 and not fault.everywhere:
+    if all(f.planned or f.bridged for f in faults) and figures.down and not too_long:
+        broken.append(f"a server DOWN for {figures.down:.2f} s {'though all was planned' if planned else trouble}")
+    if bridged and figures.cut and not too_long:
+        broken.append(f"{figures.cut} sessions cut {trouble}")
+    if figures.most_down > nodes and not everywhere:
         broken.append(f"{figures.most_down} servers DOWN at once")
-    if planned and figures.lost:
-        broken.append(f"{figures.lost} writes lost though all was planned")
+    if figures.lost and (planned or synchronous):
+        why = "all was planned" if planned else "replication is synchronous"
+        broken.append(f"{figures.lost} writes lost though {why}")
+    if figures.phantom:
+        broken.append(f"{figures.phantom} writes are there that failed")
+    if figures.stale:
+        broken.append(f"{figures.stale} reads saw less than their own session before")
     if not figures.alive:
         broken.append("a client that writes or reads nothing though all is well again")
     return broken

@@ -9,12 +9,14 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
-from itertools import product
+from itertools import permutations, product
 
 import cluster
 import faults
 import figures
+import history
 import picture
 import pools
 import watch
@@ -32,6 +34,7 @@ SHORT = [
     "Patroni's loop hung, GET /cluster polled",
 ]
 CONTROL = "Patroni frozen, HAProxy reloaded before"
+PAIRS = [pair for pair in permutations(faults.FAULTS, 2) if faults.together(*map(faults.FAULTS.get, pair))]
 GRACES = [0, 2, 3, 4, 5, 6, 8]
 GRACE_FAULTS = [
     "Patroni late, 4 s",
@@ -58,13 +61,18 @@ def arguments():
     parser.add_argument("--picture", type=pathlib.Path)
     parser.add_argument("--agent-options", default="")
     parser.add_argument("--haproxy", type=pathlib.Path)
+    parser.add_argument("--synchronous", action="store_true")
+    parser.add_argument("--overlap", type=int, metavar="SECONDS")
+    parser.add_argument("--overlap-pair", nargs=2, default=[], metavar="FAULT")
     parser.add_argument("--grace-table", type=pathlib.Path)
     parser.add_argument("faults", nargs="*", metavar="FAULT")
     given = parser.parse_args()
-    unknown = set(given.faults) - set(faults.FAULTS)
+    unknown = {*given.faults, *given.overlap_pair} - set(faults.FAULTS)
     if given.list or unknown:
         print("\n".join(faults.FAULTS))
         sys.exit(f"no such fault: {', '.join(unknown)}" if unknown else 0)
+    if given.overlap_pair and tuple(given.overlap_pair) not in PAIRS:
+        sys.exit("one of these takes what the other needs")
     if given.check:
         sys.exit(0)
     given.times = given.times or (1 if given.short or given.grace_table else 5)
@@ -89,16 +97,19 @@ class Site:
         leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
         self.root = f"/proc/{leader.stdout.strip()}/root"
         self.watch = watch.Watch(f"{self.root}/run/haproxy/admin.sock", pools.POOLS, pools.READ_PORTS)
-        self.ended = None
+        self.ended, self.lost = None, set()
         watch.local.patience = 10
 
-    def prepare(self):
+    def prepare(self, synchronous):
         primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
-        watch.run(primary, "create table kept (row text)")
+        watch.run(primary, watch.TABLE)
         primary.close()
         # promotion asks for WAL from the archive first: that takes long while /tmp/slow is there
         restore = "test ! -e /tmp/slow || sleep 2; false"
         self.cluster.setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
+        if synchronous:
+            self.cluster.synchronous = True
+            self.cluster.setting("synchronous_mode=true")
         self.watch.start()
 
     def agent_options(self, options):
@@ -131,15 +142,16 @@ class Site:
                 raise RuntimeError(f"not settled: {self.watch.looks[-1].shown}, {self.watch.truths[-6:]}")
             since = (since or time.monotonic()) if self.settled() else None
             time.sleep(0.05)
+        self.cluster.candidates(self.cluster.primary())
         for address in watch.NODES.values():  # HAProxy would not show that an agent is gone
             with socket.create_connection((address, 5555), 5) as agent:
                 agent.sendall(b"health\n")
                 if not agent.recv(256).startswith(b"up ready "):
                     raise RuntimeError(f"the agent of {address} does not answer")
 
-    def kept_rows(self):
+    def rows(self):
         primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
-        rows = {row for row, in watch.ask(primary, "select row from kept")}
+        rows = watch.ask(primary, "select client, number, node from kept")
         primary.close()
         return rows
 
@@ -148,21 +160,55 @@ class Site:
         lines = self.cluster.run("lb", f"journalctl -q -t haproxy -p alert -o cat --since=@{since:.3f}").splitlines()
         return {pool: sum(pool in line for line in lines) for pool in pools.POOLS}
 
-    def fault(self, name, chance):
-        """What was seen of it, and how long it lasted if it is bridged."""
+    def fault(self, names, chances, wait, offset=0):
+        """What was seen of one or two faults, and how long each was, if it is bridged how long its trouble was."""
         self.settle()
         began = self.ended or time.time()  # the calm between two faults belongs to the next
-        time.sleep(chance.uniform(0, 3))  # any moment between two checks
+        time.sleep(wait)  # any moment between two checks
         self.watch.longest_between_looks = 0
         self.cluster.held = None
-        lasted = faults.FAULTS[name](self.cluster, chance)
+        lengths, errors, first_ended = {}, [], threading.Event()
+
+        def make(name, chance, after):
+            first_ended.wait(after)  # the second begins in the first's aftermath at the latest
+            started = time.monotonic()
+            try:
+                lasted = faults.FAULTS[name](self.cluster, chance)
+                lengths[name] = time.monotonic() - started if lasted is None else lasted
+            except Exception as error:  # the other one still has to be undone
+                errors.append(error)
+            first_ended.set()
+
+        threads = [threading.Thread(target=make, args=each) for each in zip(names, chances, (0, offset))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         self.settle()
         self.watch.renew_refused()
         self.ended = time.time()
+        seen = self.rows(), self.alerts(began), self.grace, self.cluster.held
+        run = figures.Run(self.watch, began, self.ended, *seen)
+        self.lost.update(write.row for write in history.lost(run.writes, run.rows))
+        if errors:
+            raise errors[0]
         if self.watch.longest_between_looks > 1:
             raise Blind(f"{self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
-        seen = self.kept_rows(), self.alerts(began), self.grace, self.cluster.held
-        return figures.Run(self.watch, began, self.ended, *seen), lasted
+        return run, [lengths[name] for name in names]
+
+    def whole(self):
+        """What no single fault shows, in words: of the whole history, once nobody writes any more."""
+        found = history.find(self.watch.writes, self.watch.reads, self.rows())
+        later = [w for w in found.lost if w.pool == pools.OURS and w.row not in self.lost]
+        wrong = [f"{write.row} was there, and is lost" for write in later]
+        wrong += [f"{row} is there, and failed" for row in found.phantom]
+        wrong += [f"{record} saw less than its session before" for record in found.stale]
+        seen = {}
+        for read in self.watch.reads:
+            if read.keeps and read.seen:
+                seen.setdefault((read.pool, read.session), []).append(sum(read.seen.values()))
+        grew = {pool for (pool, _), sums in seen.items() if sums[-1] > sums[0]}
+        return wrong + [f"no session saw what was written through {pool}" for pool in set(self.watch.read_pools) - grew]
 
 
 class Blind(Exception):
@@ -171,41 +217,94 @@ class Blind(Exception):
 
 def line(pool, found):
     words = [f"{found.refused} refused" + (f" ({found.late} late)" if found.late else "")]
-    words += [f"{found.split} by two primaries", f"{found.lost} lost", f"{found.cut} cut", f"two UP {found.two_up:.2f} s"]
+    words += [f"{found.split} by two primaries", f"{found.lost} lost", f"{found.unknown} unknown"]
+    words += [f"{found.phantom} phantoms", f"{found.stale} stale"] if found.phantom or found.stale else []
+    words += [f"{found.cut} cut", f"two UP {found.two_up:.2f} s"]
     words += [f"DOWN {found.down:.1f} s", f"false UP {found.false_up:.2f} s", f"no write {found.pause:.2f} s"]
     words += [f"first write {found.first_write:.2f} s"] if found.first_write is not None else []
     words += [f"late read {found.late_read:.2f} s", f"no read {found.read_pause:.2f} s"] if pool in pools.READS else []
     return f"  {pool:14} {', '.join(words)}, {found.alerts} alerts"
 
 
+def patiently(make):
+    """Up to three times, if this machine is too busy to look."""
+    for _ in range(2):
+        try:
+            return make()
+        except Blind as blind:
+            print(f"  {blind}; once more", flush=True)
+    return make()
+
+
 def make_fault(site, given, name, turn):
     """Makes one fault; prints and returns each pool's figures, and how many promises were broken."""
     print(f"== {name} ({turn + 1} of {given.times}, grace {site.grace:g} s)", flush=True)
-    for tries in range(3, 0, -1):
-        try:
-            run, lasted = site.fault(name, random.Random(f"{given.seed} {name} {turn}"))
-            break
-        except Blind as blind:
-            print(f"  {blind}; once more", flush=True)
-            if tries == 1:
-                raise
+
+    def make():
+        chance = faults.Chance(f"{given.seed} {name} {turn}")
+        return site.fault([name], [chance], chance.uniform(0, 3))
+
+    run, lengths = patiently(make)
+    found, broken = judge(site, given, [name], run, lengths)
+    if given.picture:
+        given.picture.write_text(picture.draw(run, f"{name}, Patroni {os.environ['PATRONI']}"))
+        given.picture = None  # the first alone
+    return found, broken
+
+
+def judge(site, given, names, run, lengths):
+    """Prints and returns each pool's figures, and how many promises were broken."""
     found = {pool: run.figures(pool) for pool in pools.POOLS}
     for pool in pools.POOLS:
         print(line(pool, found[pool]), flush=True)
-    promises = figures.broken_promises(found[pools.OURS], faults.FAULTS[name], lasted, site.grace)
+    made = [faults.FAULTS[name] for name in names]
+    promises = figures.broken_promises(found[pools.OURS], made, lengths, site.grace, given.synchronous)
     for promise in promises:
         print(f"  BROKEN: {promise}", flush=True)
     if promises:
         print(run.story(), flush=True)
-    if given.picture:
-        given.picture.write_text(picture.draw(run, f"{name}, Patroni {os.environ['PATRONI']}"))
-        given.picture = None  # the first alone
     return found, len(promises)
 
 
-def blind(results):
-    """What must be seen in a pool that promises nothing: else the instrument sees nothing."""
-    seen = [found.split and found.two_up for found in results.get(CONTROL, {}).get(pools.ROLE_ONLY, [])]
+def make_pair(site, given, names, seed):
+    """Makes two faults at once; how many promises were broken. What cannot be judged is broken, too."""
+    quoted = " ".join(f'"{name}"' for name in names)
+    print(f"== --overlap-pair {quoted} --seed {seed}", flush=True)
+
+    def make():
+        chance = random.Random(f"{seed} {names}")
+        chances = [faults.Chance(chance.random()) for _ in names]
+        for each in chances:
+            each.stretch = chance.uniform(0.5, 1.5)
+        return site.fault(names, chances, chance.uniform(0, 3), chance.uniform(0, 10))
+
+    try:
+        run, lengths = patiently(make)
+    except Exception as error:
+        if site.watch.broken:
+            raise
+        print(f"  BROKEN: not made, or not seen: {error!r}", flush=True)
+        return 1
+    return judge(site, given, names, run, lengths)[1]
+
+
+def overlap(site, given):
+    """Pairs of faults until the time is over, or the one that is given; how many promises were broken."""
+    if given.overlap_pair:
+        return make_pair(site, given, tuple(given.overlap_pair), given.seed)
+    chance, end, made, broken = random.Random(given.seed), time.monotonic() + given.overlap, 0, 0
+    while time.monotonic() < end:
+        broken += make_pair(site, given, chance.choice(PAIRS), chance.randrange(10**6))
+        made += 1
+    print(f"{made} pairs of {len(PAIRS)} that can be made")
+    return broken
+
+
+def blind(results, synchronous):
+    """What must be seen in a pool that promises nothing: else the instrument sees nothing. A primary that waits for a
+    standby in vain takes no write."""
+    taken = lambda found: synchronous or found.split and found.lost
+    seen = [found.two_up and taken(found) for found in results.get(CONTROL, {}).get(pools.ROLE_ONLY, [])]
     if not all(seen):
         print(f"BROKEN: '{CONTROL}' is not seen in the role-only pool: the watch sees nothing")
     return not all(seen)
@@ -224,9 +323,13 @@ def over_half(results, times):
 def main():
     given = arguments()
     site = Site(given.haproxy)
-    site.prepare()
+    site.prepare(given.synchronous)
     results, broken = {}, 0
     try:
+        if given.overlap or given.overlap_pair:
+            site.agent_options(given.agent_options)
+            broken += overlap(site, given)
+            given.faults = []
         for grace in GRACES if given.grace_table else [None]:
             site.agent_options(given.agent_options + ("" if grace is None else f" --grace {grace}s"))
             results[grace] = {name: {pool: [] for pool in pools.POOLS} for name in given.faults}
@@ -235,11 +338,15 @@ def main():
                 broken += promises
                 for pool in pools.POOLS:
                     results[grace][name][pool].append(found[pool])
-            broken += blind(results[grace]) + over_half(results[grace], given.times)
+            broken += blind(results[grace], given.synchronous) + over_half(results[grace], given.times)
             if given.grace_table:
                 given.grace_table.write_text(figures.grace_table(results))
     finally:
         site.watch.stop()
+    wrong = site.whole()
+    for words in wrong[:20]:
+        print(f"BROKEN, in the whole history: {words}")
+    broken += len(wrong)
     if given.table:
         planned = [name for name in given.faults if faults.FAULTS[name].planned]
         given.table.write_text(figures.table(results[grace], planned))

@@ -1,9 +1,11 @@
 """The site of tests/lab/cluster from Python: its machines, and what an operator or a fault does to them."""
 
+import json
 import os
 import pathlib
 import subprocess
 import time
+import urllib.request
 
 from watch import NODES
 
@@ -14,6 +16,7 @@ class Cluster:
     """The machines of tests/lab/cluster."""
 
     held = None  # the node that an operator held, since when and until when
+    synchronous = False  # Patroni's synchronous_mode
 
     def _call(self, *command):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -50,6 +53,22 @@ class Cluster:
                     return node
             time.sleep(0.1)
         raise RuntimeError("no primary for 90 s")
+
+    def candidates(self, primary):
+        """Who may be promoted by a switchover; waits for the standby that replicates synchronously."""
+        end = time.monotonic() + 60
+        while self.synchronous and time.monotonic() < end:
+            try:
+                with urllib.request.urlopen(f"http://{NODES[primary]}:8008/cluster", timeout=5) as answer:
+                    members = json.load(answer)["members"]
+            except OSError:
+                members = []
+            if fit := [member["name"] for member in members if member["role"] == "sync_standby"]:
+                return fit
+            time.sleep(0.1)
+        if self.synchronous:
+            raise RuntimeError("no synchronous standby for 60 s")
+        return [node for node in NODES if node != primary]
 
     def switchover(self, leader, candidate):
         self.patronictl("switchover", "demo", "--leader", leader, "--candidate", candidate, "--force")

@@ -5,6 +5,7 @@ done to the site meanwhile.
 Everything is kept as plain records with the time of the machine's clock in seconds."""
 
 import http.client
+import itertools
 import select
 import threading
 import time
@@ -20,17 +21,25 @@ NODES = {"pg1": "10.55.0.11", "pg2": "10.55.0.12", "pg3": "10.55.0.13"}
 LB = "10.55.0.1"
 READ_CHECK = "/replica?lag=16MB"
 
-# outcome: written, read-only, or the error's first line. row: what identifies it in the table. cut: it was to go
-# through a session that was there before, and somebody else had ended that.
-Write = namedtuple("Write", "pool row begun ended node outcome cut")
-# one that was served
-Read = namedtuple("Read", "pool begun ended node")
+# What is sure of an operation: it is done, it is not, or nobody knows.
+OK, FAIL, UNKNOWN = "ok", "fail", "unknown"
+# outcome: written, read-only, or the error's first line. row: (client, number), what identifies it in the table. cut: it
+# was to go through a session that was there before, and somebody else had ended that. session: which connection. seen:
+# {client: the highest number there just before}, None without an answer
+Write = namedtuple("Write", "pool row begun ended node outcome cut session done seen")
+# keeps: whether its client keeps its session; seen: {client: the highest number there}, None without an answer
+Read = namedtuple("Read", "pool begun ended node keeps session done seen")
 # status: Patroni's answer to READ_CHECK
 Called = namedtuple("Called", "time node status")
 # shown: {(pool, node): UP, MAINT, DRAIN, NOLB or DOWN}
 Look = namedtuple("Look", "time shown")
 # recovery: pg_is_in_recovery(), None if there was no answer
 Truth = namedtuple("Truth", "time node recovery")
+
+NODE = "'pg' || right(host(inet_server_addr()), 1)"
+# without a primary key: what is there twice should be seen
+TABLE = f"create table kept (client text, number int, node text default {NODE}); create index on kept (client, number)"
+NEWEST = "coalesce((select max(number) from kept where client = %s), 0)"
 
 local = threading.local()
 
@@ -76,10 +85,10 @@ class Watch:
         self.writes, self.reads, self.looks, self.truths, self.called = [], [], [], [], []
         self.last_look, self.longest_between_looks = time.time(), 0
         self.ended, self.renewing = threading.Event(), threading.Event()
-        self.broken = []
+        self.broken, self.sessions = [], itertools.count()
         tasks = [(self._look, ())]
         tasks += [(task, (node,)) for task in (self._ask_the_node, self._ask_patroni) for node in NODES]
-        tasks += [(self._read, (pool,)) for pool in reads]
+        tasks += [(self._read, (pool, session)) for pool in reads for session in (True, False)]
         tasks += [(self._write, (pool, session)) for pool in pools for session in (True, False)]
         self.threads = [threading.Thread(target=self._guard, args=(task, args)) for task, args in tasks]
 
@@ -120,40 +129,57 @@ class Watch:
     def _write(self, pool, keeps_session):
         """A client: numbered rows, each its own transaction, in one session or in a new one each time."""
         local.patience = 3
-        connection, node, number = None, None, 0
+        client, connection, node, session, number = f"{pool}/{keeps_session}", None, None, None, 0
         for _ in self._every(0.05):
             number += 1
-            row, begun, kept = f"{pool}/{keeps_session}/{number}", time.time(), connection is not None
+            begun, kept, sent, done, seen = time.time(), connection is not None, False, UNKNOWN, None
             try:
                 if connection is None:
-                    node = None
+                    node, session = None, next(self.sessions)
                     connection = connect(LB, self.pools[pool])
-                    node = ask(connection, "select 'pg' || right(host(inet_server_addr()), 1)")[0][0]
-                ask(connection, "insert into kept values (%s) returning 1", (row,))
+                    node = ask(connection, f"select {NODE}")[0][0]
+                sent = True
+                insert = f"insert into kept values (%s, %s) returning {NEWEST}"
+                seen = {client: ask(connection, insert, (client, number, client))[0][0]}
                 outcome = "written"
+                # PostgreSQL says that it is done, with a warning that no standby may have it
+                if not any("synchronous replication" in notice for notice in connection.notices):
+                    done = OK
             except psycopg2.Error as error:
                 read_only = error.pgcode == psycopg2.errorcodes.READ_ONLY_SQL_TRANSACTION
                 outcome = "read-only" if read_only else (str(error).strip() or repr(error)).splitlines()[0]
+                # an ERROR rolls back; a FATAL one may come after the commit, while a standby is waited for
+                if not sent or error.diag.severity == "ERROR":
+                    done = FAIL
             cut = kept and bool(connection.closed) and outcome != "timed out"
-            self.writes.append(Write(pool, row, begun, time.time(), node, outcome, cut))
+            self.writes.append(
+                Write(pool, (client, number), begun, time.time(), node, outcome, cut, session, done, seen)
+            )
             refused = outcome == "read-only" and self.renewing.is_set()
             if connection and (connection.closed or not keeps_session or refused or outcome == "timed out"):
                 connection.close()
                 connection = None
 
-    def _read(self, pool):
-        """A client that reads, in a new session each time."""
+    def _read(self, pool, keeps_session):
+        """A client that reads the newest number of each one that writes, in one session or in a new one each time."""
         local.patience = 3
+        writers = [f"{name}/{keeps}" for name in self.pools for keeps in (True, False)]
+        query = f"select {NODE}, {', '.join([NEWEST] * len(writers))}"
+        connection, node, session = None, None, None
         for _ in self._every(0.1):
-            begun, connection = time.time(), None
+            begun, done, seen = time.time(), FAIL, None  # a read that got no answer has done nothing
             try:
-                connection = connect(LB, self.read_pools[pool])
-                node = ask(connection, "select 'pg' || right(host(inet_server_addr()), 1)")[0][0]
-                self.reads.append(Read(pool, begun, time.time(), node))
+                if connection is None:
+                    node, session = None, next(self.sessions)
+                    connection = connect(LB, self.read_pools[pool])
+                node, *numbers = ask(connection, query, writers)[0]
+                done, seen = OK, dict(zip(writers, numbers))
             except psycopg2.Error:
                 pass
-            if connection:
+            self.reads.append(Read(pool, begun, time.time(), node, keeps_session, session, done, seen))
+            if connection and (done == FAIL or not keeps_session):
                 connection.close()
+                connection = None
 
     def _ask_patroni(self, node):
         """What it answers; silence is no answer. One question at a time, and patiently: Patroni's queue is short."""
