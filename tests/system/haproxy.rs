@@ -1,5 +1,5 @@
 //! Real HAProxy with the program as its agent: what each verdict does, from every state.
-//! Needs HAProxy (tests/install); tests/run runs it.
+//! Needs HAProxy (tests/install); tests/run runs it. HAPROXY names another one.
 
 use crate::common::{self, AGENT, FakePatroni, Start, haproxy, http, start};
 use std::fmt::Write as _;
@@ -58,7 +58,7 @@ impl HaProxy {
         );
         fs::write(&configuration, text).expect("a file");
         let log = fs::File::create(folder.join("log")).expect("a file");
-        let mut command = Command::new("haproxy");
+        let mut command = Command::new(std::env::var_os("HAPROXY").unwrap_or("haproxy".into()));
         let process = command.arg("-db").arg("-f").arg(&configuration).stderr(log).spawn();
         let haproxy = HaProxy { process: process.expect("haproxy; see tests/install"), folder };
         let end = Instant::now() + Duration::from_secs(20);
