@@ -130,14 +130,14 @@ class Moves:
         said = self.cluster.run("lb", "journalctl -q -o cat -u haproxy | grep 'were not saved' || true")
         assert not said, said
 
-    def move(self, heading, seen):
+    def move(self, heading, seen, times=1):
         """`seen`: what must be seen after each step of the document, given what the step said."""
         blocks = steps(heading)
         assert len(blocks) == len(seen), f"{heading!r} has {len(blocks)} steps"
         clients = Clients()
         try:
             time.sleep(2)
-            for (where, commands), look in zip(blocks, seen):
+            for (where, commands), look in list(zip(blocks, seen)) * times:
                 look(self.step(where, commands))
                 self.reloaded()
             time.sleep(2)
@@ -160,6 +160,14 @@ class Moves:
             for node in watch.NODES:
                 assert f" {pool} " in said and f" {node} " in said, said
 
+    def pairs(self, said):
+        """Each node's agent answers, and HAProxy hears all of them."""
+        assert said.count("up ready") == 1 and said.count("up maint") == 2, said
+        self.see("MAINT")
+        rows = [row for row in haproxy.stat(self.socket) if row["pxname"] in PORTS and row["svname"] in watch.NODES]
+        heard = [row["agent_status"].lstrip("* ") for row in rows]
+        assert len(heard) == 6 and set(heard) <= {"L7OK", "L7STS"}, heard
+
     def stays(self, others):
         return lambda said: self.see(others)
 
@@ -169,6 +177,9 @@ def main():
     moves.before()
     nothing, maint, down = moves.stays("DOWN"), moves.stays("MAINT"), moves.stays("DOWN")
     moves.move("From `option httpchk` to the agent", [nothing, moves.answers, moves.listed, maint])
+    moves.move("Reload HAProxy", [maint], times=5)
+    moves.move("From the usual pair of units to the listening pair", [moves.pairs])
+    moves.move("From the listening pair of units to the usual pair", [moves.pairs])
     moves.move("Back to `option httpchk`", [down])
     moves.move("Uninstall", [down])
     sys.exit(moves.failed)
