@@ -434,8 +434,10 @@ mod tests {
 
     #[test]
     fn trouble_soon_after_a_good_answer_changes_nothing() {
-        for good in [PRIMARY(), STANDBY()] {
-            let mut node = Node::new("primary");
+        for (check, good) in
+            [("primary", PRIMARY()), ("primary", STANDBY()), ("replica", UNLOCKED())]
+        {
+            let mut node = Node::new(check);
             assert_eq!(node.hears(9.0, SILENT()).verdict, Verdict::Down, "nothing good yet");
             node.hears(10.0, Ok(good));
             let reply = node.hears(11.2, REFUSED());
