@@ -226,11 +226,6 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
         if options.explain {
             connection.remark(&by_hand::memory(&last, times));
         }
-        if connection.is_human() && recalled.error().is_none() && last.lease.is_zero() {
-            let file = options.memory_file.display();
-            let text = format!("no grace period: {file} has no good answer to this check");
-            connection.remark(&text);
-        }
         let (mut reply, mut record) =
             decide::decide(&question, options.policy, &answer, hold, &last, times);
         // seen by hand as well: it is part of the reason
@@ -334,6 +329,8 @@ pub fn catch_panic<T: From<Reply>>(unreachable: Unreachable, answer: impl FnOnce
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::TcpStream;
+    use std::thread;
 
     #[test]
     fn a_panic_is_answered() {
@@ -342,5 +339,30 @@ mod tests {
         assert_eq!((reply.verdict, reply.reason), (Verdict::Down, format!("{text}at 3")));
         let reply: Reply = catch_panic(Unreachable::Keep, || panic!("here"));
         assert_eq!((reply.verdict, reply.reason), (Verdict::Keep, format!("{text}here")));
+    }
+
+    #[test]
+    fn an_answer_comes_after_its_question() {
+        let took = Duration::from_millis(1);
+        let no_answer = NoAnswer { refused: false, reason: "none".to_owned() };
+        let (times, _) = timed(|| {
+            thread::sleep(took);
+            Err(no_answer)
+        });
+        assert!(times.answered >= times.asked + took, "{times:?}");
+    }
+
+    #[test]
+    fn patroni_may_be_where_haproxy_asked_unless_its_url_is_given() {
+        let listener = TcpListener::bind("127.0.0.2:0").expect("a free port");
+        let asked = listener.local_addr().expect("an address");
+        let _haproxy = TcpStream::connect(asked).expect("a connection");
+        let connection = Connection::Socket(listener.accept().expect("a connection").0);
+        let local = |arguments: &[&str]| {
+            let options = Options::parse(arguments.iter().map(Into::into));
+            local(&options.expect("options"), &connection)
+        };
+        assert_eq!(local(&[]), Some(asked));
+        assert_eq!(local(&["--url", "http://127.0.0.1:8008"]), None);
     }
 }

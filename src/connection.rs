@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, getpeername};
 use sd_notify::NotifyState;
-use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -110,11 +110,6 @@ impl Connection {
         if let Connection::Standard = self {
             complain(text);
         }
-    }
-
-    /// Whether somebody looks at a terminal, and HAProxy hears nothing of it.
-    pub fn is_human(&self) -> bool {
-        matches!(self, Connection::Standard) && io::stdin().is_terminal()
     }
 
     /// Reads the line that HAProxy sends by `agent-send`, in however many pieces it comes.

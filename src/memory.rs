@@ -304,3 +304,41 @@ fn decode(bytes: &[u8], now: Duration) -> Option<(u64, Record)> {
     let past = past.into_iter().flatten().all(|time| time <= now);
     (same_boot && past).then_some((number(8)?, record))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1000);
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    /// What is recalled of this record, in a file that nothing can be left in.
+    fn recalled(record: &Record) -> Recalled {
+        let file = File::open("/dev/null").map_err(|error| error.to_string());
+        let mut records = encode(1, record, NOW).to_vec();
+        records.resize(PLAIN * RECORD, 0);
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Recalled { file, records, place: 0, key: 1, now: NOW, _turn: turn }
+    }
+
+    #[test]
+    fn the_journal_hears_again_when_a_minute_is_over() {
+        let trouble = Some(NOW - 2 * MINUTE);
+        for (ago, news, of_no_check) in [
+            (MINUTE - MILLISECOND, None, None),
+            (MINUTE, Some(News::Lasts(2 * MINUTE)), Some(News::Began)),
+        ] {
+            let mut record = Record { trouble, logged: NOW - ago, ..Record::default() };
+            assert_eq!(recalled(&record).news_of_no_check(), of_no_check);
+            assert_eq!(recalled(&record).news(&mut record), news);
+        }
+    }
+
+    #[test]
+    fn a_node_is_well_as_long_as_its_grace() {
+        let record = Record { at: NOW - MINUTE, lease: MINUTE, ..Record::default() };
+        assert!(!recalled(&record).is_well(MINUTE));
+        let record = Record { at: NOW - MINUTE + MILLISECOND, ..record };
+        assert!(recalled(&record).is_well(MINUTE) && recalled(&record).is_well(2 * MINUTE));
+    }
+}

@@ -4,6 +4,8 @@ use crate::common::{
     self, AGENT, FakePatroni, NotifySocket, Outcome, PRIMARY, READY, Start, check_with, connection,
     full_backlog, http, listen, start,
 };
+use patroni_agent_check::connection::Connection;
+use patroni_agent_check::question::NoQuestion;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::ffi::OsStringExt;
@@ -121,6 +123,17 @@ fn a_peer_that_is_gone_costs_nothing() {
         assert_eq!((output.stdout, output.stderr), (vec![], vec![]));
         assert_eq!(patroni.connections(), 0);
     }
+}
+
+#[test]
+fn a_reset_is_not_taken_for_a_peer_that_left() {
+    let (client, mut stream) = connection("127.0.0.1:0");
+    stream.write_all(b"x").expect("a byte");
+    client.peek(&mut [0]).expect("the byte");
+    drop(client);
+    let read = Connection::Socket(stream).read_line(Instant::now(), Duration::from_secs(9));
+    let Err(NoQuestion::NotUnderstood(why)) = read else { panic!("{read:?}") };
+    assert!(why.starts_with("cannot read the agent-send line: Connection reset"), "{why}");
 }
 
 #[test]
@@ -303,7 +316,9 @@ fn only_a_human_is_explained_anything() {
     assert_eq!(patroni.connections(), 1);
     let (_, reply, explained) = text(&run(Stdio::null(), &arguments));
     assert_eq!(reply, READY);
-    assert!(explained.contains("asked: Patroni "), "{explained}");
+    for text in ["asked: Patroni ", "sandbox: complete"] {
+        assert!(explained.contains(text), "{explained}");
+    }
     assert!(patroni.connections() > 2);
 }
 
@@ -341,6 +356,7 @@ fn haproxy_names_the_check() {
     assert_eq!(asked(&primary, &[b"/primary\r\n"]), READY);
     assert_eq!(asked(&primary, &[b"prim", b"ary", b"\n"]), READY);
     assert_eq!(asked(&primary, &[b"primary\nand more"]), READY);
+    assert_eq!(asked(&primary, &[b"primary", &[b' '; 249], b"\n"]), READY, "256 bytes");
     assert_eq!(asked(&replica, &[b"primary drain\n"]), "up drain # replica, streaming\n");
     assert_eq!(asked(&replica, &[b"primary down\n"]), "down ready # replica, streaming\n");
     let reply = asked(&replica, &[b"replica?lag=16MB\n"]);
@@ -400,6 +416,12 @@ fn a_peer_that_closes_its_half_is_answered() {
         listen(client)
     });
     assert_eq!(outcome.reply, "fail ready # closed without an agent-send line\n");
+    let outcome = check_with(Start::Stdin, "127.0.0.1:0", &["--agent-send"], |mut client| {
+        client.write_all(b"primary").expect("a socket");
+        client.shutdown(Shutdown::Write).expect("a socket");
+        listen(client)
+    });
+    assert!(outcome.reply.starts_with("fail ready # no agent-send line before the end"));
     let outcome = check_with(Start::Stdin, "127.0.0.1:0", &["--url", &patroni.url()], |client| {
         client.shutdown(Shutdown::Write).expect("a socket");
         listen(client)
@@ -441,6 +463,17 @@ fn what_haproxy_sends_unasked_is_drained() {
         listen(client)
     });
     assert_eq!(outcome.reply, READY);
+    // more than one read takes off
+    let (mut client, stream) = connection("127.0.0.1:0");
+    client.write_all(&[b'x'; 5000]).expect("a socket");
+    while stream.peek(&mut [0; 5000]).expect("a socket") < 5000 {
+        std::thread::yield_now();
+    }
+    let agent = Connection::Socket(stream);
+    agent.send(READY);
+    drop(agent);
+    assert_eq!(client.take_error().expect("a socket").map(|error| error.to_string()), None);
+    assert_eq!(listen(client), READY);
 }
 
 #[test]

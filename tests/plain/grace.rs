@@ -242,7 +242,7 @@ fn where_nothing_can_be_left_all_is_as_without() {
     let long = format!("{folder}/long");
     fs::write(&long, [0; 5000]).expect("written");
     for (file, why) in [
-        (format!("{folder}/none/memory"), "No such file"),
+        (format!("{folder}/none/memory"), "; systemd-tmpfiles --create patroni-agent-check.conf"),
         (folder.to_owned(), "not a regular file"),
         (foreign.clone(), "not a memory file"),
         (format!("{foreign}/memory"), "Not a directory"),
