@@ -24,29 +24,6 @@ pub struct State {
     pub operating: u32,
     /// srv_admin_state
     pub administrative: u32,
-    /// srv_check_health: what HAProxy's own check has left
-    pub health: u32,
-}
-
-/// A server as an operator sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shown {
-    Up,
-    Maint,
-    Drain,
-    Down,
-}
-
-impl State {
-    pub fn shown(self) -> Shown {
-        // the flags for maintenance and drain; 4 only remembers "disabled" in the configuration
-        match (self.operating, self.administrative & 0x2b) {
-            (_, flags) if flags & 0x23 != 0 => Shown::Maint,
-            (0, _) => Shown::Down,
-            (_, 8) => Shown::Drain,
-            _ => Shown::Up,
-        }
-    }
 }
 
 /// All servers by pool and name. A HAProxy that ends while it answers is an error.
@@ -60,8 +37,7 @@ pub fn states(socket: &Path) -> io::Result<BTreeMap<(String, String), State>> {
             let number = column.get(at).and_then(|column| column.parse().ok());
             number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, line))
         };
-        let (operating, administrative, health) = (number(5)?, number(6)?, number(12)?);
-        let state = State { operating, administrative, health };
+        let state = State { operating: number(5)?, administrative: number(6)? };
         states.insert((column[1].to_owned(), column[3].to_owned()), state);
     }
     Ok(states)

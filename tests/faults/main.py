@@ -101,9 +101,7 @@ class Site:
         watch.local.patience = 10
 
     def prepare(self, synchronous):
-        primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
-        watch.run(primary, watch.TABLE)
-        primary.close()
+        watch.create_table(self.cluster.primary())
         # promotion asks for WAL from the archive first: that takes long while /tmp/slow is there
         restore = "test ! -e /tmp/slow || sleep 2; false"
         self.cluster.setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")

@@ -27,6 +27,9 @@ class Cluster:
     def run(self, node, script):
         return self._call("tests/lab/machine", "run", node, "sh", "-c", script)
 
+    def put(self, node, file, path):
+        self._call("tests/lab/machine", "put", node, str(file), path)
+
     def patronictl(self, *words):
         """patronictl says with words alone that it failed."""
         said = self._call("tests/lab/cluster", "patronictl", *words)
@@ -77,7 +80,7 @@ class Cluster:
 
     def haproxy(self, file):
         """Another configuration for HAProxy's first file."""
-        self._call("tests/lab/machine", "put", "lb", str(file), "/etc/haproxy/haproxy.cfg")
+        self.put("lb", file, "/etc/haproxy/haproxy.cfg")
         self.run("lb", "systemctl restart haproxy")
 
     def agent_options(self, options):

@@ -21,8 +21,18 @@ def stat(path):
 
 def shown(path):
     """{(pool, server): what an operator sees of it}, of the servers in a whole answer."""
+    return {server: state(int(row[5]), int(row[6])) for server, row in servers(path).items()}
+
+
+def fails(path, server):
+    """Whether HAProxy's own check of that server has failed so often that it counts."""
+    return int(servers(path)[server][12]) == 0  # srv_check_health
+
+
+def servers(path):
+    """{(pool, server): the fields of "show servers state"}, of the servers in a whole answer."""
     rows = [line.split(" ") for line in ask(path, "show servers state").splitlines()[2:]]
-    return {(row[1], row[3]): state(int(row[5]), int(row[6])) for row in rows if len(row) > 6}
+    return {(row[1], row[3]): row for row in rows if len(row) > 12}
 
 
 def state(operational, administrative):

@@ -77,6 +77,14 @@ def ask(connection, query, values=None):
         return cursor.fetchall()
 
 
+def create_table(node):
+    """Where the clients write and read."""
+    local.patience = 10
+    primary = connect(NODES[node], 5432)
+    run(primary, TABLE)
+    primary.close()
+
+
 class Watch:
     """Runs from `start` to `stop`; the records only grow. `pools` for writes and `reads`: {name: HAProxy's port}."""
 

@@ -93,7 +93,7 @@ class Moves:
         drop_ins = "/etc/systemd/system/haproxy.service.d"
         self.cluster.run("lb", f"rm -rf {drop_ins}; mkdir -p {EXAMPLES}; systemctl daemon-reload")
         for example in pathlib.Path("units/examples").iterdir():
-            self.cluster._call("tests/lab/machine", "put", "lb", str(example), f"{EXAMPLES}/{example.name}")
+            self.cluster.put("lb", example, f"{EXAMPLES}/{example.name}")
         self.cluster.haproxy("tests/moves/before.cfg")
         self.primary = self.cluster.primary()
         self.cluster.sql(self.primary, "create table if not exists kept (row text)")

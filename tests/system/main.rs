@@ -4,7 +4,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod cluster;
 mod haproxy;
 mod reload;
 mod system_calls;

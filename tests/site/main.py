@@ -1,0 +1,330 @@
+"""Walks through the site, step by step; each step says what it does. Started by tests/site/run.
+
+The clients of tests/lab/watch.py write and read all the time, and every look at HAProxy is kept: a step asserts over all
+that was seen since it began, not only over what is there at its end."""
+
+import socket
+import subprocess
+import sys
+import time
+
+import haproxy
+import view
+import watch
+from cluster import Cluster
+from watch import NODES
+
+WRITE, READ = "postgres-write", "postgres-read"
+HOLD = "/run/patroni-agent-check/hold"
+USUAL, LISTEN = "patroni-agent-check.socket", "patroni-agent-check-listen.socket"
+# what the journal has of the agent in any case: the start of its socket and of its slice, and systemd's own error for a
+# connection that is reset before it is accepted
+KNOWN = (
+    "HAProxy agent checks for the local Patroni",
+    "Slice /system/patroni-agent-check",
+    ".socket: getpeername failed: Transport endpoint is not connected",
+)
+
+
+class Site:
+    def __init__(self):
+        self.cluster = Cluster()
+        leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
+        self.leader = leader.stdout.strip()
+        self.socket = f"/proc/{self.leader}/root/run/haproxy/admin.sock"
+        self.watch = watch.Watch(self.socket, {WRITE: 5000}, {READ: 5001})
+
+    def run(self, node, line):
+        return self.cluster.run(node, line)
+
+    def until(self, what, seconds, wanted):
+        """Waits until it is so, and returns it."""
+        end = time.monotonic() + seconds
+        while True:
+            if self.watch.broken:
+                raise self.watch.broken[0]
+            assert self.watch.blind_for() < 5, "HAProxy's socket does not answer"
+            if found := wanted():
+                return found
+            assert time.monotonic() < end, f"{what}: not within {seconds} s\n{self.table()}"
+            time.sleep(0.05)
+
+    def shows(self, pool, server, state):
+        return self.watch.looks[-1].shown[pool, server] == state
+
+    def up(self, pool):
+        shown = self.watch.looks[-1].shown if self.watch.looks else {}
+        return [server for (of, server), state in shown.items() if of == pool and state == "UP"]
+
+    def settled(self, writer=None):
+        """One writer, and if it is given, this one; two readers; nobody DOWN. Returns the writer."""
+
+        def is_so():
+            calm = self.watch.looks and set(self.watch.looks[-1].shown.values()) == {"UP", "MAINT"}
+            here = len(self.up(WRITE)) == 1 and writer in (None, *self.up(WRITE))
+            return calm and here and len(self.up(READ)) == 2
+
+        self.until("a settled view", 60, is_so)
+        return self.up(WRITE)[0]
+
+    def table(self):
+        return "\n".join(map(str, view.look(self.leader)))
+
+    def until_reason(self, pool, server, state, reason):
+        """Waits for a status and the end of its reason: while an agent is asked HAProxy shows none."""
+
+        def is_so():
+            rows = [row for row in view.look(self.leader) if (row.pool, row.name) == (pool, server)]
+            return rows[0].status.startswith(state) and rows[0].reason.endswith(reason)
+
+        self.until(f"{pool}/{server} {state}, {reason}", 10, is_so)
+
+    def looks(self, since):
+        """What HAProxy showed then, and each change after it."""
+        before = [look for look in self.watch.looks if look.time <= since][-1:]
+        return before + [look for look in self.watch.looks if look.time > since]
+
+    def story(self, since):
+        return "\n".join(f"{look.time - since:6.2f} s {look.shown}" for look in self.looks(since))
+
+    def assert_no_down(self, since, but=()):
+        for look in self.looks(since):
+            down = {server for (_, server), state in look.shown.items() if state == "DOWN"} - {*but}
+            assert not down, f"{down} DOWN:\n{self.story(since)}"
+
+    def assert_never_up(self, since, server):
+        for look in self.looks(since):
+            up = [pool for (pool, of), state in look.shown.items() if of == server and state == "UP"]
+            assert not up, f"{server} is UP:\n{self.story(since)}"
+
+    def until_written(self, node):
+        """Waits until both clients, the one with a session and the one without, have written to that node."""
+        since = time.time()
+
+        def is_so():
+            written = [w for w in self.watch.writes if w.begun > since and w.outcome == "written"]
+            return len({w.row[0] for w in written if w.node == node}) == 2
+
+        self.until(f"writes on {node}", 30, is_so)
+
+    def planned(self, name, writer, *patronictl):
+        """Does something planned and holds HAProxy to it: no DOWN, and the writes follow."""
+        print(name, flush=True)
+        since = time.time()
+        self.cluster.patronictl(*patronictl)
+        self.settled(writer)
+        self.until_written(writer)
+        time.sleep(5)  # what is settled must stay so
+        self.assert_no_down(since)
+        self.settled(writer)
+
+    def journal(self, node):
+        lines = self.run(node, "journalctl --no-pager -q").splitlines()
+        return [line for line in lines if "agent" in line and not any(known in line for known in KNOWN)]
+
+    def assert_silent_journals(self, why):
+        for node in NODES:
+            assert not self.journal(node), f"{why}: {self.journal(node)}"
+
+    def asked_again(self, node, check):
+        """Waits until Patroni gives a good answer again, and until both pools have asked for one: their agent-inter is 2 s
+        at the most. Else two troubles would be one, longer than the grace."""
+        self.cluster.until_ok(node, check)
+        time.sleep(4)
+
+    def agent_options(self, options):
+        self.cluster.agent_options(options)
+        for node in NODES:  # a process that serves many checks has read them at its start
+            self.run(node, "systemctl stop patroni-agent-check-listen.service")
+
+
+def other(*than):
+    return next(node for node in NODES if node not in than)
+
+
+def say(what):
+    print(what, flush=True)
+    return time.time()
+
+
+def steady(site):
+    since = say("steady state: one UP, two MAINT for writes, no DOWN anywhere")
+    primary = site.settled()
+    site.until_written(primary)
+    time.sleep(5)
+    site.assert_no_down(since)
+    site.until_reason(WRITE, primary, "UP", "primary, running, timeline 1")
+    site.until_reason(WRITE, other(primary), "MAINT", "replica, streaming")
+    site.assert_silent_journals("a healthy check")
+    return primary
+
+
+def hold(site, primary):
+    since = say("a hold takes a node out of both pools with its reason, and changes nothing else")
+    replica = other(primary)
+    for node, pool, other_pool, why in (
+        (replica, READ, WRITE, "replica, streaming"),
+        (primary, WRITE, READ, "primary, running"),
+    ):
+        for word, state in ("drain", "DRAIN"), ("maint", "MAINT"):
+            site.run(node, f"echo '{word} kernel upgrade' > {HOLD}")
+            site.until_reason(pool, node, state, "hold: kernel upgrade")
+            site.until_reason(other_pool, node, "MAINT", why)
+        site.run(node, f"rm {HOLD}")
+        site.until_reason(pool, node, "UP", "timeline 1")
+    site.assert_no_down(since)
+
+
+def planned_work(site, primary, listening):
+    say(f"from here on {listening} answers by one process for many checks")
+    site.run(listening, f"systemctl disable --now {USUAL} && systemctl enable --now {LISTEN}")
+    for leader, candidate in (primary, listening), (listening, primary):
+        switchover = "switchover", "demo", "--leader", leader, "--candidate", candidate, "--force"
+        site.planned(f"switchover to {candidate}", candidate, *switchover)
+    site.planned("restart of the primary", primary, "restart", "demo", primary, "--force")
+    site.planned("restart of a replica", primary, "restart", "demo", listening, "--force")
+    site.planned("reinit of a replica", primary, "reinit", "demo", listening, "--force", "--wait")
+    site.assert_silent_journals("planned work")
+
+
+def grace(site, primary, listening):
+    since = say("a standby whose Patroni is restarted, and a Patroni that is silent for two seconds, are not DOWN")
+    # on a busy machine a Patroni takes longer to start than the grace is by default
+    site.agent_options("--grace 10s")
+    site.run(listening, "systemctl restart patroni")
+    site.asked_again(listening, "replica?lag=16MB")
+    for node, check in (primary, "primary"), (listening, "replica?lag=16MB"):
+        site.cluster.signal_patroni(node, "STOP")
+        time.sleep(2)
+        site.cluster.signal_patroni(node, "CONT")
+        site.asked_again(node, check)
+    site.settled(primary)
+    site.assert_no_down(since)
+    site.agent_options("")
+
+
+def restarts_of_the_socket(site, primary):
+    since = say("restarts of the socket while HAProxy polls")
+    site.run(primary, f"for i in $(seq 50); do systemctl restart {USUAL} || exit 1; sleep 0.05; done")
+    assert not any("in use" in line for line in site.journal(primary)), site.journal(primary)
+    time.sleep(5)
+    site.assert_no_down(since)
+    site.settled(primary)
+
+
+def reloads(site, primary):
+    since = say("reloads of HAProxy: who was UP stays UP, who was MAINT stays MAINT")
+    for _ in range(3):
+        site.run("lb", "systemctl reload haproxy")
+        site.until_written(primary)
+        time.sleep(3)
+    assert len(site.looks(since)) == 1, site.story(since)
+
+    replica = other(primary)
+    say("a reload while an agent says down, and while HAProxy's own check does too: never UP")
+    site.cluster.signal_patroni(replica, "KILL")  # PostgreSQL lives on
+    down = lambda: site.shows(WRITE, replica, "DOWN") and site.shows(READ, replica, "DOWN")
+
+    def reload():
+        site.until("DOWN", 10, down)
+        since = time.time()
+        site.run("lb", "systemctl reload haproxy")
+        time.sleep(1)
+        site.until("DOWN again", 10, down)
+        site.assert_never_up(since, replica)
+
+    reload()
+    site.until("HAProxy's own check fails", 20, lambda: haproxy.fails(site.socket, (WRITE, replica)))
+    reload()
+    site.cluster.patroni(replica, "start")
+    site.settled(primary)
+
+
+def failover(site, primary):
+    since = say("the primary dies: Patroni is killed, then the postmaster")
+    site.cluster.signal_patroni(primary, "KILL")
+    site.cluster.kill_postmaster(primary)
+    site.until("DOWN", 10, lambda: site.shows(WRITE, primary, "DOWN"))
+    site.until_reason(WRITE, primary, "DOWN", "connection refused (see restapi.listen and --url)")
+    heir = site.until("a new writer", 60, lambda: site.up(WRITE))[0]
+    assert heir != primary
+    site.until_written(heir)
+    site.assert_no_down(since, but=[primary])
+    # two checks may meet it in the same moment; a third would have heard of it
+    began = site.journal(primary)
+    refused = [line for line in began if "replied '" in line and ": connection refused" in line]
+    assert len(refused) in (1, 2) and any("replied '!unreachable' to " in line for line in began), "\n".join(began)
+
+    say("and comes back as a replica")
+    site.cluster.patroni(primary, "start")
+    site.settled(heir)
+    site.assert_no_down(since, but=[primary])
+    ended = site.journal(primary)
+    assert any(line.endswith(" s of trouble)") for line in ended), "\n".join(ended)
+    return heir
+
+
+def ask(address):
+    """The whole answer of the agent there, or why there is none."""
+    try:
+        with socket.create_connection((address, 5555), 5) as agent:
+            agent.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: agent.recv(256), b"")).decode()
+    except OSError as error:
+        return str(error)
+
+
+def xinetd(site, heir, listening):
+    """On a node with each pair of units, whoever became the heir."""
+    for node, unit in (listening, LISTEN), (other(listening), USUAL):
+        say(f"xinetd with the shipped file in the place of {unit} on {node}")
+        site.run(node, f"systemctl stop {USUAL} {LISTEN} patroni-agent-check-listen.service")
+        shipped = "units/examples/patroni-agent-check.xinetd"
+        site.cluster.put(node, shipped, "/etc/xinetd.d/patroni-agent-check")
+        site.run(node, "systemctl start xinetd")
+        expected = "up ready # primary, running, timeline " if node == heir else "up maint # replica, streaming"
+        for address in NODES[node], f"fd55::1{node[2:]}":
+            # a former primary may still be stopped to be rewound
+            line = site.until(expected, 20, lambda: (said := ask(address)).startswith(expected) and said)
+            assert line.count("\n") == 1, line
+        site.run(node, f"systemctl stop xinetd && systemctl start {unit}")
+
+
+def nothing_left(site, heir, listening):
+    say("nothing resident, nothing failed")
+    site.settled(heir)
+    for node in NODES:
+        failed = site.run(node, "systemctl list-units --failed --plain --no-legend --all 'patroni-agent*'")
+        assert not failed, f"{node}: {failed}"
+        site.run(node, f"systemctl is-active {LISTEN if node == listening else USUAL}")
+
+
+def walk(site):
+    primary = steady(site)
+    hold(site, primary)
+    listening = other(primary)
+    planned_work(site, primary, listening)
+    grace(site, primary, listening)
+    restarts_of_the_socket(site, primary)
+    reloads(site, primary)
+    heir = failover(site, primary)
+    xinetd(site, heir, listening)
+    nothing_left(site, heir, listening)
+
+
+def main():
+    site = Site()
+    watch.create_table(site.cluster.primary())
+    site.watch.start()
+    try:
+        walk(site)
+    except Exception:
+        for node in NODES:
+            print(site.run(node, "journalctl --no-pager -q -n 400 | grep agent | tail -20 || true"))
+        raise
+    finally:
+        site.watch.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
