@@ -41,9 +41,6 @@ pub fn one(options: &Options, mut connection: Connection, started: Instant) -> E
     let explain = options.explain && matches!(connection, Connection::Standard);
     let prepare = |connection: &Connection, memory: &Memory| {
         let prepared = options.patroni.prepare(local(options, connection));
-        if explain {
-            by_hand::machine().iter().for_each(|text| connection.remark(text));
-        }
         // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
         if !cfg!(without_sandbox) {
             let port = options.patroni.connect_to.port;
@@ -303,7 +300,7 @@ pub fn stop(connection: &Connection, stop: &Stop) -> ExitCode {
         }
         (Connection::Standard, Stop::Usage(error)) => return usage_error(error),
         (_, Stop::Usage(error)) => format!("{NAME}: {error}"),
-        (_, Stop::Print(_)) => format!("{NAME}: --help and --version are for a terminal"),
+        (_, Stop::Print(_)) => format!("{NAME}: {}", options::FOR_A_TERMINAL),
     };
     // Silence would leave HAProxy with what it heard last, which may be READY.
     let reply = Reply { verdict: Verdict::Fail, check: String::new(), reason };

@@ -7,12 +7,13 @@ use crate::connection::complain;
 use crate::decide::Times;
 use crate::file;
 use crate::memory::Record;
-use crate::options::{Options, Stop};
+use crate::options::{FOR_A_TERMINAL, Options, Stop};
 use crate::patroni::{Answer, NoAnswer, Prepared};
 use crate::question::{Asked, Question};
-use crate::sockets;
+use crate::{sockets, user};
 use rustix::process::geteuid;
 use std::ffi::OsString;
+use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -25,32 +26,53 @@ const SETTINGS: [&str; 2] =
 const LIMIT: u64 = 64 * 1024;
 /// The port of the units.
 const PORT: u16 = 5555;
+/// What an administrator adds to the services.
+const DROP_INS: [&str; 2] = [
+    "/etc/systemd/system/patroni-agent-check@.service.d",
+    "/etc/systemd/system/patroni-agent-check-listen.service.d",
+];
 
-/// Reads the command line as [`Options::parse`]. Where it has no option of its own but `--explain`, those of the units'
-/// settings hold, so that the answer is the one that HAProxy gets; a CHECK takes the place of theirs.
+/// Reads the command line as [`Options::parse`]. Where it has no option of its own but `--explain`, the settings and the
+/// user of the units hold, so that the answer is the one that HAProxy gets; a CHECK takes the place of theirs.
 ///
 /// # Errors
 ///
 /// See [`Stop`]; with the file's name, if the settings are wrong.
 pub fn parse(arguments: Vec<OsString>) -> Result<Options, Stop> {
     let words = arguments.iter().filter(|argument| *argument != "--explain");
-    let options = words.clone().any(|argument| argument.as_bytes().starts_with(b"-"));
+    let own = words.clone().any(|argument| argument.as_bytes().starts_with(b"-"));
     let check = words.count() > 0;
     let given = Options::parse(arguments)?;
-    if options {
-        return Ok(given);
-    }
-    let Some((file, settings)) = settings() else { return Ok(given) };
+    let explain = |text: &str| {
+        if given.explain {
+            complain(text);
+        }
+    };
+    // while it may still be root, who is told more
     if given.explain {
-        complain(&format!("settings: {file}: {settings}"));
+        machine().iter().for_each(|text| complain(text));
     }
+    let options = if own { given.clone() } else { with_settings(&given, check, explain)? };
+    let unlike = match (own, &options.user) {
+        (false, None) => user::become_user(NAME).err(),
+        _ => None,
+    };
+    let why = unlike.map_or(String::new(), |error| format!("; not here: {error}"));
+    explain(&format!("user: uid {}; the units run each check as {NAME}{why}", geteuid().as_raw()));
+    Ok(options)
+}
+
+/// With the settings of the units, if there are any.
+fn with_settings(given: &Options, check: bool, explain: impl Fn(&str)) -> Result<Options, Stop> {
+    let Some((file, settings)) = settings() else { return Ok(given.clone()) };
+    explain(&format!("settings: {file}: {settings}"));
     let wrong = |stop| match stop {
         Stop::Usage(error) => Stop::Usage(format!("{file}: {error}")),
-        stop => stop,
+        Stop::Print(_) => Stop::Usage(format!("{file}: {FOR_A_TERMINAL}")),
     };
     let theirs =
         Options::parse(words_of(&settings).into_iter().map(OsString::from)).map_err(wrong)?;
-    let asked = match (theirs.asked, given.asked) {
+    let asked = match (theirs.asked, given.asked.clone()) {
         (Asked::Fixed(theirs), _) if !check => Asked::Fixed(theirs),
         (
             Asked::Fixed(Question { otherwise, .. }) | Asked::AgentSend(otherwise),
@@ -82,7 +104,7 @@ fn read(path: &Path) -> Result<Option<String>, String> {
     let text = match file::read(path, LIMIT) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(format!("{error}, so the defaults hold here")),
     };
     match (value(&text), lines(&text).next()) {
         (None, Some(line)) => Err(format!(
@@ -121,16 +143,30 @@ fn words_of(text: &str) -> Vec<String> {
     words
 }
 
-/// `--explain`, of this machine: who asks, and whether HAProxy could.
-pub fn machine() -> Vec<String> {
-    let mut lines =
-        vec![format!("user: uid {}; the units run each check as {NAME}", geteuid().as_raw())];
-    if !sockets::is_listening(PORT) {
-        lines.push(format!(
+/// `--explain`, of this machine: whether HAProxy could ask, and what holds for its checks alone.
+fn machine() -> Vec<String> {
+    let port = if !sockets::is_listening(PORT) {
+        Some(format!(
             "nobody listens on port {PORT} of this machine; if HAProxy asks there: systemctl enable --now {NAME}.socket"
-        ));
-    }
-    lines
+        ))
+    } else if sockets::is_foreign(PORT) {
+        Some(format!(
+            "not systemd, but xinetd or another program listens on port {PORT} of this machine: see ss -ltnp sport = :{PORT}"
+        ))
+    } else {
+        None
+    };
+    let files = DROP_INS.into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
+    let mut files: Vec<_> = files.flatten().map(|file| file.path().display().to_string()).collect();
+    files.retain(|file| file.ends_with(".conf"));
+    files.sort();
+    let drop_ins = (!files.is_empty()).then(|| {
+        format!(
+            "drop-ins, which hold for HAProxy's checks and not for this one: {}",
+            files.join(", ")
+        )
+    });
+    port.into_iter().chain(drop_ins).collect()
 }
 
 /// `--explain`, of Patroni: where it was asked for what, whose Patroni it is, and what it said.

@@ -217,6 +217,9 @@ pub struct Options {
     pub explain: bool,
 }
 
+/// What is said of `--help` and `--version` elsewhere.
+pub const FOR_A_TERMINAL: &str = "--help and --version are for a terminal";
+
 /// Why there is nothing to check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {

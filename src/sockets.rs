@@ -2,6 +2,7 @@
 //! nothing of who that is.
 
 use crate::file;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
@@ -15,7 +16,7 @@ const MOST: usize = 16;
 
 /// Where somebody listens on this port, at an address of this machine. Nobody, if the kernel does not tell.
 pub fn listening(port: u16) -> Vec<SocketAddr> {
-    let mut found = listeners(port);
+    let mut found: Vec<_> = listeners(port).into_iter().map(|(address, _)| address).collect();
     found.retain(|listener| !listener.ip().is_unspecified());
     found.truncate(MOST);
     found
@@ -26,15 +27,25 @@ pub fn is_listening(port: u16) -> bool {
     !listeners(port).is_empty()
 }
 
-fn listeners(port: u16) -> Vec<SocketAddr> {
+/// Whether somebody listens on this port with a socket that is not systemd's. Nobody, if the kernel does not tell this
+/// user what PID 1 has.
+pub fn is_foreign(port: u16) -> bool {
+    let files = fs::read_dir("/proc/1/fd").into_iter().flatten().flatten();
+    let systemds: Vec<_> = files.filter_map(|file| fs::read_link(file.path()).ok()).collect();
+    let is_systemds = |inode| systemds.contains(&format!("socket:[{inode}]").into());
+    !systemds.is_empty() && listeners(port).into_iter().any(|(_, inode)| !is_systemds(inode))
+}
+
+fn listeners(port: u16) -> Vec<(SocketAddr, u64)> {
     let read = |file| file::read(Path::new(file), LIMIT).unwrap_or_default();
     let files = SOCKETS.map(read);
     let lines = files.iter().flat_map(|file| file.split(|byte| *byte == b'\n'));
-    lines.filter_map(listener).filter(|listener| listener.port() == port).collect()
+    lines.filter_map(listener).filter(|(listener, _)| listener.port() == port).collect()
 }
 
-/// A line of a socket that listens: its number, its address and port in hexadecimal, the peer's, its state.
-fn listener(line: &[u8]) -> Option<SocketAddr> {
+/// A line of a socket that listens: its number, its address and port in hexadecimal, the peer's, its state, and as the
+/// tenth word its inode.
+fn listener(line: &[u8]) -> Option<(SocketAddr, u64)> {
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
     let (address, port) = words.next()?.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
@@ -50,7 +61,9 @@ fn listener(line: &[u8]) -> Option<SocketAddr> {
             IpAddr::from(bytes).to_canonical()
         }
     };
-    (words.nth(1)? == "0A").then(|| SocketAddr::new(ip, port))
+    let listens = words.nth(1)? == "0A";
+    let inode = words.nth(5)?.parse().ok()?;
+    listens.then(|| (SocketAddr::new(ip, port), inode))
 }
 
 #[cfg(test)]
@@ -61,12 +74,12 @@ mod tests {
     #[test]
     fn a_socket_that_listens() {
         let v4 =
-            b"   1: 0B004D0A:1F48 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 1 1";
-        let v6 = b"  0: 000000FD000000000000000001000000:1F48 00000000000000000000000000000000:0000 0A 0";
+            b"   1: 0B004D0A:1F48 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 7 1";
+        let v6 = b"  0: 000000FD000000000000000001000000:1F48 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 8 1";
         let connected =
             b"   2: 0B004D0A:1F48 0B004D0A:9C40 01 00000000:00000000 00:00000000 00000000 0 0 2 1";
-        assert_eq!(listener(v4), Some("10.77.0.11:8008".parse().expect("an address")));
-        assert_eq!(listener(v6), Some("[fd00::1]:8008".parse().expect("an address")));
+        assert_eq!(listener(v4), Some(("10.77.0.11:8008".parse().expect("an address"), 7)));
+        assert_eq!(listener(v6), Some(("[fd00::1]:8008".parse().expect("an address"), 8)));
         assert_eq!(listener(connected), None);
         assert_eq!(
             listener(b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when"),

@@ -320,6 +320,11 @@ fn only_a_human_is_explained_anything() {
         assert!(explained.contains(text), "{explained}");
     }
     assert!(patroni.connections() > 2);
+    // with nobody to tell, and nothing to read from
+    let mut closed = Command::new("sh");
+    closed.args(["-c", r#""$0" "$@" <&- 2>&-"#, AGENT]).args(arguments);
+    let (code, reply, _) = text(&closed.output().expect("sh"));
+    assert_eq!((code, reply.as_str()), (Some(0), READY));
 }
 
 #[test]

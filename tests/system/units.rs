@@ -9,7 +9,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -580,7 +580,28 @@ fn by_hand_it_says_what_haproxy_is_told() {
     ] {
         assert!(explained.contains(line), "{line}: {explained}");
     }
-    assert!(!explained.contains("nobody listens"), "{explained}");
+    for nothing in ["nobody listens", "another program", "drop-ins", "not here"] {
+        assert!(!explained.contains(nothing), "{nothing}: {explained}");
+    }
+    // root has the eyes of the units' user: what is in a folder of root's, HAProxy's checks do not see either
+    machine.sh("mkdir -m 700 /run/locked; echo drain > /run/locked/hold");
+    machine.file(settings, "OPTIONS='--agent-send --hold-file /run/locked/hold'\n");
+    let told = machine.network(|| ask(5555, "primary"));
+    assert!(told.contains("; cannot see whether there is a hold: /run/locked/hold"), "{told}");
+    assert!(by_hand("").starts_with(told.trim()), "{told}: {}", by_hand(""));
+    // but for the settings, which systemd reads as root
+    machine.sh(&format!("chmod 600 {settings}"));
+    assert!(by_hand("").starts_with(told.trim()), "{told}: {}", by_hand(""));
+    let joe = machine.sh("setpriv --reuid 65534 --clear-groups patroni-agent-check 2>&1");
+    let unread = "settings: /etc/default/patroni-agent-check: Permission denied (os error 13), so the defaults hold here";
+    assert!(joe.contains(unread) && joe.contains("up ready # primary, running"), "{joe}");
+    machine.sh(&format!("chmod 644 {settings}"));
+    // a user that is not there yet is no reason not to answer
+    let unlike = "user: uid 0; the units run each check as patroni-agent-check; not here: not in /etc/passwd";
+    machine.sh("cp -p /etc/passwd /root/passwd; sed -i /^patroni-agent-check:/d /etc/passwd");
+    let explained = by_hand("--explain");
+    assert!(explained.contains(unlike) && explained.contains("up drain # hold: "), "{explained}");
+    machine.sh("cp -p /root/passwd /etc/passwd");
     // its own options leave the file aside
     assert!(by_hand("--grace 0 replica").starts_with("up maint"));
     assert!(by_hand("").starts_with("up ready"));
@@ -589,9 +610,33 @@ fn by_hand_it_says_what_haproxy_is_told() {
     machine.file(settings, "OPTIONS=--agent-sent\n");
     let wrong = "/etc/default/patroni-agent-check: invalid option '--agent-sent'";
     assert!(by_hand("").contains(wrong), "{}", by_hand(""));
+    machine.file(settings, "OPTIONS=--help\n");
+    let wrong = "/etc/default/patroni-agent-check: --help and --version are for a terminal";
+    assert!(by_hand("").contains(wrong), "{}", by_hand(""));
     machine.file(settings, "OPTIONS=--agent-send\n");
+    let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
+    machine.sh(&format!("mkdir {folder}"));
+    machine.file(&format!("{folder}/none.conf"), "[Service]\nIPAddressDeny=any\n");
+    machine.sh("systemctl daemon-reload");
+    let told = machine.network(|| ask(5555, "leader"));
+    assert_eq!(
+        told,
+        "down ready # Patroni 127.0.0.1:8008: no answer before the deadline (--timeout)\n"
+    );
+    let explained = by_hand("--explain leader");
+    assert!(explained.contains("up ready"), "{explained}");
+    let drop_in = "drop-ins, which hold for HAProxy's checks and not for this one: ";
+    assert!(explained.contains(&format!("{drop_in}{folder}/none.conf\n")), "{explained}");
     machine.sh("systemctl stop patroni-agent-check.socket");
     assert!(by_hand("--explain").contains("nobody listens on port 5555"));
+    let other = machine.network(|| TcpListener::bind(agent(5555)).expect("the port is free"));
+    let foreign = "not systemd, but xinetd or another program listens on port 5555";
+    assert!(by_hand("--explain").contains(foreign), "{}", by_hand("--explain"));
+    drop(other);
+    machine.sh(&format!("systemctl start {LISTEN}.socket"));
+    assert!(machine.network(|| ask(5555, "primary")).starts_with("up ready"));
+    let explained = by_hand("--explain");
+    assert!(!explained.contains("listens on port 5555"), "{explained}");
 }
 
 /// As Debian's Patroni package sets it up: its REST API has the node's address only, and nobody has told the agent.
