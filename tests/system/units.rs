@@ -639,6 +639,36 @@ fn by_hand_it_says_what_haproxy_is_told() {
     assert!(!explained.contains("listens on port 5555"), "{explained}");
 }
 
+/// What units/README.md says of a socket that systemd has given up: it does not come back by itself, and a start suffices.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn a_socket_that_has_failed() {
+    on_both("failed", |name, root| {
+        let machine = Node::boot(name, root);
+        let unit = "/etc/systemd/system/patroni-agent-check@.service";
+        let status = "systemctl status patroni-agent-check.socket || true";
+        let answers = || machine.network(|| check(5555)).starts_with("up ready");
+        assert!(answers(), "{name}");
+        machine.sh(&format!("mv {unit} /root; systemctl daemon-reload"));
+        assert!(!answers(), "{name}");
+        machine
+            .sh(&format!("mv /root/patroni-agent-check@.service {unit}; systemctl daemon-reload"));
+        let failed = "failed (Result: resources)";
+        assert!(machine.sh(status).contains(failed), "{name}: {}", machine.sh(status));
+        machine.sh("systemctl start patroni-agent-check.socket");
+        assert!(answers(), "{name}");
+
+        machine.sh("systemctl stop patroni-agent-check.socket");
+        let other = machine.network(|| TcpListener::bind(agent(5555)).expect("the port is free"));
+        assert!(machine.try_sh("systemctl start patroni-agent-check.socket").is_err(), "{name}");
+        let said = machine.sh(status);
+        assert!(said.contains(failed) && said.contains("Address already in use"), "{name}: {said}");
+        drop(other);
+        machine.sh("systemctl start patroni-agent-check.socket");
+        assert!(answers(), "{name}");
+    });
+}
+
 /// As Debian's Patroni package sets it up: its REST API has the node's address only, and nobody has told the agent.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
