@@ -317,24 +317,15 @@ pub fn no_question(why: NoQuestion, is_well: bool) -> Reply {
 mod tests {
     use super::*;
     use crate::hold::Word;
+    use crate::patroni;
 
     fn question(check: &str) -> Question {
         Question { check: check.parse().expect("a check"), otherwise: Otherwise::Drain }
     }
 
     fn answer(status: u16, role: &str, state: &str) -> Answer {
-        Answer {
-            status,
-            state: state.to_owned(),
-            role: role.to_owned(),
-            replication_state: None,
-            timeline: None,
-            noloadbalance: false,
-            pause: false,
-            cluster_unlocked: false,
-            dcs_last_seen: None,
-            date: 0,
-        }
+        let body = format!(r#"{{"state": "{state}", "role": "{role}"}}"#);
+        patroni::answer(status, body.as_bytes()).expect("an answer")
     }
 
     fn verdict(check: &str, status: u16, role: &str, state: &str) -> Verdict {
