@@ -655,6 +655,34 @@ fn a_patroni_on_the_nodes_address() {
     });
 }
 
+/// By the commands of units/README.md.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn a_second_patroni() {
+    let machine = Node::boot("second", "/");
+    machine.network(|| {
+        FakePatroni::on("127.0.0.1:8009", move |mut stream, _| {
+            let request = common::read_request(&mut stream);
+            let status = if request.starts_with("GET /health ") { 200 } else { 503 };
+            let body = r#"{"state": "running", "role": "replica"}"#;
+            let _ = stream.write_all(&common::http(status, body));
+        })
+    });
+    let text = fs::read_to_string(common::file("units/README.md")).expect("units");
+    let (_, section) = text.split_once("### Several Patronis on one machine").expect("its section");
+    let (section, _) = section.split_once("\n## ").expect("the next one");
+    let commands: Vec<_> = section.lines().filter_map(|line| line.strip_prefix("    ")).collect();
+    machine.sh(&format!("set -e\n{}", commands.join("\n")));
+    let both = || machine.network(|| [5555, 5556].map(|port| ask(port, "primary")));
+    let ready = "up ready # primary, running, timeline 0\n";
+    assert_eq!(both(), [ready, "up maint # replica, running\n"]);
+    machine.sh("echo drain second > /run/patroni-agent-check/hold-2");
+    assert_eq!(machine.network(|| ask(5555, "primary")), ready);
+    assert_eq!(machine.network(|| ask(5556, "health")), "up drain # hold: second\n");
+    machine
+        .sh("[ -s /run/patroni-agent-check/memory ] && [ -s /run/patroni-agent-check/memory-2 ]");
+}
+
 /// The fence, put up while the socket listens, with somebody who may ask and somebody who may not.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
