@@ -290,6 +290,9 @@ fn not_asked_for(question: &Question, answer: &Answer) -> String {
         match check.replication_state() {
             Some(wanted) if answer.status == 200 => {
                 reason += &format!(", replication_state is not {wanted}");
+                if answer.before_replication_state {
+                    reason += " (not reported before Patroni 3.0.4)";
+                }
             }
             _ if answer.noloadbalance => reason += ", noloadbalance",
             _ => reason += &format!(", 503 for {}", check.path()),
