@@ -145,6 +145,14 @@ impl Patroni {
         Ok(Patroni { connect_to, tls: https.then_some(tls), url: uri, elsewhere })
     }
 
+    /// Where the connection goes, if that may be another machine: settings that were meant for one node are soon on all.
+    pub fn named(&self) -> Option<&Endpoint> {
+        let host = &self.connect_to.host;
+        let local =
+            host.parse().map_or(host == "localhost", |address: IpAddr| address.is_loopback());
+        (!local).then_some(&self.connect_to)
+    }
+
     /// Says whose error it is.
     pub fn blame(&self, error: &str) -> NoAnswer {
         NoAnswer { refused: false, reason: format!("Patroni {}: {error}", self.connect_to) }

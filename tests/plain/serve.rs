@@ -98,12 +98,13 @@ fn answers_until_nobody_asks() {
             let patroni = FakePatroni::primary();
             let mut server =
                 Server::start(how, address, &["--url", &patroni.url(), "--idle", "1s"]);
+            let mut last = Instant::now();
             for _ in 0..3 {
+                last = Instant::now();
                 assert_eq!(server.ask(), READY, "{how:?} {address}");
             }
-            let asked = Instant::now();
             assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
-            assert!(asked.elapsed() >= Duration::from_millis(900), "{:?}", asked.elapsed());
+            assert!(last.elapsed() >= Duration::from_secs(1), "{:?}", last.elapsed());
             // a connection that comes then waits for the next process
             let late = server.connect();
             server.child = child(how, &server.listener, &["--url", &patroni.url(), "--idle", "1s"]);

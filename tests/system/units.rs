@@ -619,6 +619,17 @@ fn a_patroni_on_the_nodes_address() {
                 refused,
                 "with --url nothing is guessed"
             );
+            machine.file(
+                "/etc/default/patroni-agent-check",
+                "OPTIONS='--agent-send --url http://10.99.0.1:8008'\n",
+            );
+            machine.sh(&format!("systemctl try-restart {LISTEN}.service"));
+            let named = "up ready # primary, running, timeline 0 (Patroni 10.99.0.1:8008)\n";
+            assert_eq!(
+                machine.network(|| ask(5555, "master")),
+                named,
+                "the same settings on another node would be seen"
+            );
             machine.file("/etc/default/patroni-agent-check", "OPTIONS='--agent-send'\n");
             machine.sh(&format!("systemctl try-restart {LISTEN}.service"));
             machine.fence_for("10.99.0.1");
