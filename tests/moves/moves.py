@@ -106,43 +106,41 @@ class Moves:
         watch.local.patience = 10
 
     def nodes(self):
-        """What is there before the moves beside Patroni: PgBouncer, and certificates that nobody uses yet."""
-        sign = "openssl x509 -req -days 2 -CA ca.pem -CAkey ca.key -CAcreateserial"
+        """What is there before the moves: the clients' table, PgBouncer, and certificates that nobody uses yet."""
+        self.primary = self.cluster.primary()
+        self.cluster.sql(self.primary, "create table kept (row text)")
         self.cluster.run(
             "lb",
-            "cd /etc/haproxy && openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=ca -keyout ca.key -out ca.pem 2>&1\n"
-            f"for node in {' '.join(watch.NODES)}; do\n"
-            'echo "subjectAltName = DNS:$node" > names\n'
-            "openssl req -newkey rsa:2048 -nodes -subj /CN=$node -keyout $node.key -out $node.csr 2>&1\n"
-            f"{sign} -in $node.csr -extfile names -out $node.pem 2>&1 || exit 1\n"
-            "done; cp ca.pem patroni-ca.pem",
+            "cd /etc/haproxy; make='openssl req -x509 -newkey rsa -nodes'\n"
+            "$make -subj /CN=ca -keyout ca.key -out patroni-ca.pem 2>&1\n"
+            "$make -subj /CN=patroni -keyout server.key -out server.pem -CA patroni-ca.pem -CAkey ca.key "
+            "-extensions usr_cert -addext subjectAltName=DNS:pg1,DNS:pg2,DNS:pg3 2>&1",
         )
         there = pathlib.Path(f"{self.root}/etc/haproxy")
+        in_blocks = r"s/^restapi: {\(.*\), \(.*\)}/restapi:\n  \1\n  \2/"  # as most configurations are
         for node in watch.NODES:
-            for file, name in (f"{node}.key", "server.key"), (f"{node}.pem", "server.pem"), ("ca.pem", "ca.pem"):
+            for file, name in ("server.key",) * 2, ("server.pem",) * 2, ("patroni-ca.pem", "ca.pem"):
                 self.cluster.put(node, there / file, f"/etc/patroni/{name}")
             self.cluster.put(node, "tests/moves/pgbouncer.ini", "/etc/pgbouncer/pgbouncer.ini")
-            # a configuration in blocks, as most are
-            block = r"s/^restapi: {\(.*\), \(.*\)}/restapi:\n  \1\n  \2/"
             self.cluster.run(
                 node,
-                f"chown postgres /etc/patroni/server.key; sed -i '{block}' /etc/patroni/config.yml\n"
+                f"chown postgres /etc/patroni/server.key; sed -i '{in_blocks}' /etc/patroni/config.yml\n"
                 "systemd-tmpfiles --create postgresql-common.conf; systemctl start pgbouncer",
             )
 
     def poolers(self):
         """units/examples/haproxy-pgbouncer.cfg: PgBouncers that are dead or hang are DOWN where they are needed."""
         self.cluster.haproxy("units/examples/haproxy-pgbouncer.cfg")
-        self.primary = self.cluster.primary()
         self.see("MAINT")
         standby = next(node for node in watch.NODES if node != self.primary)
+        mend = "systemctl kill -s KILL --kill-whom=main pgbouncer || true; systemctl restart pgbouncer"
         for signals in ("KILL", "STOP"), ("STOP", "KILL"):
             ill = dict(zip((self.primary, standby), signals))
             for node, signal in ill.items():
                 self.cluster.run(node, f"systemctl kill -s {signal} --kill-whom=main pgbouncer")
             self.see("MAINT", down=ill)
             for node in ill:
-                self.cluster.run(node, "systemctl kill -s KILL --kill-whom=main pgbouncer || true; systemctl restart pgbouncer")
+                self.cluster.run(node, mend)
             self.see("MAINT")
             print(f"PgBouncer of the primary and of a standby, after SIG{' and SIG'.join(signals)}: DOWN", flush=True)
 
@@ -153,8 +151,6 @@ class Moves:
         for example in pathlib.Path("units/examples").iterdir():
             self.cluster.put("lb", example, f"{EXAMPLES}/{example.name}")
         self.cluster.haproxy("tests/moves/before.cfg")
-        self.primary = self.cluster.primary()
-        self.cluster.sql(self.primary, "create table if not exists kept (row text)")
         self.see("DOWN")
 
     def shown(self):
@@ -286,13 +282,11 @@ def main():
     changes = ("MAINT", "DOWN")
     agent = ["From `option httpchk` to the agent", [nothing, moves.answers, moves.listed, maint], 1, changes]
     back = ["Back to `option httpchk`", [down], 1, changes]
-    print("servers without `disabled`: the drop-in alone keeps clients from standbys whose agent is gone")
-    moves.before()
-    moves.move(*agent)
+    # without `disabled`, the drop-in alone keeps clients from standbys whose agent is gone
+    moves.cluster.haproxy("units/examples/haproxy.cfg")
     moves.cluster.run("lb", "sed -i 's/ disabled$//' /etc/haproxy/haproxy.cfg && systemctl reload haproxy")
     moves.see("MAINT")
     moves.move(*back)
-    print("servers with `disabled`, as the document has them")
     moves.before()
     moves.move(*agent)
     moves.move("Reload HAProxy", [maint], times=5)
