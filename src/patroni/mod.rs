@@ -76,7 +76,7 @@ pub struct Answer {
     pub role: String,
     /// `streaming`, `in archive recovery` or nothing.
     pub replication_state: Option<String>,
-    /// Patroni is older than 3.0.4, which was the first to report `replication_state`.
+    /// A replica does not report its `replication_state` because Patroni is older than 3.0.4.
     pub before_replication_state: bool,
     /// PostgreSQL's timeline, present while PostgreSQL answers Patroni.
     pub timeline: Option<u64>,
@@ -292,12 +292,16 @@ pub fn answer(status: u16, body: &[u8]) -> Result<Answer, String> {
         .as_ref()
         .and_then(|tags| tags.get("noloadbalance"))
         .is_some_and(|value| value.get() == "true");
+    let (state, role) = (required("state")?, required("role")?);
+    let replication_state = string("replication_state");
+    let asked_in_vain = role == "replica" && replication_state.is_none();
     Ok(Answer {
         status,
-        state: required("state")?,
-        role: required("role")?,
-        replication_state: string("replication_state"),
-        before_replication_state: version(&keys).is_some_and(|version| version < [3, 0, 4]),
+        state,
+        before_replication_state: asked_in_vain
+            && version(&keys).is_some_and(|version| version < [3, 0, 4]),
+        role,
+        replication_state,
         timeline: keys.get("timeline").and_then(|timeline| timeline.get().parse().ok()),
         noloadbalance,
         pause: is_true("pause"),
