@@ -40,9 +40,11 @@ impl Tls {
     /// A file cannot be read or does not hold what its option promises.
     pub fn config(&self) -> Result<Arc<ClientConfig>, String> {
         let provider = Arc::new(ring::default_provider());
-        let trusted = match &self.cacert {
-            Some(file) if !self.insecure => Some(trusted(file, provider.clone())?),
-            _ => None,
+        let trusted =
+            self.cacert.as_deref().map(|file| trusted(file, provider.clone())).transpose()?;
+        let trusted = match self.insecure {
+            true => None,
+            false => Some(trusted.ok_or("https needs --cacert FILE or --insecure")?),
         };
         let verifier = Verifier { provider: provider.clone(), trusted };
         let builder = ClientConfig::builder_with_provider(provider)
