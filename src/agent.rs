@@ -225,6 +225,9 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
         }
         let (mut reply, mut record) =
             decide::decide(&question, options.policy, &answer, hold, &last, times);
+        if let (Ok(_), Some(patroni)) = (&answer, options.patroni.named()) {
+            reply.reason = format!("{} (Patroni {patroni})", reply.reason);
+        }
         // seen by hand as well: it is part of the reason
         if let Some(unseen) = unseen {
             reply.reason = format!("{}; {unseen}", reply.reason);

@@ -34,6 +34,8 @@ const CHECKS: &[(&str, Wants)] = &[
     ("read-only-sync", Wants::ReadOnly),
     ("read-only-quorum", Wants::ReadOnly),
     ("health", Wants::Any),
+    // another name of read-only-sync in the release after 4.1.5
+    ("read-only-synchronous", Wants::ReadOnly),
 ];
 
 /// The names of all checks.

@@ -290,6 +290,9 @@ fn not_asked_for(question: &Question, answer: &Answer) -> String {
         match check.replication_state() {
             Some(wanted) if answer.status == 200 => {
                 reason += &format!(", replication_state is not {wanted}");
+                if answer.before_replication_state {
+                    reason += " (not reported before Patroni 3.0.4)";
+                }
             }
             _ if answer.noloadbalance => reason += ", noloadbalance",
             _ => reason += &format!(", 503 for {}", check.path()),
@@ -317,24 +320,15 @@ pub fn no_question(why: NoQuestion, is_well: bool) -> Reply {
 mod tests {
     use super::*;
     use crate::hold::Word;
+    use crate::patroni;
 
     fn question(check: &str) -> Question {
         Question { check: check.parse().expect("a check"), otherwise: Otherwise::Drain }
     }
 
     fn answer(status: u16, role: &str, state: &str) -> Answer {
-        Answer {
-            status,
-            state: state.to_owned(),
-            role: role.to_owned(),
-            replication_state: None,
-            timeline: None,
-            noloadbalance: false,
-            pause: false,
-            cluster_unlocked: false,
-            dcs_last_seen: None,
-            date: 0,
-        }
+        let body = format!(r#"{{"state": "{state}", "role": "{role}"}}"#);
+        patroni::answer(status, body.as_bytes()).expect("an answer")
     }
 
     fn verdict(check: &str, status: u16, role: &str, state: &str) -> Verdict {

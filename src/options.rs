@@ -158,7 +158,7 @@ pub const OPTIONS: &[Described] = &[
         "cacert",
         "FILE",
         "",
-        "the CA that signed Patroni's certificate, PEM; public CAs are not trusted",
+        "the CA that signed Patroni's certificate, or that certificate itself, PEM; public CAs are not trusted",
         |given, value| set(&mut given.tls.cacert, Ok(Some(value.into()))),
     ),
     takes("cert", "FILE", "", "client certificate, PEM", |given, value| {

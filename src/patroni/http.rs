@@ -1,19 +1,20 @@
-//! One GET by ureq, and a transport for it. The transport is here because ureq's own delays acknowledgements, which
-//! costs 40 ms with https. Knows nothing of what is asked and what comes back.
+//! One GET by ureq, and a transport for https. The transport is here because ureq's own delays acknowledgements, which
+//! costs 40 ms with https, and takes no verifier of certificates. Knows nothing of what is asked and what comes back.
 
 use super::tls;
 use super::{NoAnswer, Patroni, Prepared};
 use rustix::net::sockopt::set_tcp_quickack;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use ureq::config::Config;
 use ureq::http::Uri;
-use ureq::tls::TlsConfig;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, RustlsConnector, TcpConnector,
-    Transport,
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, TcpConnector, Transport,
 };
 use ureq::{Agent, Error};
 
@@ -122,7 +123,7 @@ fn nobody(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
-fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
+fn agent(tls: Option<Arc<ClientConfig>>, address: SocketAddr, left: Duration) -> Agent {
     let config = Agent::config_builder()
         .timeout_global(Some(left))
         .http_status_as_error(false)
@@ -139,10 +140,7 @@ fn agent(tls: Option<TlsConfig>, address: SocketAddr, left: Duration) -> Agent {
         .max_response_header_size(HEADER_LIMIT - 1);
     match tls {
         None => Agent::with_parts(config.build(), TcpConnector::default(), To(address)),
-        Some(tls) => {
-            let connector = ().chain(Tcp).chain(RustlsConnector::default());
-            Agent::with_parts(config.tls_config(tls).build(), connector, To(address))
-        }
+        Some(tls) => Agent::with_parts(config.build(), Https(tls), To(address)),
     }
 }
 
@@ -159,9 +157,6 @@ impl Resolver for To {
 }
 
 fn in_words(patroni: &Patroni, error: Error) -> String {
-    if let Some(text) = tls::in_words(&error, patroni.url.host().unwrap_or_default()) {
-        return text;
-    }
     match error {
         Error::Timeout(_) => "no answer before the deadline (--timeout)".to_owned(),
         Error::BodyExceedsLimit(limit) => format!("answer is larger than {limit} bytes"),
@@ -169,6 +164,8 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
             format!("answer's header is larger than {limit} bytes")
         }
         Error::Io(error) => match error.kind() {
+            ErrorKind::InvalidData => tls::in_words(&error, patroni.url.host().unwrap_or_default())
+                .unwrap_or_else(|| error.to_string()),
             io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted
@@ -189,77 +186,101 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
     }
 }
 
-/// Makes the connection beneath TLS, which acknowledges at once. Patroni sends an answer's header and
-/// body as two TLS records and, by Nagle's algorithm, the second only when the first is acknowledged. With
-/// a delayed acknowledgement both sides would wait 40 ms.
+/// Connects by TLS, over TCP that acknowledges at once. Patroni sends an answer's header and body as two TLS records and,
+/// by Nagle's algorithm, the second only when the first is acknowledged. With a delayed acknowledgement both sides would
+/// wait 40 ms.
 #[derive(Debug)]
-struct Tcp;
+struct Https(Arc<ClientConfig>);
 
-/// A connection made by [`Tcp`].
+/// A connection made by [`Https`].
 #[derive(Debug)]
-struct TcpTransport {
-    stream: TcpStream,
+struct HttpsTransport {
+    stream: StreamOwned<ClientConnection, Tcp>,
     buffers: LazyBuffers,
 }
 
-impl Connector for Tcp {
-    type Out = TcpTransport;
+/// Until its deadline.
+#[derive(Debug)]
+struct Tcp {
+    stream: TcpStream,
+    deadline: Instant,
+}
+
+impl Connector for Https {
+    type Out = HttpsTransport;
 
     fn connect(
         &self,
         to: &ConnectionDetails,
         _: Option<()>,
-    ) -> Result<Option<TcpTransport>, Error> {
-        let deadline = deadline(to.timeout);
-        let stream = TcpStream::connect_timeout(&to.addrs[0], left(deadline, to.timeout)?)
-            .map_err(|error| timed_out(error, to.timeout))?;
-        stream.set_nodelay(true)?;
+    ) -> Result<Option<HttpsTransport>, Error> {
+        let connect = || {
+            let host = to.uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            let name = ServerName::try_from(host).map_err(io::Error::other)?;
+            let deadline = Instant::now() + *to.timeout.after;
+            let stream = TcpStream::connect_timeout(&to.addrs[0], left(deadline)?)?;
+            stream.set_nodelay(true)?;
+            let mut tcp = Tcp { stream, deadline };
+            let mut tls = ClientConnection::new(self.0.clone(), name).map_err(io::Error::other)?;
+            tls.complete_io(&mut tcp)?;
+            Ok(StreamOwned::new(tls, tcp))
+        };
+        let stream = connect().map_err(|error| timed_out(error, to.timeout))?;
         let buffers =
             LazyBuffers::new(to.config.input_buffer_size(), to.config.output_buffer_size());
-        Ok(Some(TcpTransport { stream, buffers }))
+        Ok(Some(HttpsTransport { stream, buffers }))
     }
 }
 
-impl Transport for TcpTransport {
+impl Transport for HttpsTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        self.stream.set_write_timeout(Some(left(deadline(timeout), timeout)?))?;
         let output = &self.buffers.output()[..amount];
         self.stream.write_all(output).map_err(|error| timed_out(error, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        let deadline = deadline(timeout);
-        loop {
-            self.stream.set_read_timeout(Some(left(deadline, timeout)?))?;
-            // it does not last: the kernel delays again once something is sent
-            set_tcp_quickack(&self.stream, true).map_err(io::Error::from)?;
-            match self.stream.read(self.buffers.input_append_buf()) {
-                Ok(amount) => {
-                    self.buffers.input_appended(amount);
-                    return Ok(amount > 0);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(timed_out(error, timeout)),
-            }
-        }
+        let input = self.buffers.input_append_buf();
+        let amount = self.stream.read(input).map_err(|error| timed_out(error, timeout))?;
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
     }
 
     fn is_open(&mut self) -> bool {
         false // for another request: there is none
     }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
 }
 
-fn deadline(timeout: NextTimeout) -> Instant {
-    Instant::now() + *timeout.after
+impl Read for Tcp {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
+        // it does not last: the kernel delays again once something is sent
+        set_tcp_quickack(&self.stream, true)?;
+        self.stream.read(buffer)
+    }
 }
 
-fn left(deadline: Instant, timeout: NextTimeout) -> Result<Duration, Error> {
+impl Write for Tcp {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(left(self.deadline)?))?;
+        self.stream.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
     match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(Error::Timeout(timeout.reason)),
+        Duration::ZERO => Err(ErrorKind::TimedOut.into()),
         left => Ok(left),
     }
 }

@@ -7,16 +7,17 @@ pub mod tls;
 
 use crate::check::Check;
 use crate::sockets;
+use rustls::ClientConfig;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tls::Tls;
 use ureq::http::Uri;
 use ureq::http::uri::Authority;
-use ureq::tls::TlsConfig;
 
 /// A host and a port.
 #[derive(Clone, Debug, Hash, PartialEq, Eq)]
@@ -73,8 +74,10 @@ pub struct Answer {
     pub state: String,
     /// The node's role as Patroni sees it.
     pub role: String,
-    /// `streaming`, `in archive recovery` or nothing (since Patroni 3.0.4).
+    /// `streaming`, `in archive recovery` or nothing.
     pub replication_state: Option<String>,
+    /// A replica does not report its `replication_state` because Patroni is older than 3.0.4.
+    pub before_replication_state: bool,
     /// PostgreSQL's timeline, present while PostgreSQL answers Patroni.
     pub timeline: Option<u64>,
     /// Patroni's tag that takes a standby out of load balancing.
@@ -142,6 +145,14 @@ impl Patroni {
         Ok(Patroni { connect_to, tls: https.then_some(tls), url: uri, elsewhere })
     }
 
+    /// Where the connection goes, if that may be another machine: settings that were meant for one node are soon on all.
+    pub fn named(&self) -> Option<&Endpoint> {
+        let host = &self.connect_to.host;
+        let local =
+            host.parse().map_or(host == "localhost", |address: IpAddr| address.is_loopback());
+        (!local).then_some(&self.connect_to)
+    }
+
     /// Says whose error it is.
     pub fn blame(&self, error: &str) -> NoAnswer {
         NoAnswer { refused: false, reason: format!("Patroni {}: {error}", self.connect_to) }
@@ -204,7 +215,7 @@ pub struct Prepared<'a> {
     addresses: Vec<SocketAddr>,
     /// Other addresses of this machine, if there is nobody at those.
     elsewhere: Vec<SocketAddr>,
-    tls: Option<TlsConfig>,
+    tls: Option<Arc<ClientConfig>>,
 }
 
 impl Prepared<'_> {
@@ -281,11 +292,16 @@ pub fn answer(status: u16, body: &[u8]) -> Result<Answer, String> {
         .as_ref()
         .and_then(|tags| tags.get("noloadbalance"))
         .is_some_and(|value| value.get() == "true");
+    let (state, role) = (required("state")?, required("role")?);
+    let replication_state = string("replication_state");
+    let asked_in_vain = role == "replica" && replication_state.is_none();
     Ok(Answer {
         status,
-        state: required("state")?,
-        role: required("role")?,
-        replication_state: string("replication_state"),
+        state,
+        before_replication_state: asked_in_vain
+            && version(&keys).is_some_and(|version| version < [3, 0, 4]),
+        role,
+        replication_state,
         timeline: keys.get("timeline").and_then(|timeline| timeline.get().parse().ok()),
         noloadbalance,
         pause: is_true("pause"),
@@ -293,6 +309,15 @@ pub fn answer(status: u16, body: &[u8]) -> Result<Answer, String> {
         dcs_last_seen: keys.get("dcs_last_seen").and_then(|seen| seen.get().parse().ok()),
         date: seconds(SystemTime::now()),
     })
+}
+
+/// The release of Patroni, as far as it is numbers.
+fn version(keys: &BTreeMap<String, &RawValue>) -> Option<[u32; 3]> {
+    let patroni: BTreeMap<String, &RawValue> =
+        serde_json::from_str(keys.get("patroni")?.get()).ok()?;
+    let text: String = serde_json::from_str(patroni.get("version")?.get()).ok()?;
+    let mut numbers = text.split('.').map(|number| number.parse().unwrap_or(0));
+    Some([(); 3].map(|()| numbers.next().unwrap_or(0)))
 }
 
 #[cfg(test)]
@@ -313,6 +338,25 @@ mod tests {
         let answer = answer(200, body).expect("an answer");
         assert_eq!((answer.timeline, answer.noloadbalance), (None, false));
         assert_eq!(answer.replication_state, None);
+    }
+
+    #[test]
+    fn only_a_release_that_says_its_number_is_known_to_be_old() {
+        for (version, old) in [
+            (r#""3.0.3""#, true),
+            (r#""1.6.5""#, true),
+            (r#""2.1""#, true),
+            (r#""3.0.4""#, false),
+            (r#""3.1.0rc1""#, false),
+            (r#""10.0.0""#, false),
+            ("3", false),
+        ] {
+            let body = format!(
+                r#"{{"state": "running", "role": "replica", "patroni": {{"version": {version}}}}}"#
+            );
+            let answer = answer(200, body.as_bytes()).expect("an answer");
+            assert_eq!(answer.before_replication_state, old, "{version}");
+        }
     }
 
     #[test]

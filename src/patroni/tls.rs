@@ -1,21 +1,28 @@
-//! What https to Patroni needs: one own CA, perhaps a client certificate, and TLS errors in words that name the cure.
-//! No public CAs: none of them shall vouch for a Patroni. Knows nothing of connections.
+//! What https to Patroni needs: which certificate is trusted, perhaps a client certificate, and TLS errors in words that
+//! name the cure. No public CAs: none of them shall vouch for a Patroni. Knows nothing of connections.
 
 use crate::file;
-use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{AlertDescription, CertificateError};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_name};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
+    SignatureScheme,
+};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use ureq::Error;
-use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
 const FILE_LIMIT: u64 = 1024 * 1024;
 
 /// The TLS options, in curl's words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// `--cacert`: a PEM file with the CA of Patroni's certificate.
+    /// `--cacert`: a PEM file with the CA of Patroni's certificate, or with that certificate itself.
     pub cacert: Option<PathBuf>,
     /// `--cert`: a PEM file with the client certificate.
     pub cert: Option<PathBuf>,
@@ -31,27 +38,115 @@ impl Tls {
     /// # Errors
     ///
     /// A file cannot be read or does not hold what its option promises.
-    pub fn config(&self) -> Result<TlsConfig, String> {
+    pub fn config(&self) -> Result<Arc<ClientConfig>, String> {
         let provider = Arc::new(ring::default_provider());
-        let mut config = TlsConfig::builder()
-            .unversioned_rustls_crypto_provider(provider.clone())
-            .disable_verification(self.insecure);
-        // ureq's default is a public list that is not linked in, and asking for it panics.
-        let mut roots = Vec::new();
-        if let Some(file) = &self.cacert {
-            roots = certificates(file)?;
+        let trusted =
+            self.cacert.as_deref().map(|file| trusted(file, provider.clone())).transpose()?;
+        let trusted = match self.insecure {
+            true => None,
+            false => Some(trusted.ok_or("https needs --cacert FILE or --insecure")?),
+        };
+        let verifier = Verifier { provider: provider.clone(), trusted };
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut config = match &self.cert {
+            Some(file) => {
+                let chain = certificates(file)?;
+                let key_file = self.key.as_deref().unwrap_or(file);
+                let key = private_key(key_file)?;
+                builder.with_client_auth_cert(chain, key).map_err(|error| {
+                    format!("{} and {}: {error}", file.display(), key_file.display())
+                })?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        // there is no second connection
+        config.resumption = Resumption::disabled();
+        Ok(Arc::new(config))
+    }
+}
+
+/// Whose certificates are trusted: what is in `--cacert`, and what is signed by it.
+#[derive(Debug)]
+struct Trusted {
+    certificates: Vec<CertificateDer<'static>>,
+    signed: Arc<WebPkiServerVerifier>,
+}
+
+fn trusted(file: &Path, provider: Arc<CryptoProvider>) -> Result<Trusted, String> {
+    let certificates = certificates(file)?;
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates.iter().cloned());
+    let signed = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|error| format!("{}: {error}", file.display()))?;
+    Ok(Trusted { certificates, signed })
+}
+
+/// As curl with the same options.
+#[derive(Debug)]
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    /// None with `--insecure`.
+    trusted: Option<Trusted>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let Some(Trusted { certificates, signed }) = &self.trusted else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match signed.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            // Not its dates and not its name, but what it is: one that is a CA (`openssl req -x509` makes it so) may
+            // not be a server's, unless just this one is trusted.
+            Err(Error::InvalidCertificate(CertificateError::Other(_)))
+                if certificates.contains(certificate) =>
+            {
+                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            result => result,
         }
-        config = config.root_certs(RootCerts::new_with_certs(&roots));
-        if let Some(file) = &self.cert {
-            let chain = certificates(file)?;
-            let key_file = self.key.as_deref().unwrap_or(file);
-            let key = private_key(key_file)?;
-            fit(&chain, &key, &provider).map_err(|error| {
-                format!("{} and {}: {error}", file.display(), key_file.display())
-            })?;
-            config = config.client_cert(Some(ClientCert::new_with_certs(&chain, key)));
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        match self.trusted {
+            Some(_) => verify_tls12_signature(message, certificate, signature, algorithms),
+            None => Ok(HandshakeSignatureValid::assertion()),
         }
-        Ok(config.build())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        match self.trusted {
+            Some(_) => verify_tls13_signature(message, certificate, signature, algorithms),
+            None => Ok(HandshakeSignatureValid::assertion()),
+        }
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -59,60 +154,58 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     file::read(path, FILE_LIMIT).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>, String> {
-    let mut certificates = Vec::new();
-    for item in parse_pem(&read(file)?) {
-        match item {
-            Ok(PemItem::Certificate(certificate)) => certificates.push(certificate),
-            Ok(_) => {}
-            Err(error) => return Err(format!("{}: {error}", file.display())),
-        }
-    }
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = CertificateDer::pem_slice_iter(&read(file)?)
+        .collect::<Result<Vec<_>, pem::Error>>()
+        .map_err(|error| format!("{}: {error}", file.display()))?;
     if certificates.is_empty() {
         return Err(format!("{} contains no PEM certificate", file.display()));
     }
     Ok(certificates)
 }
 
-fn private_key(file: &Path) -> Result<PrivateKey<'static>, String> {
-    PrivateKey::from_pem(&read(file)?)
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(&read(file)?)
         .map_err(|_| format!("{} contains no PEM private key without a passphrase", file.display()))
 }
 
-/// ureq panics on a key that is broken or belongs to another certificate.
-fn fit(
-    chain: &[Certificate<'static>],
-    key: &PrivateKey<'static>,
-    provider: &CryptoProvider,
-) -> Result<(), String> {
-    let chain =
-        chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
-    let key = PrivateKeyDer::try_from(key.der().to_vec()).map_err(str::to_owned)?;
-    rustls::sign::CertifiedKey::from_der(chain, key, provider)
-        .map(|_| ())
-        .map_err(|error| error.to_string())
-}
-
 /// Puts a TLS error into words; `None` if it is no TLS error. `host` is the URL's.
-pub fn in_words(error: &Error, host: &str) -> Option<String> {
-    let error = match error {
-        Error::Rustls(error) => error,
-        Error::Io(error) => error.get_ref()?.downcast_ref::<rustls::Error>()?,
-        _ => return None,
-    };
-    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
+pub fn in_words(error: &io::Error, host: &str) -> Option<String> {
+    let error = error.get_ref()?.downcast_ref::<Error>()?;
+    use CertificateError as Bad;
+    use Error::{AlertReceived, InvalidCertificate, InvalidMessage};
     Some(match error {
-        InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => {
+        InvalidCertificate(Bad::NotValidForNameContext { presented, .. })
+            if presented.is_empty() =>
+        {
+            "its certificate has no subjectAltName, and its CN does not count: make one that has"
+                .to_owned()
+        }
+        InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => {
             format!("certificate is not for {host}: use its name in --url and --connect-to {host}")
         }
-        InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+        InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
             "its certificate is not signed by the CA in --cacert".to_owned()
         }
-        InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+        InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
             "its certificate has expired".to_owned()
         }
+        InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. }) => {
+            "its certificate is not valid yet: is this machine's clock right?".to_owned()
+        }
+        InvalidCertificate(
+            Bad::UnsupportedSignatureAlgorithmContext { .. }
+            | Bad::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+        ) => {
+            "its certificate needs RSA with 2048 bits or more, P-256, P-384 or Ed25519, and SHA-256 or more".to_owned()
+        }
+        InvalidCertificate(Bad::Other(error)) => match error.to_string().as_str() {
+            "CaUsedAsEndEntity" => {
+                "its certificate is a CA's (CA:TRUE): put this very certificate into --cacert".to_owned()
+            }
+            "UnsupportedCertVersion" => "its certificate has X.509 version 1; make one with version 3".to_owned(),
+            error => format!("its certificate cannot be used: {error}"),
+        },
         InvalidMessage(_) => "it does not speak TLS; should --url be http://?".to_owned(),
         AlertReceived(AlertDescription::CertificateRequired) => {
             "it requires a client certificate: --cert and --key".to_owned()

@@ -5,15 +5,18 @@
 pub mod haproxy;
 pub mod machine;
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 pub const AGENT: &str = env!("CARGO_BIN_EXE_patroni-agent-check");
 
@@ -189,18 +192,16 @@ pub fn full_backlog() -> (SocketAddr, (TcpListener, Vec<TcpStream>)) {
 pub struct NotifySocket {
     pub path: PathBuf,
     socket: UnixDatagram,
+    _folder: TempDir,
 }
 
 impl NotifySocket {
     pub fn new() -> Self {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        // the path of a Unix socket may not be long
-        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
-        let path = std::env::temp_dir().join(format!("notify-{}-{number}", std::process::id()));
-        let _ = std::fs::remove_file(&path);
+        let folder = folder("notify");
+        let path = folder.path().join("socket");
         let socket = UnixDatagram::bind(&path).expect("a socket");
         socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
-        NotifySocket { path, socket }
+        NotifySocket { path, socket, _folder: folder }
     }
 
     /// The next message, without the newline at its end.
@@ -211,10 +212,16 @@ impl NotifySocket {
     }
 }
 
-impl Drop for NotifySocket {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
+/// A folder of this test's own in which everyone may look, gone when it is dropped.
+pub fn folder(name: &str) -> TempDir {
+    let prefix = format!("patroni-agent-check-{name}-");
+    let open = Permissions::from_mode(0o755);
+    tempfile::Builder::new().prefix(&prefix).permissions(open).tempdir().expect("a folder")
+}
+
+/// The path of a file in it.
+pub fn path_in(folder: &TempDir, name: &str) -> String {
+    folder.path().join(name).to_str().expect("UTF-8").to_owned()
 }
 
 /// One connection to a port of this machine, both ends.

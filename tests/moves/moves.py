@@ -31,14 +31,18 @@ def steps(heading):
 
 
 class Clients:
-    """A writer and a reader, each in a kept session and in a new one every 30 ms, until `stop`."""
+    """A writer and a reader, each in a kept session and in a new one every 30 ms, and somebody who looks at HAProxy and
+    its agents as often, until `stop`."""
 
-    def __init__(self):
-        self.ended = threading.Event()
+    def __init__(self, admin_socket):
+        self.admin_socket, self.ended = admin_socket, threading.Event()
         self.attempts, self.failures, self.gaps, self.broken = {}, [], {}, []
+        self.shown, self.held = {}, 0  # {(pool, node): the states}, seconds that an agent has bridged
         self.threads = [
-            threading.Thread(target=self._guard, args=(pool, kept)) for pool in PORTS for kept in (False, True)
+            threading.Thread(target=self._guard, args=(self._client, pool, kept))
+            for pool in PORTS for kept in (False, True)
         ]
+        self.threads.append(threading.Thread(target=self._guard, args=(self._look,)))
         for thread in self.threads:
             thread.start()
 
@@ -49,11 +53,23 @@ class Clients:
         if self.broken:
             raise self.broken[0]
 
-    def _guard(self, pool, kept):
+    def _guard(self, task, *args):
         try:
-            self._client(pool, kept)
+            task(*args)
         except Exception as error:  # a client that died would leave a move that nobody tried
             self.broken.append(error)
+
+    def _look(self):
+        while not self.ended.wait(0.03):
+            try:
+                shown, rows = watch.look(self.admin_socket, PORTS), haproxy.stat(self.admin_socket)
+            except OSError:  # a reload puts a new socket into its place
+                continue
+            for server, state in shown.items():
+                self.shown.setdefault(server, set()).add(state)
+            for row in rows:
+                held = re.search(r"held_([0-9.]+)_of", row["last_agt"] or "")
+                self.held = max(self.held, float(held[1])) if held else self.held
 
     def _client(self, pool, kept):
         watch.local.patience = 5
@@ -84,9 +100,49 @@ class Moves:
     def __init__(self):
         self.cluster = cluster.Cluster()
         leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
-        self.socket = f"/proc/{leader.stdout.strip()}/root/run/haproxy/admin.sock"
+        self.root = f"/proc/{leader.stdout.strip()}/root"
+        self.socket = f"{self.root}/run/haproxy/admin.sock"
         self.failed = False
         watch.local.patience = 10
+
+    def nodes(self):
+        """What is there before the moves: the clients' table, PgBouncer, and certificates that nobody uses yet."""
+        self.primary = self.cluster.primary()
+        self.cluster.sql(self.primary, "create table kept (row text)")
+        self.cluster.run(
+            "lb",
+            "cd /etc/haproxy; make='openssl req -x509 -newkey rsa -nodes'\n"
+            "$make -subj /CN=ca -keyout ca.key -out patroni-ca.pem 2>&1\n"
+            "$make -subj /CN=patroni -keyout server.key -out server.pem -CA patroni-ca.pem -CAkey ca.key "
+            "-extensions usr_cert -addext subjectAltName=DNS:pg1,DNS:pg2,DNS:pg3 2>&1",
+        )
+        there = pathlib.Path(f"{self.root}/etc/haproxy")
+        in_blocks = r"s/^restapi: {\(.*\), \(.*\)}/restapi:\n  \1\n  \2/"  # as most configurations are
+        for node in watch.NODES:
+            for file, name in ("server.key",) * 2, ("server.pem",) * 2, ("patroni-ca.pem", "ca.pem"):
+                self.cluster.put(node, there / file, f"/etc/patroni/{name}")
+            self.cluster.put(node, "tests/moves/pgbouncer.ini", "/etc/pgbouncer/pgbouncer.ini")
+            self.cluster.run(
+                node,
+                f"chown postgres /etc/patroni/server.key; sed -i '{in_blocks}' /etc/patroni/config.yml\n"
+                "systemd-tmpfiles --create postgresql-common.conf; systemctl start pgbouncer",
+            )
+
+    def poolers(self):
+        """units/examples/haproxy-pgbouncer.cfg: PgBouncers that are dead or hang are DOWN where they are needed."""
+        self.cluster.haproxy("units/examples/haproxy-pgbouncer.cfg")
+        self.see("MAINT")
+        standby = next(node for node in watch.NODES if node != self.primary)
+        mend = "systemctl kill -s KILL --kill-whom=main pgbouncer || true; systemctl restart pgbouncer"
+        for signals in ("KILL", "STOP"), ("STOP", "KILL"):
+            ill = dict(zip((self.primary, standby), signals))
+            for node, signal in ill.items():
+                self.cluster.run(node, f"systemctl kill -s {signal} --kill-whom=main pgbouncer")
+            self.see("MAINT", down=ill)
+            for node in ill:
+                self.cluster.run(node, mend)
+            self.see("MAINT")
+            print(f"PgBouncer of the primary and of a standby, after SIG{' and SIG'.join(signals)}: DOWN", flush=True)
 
     def before(self):
         """The site without the agent in HAProxy, as Patroni's template has it, and what the package puts there."""
@@ -95,46 +151,53 @@ class Moves:
         for example in pathlib.Path("units/examples").iterdir():
             self.cluster.put("lb", example, f"{EXAMPLES}/{example.name}")
         self.cluster.haproxy("tests/moves/before.cfg")
-        self.primary = self.cluster.primary()
-        self.cluster.sql(self.primary, "create table if not exists kept (row text)")
         self.see("DOWN")
 
     def shown(self):
         try:
-            return {server: state for server, state in haproxy.shown(self.socket).items() if server[0] in PORTS}
+            return watch.look(self.socket, PORTS)
         except OSError:  # a reload puts a new socket into its place
             return None
 
-    def see(self, others):
-        """Waits until those that are not meant for a pool are shown so, and the others UP; they must stay so."""
+    def words(self, field):
+        """What "show stat" has there of the servers, without the mark of a check that is under way."""
+        rows = [row for row in haproxy.stat(self.socket) if row["pxname"] in PORTS and row["svname"] in watch.NODES]
+        return [row[field].lstrip("* ") for row in rows]
+
+    def meant(self, pool, node):
+        """Whether that node is there for the clients of that pool."""
+        return (node == self.primary) == (pool == WRITE)
+
+    def see(self, others, down=(), seconds=3):
+        """Waits until those that are not meant for a pool are shown so, and the others UP, or DOWN if they are among
+        these; they must stay so for these seconds."""
         wanted = {
-            (pool, node): "UP" if (node == self.primary) == (pool == WRITE) else others
+            (pool, node): others if not self.meant(pool, node) else "DOWN" if node in down else "UP"
             for pool in PORTS for node in watch.NODES
         }
         end, since = time.monotonic() + 30, None
-        while since is None or time.monotonic() < since + 3:
+        while since is None or time.monotonic() < since + seconds:
             shown = self.shown()
             since = (since or time.monotonic()) if shown == wanted else None
             assert time.monotonic() < end, f"{shown} instead of {wanted}"
             time.sleep(0.05)
 
     def step(self, where, commands):
-        said = [
-            self.cluster.run(node, f"set -e\n{commands}")
-            for node in (watch.NODES if where == "each node" else ["lb"])
-        ]
-        return "".join(said)
+        standbys_first = sorted(watch.NODES, key=lambda node: node == self.primary)
+        nodes = standbys_first if where == "each node" else ["lb"]
+        return "".join(self.cluster.run(node, f"set -e\n{commands}") for node in nodes)
 
     def reloaded(self):
         """Reloads that did not save the states would say so here."""
         said = self.cluster.run("lb", "journalctl -q -o cat -u haproxy | grep 'were not saved' || true")
         assert not said, said
 
-    def move(self, heading, seen, times=1):
-        """`seen`: what must be seen after each step of the document, given what the step said."""
+    def move(self, heading, seen, times=1, others=("MAINT",)):
+        """`seen`: what must be seen after each step of the document, given what the step said. `others`: how those that
+        are not meant for a pool may be shown meanwhile; the others must be UP all the time."""
         blocks = steps(heading)
         assert len(blocks) == len(seen), f"{heading!r} has {len(blocks)} steps"
-        clients = Clients()
+        clients = Clients(self.socket)
         try:
             time.sleep(2)
             for (where, commands), look in list(zip(blocks, seen)) * times:
@@ -147,12 +210,16 @@ class Moves:
         print(f"{heading}: {attempts} attempts, {len(clients.failures)} failures, longest gap {gap:.2f} s", flush=True)
         for failure in clients.failures[:10]:
             print(f"    {failure}")
+        if clients.held:
+            print(f"    an agent bridged {clients.held} s", flush=True)
         assert min(clients.attempts.values()) > 50, clients.attempts
+        for server, states in clients.shown.items():
+            assert states <= ({"UP"} if self.meant(*server) else set(others)), f"{server} was shown {states}"
         self.failed |= bool(clients.failures)
 
     def answers(self, said):
         """Of the agents and of HAProxy, as an operator sees them."""
-        assert said.count("up ready") == 1 and said.count("up maint") == 2, said
+        self.agents(said)
         self.listed(said)
 
     def listed(self, said):
@@ -160,13 +227,58 @@ class Moves:
             for node in watch.NODES:
                 assert f" {pool} " in said and f" {node} " in said, said
 
-    def pairs(self, said):
-        """Each node's agent answers, and HAProxy hears all of them."""
+    def agents(self, said):
+        """Each node's agent answers as an operator sees it."""
         assert said.count("up ready") == 1 and said.count("up maint") == 2, said
+
+    def pairs(self, said):
+        """The same, and HAProxy hears all of them."""
+        self.agents(said)
+        self.hears(said)
+
+    def hears(self, said):
         self.see("MAINT")
-        rows = [row for row in haproxy.stat(self.socket) if row["pxname"] in PORTS and row["svname"] in watch.NODES]
-        heard = [row["agent_status"].lstrip("* ") for row in rows]
+        heard = self.words("agent_status")
         assert len(heard) == 6 and set(heard) <= {"L7OK", "L7STS"}, heard
+
+    def poolers_answer(self, said):
+        assert sorted(said.split()) == ["f", "t", "t"], said
+
+    def port(self, port):
+        """HAProxy shows the same as ever, for servers with this port."""
+
+        def look(said):
+            self.see("MAINT")
+            ports = {row[18] for server, row in haproxy.servers(self.socket).items() if server[0] in PORTS}
+            assert ports == {port}, ports
+
+        return look
+
+    def closed(self, said):
+        """The agent's old port is closed on each node."""
+        for node in watch.NODES:
+            said = self.cluster.run("lb", f"socat -u TCP:{node}:5555 - 2>&1 || true")
+            assert "refused" in said, f"{node}: {said!r}"
+        self.hears(said)
+
+    def https(self, said):
+        """An operator takes his time: HAProxy's own check would fail three times meanwhile."""
+        assert said.count("up ready") == 3, said
+        self.see("MAINT", seconds=12)
+        self.hears(said)
+
+    def checks(self, others):
+        """HAProxy's own check is at work where a server is not in MAINT, and agrees."""
+        agrees = {("UP", "L7OK"), ("DOWN", "L7STS"), ("MAINT", "")}
+
+        def look(said):
+            self.see(others)
+            end = time.monotonic() + 10
+            while not (found := set(zip(self.words("status"), self.words("check_status")))) <= agrees:
+                assert time.monotonic() < end, found
+                time.sleep(0.05)
+
+        return look
 
     def stays(self, others):
         return lambda said: self.see(others)
@@ -174,14 +286,28 @@ class Moves:
 
 def main():
     moves = Moves()
+    moves.nodes()
+    moves.poolers()
+    maint, down = moves.stays("MAINT"), moves.checks("DOWN")
+    changes = ("MAINT", "DOWN")
+    agent = ["From `option httpchk` to the agent", [down, moves.answers, moves.listed, maint], 1, changes]
+    back = ["Back to `option httpchk`", [down], 1, changes]
+    # without `disabled`, the drop-in alone keeps clients from standbys whose agent is gone
+    moves.cluster.haproxy("units/examples/haproxy.cfg")
+    moves.cluster.run("lb", "sed -i 's/ disabled$//' /etc/haproxy/haproxy.cfg && systemctl reload haproxy")
+    moves.see("MAINT")
+    moves.move(*back)
     moves.before()
-    nothing, maint, down = moves.stays("DOWN"), moves.stays("MAINT"), moves.stays("DOWN")
-    moves.move("From `option httpchk` to the agent", [nothing, moves.answers, moves.listed, maint])
+    moves.move(*agent)
     moves.move("Reload HAProxy", [maint], times=5)
     moves.move("From the usual pair of units to the listening pair", [moves.pairs])
     moves.move("From the listening pair of units to the usual pair", [moves.pairs])
-    moves.move("Back to `option httpchk`", [down])
-    moves.move("Uninstall", [down])
+    moves.move("From PostgreSQL's port to PgBouncer", [moves.poolers_answer, moves.port("6432")])
+    moves.move("From PgBouncer to PostgreSQL's port", [moves.port("5432")])
+    moves.move("Another port for the agent", [maint, moves.agents, moves.hears, moves.closed])
+    moves.move("https to Patroni", [maint, moves.https, moves.checks("MAINT")])
+    moves.move(*back)
+    moves.move("Uninstall", [down], others=("DOWN",))
     sys.exit(moves.failed)
 
 

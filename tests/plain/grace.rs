@@ -5,19 +5,19 @@ use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 const STANDBY: &str = r#"{"state": "running", "role": "replica"}"#;
 const HELD: &str = "!unreachable:_held_";
 
 /// A Patroni at an address of its own, which can be away. The folder holds the memory.
 struct Site {
-    folder: PathBuf,
+    folder: TempDir,
     address: String,
 }
 
@@ -29,17 +29,14 @@ struct Patroni {
 
 impl Site {
     fn new(name: &str) -> Site {
-        let folder = format!("patroni-agent-check-grace-{name}-{}", std::process::id());
-        let folder = std::env::temp_dir().join(folder);
-        fs::create_dir(&folder).expect("a folder");
         // free, and not given to another test: those take ports that the kernel chooses
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("an address").port();
-        Site { folder, address: format!("127.55.0.1:{port}") }
+        Site { folder: common::folder(name), address: format!("127.55.0.1:{port}") }
     }
 
     fn memory(&self) -> String {
-        self.folder.join("memory").to_str().expect("UTF-8").to_owned()
+        common::path_in(&self.folder, "memory")
     }
 
     fn answers(&self, status: u16, body: &str) -> Patroni {
@@ -85,12 +82,6 @@ impl Site {
     fn was(&self, status: u16, body: &str) -> String {
         let _patroni = self.answers(status, body);
         self.asks(&[]).reply
-    }
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -232,7 +223,7 @@ fn a_torn_foreign_or_future_memory_is_none() {
 #[test]
 fn where_nothing_can_be_left_all_is_as_without() {
     let site = Site::new("nothing");
-    let folder = site.folder.to_str().expect("UTF-8");
+    let folder = site.folder.path().to_str().expect("UTF-8");
     let foreign = format!("{folder}/foreign");
     fs::write(&foreign, "not ours\n").expect("written");
     let fifo = format!("{folder}/fifo");

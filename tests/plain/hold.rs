@@ -1,37 +1,14 @@
 //! The hold file: what an operator writes there, and what HAProxy is told then.
 
-use crate::common::{self, FakePatroni, PRIMARY, READY, check, http};
+use crate::common::{self, FakePatroni, PRIMARY, READY, check, http, path_in};
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-
-/// A folder of this test's own, gone when it ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let name = format!("patroni-agent-check-hold-{name}-{}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir(&folder).expect("a folder");
-        Folder(folder)
-    }
-
-    fn file(&self) -> String {
-        self.0.join("hold").to_str().expect("UTF-8").to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 #[test]
 fn what_is_written_is_what_a_ready_node_gets() {
-    let (folder, patroni) = (Folder::new("words"), FakePatroni::primary());
-    let file = folder.file();
+    let (folder, patroni) = (common::folder("words"), FakePatroni::primary());
+    let file = path_in(&folder, "hold");
     let ask = || check(&["--url", &patroni.url(), "--hold-file", &file]);
     let long = format!("maint {}", "x".repeat(3000));
     let odd = |what: &str| format!("up maint # hold: {file}: {what}").chars().take(111).collect();
@@ -70,8 +47,8 @@ fn what_is_written_is_what_a_ready_node_gets() {
 /// A `chmod` of the folder that is rolled out must not take every node out of its pools.
 #[test]
 fn a_folder_that_may_not_be_searched_is_no_hold_but_is_said() {
-    let (folder, patroni) = (Folder::new("closed"), FakePatroni::primary());
-    let file = folder.file();
+    let (folder, patroni) = (common::folder("closed"), FakePatroni::primary());
+    let file = path_in(&folder, "hold");
     fs::write(&file, "drain x\n").expect("written");
     // root may search everything
     let (url, user) = (patroni.url(), "nobody");
@@ -79,27 +56,27 @@ fn a_folder_that_may_not_be_searched_is_no_hold_but_is_said() {
     assert_eq!(ask(), "up drain # hold: x\n");
     fs::set_permissions(&file, Permissions::from_mode(0o000)).expect("closed");
     assert!(ask().starts_with(&format!("up maint # hold: {file}: Permission denied")));
-    fs::set_permissions(&folder.0, Permissions::from_mode(0o600)).expect("closed");
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o600)).expect("closed");
     let reply = ask();
     let said = format!(
         "up ready # primary, running, timeline 5; cannot see whether there is a hold: {file}"
     );
     assert!(reply.starts_with(&said.chars().take(110).collect::<String>()), "{reply}");
-    fs::set_permissions(&folder.0, Permissions::from_mode(0o700)).expect("open");
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).expect("open");
 }
 
 #[test]
 fn what_cannot_be_read_is_maint() {
-    let (folder, patroni) = (Folder::new("unreadable"), FakePatroni::primary());
-    let file = folder.file();
+    let (folder, patroni) = (common::folder("unreadable"), FakePatroni::primary());
+    let file = path_in(&folder, "hold");
     fs::write(&file, "drain x\n").expect("written");
     let beneath = format!("{file}/hold");
-    let fifo = folder.0.join("fifo").to_str().expect("UTF-8").to_owned();
+    let fifo = path_in(&folder, "fifo");
     let made = std::process::Command::new("mkfifo").arg(&fifo).status();
     assert!(made.expect("mkfifo").success());
-    let link = folder.0.join("link").to_str().expect("UTF-8").to_owned();
+    let link = path_in(&folder, "link");
     std::os::unix::fs::symlink("/nowhere", &link).expect("a link");
-    let folder = folder.0.to_str().expect("UTF-8");
+    let folder = folder.path().to_str().expect("UTF-8");
     for (hold, why) in [
         (link.as_str(), "No such file"),
         (beneath.as_str(), "Not a directory"),
@@ -117,8 +94,8 @@ fn what_cannot_be_read_is_maint() {
 
 #[test]
 fn a_hold_makes_no_node_better() {
-    let folder = Folder::new("better");
-    let file = folder.file();
+    let folder = common::folder("better");
+    let file = path_in(&folder, "hold");
     fs::write(&file, "drain x\n").expect("written");
     let ask = |patroni: &FakePatroni, arguments: &[&str]| {
         let url = patroni.url();
@@ -152,8 +129,8 @@ fn a_hold_makes_no_node_better() {
 /// a drain must never be a maint meanwhile, which cuts sessions, and nothing waits for the rest.
 #[test]
 fn a_half_written_file_drains() {
-    let (folder, patroni) = (Folder::new("half"), FakePatroni::primary());
-    let file = folder.file();
+    let (folder, patroni) = (common::folder("half"), FakePatroni::primary());
+    let file = path_in(&folder, "hold");
     let ask = || check(&["--url", &patroni.url(), "--hold-file", &file, "--timeout", "10s"]).reply;
     let mut written = fs::File::create(&file).expect("emptied");
     assert_eq!(ask(), "up drain # hold: the file is empty\n");
@@ -166,8 +143,8 @@ fn a_half_written_file_drains() {
 /// A human is told of a hold even where it changes nothing.
 #[test]
 fn a_human_is_told() {
-    let folder = Folder::new("human");
-    let file = folder.file();
+    let folder = common::folder("human");
+    let file = path_in(&folder, "hold");
     fs::write(&file, "drain x\n").expect("written");
     let patroni = FakePatroni::primary();
     for (check, reply, code) in

@@ -1,9 +1,11 @@
 //! https to Patroni: certificates that fit and that do not, each with its own words.
 
 use crate::common::{FakePatroni, PRIMARY, READY, check, file, http, read_request};
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     RootCertStore, ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion,
 };
@@ -27,7 +29,7 @@ fn patroni(
     client_ca: Option<&str>,
     version: &'static SupportedProtocolVersion,
 ) -> FakePatroni {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[version])
         .expect("a version");
@@ -41,8 +43,10 @@ fn patroni(
         None => config.with_no_client_auth(),
     };
     let key = PrivateKeyDer::from_pem_file(pem(&format!("{name}.key"))).expect("a key");
-    let config = config.with_single_cert(vec![certificate(&format!("{name}.pem"))], key);
-    let config = Arc::new(config.expect("a certificate and its key"));
+    let key = ring::default_provider().key_provider.load_private_key(key).expect("a key");
+    // as it is: rustls itself would refuse to show some
+    let shown = CertifiedKey::new(vec![certificate(&format!("{name}.pem"))], key);
+    let config = Arc::new(config.with_cert_resolver(Arc::new(SingleCertAndKey::from(shown))));
     FakePatroni::on("127.0.0.1:0", move |stream, requests| {
         let connection = ServerConnection::new(config.clone()).expect("a connection");
         let mut stream = StreamOwned::new(connection, stream);
@@ -100,6 +104,42 @@ fn another_ca() {
     assert_eq!(reply, down(&patroni, "its certificate is not signed by the CA in --cacert"));
     assert_eq!(ask(&patroni, &["--insecure"]), READY);
     assert_eq!(ask(&patroni, &["-k", "--cacert", &pem("other-ca.pem")]), READY);
+}
+
+/// As `openssl req -x509` makes them.
+#[test]
+fn a_ca_that_is_a_servers_certificate_as_well() {
+    let patroni = plain("own");
+    assert_eq!(ask(&patroni, &["--cacert", &pem("own.pem")]), READY);
+    let old = self::patroni("own", None, &rustls::version::TLS12);
+    assert_eq!(ask(&old, &["--cacert", &pem("own.pem")]), READY);
+    let cure = "its certificate is a CA's (CA:TRUE): put this very certificate into --cacert";
+    assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem")]), down(&patroni, cure));
+    let named = plain("own-named");
+    let reply = ask(&named, &["--cacert", &pem("own-named.pem")]);
+    assert!(reply.contains("certificate is not for 127.0.0.1"), "{reply}");
+    // the same name is not enough: another key with it
+    let reply = ask(&named, &["--cacert", &pem("own.pem")]);
+    assert_eq!(reply, down(&named, cure));
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_names_the_cure() {
+    for (name, reason) in [
+        (
+            "nameless",
+            "its certificate has no subjectAltName, and its CN does not count: make one that has",
+        ),
+        ("version1", "its certificate has X.509 version 1; make one with version 3"),
+        (
+            "sha1",
+            "its certificate needs RSA with 2048 bits or more, P-256, P-384 or Ed25519, and SHA-256 or more",
+        ),
+    ] {
+        let patroni = plain(name);
+        assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem")]), down(&patroni, reason), "{name}");
+        assert_eq!(ask(&patroni, &["-k"]), READY, "{name}");
+    }
 }
 
 #[test]

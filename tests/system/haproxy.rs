@@ -13,6 +13,7 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// Agents that systemd would show as failed.
 static FAILED_UNITS: AtomicUsize = AtomicUsize::new(0);
@@ -40,30 +41,28 @@ fn launcher(address: &str, arguments: Arc<Mutex<Vec<String>>>) -> SocketAddr {
 
 struct HaProxy {
     process: Child,
-    folder: PathBuf,
+    folder: TempDir,
 }
 
 impl HaProxy {
     /// Starts it with these `backend` sections.
     fn start(name: &str, backends: &str) -> Self {
-        // the path of a Unix socket may not be long
-        let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("a folder");
-        let configuration = folder.join("haproxy.cfg");
-        let socket = folder.join("socket");
+        let folder = common::folder(name);
+        let configuration = folder.path().join("haproxy.cfg");
+        let socket = folder.path().join("socket");
         let text = format!(
             "global\n stats socket {} level admin\ndefaults\n mode tcp\n timeout connect 2s\n \
              timeout client 10s\n timeout server 10s\n{backends}",
             socket.display()
         );
         fs::write(&configuration, text).expect("a file");
-        let log = fs::File::create(folder.join("log")).expect("a file");
+        let log = fs::File::create(folder.path().join("log")).expect("a file");
         let mut command = Command::new(std::env::var_os("HAPROXY").unwrap_or("haproxy".into()));
         let process = command.arg("-db").arg("-f").arg(&configuration).stderr(log).spawn();
         let haproxy = HaProxy { process: process.expect("haproxy; see tests/install"), folder };
         let end = Instant::now() + Duration::from_secs(20);
         while UnixStream::connect(&socket).is_err() {
-            let log = || fs::read_to_string(haproxy.folder.join("log")).unwrap_or_default();
+            let log = || fs::read_to_string(haproxy.folder.path().join("log")).unwrap_or_default();
             assert!(Instant::now() < end, "HAProxy does not start: {}", log());
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -71,7 +70,7 @@ impl HaProxy {
     }
 
     fn socket(&self) -> PathBuf {
-        self.folder.join("socket")
+        self.folder.path().join("socket")
     }
 
     fn command(&self, command: &str) -> String {
@@ -108,7 +107,6 @@ impl Drop for HaProxy {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.folder);
         let failed = FAILED_UNITS.load(Ordering::SeqCst);
         assert!(failed == 0 || std::thread::panicking(), "{failed} failed units");
     }

@@ -71,6 +71,12 @@ impl LoadBalancer {
             for i in $(seq 500); do [ -e /proc/$old ] || exit 0; sleep 0.02; done; exit 1");
     }
 
+    /// What HAProxy shows of the servers.
+    fn shown(&self) -> String {
+        self.sh("echo 'show stat' | socat stdio unix-connect:/run/haproxy/admin.sock |
+            awk -F, '$2 ~ /^pg/ { printf \"%s \", $18 }'")
+    }
+
     /// How often the journal says that the states were not saved.
     fn complaints(&self) -> usize {
         self.sh("journalctl -q -o cat -u haproxy | grep -c 'were not saved' || true")
@@ -134,4 +140,41 @@ fn a_reload_takes_over_the_states_and_the_configuration_wins() {
 
     println!("a start begins with nothing");
     machine.sh("systemctl stop haproxy && [ ! -e /run/haproxy-state ]");
+}
+
+/// The agents are gone, so that nothing but the drop-in decides; HAProxy's own check passes for pg1 alone.
+#[test]
+#[ignore = "needs root, systemd and HAProxy: tests/run"]
+fn a_reload_keeps_the_states_when_a_word_comes_or_goes() {
+    let machine = LoadBalancer::boot();
+    machine.sh("systemd-run -q -p Type=exec socat TCP-LISTEN:8008,bind=127.0.0.11,fork /dev/null
+        sed -i '/bind :5000/a default-server port 8008' /etc/haproxy/haproxy.cfg
+        systemctl restart haproxy");
+    machine.reaches("5432 127.0.0.11");
+    machine.sh("systemctl stop agent");
+    machine.reload();
+    for (complaints, breaks) in ["true", "mv /usr/bin/socat /usr/bin/socat.real"].iter().enumerate()
+    {
+        for (what, change, shown) in [
+            ("`disabled` removed", "s/ disabled$//", "UP MAINT MAINT "),
+            ("`agent-check` removed", "s/ agent-check / /", "UP DOWN DOWN "),
+            ("`agent-check` added", "s/ agent-port / agent-check&/", "UP MAINT MAINT "),
+            ("`disabled` added", "s/ rise 1$/& disabled/", "UP MAINT MAINT "),
+            ("both removed", "s/ disabled$//; s/ agent-check / /", "UP DOWN DOWN "),
+            (
+                "both added",
+                "s/ rise 1$/& disabled/; s/ agent-port / agent-check&/",
+                "UP MAINT MAINT ",
+            ),
+        ] {
+            println!("{what}, {breaks}");
+            let before = machine.complaints();
+            machine.sh(&format!("sed -i '{change}' /etc/haproxy/haproxy.cfg; {breaks}"));
+            machine.reload();
+            machine.sh("[ -e /usr/bin/socat ] || mv /usr/bin/socat.real /usr/bin/socat");
+            assert_eq!(machine.shown(), shown);
+            machine.reaches("5432 127.0.0.11");
+            assert_eq!(machine.complaints(), before + complaints);
+        }
+    }
 }

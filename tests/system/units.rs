@@ -661,8 +661,9 @@ fn a_socket_that_has_failed() {
         machine.sh("systemctl stop patroni-agent-check.socket");
         let other = machine.network(|| TcpListener::bind(agent(5555)).expect("the port is free"));
         assert!(machine.try_sh("systemctl start patroni-agent-check.socket").is_err(), "{name}");
-        let said = machine.sh(status);
-        assert!(said.contains(failed) && said.contains("Address already in use"), "{name}: {said}");
+        assert!(machine.sh(status).contains(failed), "{name}: {}", machine.sh(status));
+        let journal = machine.sh("journalctl --sync; journalctl -q --no-pager -o cat");
+        assert!(journal.contains("Address already in use"), "{name}: {journal}");
         drop(other);
         machine.sh("systemctl start patroni-agent-check.socket");
         assert!(answers(), "{name}");
@@ -693,6 +694,17 @@ fn a_patroni_on_the_nodes_address() {
                 machine.network(|| ask_at(node, "master")),
                 refused,
                 "with --url nothing is guessed"
+            );
+            machine.file(
+                "/etc/default/patroni-agent-check",
+                "OPTIONS='--agent-send --url http://10.99.0.1:8008'\n",
+            );
+            machine.sh(&format!("systemctl try-restart {LISTEN}.service"));
+            let named = "up ready # primary, running, timeline 0 (Patroni 10.99.0.1:8008)\n";
+            assert_eq!(
+                machine.network(|| ask(5555, "master")),
+                named,
+                "the same settings on another node would be seen"
             );
             machine.file("/etc/default/patroni-agent-check", "OPTIONS='--agent-send'\n");
             machine.sh(&format!("systemctl try-restart {LISTEN}.service"));
@@ -728,6 +740,34 @@ fn a_patroni_on_the_nodes_address() {
             });
         }
     });
+}
+
+/// By the commands of units/README.md.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn a_second_patroni() {
+    let machine = Node::boot("second", "/");
+    machine.network(|| {
+        FakePatroni::on("127.0.0.1:8009", move |mut stream, _| {
+            let request = common::read_request(&mut stream);
+            let status = if request.starts_with("GET /health ") { 200 } else { 503 };
+            let body = r#"{"state": "running", "role": "replica"}"#;
+            let _ = stream.write_all(&common::http(status, body));
+        })
+    });
+    let text = fs::read_to_string(common::file("units/README.md")).expect("units");
+    let (_, section) = text.split_once("### Several Patronis on one machine").expect("its section");
+    let (section, _) = section.split_once("\n## ").expect("the next one");
+    let commands: Vec<_> = section.lines().filter_map(|line| line.strip_prefix("    ")).collect();
+    machine.sh(&format!("set -e\n{}", commands.join("\n")));
+    let both = || machine.network(|| [5555, 5556].map(|port| ask(port, "primary")));
+    let ready = "up ready # primary, running, timeline 0\n";
+    assert_eq!(both(), [ready, "up maint # replica, running\n"]);
+    machine.sh("echo drain second > /run/patroni-agent-check/hold-2");
+    assert_eq!(machine.network(|| ask(5555, "primary")), ready);
+    assert_eq!(machine.network(|| ask(5556, "health")), "up drain # hold: second\n");
+    machine
+        .sh("[ -s /run/patroni-agent-check/memory ] && [ -s /run/patroni-agent-check/memory-2 ]");
 }
 
 /// The fence, put up while the socket listens, with somebody who may ask and somebody who may not.

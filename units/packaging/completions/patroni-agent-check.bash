@@ -15,7 +15,7 @@ _patroni_agent_check() {
         --cert) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --key) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --connect-to) : ;;
-        *) mapfile -t COMPREPLY < <(compgen -W '--url --timeout --else --unreachable --agent-send --hold-file --grace --memory-file --idle --user --syslog --cacert --cert --key -k --insecure --connect-to --explain -h --help -V --version primary read-write master leader standby-leader standby_leader replica read-only sync synchronous async asynchronous quorum read-only-sync read-only-quorum health' -- "$cur") ;;
+        *) mapfile -t COMPREPLY < <(compgen -W '--url --timeout --else --unreachable --agent-send --hold-file --grace --memory-file --idle --user --syslog --cacert --cert --key -k --insecure --connect-to --explain -h --help -V --version primary read-write master leader standby-leader standby_leader replica read-only sync synchronous async asynchronous quorum read-only-sync read-only-quorum health read-only-synchronous' -- "$cur") ;;
     esac
 }
 complete -F _patroni_agent_check patroni-agent-check
