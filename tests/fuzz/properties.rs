@@ -3,13 +3,16 @@
 
 use patroni_agent_check::check::Check;
 use patroni_agent_check::decide::{Policy, Times, Unreachable, decide};
-use patroni_agent_check::memory::Record;
+use patroni_agent_check::memory::{self, Memory, RECORD, Record, SIZE};
 use patroni_agent_check::options::Options;
-use patroni_agent_check::patroni::{self, NoAnswer};
+use patroni_agent_check::patroni::{self, Endpoint, NoAnswer};
 use patroni_agent_check::question::Question;
 use patroni_agent_check::reply::{self, Otherwise, Reply, Verdict};
 use std::ffi::OsString;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// A check that was understood asks for a plain path, and means the same when it is read again.
@@ -106,6 +109,117 @@ pub fn answer(bytes: &[u8]) {
             assert!(fits || reply.verdict != Verdict::Ready);
         }
     }
+}
+
+/// Where a record has the checksum of what is before.
+const SUM: usize = RECORD - 4;
+
+fn sum(record: &[u8]) -> [u8; 4] {
+    let mut hasher = DefaultHasher::new();
+    record[..SUM].hash(&mut hasher);
+    (hasher.finish() as u32).to_le_bytes()
+}
+
+/// What is asked in turn, and what Patroni says, if anything.
+const ASKED: [&str; 4] = ["primary", "replica", "health", "replica?lag=1MB"];
+const SAID: [Option<(u16, &str)>; 8] = [
+    None,
+    Some((200, r#"{"state": "running", "role": "primary"}"#)),
+    Some((503, r#"{"state": "running", "role": "primary"}"#)),
+    Some((503, r#"{"state": "running", "role": "primary", "pause": true}"#)),
+    Some((200, r#"{"state": "running", "role": "replica"}"#)),
+    Some((503, r#"{"state": "stopped", "role": "replica"}"#)),
+    Some((200, r#"{"state": "unknown", "role": "primary"}"#)),
+    Some((503, r#"{"state": "crashed", "role": "primary"}"#)),
+];
+
+/// A memory file of any bytes: the whole file, or changes of what a check has left. As the second byte says, each
+/// record then gets its right checksum, which nobody finds by chance.
+pub fn memory(bytes: &[u8]) {
+    let [first, second, bytes @ ..] = bytes else { return };
+    let path = std::env::temp_dir().join(format!("memory-{}", std::process::id()));
+    let patroni = Endpoint { host: "pg1".to_owned(), port: 8008 };
+    let check: Check = ASKED[usize::from(first % 4)].parse().expect("a check");
+    let recall = || Memory::open(&path, false).recall(&patroni, Some(&check));
+    let read = |path: &Path| fs::read(path).expect("the memory file");
+    let mut before = bytes.to_vec();
+    if second & 1 == 0 {
+        let _ = fs::remove_file(&path);
+        let at = memory::now();
+        let lease = Duration::from_secs(15);
+        let mut ready = Record::default();
+        (ready.at, ready.lease, ready.ready) = (at, lease, Some(at));
+        recall().leave(&ready);
+        before = read(&path);
+        let place = before.len() - RECORD;
+        before[place..].iter_mut().zip(bytes).for_each(|(byte, change)| *byte ^= change);
+    }
+    if second & 2 != 0 {
+        before.chunks_exact_mut(RECORD).for_each(|record| {
+            let sum = sum(record);
+            record[SUM..].copy_from_slice(&sum);
+        });
+    }
+    fs::write(&path, &before).expect("a memory file");
+
+    let grace = Duration::from_secs(3);
+    let policy = Policy { unreachable: Unreachable::Down, grace };
+    let question = Question { check: check.clone(), otherwise: Otherwise::Maint };
+    let answer = match SAID[usize::from(first / 4 % 8)] {
+        Some((status, body)) => patroni::answer(status, body.as_bytes()),
+        None => Err("nothing".to_owned()),
+    };
+    let answer = answer.map_err(|reason| NoAnswer { refused: second & 4 != 0, reason });
+    let at = |time| Times { asked: time, answered: time };
+    let decide = |last: &Record, times| decide(&question, policy, &answer, None, last, times);
+
+    let now = memory::now();
+    let recalled = recall();
+    let last = recalled.last();
+    assert!(!recalled.is_well(Duration::ZERO));
+    if last != Record::default() {
+        let whole = |record: &[u8]| record[SUM..] == sum(record);
+        assert!(before.chunks_exact(RECORD).any(whole), "a torn record counts: {last:?}");
+    }
+    let (alone, _) = decide(&Record::default(), at(now));
+    let (reply, mut record) = decide(&last, at(now));
+    assert!(!words(&reply::line(&reply)).is_empty());
+    assert!(reply.verdict != Verdict::Ready || alone.verdict == Verdict::Ready);
+    let _ = recalled.news(&mut record);
+    let foreign = recalled.error().is_some();
+    recalled.leave(&record);
+
+    // one record was written, or none where the file is not ours
+    let after = read(&path);
+    if foreign {
+        assert_eq!(after, before);
+        return fs::remove_file(&path).expect("no memory file");
+    }
+    // a hole is zeros
+    assert!(after.len() >= before.len());
+    before.resize(after.len(), 0);
+    let pairs = after.chunks(RECORD).zip(before.chunks(RECORD));
+    let written = pairs.filter(|(after, before)| after != before).count();
+    assert!(written <= 1 && after.len() <= SIZE, "{written} records, {} bytes", after.len());
+    // which the next check reads, and no trouble is bridged by it for longer than --grace
+    let recalled = recall();
+    let again = recalled.last();
+    let whole = |time: Duration| time.as_millis();
+    assert_eq!(whole(again.at), whole(record.at));
+    assert_eq!(whole(again.lease), whole(record.lease));
+    assert_eq!(again.ready.map(whole), record.ready.map(whole));
+    assert_eq!(again.trouble.map(whole), record.trouble.map(whole));
+    assert_eq!(
+        (again.date, again.pause, again.refused),
+        (record.date, record.pause, record.refused)
+    );
+    let (later, _) = decide(&again, at(memory::now() + grace));
+    assert_eq!((later.verdict, later.reason), (alone.verdict, alone.reason));
+    drop(recalled);
+    // a line that is not understood leaves the checks alone
+    let _ = Memory::open(&path, false).recall(&patroni, None).news_of_no_check();
+    assert_eq!(recall().last(), again);
+    fs::remove_file(&path).expect("no memory file");
 }
 
 /// Arguments, separated by NUL.

@@ -75,6 +75,11 @@ fn options() {
 }
 
 #[test]
+fn memory() {
+    hold(property::memory, &seeds("memory"), 100);
+}
+
+#[test]
 fn answer() {
     hold(property::answer, &seeds("answer"), 1000);
     // and all that was recorded
