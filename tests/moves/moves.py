@@ -37,7 +37,8 @@ class Clients:
     def __init__(self, admin_socket):
         self.admin_socket, self.ended = admin_socket, threading.Event()
         self.attempts, self.failures, self.gaps, self.broken = {}, [], {}, []
-        self.shown, self.held = {}, 0  # {(pool, node): the states}, seconds that an agent has bridged
+        # {(pool, node): the states}, seconds that an agent has bridged, and that this process did not run
+        self.shown, self.held, self.blind = {}, 0, 0
         self.threads = [
             threading.Thread(target=self._guard, args=(self._client, pool, kept))
             for pool in PORTS for kept in (False, True)
@@ -60,7 +61,9 @@ class Clients:
             self.broken.append(error)
 
     def _look(self):
+        last = time.monotonic()
         while not self.ended.wait(0.03):
+            self.blind, last = max(self.blind, time.monotonic() - last), time.monotonic()
             try:
                 shown, rows = watch.look(self.admin_socket, PORTS), haproxy.stat(self.admin_socket)
             except OSError:  # a reload puts a new socket into its place
@@ -208,6 +211,8 @@ class Moves:
             clients.stop()
         attempts, gap = sum(clients.attempts.values()), max(clients.gaps.values())
         print(f"{heading}: {attempts} attempts, {len(clients.failures)} failures, longest gap {gap:.2f} s", flush=True)
+        if clients.blind > 1:
+            print(f"    this machine is busy: nobody looked for {clients.blind:.1f} s", flush=True)
         for failure in clients.failures[:10]:
             print(f"    {failure}")
         if clients.held:
