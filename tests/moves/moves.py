@@ -4,10 +4,7 @@ import pathlib
 import re
 import subprocess
 import sys
-import threading
 import time
-
-import psycopg2
 
 import cluster
 import haproxy
@@ -30,75 +27,6 @@ def steps(heading):
     return [found.groups() for found in found]
 
 
-class Clients:
-    """A writer and a reader, each in a kept session and in a new one every 30 ms, and somebody who looks at HAProxy and
-    its agents as often, until `stop`."""
-
-    def __init__(self, admin_socket):
-        self.admin_socket, self.ended = admin_socket, threading.Event()
-        self.attempts, self.failures, self.gaps, self.broken = {}, [], {}, []
-        # {(pool, node): the states}, seconds that an agent has bridged, and that this process did not run
-        self.shown, self.held, self.blind = {}, 0, 0
-        self.threads = [
-            threading.Thread(target=self._guard, args=(self._client, pool, kept))
-            for pool in PORTS for kept in (False, True)
-        ]
-        self.threads.append(threading.Thread(target=self._guard, args=(self._look,)))
-        for thread in self.threads:
-            thread.start()
-
-    def stop(self):
-        self.ended.set()
-        for thread in self.threads:
-            thread.join()
-        if self.broken:
-            raise self.broken[0]
-
-    def _guard(self, task, *args):
-        try:
-            task(*args)
-        except Exception as error:  # a client that died would leave a move that nobody tried
-            self.broken.append(error)
-
-    def _look(self):
-        last = time.monotonic()
-        while not self.ended.wait(0.03):
-            self.blind, last = max(self.blind, time.monotonic() - last), time.monotonic()
-            try:
-                shown, rows = watch.look(self.admin_socket, PORTS), haproxy.stat(self.admin_socket)
-            except OSError:  # a reload puts a new socket into its place
-                continue
-            for server, state in shown.items():
-                self.shown.setdefault(server, set()).add(state)
-            for row in rows:
-                held = re.search(r"held_([0-9.]+)_of", row["last_agt"] or "")
-                self.held = max(self.held, float(held[1])) if held else self.held
-
-    def _client(self, pool, kept):
-        watch.local.patience = 5
-        name, connection, served = f"{pool}, {'kept' if kept else 'new'}", None, time.monotonic()
-        self.attempts[name] = self.gaps[name] = 0
-        while not self.ended.wait(0.03):
-            self.attempts[name] += 1
-            try:
-                connection = connection or watch.connect(watch.LB, PORTS[pool])
-                if pool == WRITE:
-                    watch.ask(connection, "insert into kept values (%s) returning 1", (name,))
-                elif not watch.ask(connection, "select pg_is_in_recovery()")[0][0]:
-                    raise psycopg2.OperationalError("read from the primary")
-                now = time.monotonic()
-                self.gaps[name], served = max(self.gaps[name], now - served), now
-            except psycopg2.Error as error:
-                first = (str(error).strip() or repr(error)).splitlines()[0]
-                self.failures.append(f"{time.strftime('%T')} {name}: {first}")
-                if connection and (connection.closed or error.pgcode):
-                    connection.close()
-                    connection = None
-            if connection and not kept:
-                connection.close()
-                connection = None
-
-
 class Moves:
     def __init__(self):
         self.cluster = cluster.Cluster()
@@ -111,7 +39,7 @@ class Moves:
     def nodes(self):
         """What is there before the moves: the clients' table, PgBouncer, and certificates that nobody uses yet."""
         self.primary = self.cluster.primary()
-        self.cluster.sql(self.primary, "create table kept (row text)")
+        watch.create_table(self.primary)
         self.cluster.run(
             "lb",
             "cd /etc/haproxy; make='openssl req -x509 -newkey rsa -nodes'\n"
@@ -200,7 +128,9 @@ class Moves:
         are not meant for a pool may be shown meanwhile; the others must be UP all the time."""
         blocks = steps(heading)
         assert len(blocks) == len(seen), f"{heading!r} has {len(blocks)} steps"
-        clients = Clients(self.socket)
+        began = time.time()
+        clients = watch.Watch(self.socket, {WRITE: PORTS[WRITE]}, {READ: PORTS[READ]})
+        clients.start()
         try:
             time.sleep(2)
             for (where, commands), look in list(zip(blocks, seen)) * times:
@@ -209,18 +139,39 @@ class Moves:
             time.sleep(2)
         finally:
             clients.stop()
-        attempts, gap = sum(clients.attempts.values()), max(clients.gaps.values())
-        print(f"{heading}: {attempts} attempts, {len(clients.failures)} failures, longest gap {gap:.2f} s", flush=True)
-        if clients.blind > 1:
-            print(f"    this machine is busy: nobody looked for {clients.blind:.1f} s", flush=True)
-        for failure in clients.failures[:10]:
+        self.judge(heading, clients, others)
+        if bridged := self.bridged(began):
+            print(f"    an agent bridged {max(bridged)} s", flush=True)
+
+    def judge(self, heading, clients, others):
+        failed = [f"{write.pool}: {write.outcome}" for write in clients.writes if write.done != watch.OK]
+        failed += [f"{read.pool}: no answer" for read in clients.reads if read.done != watch.OK]
+        failed += [f"{read.pool}: read from the primary" for read in clients.reads if read.node == self.primary]
+        tried = [(write.row[0], write.done, write.ended) for write in clients.writes]
+        tried += [((read.pool, read.keeps), read.done, read.ended) for read in clients.reads]
+        served = {}
+        for client, done, ended in tried:
+            if done == watch.OK:
+                served.setdefault(client, []).append(ended)
+        gap = max(later - earlier for times in served.values() for earlier, later in zip(times, times[1:]))
+        print(f"{heading}: {len(tried)} attempts, {len(failed)} failures, longest gap {gap:.2f} s", flush=True)
+        if clients.longest_between_looks > 1:
+            print(f"    this machine is busy: nobody looked for {clients.longest_between_looks:.1f} s", flush=True)
+        for failure in failed[:10]:
             print(f"    {failure}")
-        if clients.held:
-            print(f"    an agent bridged {clients.held} s", flush=True)
-        assert min(clients.attempts.values()) > 50, clients.attempts
-        for server, states in clients.shown.items():
-            assert states <= ({"UP"} if self.meant(*server) else set(others)), f"{server} was shown {states}"
-        self.failed |= bool(clients.failures)
+        assert len(served) == 4 and min(map(len, served.values())) > 25, served.keys()
+        for look in clients.looks:
+            for server, state in look.shown.items():
+                assert state in ({"UP"} if self.meant(*server) else others), f"{server} was shown {state}"
+        self.failed |= bool(failed)
+
+    def bridged(self, since):
+        """How long troubles lasted that agents noticed, in seconds."""
+        said = "".join(
+            self.cluster.run(node, f"journalctl -q -o cat -t patroni-agent-check --since=@{since:.3f}")
+            for node in watch.NODES
+        )
+        return [float(seconds) for seconds in re.findall(r"after ([0-9.]+) s of trouble", said)]
 
     def answers(self, said):
         """Of the agents and of HAProxy, as an operator sees them."""
@@ -231,6 +182,10 @@ class Moves:
         for pool in PORTS:
             for node in watch.NODES:
                 assert f" {pool} " in said and f" {node} " in said, said
+
+    def reached(self, said):
+        """HAProxy itself reaches each agent."""
+        assert sorted(said.split()) == [f"{node},UP,L7OK" for node in watch.NODES], said
 
     def agents(self, said):
         """Each node's agent answers as an operator sees it."""
@@ -295,7 +250,8 @@ def main():
     moves.poolers()
     maint, down = moves.stays("MAINT"), moves.checks("DOWN")
     changes = ("MAINT", "DOWN")
-    agent = ["From `option httpchk` to the agent", [down, moves.answers, moves.listed, maint], 1, changes]
+    steps_to_it = [down, moves.answers, moves.listed, moves.reached, maint]
+    agent = ["From `option httpchk` to the agent", steps_to_it, 1, changes]
     back = ["Back to `option httpchk`", [down], 1, changes]
     # without `disabled`, the drop-in alone keeps clients from standbys whose agent is gone
     moves.cluster.haproxy("units/examples/haproxy.cfg")
