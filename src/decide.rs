@@ -401,6 +401,19 @@ mod tests {
         || Err(NoAnswer { refused: true, reason: "connection refused".to_owned() });
 
     #[test]
+    fn a_patroni_that_does_not_report_replication_state_is_told_from_a_replica_that_does_not_stream()
+     {
+        for (old, said) in [(false, ""), (true, " (not reported before Patroni 3.0.4)")] {
+            let mut node = Node::new("replica?replication_state=streaming");
+            let replica = answer(200, "replica", "running");
+            let reply = node.hears(10.0, Ok(Answer { before_replication_state: old, ..replica }));
+            assert_eq!(reply.verdict, Verdict::Out(Otherwise::Drain));
+            let reason = "replica, running, replication_state is not streaming";
+            assert_eq!(reply.reason, format!("{reason}{said}"));
+        }
+    }
+
+    #[test]
     fn a_hold_takes_out_a_ready_node_and_nothing_else() {
         for word in [Word::Maint, Word::Drain] {
             let hold = Some(Hold { word, reason: "why".to_owned() });
