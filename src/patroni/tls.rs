@@ -95,12 +95,9 @@ fn fit(
 
 /// Puts a TLS error into words; `None` if it is no TLS error. `host` is the URL's.
 pub fn in_words(error: &Error, host: &str) -> Option<String> {
-    let error = match error {
-        Error::Rustls(error) => error,
-        Error::Io(error) => error.get_ref()?.downcast_ref::<rustls::Error>()?,
-        _ => return None,
-    };
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
+    let Error::Io(error) = error else { return None };
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match error {
         InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
