@@ -334,6 +334,15 @@ mod tests {
         }
     }
 
+    /// Only the clock that may be set tells a reboot after which the machine is up for as long as it was before.
+    #[test]
+    fn what_another_boot_left_is_nothing() {
+        let left = encode(1, &Record { at: NOW, ..Record::default() }, NOW);
+        let recalled = |later: Duration| decode(&left, NOW + later).is_some();
+        assert!(recalled(NOW - MINUTE), "the clock was set");
+        assert!(!recalled(NOW + MINUTE));
+    }
+
     #[test]
     fn a_node_is_well_as_long_as_its_grace() {
         let record = Record { at: NOW - MINUTE, lease: MINUTE, ..Record::default() };

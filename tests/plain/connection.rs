@@ -59,6 +59,40 @@ fn patroni_on_ipv6_and_under_a_name() {
     assert_eq!(outcome.reply, told);
     let outcome = common::check(&["--url", "http://[::1]:1"]);
     assert_eq!(outcome.reply, "down ready # Patroni [::1]:1: connection refused\n");
+    // who takes the connection is Patroni, and nobody else is asked
+    let stopping = FakePatroni::on("127.0.0.1:0", |stream, _| drop(stream));
+    let port = stopping.address.port();
+    let another = on(&format!("[::1]:{port}"));
+    let outcome = common::check(&["--url", &format!("http://localhost:{port}")]);
+    let told = "closed the connection early: is it stopping, or does it require https?";
+    assert_eq!(outcome.reply, format!("down ready # Patroni localhost:{port}: {told}\n"));
+    assert_eq!((stopping.connections(), another.connections()), (1, 0));
+}
+
+/// A large site's `/etc/hosts`, in a mount namespace.
+#[test]
+fn patroni_under_a_name_of_etc_hosts() {
+    let patroni = FakePatroni::primary();
+    let url = format!("http://pg1.example:{}", patroni.address.port());
+    let folder = common::folder("hosts");
+    let file = common::path_in(&folder, "hosts");
+    let ask = |others: usize| {
+        let hosts = "10.0.0.10 another.example\n".repeat(others) + "127.0.0.1 pg1.example\n";
+        std::fs::write(&file, hosts).expect("written");
+        let script = r#"mount --bind "$0" /etc/hosts; exec "$@""#;
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-ec", script])
+            .arg(&file)
+            .args([AGENT, "--url", &url])
+            .stdin(Stdio::null())
+            .output()
+            .expect("unshare");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(ask(20_000), READY);
+    let told = "not in /etc/hosts (longer than 1048576 bytes), and DNS is not used";
+    let reply = ask(50_000);
+    assert!(reply.contains(told), "{reply}");
 }
 
 #[test]
