@@ -73,7 +73,8 @@ fn patroni_on_ipv6_and_under_a_name() {
 #[test]
 fn patroni_under_a_name_of_etc_hosts() {
     let patroni = FakePatroni::primary();
-    let url = format!("http://pg1.example:{}", patroni.address.port());
+    let name = format!("pg1.example:{}", patroni.address.port());
+    let url = format!("http://{name}");
     let folder = common::folder("hosts");
     let file = common::path_in(&folder, "hosts");
     let ask = |others: usize| {
@@ -89,7 +90,8 @@ fn patroni_under_a_name_of_etc_hosts() {
             .expect("unshare");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    assert_eq!(ask(20_000), READY);
+    let ready = READY.trim_end();
+    assert_eq!(ask(20_000), format!("{ready} (Patroni {name})\n"));
     let told = "not in /etc/hosts (longer than 1048576 bytes), and DNS is not used";
     let reply = ask(50_000);
     assert!(reply.contains(told), "{reply}");
