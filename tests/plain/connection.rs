@@ -5,6 +5,7 @@ use crate::common::{
     full_backlog, http, listen, start,
 };
 use patroni_agent_check::connection::Connection;
+use patroni_agent_check::patroni::{Patroni, tls::Tls};
 use patroni_agent_check::question::NoQuestion;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -67,6 +68,30 @@ fn patroni_on_ipv6_and_under_a_name() {
     let told = "closed the connection early: is it stopping, or does it require https?";
     assert_eq!(outcome.reply, format!("down ready # Patroni localhost:{port}: {told}\n"));
     assert_eq!((stopping.connections(), another.connections()), (1, 0));
+}
+
+/// Debian's own Patroni package has the REST API there alone.
+#[test]
+fn patroni_at_the_address_that_haproxy_asked() {
+    let nobody = common::nobody();
+    let port = nobody.local_addr().expect("an address").port();
+    let _stopping = FakePatroni::on(&format!("127.0.0.2:{port}"), |stream, _| drop(stream));
+    let ask = |url: Option<&str>, asked: &str| {
+        let mut patroni = Patroni::new(url, None, Tls::default()).expect("a Patroni");
+        patroni.connect_to.port = port;
+        let prepared = patroni.prepare(asked.parse().ok()).expect("addresses");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let answer = prepared.ask(&"primary".parse().expect("a check"), deadline);
+        (prepared.tried(), answer.expect_err("none").reason)
+    };
+    let (here, there) = (format!("Patroni 127.0.0.1:{port}"), format!("127.0.0.2:{port}"));
+    let (tried, reason) = ask(None, "127.0.0.2:5555");
+    assert_eq!(tried, format!("{here} and {there}"));
+    assert!(reason.starts_with(&format!("Patroni {there}: closed the connection")), "{reason}");
+    let refused = format!("{here}: connection refused");
+    let cure = " (see restapi.listen and --url)";
+    assert_eq!(ask(None, "127.0.0.1:5555"), (here.clone(), format!("{refused}{cure}")));
+    assert_eq!(ask(Some("http://127.0.0.1:8008"), "127.0.0.2:5555"), (here, refused));
 }
 
 /// A large site's `/etc/hosts`, in a mount namespace.
