@@ -168,10 +168,13 @@ fn a_hung_question_does_not_keep_the_next_check_waiting() {
 
 /// So many ask the same in the same moment, each with a line.
 fn burst(server: &Server, checks: &[&str], count: usize) -> Vec<String> {
-    let mut peers: Vec<_> = (0..count).map(|_| server.connect()).collect();
-    for (number, peer) in peers.iter_mut().enumerate() {
+    // at once: the line is due 300 ms after the connection
+    let ask = |number| {
+        let mut peer = server.connect();
         writeln!(peer, "{}", checks[number % checks.len()]).expect("it listens");
-    }
+        peer
+    };
+    let peers: Vec<_> = (0..count).map(ask).collect();
     peers.into_iter().map(listen).collect()
 }
 
