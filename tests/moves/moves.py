@@ -14,6 +14,8 @@ DOCUMENT = pathlib.Path("units/MIGRATION.md")
 WRITE, READ = "postgres-write", "postgres-read"
 PORTS = {WRITE: 5000, READ: 5001}
 EXAMPLES = "/usr/share/doc/patroni-agent-check/examples"
+# through PgBouncer the address is the node's own, and the same on each
+watch.NODE = "rtrim(pg_read_file('/proc/sys/kernel/hostname'), chr(10))"
 
 
 def steps(heading):
