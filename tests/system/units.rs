@@ -5,6 +5,7 @@
 use crate::common::machine::Machine;
 use crate::common::{self, AGENT, FakePatroni, haproxy, lab};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -738,6 +739,64 @@ fn a_patroni_on_the_nodes_address() {
                 let said = by_hand.output().expect("it starts").stdout;
                 assert!(said.starts_with(b"up ready"), "{}", String::from_utf8_lossy(&said));
             });
+        }
+    });
+}
+
+/// units/examples/container.conf, where systemd may make no namespace, or nothing in one.
+#[test]
+#[ignore = "needs root, systemd and strace: tests/run"]
+fn a_container_without_namespaces() {
+    on_both("container", |name, root| {
+        let machine = Node::with(LISTEN, name, root);
+        let service = format!("{LISTEN}.service");
+        let folder = format!("/etc/systemd/system/{service}.d");
+        for (calls, status) in
+            [("unshare", "217"), ("mount,mount_setattr,move_mount,fsmount", "226")]
+        {
+            machine
+                .sh(&format!("rm -rf {folder}; systemctl stop {service}; systemctl daemon-reload"));
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-qq", "-o", "/dev/null", "-p", &machine.leader]);
+            strace.args(["-e", &format!("inject={calls}:error=EPERM")]);
+            let mut strace = strace.spawn().expect("strace; see tests/install");
+            let traced = format!("/proc/{}/status", machine.leader);
+            while fs::read_to_string(&traced).expect("PID 1").contains("TracerPid:\t0\n") {
+                sleep(Duration::from_millis(5));
+            }
+            assert!(
+                machine.try_sh(&format!("systemctl start {service}")).is_err(),
+                "{calls} {name}"
+            );
+            let ended = machine.sh(&format!("systemctl show -P ExecMainStatus {service}"));
+            assert_eq!(ended.trim(), status, "{calls} {name}");
+            machine.sh(&format!("mkdir {folder}"));
+            let file = common::file("units/examples/container.conf");
+            machine.put(&file, &format!("{folder}/container.conf"));
+            machine.sh("systemctl daemon-reload");
+            let said = machine.network(|| check(5555));
+            assert!(said.starts_with("up ready"), "{calls} {name}: {said}");
+            let pid = Pid::from_child(&strace);
+            kill_process(pid, Signal::TERM).expect("it is there");
+            strace.wait().expect("it ends");
+        }
+    });
+}
+
+/// As on a machine with many containers, of which each has some.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn many_mounts() {
+    on_both("mounts", |name, root| {
+        for units in [UNITS, LISTEN] {
+            let machine = Node::with(units, name, root);
+            machine.sh(
+                "mkdir /run/many; cd /run/many
+                for i in $(seq 1600); do mkdir $i; echo \"/run/many/$i /run/many/$i none bind\"; done > /run/fstab
+                mount -a -T /run/fstab",
+            );
+            let said = machine.network(|| check(5555));
+            assert!(said.starts_with("up ready"), "{units} {name}: {said}");
         }
     });
 }
