@@ -302,6 +302,42 @@ fn pools_on_one_port_by_agent_send() {
 }
 
 /// The commented lines of units/examples/haproxy.cfg and the alerts of units/examples/prometheus-rules.yml, on two nodes.
+/// By the commands of units/README.md, for a server of this machine.
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn a_server_that_is_added_at_run_time() {
+    let patroni = FakePatroni::primary();
+    let options = ["--agent-send", "--url", &patroni.url()].map(str::to_owned).to_vec();
+    let agent = launcher("127.0.0.1:0", Arc::new(Mutex::new(options))).port();
+    let haproxy = HaProxy::start("added", "backend postgres-write\n balance roundrobin\n");
+    let text = fs::read_to_string(common::file("units/README.md")).expect("units");
+    let (_, section) = text.split_once("### Servers added at run time").expect("its section");
+    let commands: Vec<_> = section
+        .lines()
+        .take_while(|line| !line.starts_with("## "))
+        .filter_map(|line| line.strip_prefix("    "))
+        .collect();
+    let commands = commands
+        .join("\n")
+        .replace("10.0.0.14", "127.0.0.1")
+        .replace("8008", &patroni.address.port().to_string())
+        .replace("5555", &agent.to_string())
+        .replace("/run/haproxy/admin.sock", haproxy.socket().to_str().expect("UTF-8"));
+    let said = Command::new("sh").args(["-ec", &commands]).output().expect("sh and socat");
+    assert!(said.status.success(), "{said:?}");
+    let end = Instant::now() + Duration::from_secs(20);
+    while haproxy.stat("postgres-write", "pg4", "status") != "UP" {
+        assert!(Instant::now() < end, "{}: {said:?}", haproxy.command("show servers state"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(haproxy.stat("postgres-write", "pg4", "last_agt").contains("primary, running"));
+    for command in ["disable agent", "disable health", "set server", "del server"] {
+        let state = if command == "set server" { " state maint" } else { "" };
+        haproxy.command(&format!("{command} postgres-write/pg4{state}"));
+    }
+    assert!(!haproxy.command("show servers state").contains(" pg4 "));
+}
+
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn reads_fall_back_to_the_primary_and_alerts_see_it() {
