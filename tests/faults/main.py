@@ -94,8 +94,7 @@ class Site:
         self.cluster, self.grace = cluster.Cluster(), 0
         if haproxy:
             self.cluster.haproxy(haproxy)
-        leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
-        self.root = f"/proc/{leader.stdout.strip()}/root"
+        self.root = f"/proc/{self.cluster.leader('lb')}/root"
         self.watch = watch.Watch(f"{self.root}/run/haproxy/admin.sock", pools.POOLS, pools.READ_PORTS)
         self.ended, self.lost = None, set()
         watch.local.patience = 10

@@ -27,6 +27,10 @@ class Cluster:
     def run(self, node, script):
         return self._call("tests/lab/machine", "run", node, "sh", "-c", script)
 
+    def leader(self, node):
+        """Its PID 1, as seen from here."""
+        return self._call("tests/lab/machine", "pid", node).strip()
+
     def put(self, node, file, path):
         self._call("tests/lab/machine", "put", node, str(file), path)
 

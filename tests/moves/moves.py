@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import subprocess
 import sys
 import time
 
@@ -32,8 +31,7 @@ def steps(heading):
 class Moves:
     def __init__(self):
         self.cluster = cluster.Cluster()
-        leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
-        self.root = f"/proc/{leader.stdout.strip()}/root"
+        self.root = f"/proc/{self.cluster.leader('lb')}/root"
         self.socket = f"{self.root}/run/haproxy/admin.sock"
         self.failed = False
         watch.local.patience = 10

@@ -4,7 +4,6 @@ The clients of tests/lab/watch.py write and read all the time, and every look at
 that was seen since it began, not only over what is there at its end."""
 
 import socket
-import subprocess
 import sys
 import time
 
@@ -29,8 +28,7 @@ KNOWN = (
 class Site:
     def __init__(self):
         self.cluster = Cluster()
-        leader = subprocess.run(["tests/lab/machine", "pid", "lb"], capture_output=True, text=True, check=True)
-        self.leader = leader.stdout.strip()
+        self.leader = self.cluster.leader("lb")
         self.socket = f"/proc/{self.leader}/root/run/haproxy/admin.sock"
         self.watch = watch.Watch(self.socket, {WRITE: 5000}, {READ: 5001})
 

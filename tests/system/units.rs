@@ -679,36 +679,32 @@ fn a_patroni_on_the_nodes_address() {
     on_both("address", |name, root| {
         for units in [UNITS, LISTEN] {
             let machine = Node::with_patroni(units, name, root, "10.99.0.1");
+            let settings = |options: &str| {
+                let text = format!("OPTIONS='{options}'\n");
+                machine.file("/etc/default/patroni-agent-check", &text);
+                machine.sh(&format!("systemctl try-restart {LISTEN}.service"));
+            };
             machine.network(|| {
                 assert_eq!(ask_at(node, "primary"), "up ready # primary, running, timeline 0\n", "{units} {name}");
                 // nowhere but at the address that was asked; a question without an answer yet, so without a grace
                 let refused = "down ready # Patroni 127.0.0.1:8008: connection refused (see restapi.listen and --url)\n";
                 assert_eq!(ask(5555, "leader"), refused, "{units} {name}");
             });
-            machine.file(
-                "/etc/default/patroni-agent-check",
-                "OPTIONS='--agent-send --url http://127.0.0.1:8008'\n",
-            );
-            machine.sh(&format!("systemctl try-restart {LISTEN}.service"));
+            settings("--agent-send --url http://127.0.0.1:8008");
             let refused = "down ready # Patroni 127.0.0.1:8008: connection refused\n";
             assert_eq!(
                 machine.network(|| ask_at(node, "master")),
                 refused,
                 "with --url nothing is guessed"
             );
-            machine.file(
-                "/etc/default/patroni-agent-check",
-                "OPTIONS='--agent-send --url http://10.99.0.1:8008'\n",
-            );
-            machine.sh(&format!("systemctl try-restart {LISTEN}.service"));
+            settings("--agent-send --url http://10.99.0.1:8008");
             let named = "up ready # primary, running, timeline 0 (Patroni 10.99.0.1:8008)\n";
             assert_eq!(
                 machine.network(|| ask(5555, "master")),
                 named,
                 "the same settings on another node would be seen"
             );
-            machine.file("/etc/default/patroni-agent-check", "OPTIONS='--agent-send'\n");
-            machine.sh(&format!("systemctl try-restart {LISTEN}.service"));
+            settings("--agent-send");
             machine.fence_for("10.99.0.1");
             assert!(
                 machine.network(|| ask_at(node, "primary")).starts_with("up ready"),
