@@ -1,4 +1,4 @@
-//! The tests that need nothing but tar, xz and script(1). What is ignored here needs a tool that tests/install
+//! The tests that need nothing but tar, xz, script(1) and unshare(1). What is ignored here needs a tool that tests/install
 //! installs, or is a process that another test starts.
 
 #[path = "../common/mod.rs"]
