@@ -14,15 +14,13 @@ fn main() -> ExitCode {
     // A panic's own message goes to fd 2, which under xinetd is HAProxy. It goes into the reply instead.
     panic::set_hook(Box::new(|_| {}));
     let activation = Connection::inherited();
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     // whatever is wrong with the rest of the command line
-    if std::env::args_os().any(|argument| argument == "--syslog") {
+    if arguments.iter().any(|argument| argument == "--syslog") {
         syslog::open();
     }
     let by_hand = matches!(activation, Ok(Activation::Here(Connection::Standard)));
-    let parse = || {
-        let arguments = std::env::args_os().skip(1);
-        if by_hand { by_hand::parse(arguments.collect()) } else { Options::parse(arguments) }
-    };
+    let parse = || if by_hand { by_hand::parse(arguments) } else { Options::parse(arguments) };
     let bug = || Err(Stop::Usage("bug in reading the command line".to_owned()));
     let options = panic::catch_unwind(parse).unwrap_or_else(|_| bug()).and_then(become_user);
     match (activation, options) {
