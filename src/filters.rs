@@ -59,7 +59,7 @@ const ALLOWED_AGAIN: &[&str] = &[
 /// Stand for the descriptors of the memory file and of the log, which only the process knows. None can be opened.
 const MEMORY: u32 = 0x8000_0001;
 const LOG: u32 = 0x8000_0002;
-/// One record of the memory file, and the whole file. `sandbox.rs` compares them with the true ones.
+/// One record of the memory file, and the whole file, in bytes. The agent is not built if they are not those of `memory.rs`.
 const RECORD: u64 = 64;
 const SIZE: u64 = 64 * RECORD;
 
@@ -75,7 +75,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     ];
     let mut text = format!(
         "pub const MEMORY: u32 = {MEMORY}; pub const LOG: u32 = {LOG};\n\
-         pub const RECORD: usize = {RECORD}; pub const SIZE: usize = {SIZE};\n"
+         const _: () = assert!(crate::memory::RECORD == {RECORD} && crate::memory::SIZE == {SIZE});\n"
     );
     for (name, filter) in filters {
         let instructions = match architecture.as_str().try_into() {

@@ -2,7 +2,7 @@
 //! memory, time, TCP connections to Patroni's port, and one record in the memory file; with a listening socket also
 //! threads, and the folders of the files that the next check reads. Knows nothing of what they are used for.
 
-use crate::memory::{RECORD, SIZE};
+use crate::memory::SIZE;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope,
@@ -19,7 +19,6 @@ mod filters {
     use seccompiler::sock_filter;
     include!(concat!(env!("OUT_DIR"), "/filters.rs"));
 }
-const _: () = assert!(filters::RECORD == RECORD && filters::SIZE == SIZE);
 
 /// Locks this process in for good. Only `port` can be connected to, where the kernel knows ports
 /// (Landlock ABI 4, Linux 6.7), to `memory` only a record can be written, in its place, and `log` stays with whom it

@@ -291,3 +291,28 @@ fn timed_out(error: io::Error, timeout: NextTimeout) -> Error {
         _ => Error::Io(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tls::Tls;
+
+    #[test]
+    fn who_is_not_there_and_who_does_not_answer() {
+        let patroni = Patroni::new(None, None, Tls::default()).expect("a Patroni");
+        for (error, gone, words) in [
+            (ErrorKind::ConnectionRefused.into(), true, "connection refused"),
+            (ErrorKind::HostUnreachable.into(), true, "host unreachable"),
+            (ErrorKind::NetworkUnreachable.into(), true, "network unreachable"),
+            (ErrorKind::AddrNotAvailable.into(), true, ""),
+            (io::Error::from_raw_os_error(libc::EAFNOSUPPORT), true, ""),
+            (ErrorKind::ConnectionReset.into(), false, "closed the connection early"),
+            (ErrorKind::UnexpectedEof.into(), false, "closed the connection early"),
+            (io::Error::from_raw_os_error(libc::EPERM), false, ""),
+        ] {
+            assert_eq!(nobody(&error), gone, "{error}");
+            let text = in_words(&patroni, Error::Io(error));
+            assert!(text.starts_with(words), "{text}");
+        }
+    }
+}

@@ -322,7 +322,46 @@ fn version(keys: &BTreeMap<String, &RawValue>) -> Option<[u32; 3]> {
 
 #[cfg(test)]
 mod tests {
-    use super::answer;
+    use super::*;
+
+    fn patroni(url: Option<&str>, tls: Tls) -> Patroni {
+        Patroni::new(url, None, tls).expect("a Patroni")
+    }
+
+    #[test]
+    fn without_a_url_it_may_be_where_haproxy_asked() {
+        let asked = |address: &str| Some(address.parse().expect("an address"));
+        let anywhere = patroni(None, Tls::default());
+        for (from, tried) in [
+            (asked("10.0.0.1:5555"), "Patroni 127.0.0.1:8008 and 10.0.0.1:8008"),
+            (asked("[fd00::1]:5555"), "Patroni 127.0.0.1:8008 and [fd00::1]:8008"),
+            (asked("127.0.0.1:5555"), "Patroni 127.0.0.1:8008"),
+        ] {
+            assert_eq!(anywhere.prepare(from).expect("no file is read").tried(), tried);
+        }
+        let there = patroni(Some("http://10.0.0.2:8008"), Tls::default());
+        let prepared = there.prepare(asked("10.0.0.1:5555")).expect("no file is read");
+        assert_eq!(prepared.tried(), "Patroni 10.0.0.2:8008");
+    }
+
+    #[test]
+    fn the_files_that_are_read_again() {
+        let [cacert, cert, key] = ["ca", "cert", "key"].map(|name| Some(PathBuf::from(name)));
+        let tls = Tls { cacert, cert, key, insecure: false };
+        let files = patroni(Some("https://10.0.0.1:8008"), tls.clone()).files();
+        assert_eq!(files, ["ca", "cert", "key"].map(PathBuf::from));
+        let files = patroni(Some("https://pg1:8008"), tls).files();
+        assert_eq!(files, ["ca", "cert", "key", "/etc/hosts"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn what_is_true_is_read_and_when() {
+        let body = br#"{"state": "running", "role": "replica", "pause": true,
+            "cluster_unlocked": false, "tags": {"noloadbalance": true}}"#;
+        let answer = answer(200, body).expect("an answer");
+        assert!(answer.pause && !answer.cluster_unlocked && answer.noloadbalance);
+        assert!(answer.date > 1_700_000_000, "seconds since 1970");
+    }
 
     #[test]
     fn only_top_level_keys_count() {

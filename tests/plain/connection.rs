@@ -1,8 +1,8 @@
 //! How the agent is started, and what it says to whom.
 
 use crate::common::{
-    self, AGENT, FakePatroni, NotifySocket, Outcome, PRIMARY, READY, Start, check_with, connection,
-    full_backlog, http, listen, start,
+    self, AGENT, FakePatroni, NotifySocket, Outcome, PRIMARY, READY, Start, check, check_with,
+    connection, full_backlog, http, listen, start,
 };
 use patroni_agent_check::connection::Connection;
 use patroni_agent_check::patroni::{Patroni, tls::Tls};
@@ -71,6 +71,16 @@ fn patroni_on_ipv6_and_under_a_name() {
 }
 
 /// Debian's own Patroni package has the REST API there alone.
+/// Patroni is asked once: the second address is for the case that nobody is at the first.
+#[test]
+fn who_does_not_answer_is_not_passed_over() {
+    let first = FakePatroni::raw(drop);
+    let second = FakePatroni::on(&format!("[::1]:{}", first.address.port()), |_, _| ());
+    let reply = check(&["--url", &format!("http://localhost:{}", first.address.port())]).reply;
+    assert!(reply.contains(": closed the connection early"), "{reply}");
+    assert_eq!((first.connections(), second.connections()), (1, 0));
+}
+
 #[test]
 fn patroni_at_the_address_that_haproxy_asked() {
     let nobody = common::nobody();
@@ -370,14 +380,15 @@ fn usage_errors_name_the_cure() {
 /// What is for a human costs HAProxy's checks no second question.
 #[test]
 fn only_a_human_is_explained_anything() {
-    let patroni = FakePatroni::primary();
+    let body = PRIMARY.replace('}', r#", "patroni": {"name": "pg1"}}"#);
+    let patroni = FakePatroni::answering(http(200, &body));
     let arguments = ["--explain", "--url", &patroni.url()];
     let outcome = check_with(Start::ListenFds, "127.0.0.1:0", &arguments, listen);
     assert_eq!((outcome.reply.as_str(), outcome.stderr.as_str()), (READY, ""));
     assert_eq!(patroni.connections(), 1);
     let (_, reply, explained) = text(&run(Stdio::null(), &arguments));
     assert_eq!(reply, READY);
-    for text in ["asked: Patroni ", "sandbox: complete"] {
+    for text in ["asked: Patroni ", "answer of node pg1: ", "sandbox: complete"] {
         assert!(explained.contains(text), "{explained}");
     }
     assert!(patroni.connections() > 2);

@@ -1,7 +1,8 @@
 //! A listening socket: many checks at once by one process, which ends when nobody asks any more.
 
 use crate::common::{
-    self, AGENT, FakePatroni, NotifySocket, PRIMARY, READY, Start, http, listen, path_in, start,
+    self, AGENT, FakePatroni, NotifySocket, PRIMARY, READY, Start, file, http, listen, path_in,
+    start,
 };
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
@@ -416,6 +417,12 @@ fn it_locks_itself_in_and_goes_on() {
     assert!(reply.starts_with("up maint # hold: "), "{reply}");
     assert!(reply.ends_with("Permission denied (os error 13)\n"), "{reply}");
     assert_eq!(stderr(&mut server), "", "nothing is missing");
+    // the certificates are read at each check
+    let patroni = FakePatroni::raw(drop);
+    let (url, ca) = (format!("https://{}", patroni.address), file("tests/data/tls/ca.pem"));
+    let arguments = ["--url", &url, "--cacert", ca.to_str().expect("UTF-8")];
+    let reply = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments).ask();
+    assert!(reply.contains(": closed the connection"), "{reply}");
 }
 
 #[test]

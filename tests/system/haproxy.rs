@@ -326,11 +326,12 @@ fn a_server_that_is_added_at_run_time() {
     let said = Command::new("sh").args(["-ec", &commands]).output().expect("sh and socat");
     assert!(said.status.success(), "{said:?}");
     let end = Instant::now() + Duration::from_secs(20);
-    while haproxy.stat("postgres-write", "pg4", "status") != "UP" {
+    let stat = |field| haproxy.stat("postgres-write", "pg4", field);
+    // HAProxy has nothing in last_agt while it asks the agent
+    while stat("status") != "UP" || !stat("last_agt").contains("primary, running") {
         assert!(Instant::now() < end, "{}: {said:?}", haproxy.command("show servers state"));
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert!(haproxy.stat("postgres-write", "pg4", "last_agt").contains("primary, running"));
     for command in ["disable agent", "disable health", "set server", "del server"] {
         let state = if command == "set server" { " state maint" } else { "" };
         haproxy.command(&format!("{command} postgres-write/pg4{state}"));
