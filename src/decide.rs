@@ -134,6 +134,7 @@ pub fn decide(
             let standby = standby && !broken;
             if times.answered >= last.at {
                 record.at = times.answered;
+                record.date = answer.as_ref().map_or(last.date, |answer| answer.date);
                 record.lease =
                     if standby { end.saturating_sub(times.answered) } else { Duration::ZERO };
             }
@@ -187,7 +188,7 @@ fn without_the_lock(answer: &Answer, last: &Record, times: Times) -> Option<&'st
     } else if answer.pause && last.pause {
         // nobody but an operator promotes another one now
         Some("primary, paused, Patroni does not know its lock")
-    } else if patronis > ours + CLOCK_STEP {
+    } else if last.date > 0 && patronis > ours + CLOCK_STEP {
         // its claim ends by its own clock, the lock by that of the DCS
         Some("primary, Patroni's clock was set forward")
     } else {
@@ -617,6 +618,14 @@ mod tests {
             node.hears(10.0, Ok(PRIMARY()));
             node.clock = node.clock.saturating_add_signed(step);
             assert_eq!(node.hears(11.0, Ok(UNLOCKED())).verdict, expected, "{step}");
+        }
+        // it was not: each bad answer has its own date, and before the first one nothing is known
+        for first in [UNLOCKED(), PRIMARY()] {
+            let mut node = Node::new("primary");
+            for (time, answer) in [(10.0, first), (20.0, UNLOCKED()), (40.0, UNLOCKED())] {
+                node.hears(time, Ok(answer));
+                assert_eq!(node.left.at, Duration::from_secs_f64(time));
+            }
         }
     }
 
