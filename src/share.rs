@@ -129,11 +129,19 @@ impl<Q: PartialEq, A> State<Q, A> {
         deadline: Instant,
         queue: usize,
     ) -> Option<Arc<Coming<A>>> {
-        if let Some(same) = self.waiting.iter_mut().find(|other| other.question == question) {
-            same.deadlines.push(deadline);
-            return Some(same.answer.clone());
-        }
         let before = self.waiting.iter().filter(|other| other.first).count();
+        if let Some(place) = self.waiting.iter().position(|other| other.question == question) {
+            let same = &mut self.waiting[place];
+            same.deadlines.push(deadline);
+            let answer = same.answer.clone();
+            if first && !same.first {
+                // those who asked the same before come along
+                same.first = true;
+                self.waiting.make_contiguous()[before..=place].rotate_right(1);
+                self.wake();
+            }
+            return Some(answer);
+        }
         if !first && self.waiting.len() - before >= queue {
             return None;
         }

@@ -196,8 +196,10 @@ fn who_comes_first_and_who_finds_no_place() {
         }
         assert_eq!(shared.ask("d", false, soon(), || ()), Err(Missed::Crowded));
         wait("first", true, 4);
+        // and takes along who has asked the same
+        wait("b", true, 5);
         go.send(()).expect("it waits");
     });
     drop(order);
-    assert_eq!(told.iter().collect::<Vec<_>>(), ["first", "a", "b", "c"]);
+    assert_eq!(told.iter().collect::<Vec<_>>(), ["first", "b", "a", "c"]);
 }
