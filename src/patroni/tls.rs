@@ -86,6 +86,19 @@ fn trusted(file: &Path, provider: Arc<CryptoProvider>) -> Result<Trusted, String
     Ok(Trusted { certificates, signed })
 }
 
+/// Whether a certificate that is itself in `--cacert` is refused only because no issuer there vouches for it: it is a CA
+/// (`openssl req -x509` makes it so) and may not be a server's, or was signed by another one. Its dates come before that.
+fn not_by_its_issuer(error: &CertificateError) -> bool {
+    match error {
+        CertificateError::UnknownIssuer => true,
+        CertificateError::Other(error) => error.to_string() == CA,
+        _ => false,
+    }
+}
+
+/// webpki's word for the certificate of a CA that is used as a server's.
+const CA: &str = "CaUsedAsEndEntity";
+
 /// As curl with the same options.
 #[derive(Debug)]
 struct Verifier {
@@ -107,10 +120,8 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         };
         match signed.verify_server_cert(certificate, intermediates, name, ocsp, now) {
-            // Not its dates and not its name, but what it is: one that is a CA (`openssl req -x509` makes it so) may
-            // not be a server's, unless just this one is trusted.
-            Err(Error::InvalidCertificate(CertificateError::Other(_)))
-                if certificates.contains(certificate) =>
+            Err(Error::InvalidCertificate(error))
+                if not_by_its_issuer(&error) && certificates.contains(certificate) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
                 Ok(ServerCertVerified::assertion())
@@ -198,7 +209,7 @@ pub fn in_words(error: &io::Error, host: &str) -> Option<String> {
             "its certificate needs RSA with 2048 bits or more, P-256, P-384 or Ed25519, and SHA-256 or more".to_owned()
         }
         InvalidCertificate(Bad::Other(error)) => match error.to_string().as_str() {
-            "CaUsedAsEndEntity" => {
+            CA => {
                 "its certificate is a CA's (CA:TRUE): put this very certificate into --cacert".to_owned()
             }
             "UnsupportedCertVersion" => "its certificate has X.509 version 1; make one with version 3".to_owned(),

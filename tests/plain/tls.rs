@@ -123,6 +123,23 @@ fn a_ca_that_is_a_servers_certificate_as_well() {
     assert_eq!(reply, down(&named, cure));
 }
 
+/// Whoever signed it.
+#[test]
+fn a_servers_certificate_that_is_itself_trusted() {
+    assert_eq!(ask(&plain("server"), &["--cacert", &pem("server.pem")]), READY);
+    let other = plain("expired");
+    let reply = ask(&other, &["--cacert", &pem("expired.pem")]);
+    assert_eq!(reply, down(&other, "its certificate has expired"));
+    let reply = ask(&other, &["--cacert", &pem("server.pem")]);
+    assert!(reply.starts_with("down ready # "), "{reply}");
+    let named = plain("named");
+    let reply = ask(&named, &["--cacert", &pem("named.pem")]);
+    assert!(reply.contains("certificate is not for 127.0.0.1"), "{reply}");
+    let stranger = plain("named");
+    let reply = ask(&stranger, &["--cacert", &pem("server.pem")]);
+    assert_eq!(reply, down(&stranger, "its certificate is not signed by the CA in --cacert"));
+}
+
 #[test]
 fn a_certificate_that_cannot_be_used_names_the_cure() {
     for (name, reason) in [
