@@ -75,8 +75,8 @@ pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitC
     let idle = options.as_ref().map_or_else(|_| options::default_idle(), |options| options.idle);
     let shared = Shared::new(AT_ONCE, APART, WAITING);
     let again = options.as_ref().map(again).unwrap_or_default();
-    let lock_in = || {
-        if let Err(missing) = sandbox::enter_listening(&again) {
+    let lock_in = |systemd| {
+        if let Err(missing) = sandbox::enter_listening(&Again { systemd, ..again }) {
             connection::log(4, &missing);
         }
     };
@@ -116,7 +116,7 @@ fn again(options: &Options) -> Again {
     let mut read = options.patroni.files();
     read.push(options.hold_file.clone());
     let (memory, log) = (Some(options.memory_file.clone()), syslog::descriptor());
-    Again { port: Some(options.patroni.connect_to.port), read, memory, log }
+    Again { port: Some(options.patroni.connect_to.port), read, memory, log, systemd: None }
 }
 
 /// Asks, and looks at the clock before and after.

@@ -56,9 +56,11 @@ const ALLOWED_AGAIN: &[&str] = &[
     "clock_nanosleep",
 ];
 
-/// Stand for the descriptors of the memory file and of the log, which only the process knows. None can be opened.
+/// Stand for the descriptors of the memory file and of the sockets to the log and to systemd, which only the process
+/// knows. None can be opened.
 const MEMORY: u32 = 0x8000_0001;
 const LOG: u32 = 0x8000_0002;
+const SYSTEMD: u32 = 0x8000_0003;
 /// One record of the memory file, and the whole file, in bytes. The agent is not built if they are not those of `memory.rs`.
 const RECORD: u64 = 64;
 const SIZE: u64 = 64 * RECORD;
@@ -74,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("NO_CLONE3", filter("allow".into(), errno(libc::ENOSYS), vec![plain("clone3")])),
     ];
     let mut text = format!(
-        "pub const MEMORY: u32 = {MEMORY}; pub const LOG: u32 = {LOG};\n\
+        "pub const MEMORY: u32 = {MEMORY}; pub const LOG: u32 = {LOG}; pub const SYSTEMD: u32 = {SYSTEMD};\n\
          const _: () = assert!(crate::memory::RECORD == {RECORD} && crate::memory::SIZE == {SIZE});\n"
     );
     for (name, filter) in filters {
@@ -139,7 +141,7 @@ fn record() -> [Value; 2] {
     [whole(2, "eq", RECORD), whole(3, "lt", SIZE)]
 }
 
-/// TCP to whom Landlock allows it, the log stays with its peer, and no memory becomes code.
+/// TCP to whom Landlock allows it, the sockets to others stay with them, and no memory becomes code.
 fn sockets_and_memory() -> Vec<Value> {
     // IPv4 and IPv6 are 2 and 10
     let internet = bits(0, !(libc::AF_INET ^ libc::AF_INET6), libc::AF_INET);
@@ -155,7 +157,7 @@ fn sockets_and_memory() -> Vec<Value> {
     let no_code = [bits(2, libc::PROT_EXEC, 0)];
     vec![
         call("socket", &[internet, stream, tcp]),
-        call("connect", &[descriptor("ne", LOG)]),
+        call("connect", &[descriptor("ne", LOG), descriptor("ne", SYSTEMD)]),
         call("sendto", &[to_the_peer]),
         call("ioctl", &[bits(1, !0, libc::FIONBIO as c_int)]),
         call("getsockopt", &[socket_level.clone(), bits(2, !0, libc::SO_ERROR)]),

@@ -45,7 +45,8 @@ pub fn enter_with(
     let limits = limits(&LIMITS);
     let landlock = landlock(known, &Again { port: Some(port), ..Again::default() });
     // last, since it forbids the others
-    let seccomp = seccomp(&filters::CHECK, memory, log);
+    let descriptors = [(filters::MEMORY, memory), (filters::LOG, log)];
+    let seccomp = seccomp(&filters::CHECK, &descriptors);
     all_of(vec![("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)])
 }
 
@@ -88,20 +89,15 @@ fn limits(limits: &[(Resource, u64)]) -> Result<(), Box<dyn Error>> {
 /// Installs a filter from here on, with the descriptors that the build script left open.
 fn seccomp(
     filter: &[sock_filter],
-    memory: Option<RawFd>,
-    log: Option<RawFd>,
+    descriptors: &[(u32, Option<RawFd>)],
 ) -> Result<(), Box<dyn Error>> {
     if filter.is_empty() {
         return Err(format!("not supported on {}", std::env::consts::ARCH).into());
     }
     let mut filter = filter.to_vec();
     for instruction in &mut filter {
-        let descriptor = match instruction.k {
-            filters::MEMORY => memory,
-            filters::LOG => log,
-            _ => None,
-        };
-        if let Some(descriptor) = descriptor {
+        let open = descriptors.iter().find(|(open, _)| *open == instruction.k);
+        if let Some((_, Some(descriptor))) = open {
             instruction.k = descriptor.unsigned_abs();
         }
     }
@@ -121,6 +117,8 @@ pub struct Again {
     pub memory: Option<PathBuf>,
     /// The system log, which stays with whom it is connected.
     pub log: Option<RawFd>,
+    /// systemd's socket, which stays with it.
+    pub systemd: Option<RawFd>,
 }
 
 /// Locks a process with a listening socket in for good, before it accepts a connection.
@@ -141,8 +139,9 @@ pub fn enter_listening_with(known: ABI, again: &Again) -> Result<(), String> {
     // no file is larger than the memory
     let limits = limits(&[(Resource::Fsize, SIZE as u64)]);
     let landlock = landlock(known, again);
-    let seccomp = seccomp(&filters::NO_CLONE3, None, None)
-        .and_then(|()| seccomp(&filters::LISTENING, None, again.log));
+    let descriptors = [(filters::LOG, again.log), (filters::SYSTEMD, again.systemd)];
+    let seccomp =
+        seccomp(&filters::NO_CLONE3, &[]).and_then(|()| seccomp(&filters::LISTENING, &descriptors));
     all_of(vec![("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)])
 }
 

@@ -6,15 +6,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
-use signal_hook::consts::SIGTERM;
+use signal_hook::consts::{SIGTERM, SIGXFSZ};
 use std::env;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,8 @@ const STATUS: Duration = Duration::from_secs(1);
 
 /// Answers each connection by `check`, which returns the words that it said, until there was none for
 /// `idle` or SIGTERM came. Checks that run then are finished; connections that come later wait for the
-/// process that systemd starts next. `lock_in` comes before the first one, when all that this needs is open.
+/// process that systemd starts next. `lock_in` comes before the first one, when all that this needs is open; it is
+/// given the socket to systemd.
 ///
 /// # Errors
 ///
@@ -39,11 +41,13 @@ const STATUS: Duration = Duration::from_secs(1);
 pub fn serve(
     listeners: &[TcpListener],
     idle: Duration,
-    lock_in: impl FnOnce(),
+    lock_in: impl FnOnce(Option<RawFd>),
     check: impl Fn(Connection, &Place) -> &'static str + Sync,
 ) -> io::Result<()> {
     let (stop, stopper) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, stopper)?;
+    // a log file that is too long for the sandbox: the line is lost, and not the checks
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     // three for each check
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
@@ -61,7 +65,7 @@ pub fn serve(
         let text = state.to_string();
         systemd.as_ref().map(|systemd| systemd.send(text.as_bytes()))
     };
-    lock_in();
+    lock_in(systemd.as_ref().map(UnixDatagram::as_raw_fd));
     notify(NotifyState::Ready);
     if let Some(systemd) = &systemd {
         systemd.set_nonblocking(true)?;

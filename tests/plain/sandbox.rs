@@ -351,8 +351,9 @@ mod listening {
     use std::fs::{self, File};
     use std::io::{self, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::FileExt;
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
     use std::path::{Path, PathBuf};
     use std::process::{Command, Output};
 
@@ -367,12 +368,13 @@ mod listening {
     ];
 
     /// What an intruder would do in a process for many checks alone.
-    const MORE_ATTEMPTS: [&str; 5] = [
+    const MORE_ATTEMPTS: [&str; 6] = [
         "write a file",
         "write to /dev/shm",
         "write beside the hold",
         "talk to D-Bus",
         "raise a limit",
+        "tell another what systemd is told",
     ];
 
     /// The oldest Landlock that forbids it where seccomp does not.
@@ -388,6 +390,7 @@ mod listening {
         folder: PathBuf,
         elsewhere: u16,
         parent: Option<Pid>,
+        systemd: UnixDatagram,
     }
 
     impl Ground {
@@ -416,6 +419,7 @@ mod listening {
                 let limit = Rlimit { current: Some(1000), maximum: Some(1000) };
                 setrlimit(Resource::Nofile, limit).map_err(Into::into)
             }
+            "tell another what systemd is told" => ground.systemd.connect(ground.path("other")),
             name => panic!("{name}?"),
         }
     }
@@ -442,7 +446,8 @@ mod listening {
         let Ok(what) = std::env::var(TRY) else { return };
         let what: Vec<_> = what.split('|').collect();
         let (elsewhere, folder) = (what[2].parse().expect("a port"), PathBuf::from(what[3]));
-        let ground = Ground { folder, elsewhere, parent: getppid() };
+        let systemd = UnixDatagram::unbound().expect("a socket");
+        let ground = Ground { folder, elsewhere, parent: getppid(), systemd };
         let patroni = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = patroni.local_addr().expect("an address").port();
         // its folder is not there yet
@@ -452,6 +457,7 @@ mod listening {
             read: vec![hold.clone(), ground.path("links/ca.pem")],
             memory: Some(memory),
             log: None,
+            systemd: Some(ground.systemd.as_raw_fd()),
         };
         let (_, abi) = ABIS.iter().find(|(name, _)| *name == what[1]).expect("an ABI");
         if let Some(abi) = abi {
@@ -488,8 +494,10 @@ mod listening {
         std::os::unix::fs::symlink("../archive/ca.pem", folder.join("links/ca.pem"))
             .expect("a link");
         let _bus = UnixListener::bind(folder.join("bus")).expect("a socket");
+        let _other = UnixDatagram::bind(folder.join("other")).expect("a socket");
         let (elsewhere, _listeners) = elsewhere();
-        work(&Ground { folder: folder.clone(), elsewhere, parent: None });
+        let systemd = UnixDatagram::unbound().expect("a socket");
+        work(&Ground { folder: folder.clone(), elsewhere, parent: None, systemd });
         fs::remove_dir_all(folder).expect("the folder");
     }
 

@@ -425,6 +425,26 @@ fn it_locks_itself_in_and_goes_on() {
     assert!(reply.contains(": closed the connection"), "{reply}");
 }
 
+/// The sandbox limits the length of every file, and a log may be longer.
+#[test]
+fn a_long_log_file_ends_no_check() {
+    let folder = common::folder("log");
+    let (log, memory) = (path_in(&folder, "log"), path_in(&folder, "memory"));
+    fs::write(&log, [b'\n'; 5000]).expect("a log");
+    let nobody = common::nobody();
+    let url = format!("http://{}", nobody.local_addr().expect("an address"));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let stream = TcpStream::from(OwnedFd::from(listener.try_clone().expect("a descriptor")));
+    let mut agent = start(Start::ListenFds, stream, &["--url", &url, "--memory-file", &memory]);
+    agent.stderr(fs::File::options().append(true).open(&log).expect("a log"));
+    let server = Server { listener, child: agent.spawn().expect("the agent starts") };
+    for _ in 0..2 {
+        let reply = server.ask();
+        assert!(reply.starts_with("down ready # "), "{reply}");
+    }
+    assert_eq!(fs::metadata(&log).expect("a log").len(), 5000, "nothing was logged");
+}
+
 #[test]
 fn sigterm_lets_checks_finish() {
     let patroni = FakePatroni::new(|stream| {
