@@ -23,6 +23,11 @@ fn assert_down(outcome: &Outcome, patroni: &FakePatroni, reason: &str) {
 }
 
 fn ask(patroni: &FakePatroni) -> Outcome {
+    check(&["--url", &patroni.url(), "--timeout", "10s"])
+}
+
+/// Of one that does not answer in time.
+fn ask_in_vain(patroni: &FakePatroni) -> Outcome {
     check(&["--url", &patroni.url(), "--timeout", "500ms"])
 }
 
@@ -48,7 +53,7 @@ fn refused() {
 #[test]
 fn accepted_and_silent() {
     let patroni = FakePatroni::raw(|_stream| std::thread::sleep(LONG));
-    assert_down(&ask(&patroni), &patroni, LATE);
+    assert_down(&ask_in_vain(&patroni), &patroni, LATE);
 }
 
 #[test]
@@ -68,7 +73,7 @@ fn one_byte_a_second() {
             std::thread::sleep(Duration::from_secs(1));
         }
     });
-    assert_down(&ask(&patroni), &patroni, LATE);
+    assert_down(&ask_in_vain(&patroni), &patroni, LATE);
 }
 
 #[test]
@@ -82,7 +87,7 @@ fn body_one_byte_at_a_time() {
             std::thread::sleep(Duration::from_millis(200));
         }
     });
-    assert_down(&ask(&patroni), &patroni, LATE);
+    assert_down(&ask_in_vain(&patroni), &patroni, LATE);
 }
 
 #[test]
@@ -91,7 +96,7 @@ fn headers_only_then_silence() {
         let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n");
         std::thread::sleep(LONG);
     });
-    assert_down(&ask(&patroni), &patroni, LATE);
+    assert_down(&ask_in_vain(&patroni), &patroni, LATE);
 }
 
 #[test]
@@ -121,7 +126,7 @@ fn interim_answers_without_end() {
                 while stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").is_ok() {}
             },
         );
-    let outcome = ask(&patroni);
+    let outcome = ask_in_vain(&patroni);
     assert!(outcome.reply.starts_with("down ready # Patroni"), "{outcome:?}");
     assert!(outcome.took < LONG / 2);
 }

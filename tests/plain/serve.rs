@@ -232,7 +232,7 @@ fn the_journal_hears_once() {
     });
     let (folder, url) = (common::folder("once"), patroni.url());
     let memory = path_in(&folder, "memory");
-    let arguments = ["--agent-send", "--url", &url, "--memory-file", &memory];
+    let arguments = ["--agent-send", "--url", &url, "--memory-file", &memory, "--timeout", "10s"];
     let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
     let replies = burst(&server, &["primary"], 120);
     assert!(replies.iter().all(|reply| reply == "fail ready # primary, crashed\n"), "{replies:?}");
@@ -372,11 +372,13 @@ fn what_one_address_can_take_is_bounded() {
     let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
     let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
     let ask = |source: u8, count: usize| {
-        let mut streams: Vec<_> =
-            (0..count).map(|_| from(Ipv4Addr::new(127, 0, 1, source), server.address())).collect();
-        // a reset, where there is no place any more
-        streams.iter_mut().for_each(|stream| drop(stream.write_all(b"primary\n")));
-        streams
+        let one = |_| {
+            let mut stream = from(Ipv4Addr::new(127, 0, 1, source), server.address());
+            // at once: the line is due 300 ms after the connection; a reset, where there is no place any more
+            let _ = stream.write_all(b"primary\n");
+            stream
+        };
+        (0..count).map(one).collect::<Vec<_>>()
     };
     let answered = |streams: Vec<TcpStream>| {
         let replies: Vec<_> = streams.into_iter().map(answer).collect();
@@ -385,8 +387,10 @@ fn what_one_address_can_take_is_bounded() {
     };
     let (many, one) = (ask(1, 200), ask(2, 1));
     assert_eq!((answered(many), answered(one)), (128, 1));
+    settled(&server);
     let all = (1..=5).flat_map(|source| ask(source, 128)).collect();
     assert_eq!(answered(all), 512);
+    settled(&server);
     assert_eq!(answered(ask(1, 128)), 128, "places come back");
 }
 
@@ -451,7 +455,8 @@ fn sigterm_lets_checks_finish() {
         std::thread::sleep(Duration::from_millis(500));
         let _ = stream.write_all(&http(200, PRIMARY));
     });
-    let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &["--url", &patroni.url()]);
+    let arguments = ["--url", &patroni.url(), "--timeout", "10s"];
+    let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
     let waiting = server.connect();
     while patroni.requests().is_empty() {
         std::thread::sleep(Duration::from_millis(5));
@@ -477,8 +482,9 @@ fn systemd_is_told() {
     let systemd = NotifySocket::new();
     let patroni = FakePatroni::primary();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let started = Instant::now();
     let mut child = Command::new(AGENT)
-        .args(["--url", &patroni.url(), "--idle", "1s"])
+        .args(["--url", &patroni.url(), "--timeout", "10s"])
         .env("NOTIFY_SOCKET", &systemd.path)
         .env("WATCHDOG_USEC", "900000")
         .stdin(Stdio::from(OwnedFd::from(listener.try_clone().expect("a descriptor"))))
@@ -486,14 +492,17 @@ fn systemd_is_told() {
         .expect("the agent starts");
     assert_eq!(systemd.said(), "READY=1");
     assert_eq!(listen(TcpStream::connect(listener.local_addr().expect("it")).expect("it")), READY);
-    let mut heard = Vec::new();
-    while heard.last().map(String::as_str) != Some("STOPPING=1") {
-        heard.push(systemd.said());
-    }
     let served =
         "STATUS=1 checks served, 0 refused, 0 silent ones closed, 0 running, last said: up ready";
-    assert!(heard.iter().any(|line| line == served), "{heard:?}");
-    let alive = heard.iter().filter(|line| *line == "WATCHDOG=1").count();
-    assert!((2..=6).contains(&alive), "three times in each watchdog interval: {heard:?}");
+    let mut heard = Vec::new();
+    let told = |heard: &[String], line| heard.iter().filter(|other| *other == line).count();
+    while told(&heard, served) == 0 || told(&heard, "WATCHDOG=1") < 3 {
+        heard.push(systemd.said());
+    }
+    let most = started.elapsed().as_millis() / 300 + 1;
+    let alive = told(&heard, "WATCHDOG=1") as u128;
+    assert!(alive <= most, "three times in each watchdog interval: {heard:?}");
+    send("-TERM", &child);
+    while systemd.said() != "STOPPING=1" {}
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
