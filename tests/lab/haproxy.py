@@ -26,7 +26,11 @@ def shown(path):
 
 def fails(path, server):
     """Whether HAProxy's own check of that server has failed so often that it counts."""
-    return int(servers(path)[server][12]) == 0  # srv_check_health
+    try:
+        row = servers(path).get(server)
+    except OSError:  # a reload puts another socket in its place
+        return False
+    return row is not None and int(row[12]) == 0  # srv_check_health
 
 
 def servers(path):

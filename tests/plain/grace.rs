@@ -149,8 +149,9 @@ fn a_restarted_patroni_does_not_know_its_lock_yet() {
         assert_eq!(site.asks(&[]).reply, "fail ready # primary without the leader lock\n");
     }
     assert!(site.asks(&[]).reply.starts_with("down ready # "), "what Patroni said last stands");
-    site.was(200, PRIMARY);
-    assert!(site.asks(&[]).reply.starts_with(HELD));
+    assert_eq!(site.was(200, PRIMARY), READY);
+    let reply = site.asks(&[]).reply;
+    assert!(reply.starts_with(HELD), "{reply}");
     let _patroni = site.answers(503, PRIMARY);
     let reply = site.asks(&[]).reply;
     assert!(reply.starts_with(HELD) && reply.contains("has_just_started"), "{reply}");

@@ -51,8 +51,8 @@ impl HaProxy {
         let configuration = folder.path().join("haproxy.cfg");
         let socket = folder.path().join("socket");
         let text = format!(
-            "global\n stats socket {} level admin\ndefaults\n mode tcp\n timeout connect 2s\n \
-             timeout client 10s\n timeout server 10s\n{backends}",
+            "global\n stats socket {} level admin\ndefaults\n mode tcp\n timeout check 2s\n \
+             timeout connect 2s\n timeout client 10s\n timeout server 10s\n{backends}",
             socket.display()
         );
         fs::write(&configuration, text).expect("a file");

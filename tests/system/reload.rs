@@ -79,10 +79,12 @@ impl LoadBalancer {
 
     /// How often the journal says that the states were not saved.
     fn complaints(&self) -> usize {
-        self.sh("journalctl -q -o cat -u haproxy | grep -c 'were not saved' || true")
-            .trim()
-            .parse()
-            .expect("a number")
+        self.sh(
+            "journalctl --sync; journalctl -q -o cat -u haproxy | grep -c 'were not saved' || true",
+        )
+        .trim()
+        .parse()
+        .expect("a number")
     }
 }
 
