@@ -87,8 +87,8 @@ pub fn decide(
     let ready = reply.verdict == Verdict::Ready;
     let was_ready = last.ready == Some(last.at);
     let mut in_the_pool = ready;
-    match (meaning(question, answer, last, times), answer) {
-        (Meaning::Good(answer), _) => {
+    match meaning(question, answer, last, times) {
+        Meaning::Good(answer) => {
             // A READY that was asked for before another check heard something else is no longer true.
             let overtaken = ready && times.asked < last.at && !was_ready;
             if overtaken {
@@ -104,7 +104,7 @@ pub fn decide(
                 (record.date, record.pause, record.refused) = (answer.date, answer.pause, false);
             }
         }
-        (Meaning::Trouble(excuse), _) => {
+        Meaning::Trouble(excuse) => {
             record.trouble = last.trouble.or(Some(times.answered));
             record.refused |= answer.as_ref().is_err_and(|no_answer| no_answer.refused);
             let passed = times.asked.saturating_sub(last.at);
@@ -122,10 +122,10 @@ pub fn decide(
                 };
             }
         }
-        (Meaning::Other, answer) => {
+        Meaning::Other(answer) => {
             let end = last.at + policy.grace.min(last.lease);
             // A standby whose Patroni is restarted stops first: it has left the pool, and is not broken.
-            let standby = answer.as_ref().is_ok_and(|answer| answer.role == "replica");
+            let standby = answer.role == "replica";
             if standby && reply.verdict == Verdict::Stopped && times.asked < end {
                 reply.verdict = Verdict::Out(Otherwise::Maint);
             }
@@ -133,8 +133,7 @@ pub fn decide(
             record.trouble = last.trouble.or(Some(times.answered)).filter(|_| broken);
             let standby = standby && !broken;
             if times.answered >= last.at {
-                record.at = times.answered;
-                record.date = answer.as_ref().map_or(last.date, |answer| answer.date);
+                (record.at, record.date) = (times.answered, answer.date);
                 record.lease =
                     if standby { end.saturating_sub(times.answered) } else { Duration::ZERO };
             }
@@ -154,7 +153,7 @@ enum Meaning<'a> {
     /// Nobody knows, and it may be over with the next answer. Why, if the table would say something else.
     Trouble(Option<&'static str>),
     /// Patroni has said something else, and that stands: what was ready is so no more.
-    Other,
+    Other(&'a Answer),
 }
 
 fn meaning<'a>(
@@ -169,13 +168,13 @@ fn meaning<'a>(
         (503, "running", "primary" | "master") if lock => {
             match without_the_lock(answer, last, times) {
                 Some(excuse) => Meaning::Trouble(Some(excuse)),
-                None => Meaning::Other,
+                None => Meaning::Other(answer),
             }
         }
         (_, "running", _) => Meaning::Good(answer),
         // it has the lock, and PostgreSQL did not answer it this once
         (200, "unknown", role) if lock && role != "replica" => Meaning::Trouble(None),
-        _ => Meaning::Other,
+        _ => Meaning::Other(answer),
     }
 }
 

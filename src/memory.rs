@@ -42,7 +42,7 @@ pub struct Record {
     pub lease: Duration,
     /// When the question was asked to which the node was ready last.
     pub ready: Option<Duration>,
-    /// Patroni's own clock in the last good answer, in seconds since 1970.
+    /// Patroni's own clock in the last answer that was no trouble, in seconds since 1970.
     pub date: u32,
     /// Whether the cluster was paused in the last good answer.
     pub pause: bool,

@@ -70,7 +70,6 @@ fn patroni_on_ipv6_and_under_a_name() {
     assert_eq!((stopping.connections(), another.connections()), (1, 0));
 }
 
-/// Debian's own Patroni package has the REST API there alone.
 /// Patroni is asked once: the second address is for the case that nobody is at the first.
 #[test]
 fn who_does_not_answer_is_not_passed_over() {
@@ -81,6 +80,7 @@ fn who_does_not_answer_is_not_passed_over() {
     assert_eq!((first.connections(), second.connections()), (1, 0));
 }
 
+/// Debian's own Patroni package has the REST API there alone.
 #[test]
 fn patroni_at_the_address_that_haproxy_asked() {
     let nobody = common::nobody();

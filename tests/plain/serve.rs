@@ -50,9 +50,13 @@ impl Drop for Server {
     }
 }
 
-fn child(how: Start, listener: &TcpListener, arguments: &[&str]) -> Child {
+fn command(how: Start, listener: &TcpListener, arguments: &[&str]) -> Command {
     let stream = TcpStream::from(OwnedFd::from(listener.try_clone().expect("a descriptor")));
-    start(how, stream, arguments).spawn().expect("the agent starts")
+    start(how, stream, arguments)
+}
+
+fn child(how: Start, listener: &TcpListener, arguments: &[&str]) -> Child {
+    command(how, listener, arguments).spawn().expect("the agent starts")
 }
 
 fn send(signal: &str, child: &Child) {
@@ -438,8 +442,8 @@ fn a_long_log_file_ends_no_check() {
     let nobody = common::nobody();
     let url = format!("http://{}", nobody.local_addr().expect("an address"));
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let stream = TcpStream::from(OwnedFd::from(listener.try_clone().expect("a descriptor")));
-    let mut agent = start(Start::ListenFds, stream, &["--url", &url, "--memory-file", &memory]);
+    let arguments = ["--url", &url, "--memory-file", &memory];
+    let mut agent = command(Start::ListenFds, &listener, &arguments);
     agent.stderr(fs::File::options().append(true).open(&log).expect("a log"));
     let server = Server { listener, child: agent.spawn().expect("the agent starts") };
     for _ in 0..2 {

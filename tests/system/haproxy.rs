@@ -301,7 +301,6 @@ fn pools_on_one_port_by_agent_send() {
     }
 }
 
-/// The commented lines of units/examples/haproxy.cfg and the alerts of units/examples/prometheus-rules.yml, on two nodes.
 /// By the commands of units/README.md, for a server of this machine.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
@@ -339,6 +338,8 @@ fn a_server_that_is_added_at_run_time() {
     assert!(!haproxy.command("show servers state").contains(" pg4 "));
 }
 
+/// The commented-out lines of units/examples/haproxy.cfg and the alerts of units/examples/prometheus-rules.yml, on two
+/// nodes.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn reads_fall_back_to_the_primary_and_alerts_see_it() {
