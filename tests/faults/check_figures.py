@@ -77,6 +77,11 @@ class Figures(unittest.TestCase):
         self.assertEqual(broken([BRIDGED, planned], (1, 1), cut=1), [])
         self.assertIn("lost", broken([planned, planned], lost=1)[0])
         self.assertEqual(broken([planned, leader], lost=1), [])
+        frozen, read = Fault(takes=frozenset(["patroni"])), figures.read_bound(False)
+        self.assertIn("a read", broken([leader, Fault()], late_read=read + 1)[0])
+        self.assertEqual(broken([leader, frozen], late_read=read + 1), [])
+        self.assertIn("a read", broken([frozen], late_read=read + 1)[0])
+        self.assertIn("a read", broken([leader, frozen], late_read=figures.read_bound(False, 3) + 0.1)[0])
         for promise in ("late", "split", "two_up", "to_held", "phantom", "stale"):
             self.assertEqual(len(broken([leader, Fault(everywhere=True, bridged=True)], **{promise: 1})), 1, promise)
 

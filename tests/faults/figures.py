@@ -67,9 +67,10 @@ def bound(grace):
     return AGENT_INTER + TIMEOUT + BLINK + (grace + TIMEOUT if grace else 0)
 
 
-def read_bound(silent):
-    """How long after Patroni called it out of the pool a node may still be given reads."""
-    return (LONGEST_FALL if silent else READ_INTER + TIMEOUT) + BLINK
+def read_bound(silent, grace=0):
+    """How long after Patroni called it out of the pool a node may still be given reads: until HAProxy has asked again,
+    and, if Patroni says nothing any more by then, until its grace period is over."""
+    return (LONGEST_FALL if silent else READ_INTER + TIMEOUT + (grace + TIMEOUT if grace else 0)) + BLINK
 
 
 def longest_pause(began, ended, times):
@@ -234,8 +235,9 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
     """What the agent's pool did that it must not, in words, in one fault or in two at once.
 
     `lengths`: how long each was; of a bridged one, how long its trouble was. Two at once are held to what one is, but:
-    two that break something may leave two nodes DOWN, and two primaries after each other UP without taking writes; and
-    two troubles of the primary add up, as nobody knows that there was a good answer in between."""
+    two that break something may leave two nodes DOWN, and two primaries after each other UP without taking writes;
+    two troubles of the primary add up, as nobody knows that there was a good answer in between; and a Patroni that
+    falls silent just after it has called its node out of the pool for reads is bridged, too."""
     broken, planned, bridged = [], all(f.planned for f in faults), all(f.bridged for f in faults)
     silent, everywhere = any(f.silent for f in faults), any(f.everywhere for f in faults)
     nodes = max(1, sum(not f.planned for f in faults))
@@ -256,7 +258,8 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
         broken.append(f"no write for {figures.pause:.2f} s, until a silent agent spoke again")
     if figures.to_held:
         broken.append(f"{figures.to_held} writes in new sessions to a node that an operator holds")
-    if figures.late_read > read_bound(silent):
+    falls_silent = len(faults) == 2 and any(f.bridged or "patroni" in f.takes for f in faults)
+    if figures.late_read > read_bound(silent, grace if falls_silent else 0):
         broken.append(f"a read {figures.late_read:.2f} s after Patroni called its node out of the pool")
     if all(f.planned or f.bridged for f in faults) and figures.down and not too_long:
         broken.append(f"a server DOWN for {figures.down:.2f} s {'though all was planned' if planned else trouble}")

@@ -690,6 +690,71 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     assert_eq!(haproxy.stat("reserve", "BACKEND", "stot"), used);
 }
 
+/// What the backend `reserve` of units/examples/haproxy.cfg makes of Patroni's answers; and each of its `expect` lines is
+/// there for one of them.
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn the_reserve_tells_a_broken_primary_from_another_role() {
+    let said = |state: &str, role: &str| format!(r#"{{"state": "{state}", "role": "{role}"}}"#);
+    let answers = [
+        (200, said("running", "primary"), "L7OK", "UP"),
+        (200, said("running", "master"), "L7OK", "UP"),
+        (503, said("running", "replica"), "L7OKC", "NOLB"),
+        (503, said("running", "standby_leader"), "L7OKC", "NOLB"),
+        (503, said("stopping", "primary"), "L7OKC", "NOLB"),
+        (503, said("starting", "replica"), "L7OKC", "NOLB"),
+        (503, said("running", "primary"), "L7STS", "DOWN"),
+        (503, said("crashed", "primary"), "L7STS", "DOWN"),
+        (503, said("start failed", "replica"), "L7STS", "DOWN"),
+        (404, "<h1>another program</h1>".to_owned(), "L7STS", "DOWN"),
+    ];
+    let shipped =
+        fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
+    let (_, section) = shipped.split_once("backend reserve\n").expect("the reserve");
+    let (section, _) = section.split_once("\n\n").expect("its end");
+    let lines = section.lines().filter(|line| !line.contains(" server pg"));
+    let patronis =
+        answers.each_ref().map(|(status, body, ..)| FakePatroni::answering(http(*status, body)));
+    let mut pools = String::new();
+    // the whole, and without each of these lines
+    let expected = lines.clone().filter(|line| line.contains("http-check expect"));
+    let backends: Vec<_> = std::iter::once("").chain(expected).enumerate().collect();
+    for (number, left_out) in &backends {
+        let lines: Vec<_> = lines.clone().filter(|line| line != left_out).collect();
+        let _ = writeln!(pools, "backend reserve{number}\n{}", lines.join("\n"));
+        for (server, patroni) in patronis.iter().enumerate() {
+            let port = patroni.address.port();
+            let _ =
+                writeln!(pools, " server pg{server} 127.0.0.1:{port} port {port} check inter 50ms");
+        }
+    }
+    let haproxy = HaProxy::start("states", &pools);
+    let until = |pool: &str, server: &str, field, is: &dyn Fn(&str) -> bool| {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let shown = haproxy.stat(pool, server, field);
+            if is(&shown) {
+                return shown;
+            }
+            assert!(Instant::now() < end, "{pool}, {server}: {field} is {shown}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    for (number, left_out) in backends {
+        let pool = format!("reserve{number}");
+        let found = answers.iter().enumerate().map(|(server, (_, _, wanted, status))| {
+            let server = format!("pg{server}");
+            // "* " while a check is under way
+            let found = until(&pool, &server, "check_status", &|found| !found.contains("INI"));
+            if number == 0 {
+                until(&pool, &server, "status", &|found| found == *status);
+            }
+            found.trim_start_matches("* ") == *wanted
+        });
+        assert_eq!(found.filter(|same| !same).count() > 0, number > 0, "without {left_out}");
+    }
+}
+
 /// HAProxy's own regression test of agents sends words of all classes at once; ours always sends
 /// two, and HAProxy gets them in one segment, from one write.
 #[test]
