@@ -4,7 +4,7 @@
 use crate::common::{self, AGENT, FakePatroni, Start, haproxy, http, start};
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -543,6 +543,33 @@ fn a_silent_agent_is_bounded_by_the_check() {
     }
 }
 
+/// An agent may take longer than its interval, as while Patroni hangs: up to the `timeout check` of
+/// units/examples/haproxy.cfg.
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn a_slow_answer_is_heard() {
+    let agent = FakePatroni::raw(|mut stream| {
+        std::thread::sleep(Duration::from_millis(1200));
+        let _ = stream.write_all(b"up ready\n");
+    });
+    let shipped =
+        fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
+    let mut defaults = "defaults\n mode tcp\n".to_owned();
+    for line in shipped.lines().filter(|line| line.trim_start().starts_with("timeout c")) {
+        let _ = writeln!(defaults, "{line}");
+    }
+    let port = agent.address.port();
+    let pool = format!(
+        "backend pool\n server pg 127.0.0.1:1 agent-check agent-port {port} agent-inter 500ms disabled\n"
+    );
+    let haproxy = HaProxy::start("slow", &(defaults + " timeout server 10s\n" + &pool));
+    let end = Instant::now() + Duration::from_secs(20);
+    while haproxy.state("pool").0 != RUNNING {
+        assert!(Instant::now() < end, "{:?}", haproxy.state("pool"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// The write pool of units/examples/haproxy.cfg and its reserve, on two nodes.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
@@ -552,8 +579,9 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
         Primary,
         Replica,
         Held,
+        LockLost,
     }
-    use Node::{Held, Primary, Replica};
+    use Node::{Held, LockLost, Primary, Replica};
     struct Server {
         is: Arc<Mutex<Node>>,
         speaks: Arc<AtomicBool>,
@@ -570,6 +598,7 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
         let patroni = FakePatroni::new(move |stream| {
             let answer = match *now.lock().expect("no panic") {
                 Replica => http(503, REPLICA),
+                LockLost => http(503, READY.body),
                 _ => http(200, READY.body),
             };
             let _ = stream.write_all(&answer);
@@ -580,6 +609,7 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
                 Primary => b"up ready\n",
                 Replica => b"up maint\n",
                 Held => b"up drain # hold\n",
+                LockLost => b"fail ready\n",
             };
             if loud.load(Ordering::SeqCst) {
                 let _ = stream.read(&mut [0; 64]);
@@ -672,6 +702,15 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     reaches(None);
     turn(0, Replica);
     say(0, true);
+    reaches(Some("pg2"));
+
+    println!("it loses its lock: sessions through the reserve end");
+    let (_, mut session) = write().expect("served");
+    session.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    turn(1, LockLost);
+    let end = session.read(&mut [0]).map_err(|error| error.kind());
+    assert!(matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)), "{end:?}");
+    turn(1, Primary);
     reaches(Some("pg2"));
 
     println!("its agent is back, and a session through the reserve lives on");

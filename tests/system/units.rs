@@ -240,9 +240,13 @@ fn agent(port: u16) -> SocketAddr {
 const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
 
 fn stranger() -> Option<TcpStream> {
+    connect_from(STRANGER)
+}
+
+fn connect_from(address: Ipv4Addr) -> Option<TcpStream> {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::empty(), None);
     let socket = socket.expect("a socket");
-    bind(&socket, &SocketAddr::from((STRANGER, 0))).expect("another address");
+    bind(&socket, &SocketAddr::from((address, 0))).expect("another address");
     connect(&socket, &agent(5555)).ok()?;
     Some(TcpStream::from(socket))
 }
@@ -873,6 +877,45 @@ fn two_silent_strangers() {
         let silent = "127.0.0.1 5555 --from 127.0.0.0/8 --count 2 --rate 0 --silent 200 --pace 43 --seconds 5";
         let (asked, missed, _) = machine.checks_among(vec![machine.strangers(silent)]);
         assert!(asked >= 10 && missed == 0, "{name}: {missed} of {asked} missed");
+    });
+}
+
+/// One health check hangs, which four HAProxies ask in 18 pools each, and a stranger as often as it can: the places that
+/// are left suffice for another check, and nobody writes a line for those that are refused.
+#[test]
+#[ignore = "needs root and systemd: tests/run"]
+fn a_stranger_while_patroni_hangs() {
+    on_both("hangs", |name, root| {
+        let machine = Node::boot(name, root);
+        let settings = "OPTIONS='--agent-send --timeout 10s --url http://127.0.0.1:8010'\n";
+        machine.file("/etc/default/patroni-agent-check", settings);
+        machine.network(|| {
+            FakePatroni::on("127.0.0.1:8010", move |mut stream, _| {
+                let _ = match common::read_request(&mut stream).starts_with("GET /primary ") {
+                    true => stream.write_all(&common::http(200, common::PRIMARY)),
+                    false => stream.read_exact(&mut [0]), // until the agent gives up
+                };
+            })
+        });
+        assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
+        let lines = machine.journal_lines();
+        let ask_from = |address| {
+            let mut stream = connect_from(address)?;
+            stream.write_all(b"replica\n").ok()?;
+            Some(stream)
+        };
+        let reply = machine.network(|| {
+            let haproxies = (1..=4).map(|number| Ipv4Addr::new(127, 0, 1, number));
+            let asked: Vec<_> = haproxies.flat_map(|address| [address; 18]).map(ask_from).collect();
+            let stranger: Vec<_> = (0..300).map(|_| ask_from(STRANGER)).collect();
+            let reply = check(5555);
+            drop((asked, stranger));
+            reply
+        });
+        let places = machine.sh("systemctl show -P NConnections patroni-agent-check.socket");
+        assert!(reply.starts_with("up ready"), "{name}: {reply:?}, {places}");
+        assert_eq!(places.trim(), "104", "{name}: 4 times 18, and 32");
+        assert_eq!(machine.journal_lines(), lines, "{name}");
     });
 }
 
