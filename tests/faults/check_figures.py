@@ -23,7 +23,7 @@ def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((
     truths = [Truth(time, "pg1", recovery) for time, recovery in truths]
     alive = [write(time, session=session) for time in (9.2, 9.8) for session in (True, False)]
     reads = [Read(READS[OURS], time, time + 0.01, "pg1", False, time, OK, {}) for time in reads]
-    called = [Called(time, "pg1", status) for time, status in called]
+    called = [Called(time, "pg1", status, time - 0.2) for time, status in called]
     records = Records([*writes, *alive], looks, truths, reads, called)
     rows = [(*w.row, w.node) for w in records.writes if w.done == OK]
     return figures.Run(records, 0.0, 10.0, rows, dict.fromkeys(POOLS, 0), grace, held)
@@ -139,6 +139,8 @@ class Figures(unittest.TestCase):
         self.assertEqual(read(2.9), [])  # it was out before
         self.assertEqual(read(6.5), [])
         self.assertIn("a read 3.70 s after", read(6.7)[0])
+        self.assertIn("a read 6.20 s after", read(9.2)[0])
+        self.assertEqual(read(9.4), [])  # it is back, and HAProxy has heard of it before the watch
         self.assertEqual(read(6.7, Fault(silent=True)), [])
         self.assertIn("a read 8.20 s after", read(9.2, Fault(silent=True), [(1, 503)])[0])
         self.assertEqual(read(6.7, called=[(3, 200)]), [])

@@ -133,6 +133,9 @@ class Run:
     def called_out(self, read):
         """For how long Patroni had called its node out of the pool when a read was sent."""
         said = [called for called in self.called if called.node == read.node and called.time <= read.begun]
+        back = [called for called in self.called if called.node == read.node and called.time > read.begun][:1]
+        if any(called.status == 200 and called.before <= read.begun <= called.before + 1 for called in back):
+            return 0  # HAProxy may have asked before the watch did
         out = 0
         for called in reversed(said):
             if called.status == 200:

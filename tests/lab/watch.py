@@ -30,7 +30,8 @@ Write = namedtuple("Write", "pool row begun ended node outcome cut session done 
 # keeps: whether its client keeps its session; seen: {client: the highest number there}, None without an answer
 Read = namedtuple("Read", "pool begun ended node keeps session done seen")
 # status: Patroni's answer to READ_CHECK
-Called = namedtuple("Called", "time node status")
+# what Patroni says of its node since then, and when it last said something else
+Called = namedtuple("Called", "time node status before")
 # shown: {(pool, node): UP, MAINT, DRAIN, NOLB or DOWN}
 Look = namedtuple("Look", "time shown")
 # recovery: pg_is_in_recovery(), None if there was no answer
@@ -191,7 +192,7 @@ class Watch:
 
     def _ask_patroni(self, node):
         """What it answers; silence is no answer. One question at a time, and patiently: Patroni's queue is short."""
-        last = None
+        last, before = None, 0
         for _ in self._every(0.2):
             patroni = http.client.HTTPConnection(NODES[node], 8008, timeout=3)
             try:
@@ -202,8 +203,9 @@ class Watch:
             finally:
                 patroni.close()
             if status != last:
-                self.called.append(Called(time.time(), node, status))
+                self.called.append(Called(time.time(), node, status, before))
                 last = status
+            before = time.time()
 
     def _ask_the_node(self, node):
         local.patience = 0.3

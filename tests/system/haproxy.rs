@@ -706,7 +706,8 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
 
     println!("it loses its lock: sessions through the reserve end");
     let (_, mut session) = write().expect("served");
-    session.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    // less than HAProxy's own timeout for a session
+    session.set_read_timeout(Some(Duration::from_secs(8))).expect("a socket");
     turn(1, LockLost);
     let end = session.read(&mut [0]).map_err(|error| error.kind());
     assert!(matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)), "{end:?}");
