@@ -118,9 +118,9 @@ class Cluster:
         self.run(node, f"systemctl kill -s {signal} --kill-whom=main patroni")
 
     def signal_postgres(self, node, signal):
-        """All of PostgreSQL's processes, the postmaster first; some may end meanwhile."""
-        each = f"pid=$(head -1 {DATA}/postmaster.pid); for pid in $pid $(pgrep -P $pid); do kill -{signal} $pid; done"
-        self.run(node, f"({each}) 2> /dev/null; true")
+        """All of PostgreSQL's processes, the postmaster first, so that it starts no more; some may end meanwhile."""
+        first = f"pid=$(head -1 {DATA}/postmaster.pid); kill -{signal} $pid"
+        self.run(node, f"({first}; for child in $(pgrep -P $pid); do kill -{signal} $child; done) 2> /dev/null; true")
 
     def kill_postmaster(self, node):
         self.run(node, f"kill -KILL $(head -1 {DATA}/postmaster.pid)")
