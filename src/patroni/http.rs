@@ -302,8 +302,8 @@ mod tests {
         let patroni = Patroni::new(None, None, Tls::default()).expect("a Patroni");
         for (error, gone, words) in [
             (ErrorKind::ConnectionRefused.into(), true, "connection refused"),
-            (ErrorKind::HostUnreachable.into(), true, "host unreachable"),
-            (ErrorKind::NetworkUnreachable.into(), true, "network unreachable"),
+            (io::Error::from_raw_os_error(libc::EHOSTUNREACH), true, "host unreachable"),
+            (io::Error::from_raw_os_error(libc::ENETUNREACH), true, "network unreachable"),
             (ErrorKind::AddrNotAvailable.into(), true, ""),
             (io::Error::from_raw_os_error(libc::EAFNOSUPPORT), true, ""),
             (ErrorKind::ConnectionReset.into(), false, "closed the connection early"),

@@ -570,6 +570,61 @@ fn a_slow_answer_is_heard() {
     }
 }
 
+/// The pools of units/examples/haproxy.cfg: the write pool's agents are asked four times as often as the read pool's, and
+/// a client finds another server if one refuses it, as a primary does that has just stopped.
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn the_write_pool_asks_often_and_a_client_finds_the_other_server() {
+    let shipped =
+        fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
+    let (_, defaults) = shipped.split_once("\ndefaults\n").expect("its defaults");
+    let (defaults, _) = defaults.split_once("\n\n").expect("their end");
+    let defaults: Vec<_> = defaults.lines().filter(|line| !line.contains("server-state")).collect();
+    let mut configuration = format!("defaults\n{}\n", defaults.join("\n"));
+    let pool_settings = |name: &str| {
+        let (_, pool) = shipped.split_once(&format!("\nlisten {name}\n")).expect("the pool");
+        pool.lines().find(|line| line.starts_with("    default-server ")).expect("its settings")
+    };
+    let asked = ["postgres-write", "postgres-read"].map(|name| {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let agent = FakePatroni::raw(move |mut stream| {
+            count.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.write_all(b"up ready\n");
+        });
+        let port = agent.address.port();
+        let _ = writeln!(
+            configuration,
+            "backend {name}\n{}\n server pg 127.0.0.1:1 no-check agent-port {port}",
+            pool_settings(name)
+        );
+        asked
+    });
+    let server = FakePatroni::raw(|mut stream| drop(stream.write_all(b"here")));
+    let bind = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
+    let _ = writeln!(
+        configuration,
+        "listen clients\n bind 127.0.0.1:{bind}\n default-server no-check no-agent-check enabled\n \
+         server refuses 127.0.0.1:1\n server serves 127.0.0.1:{}",
+        server.address.port()
+    );
+    let _haproxy = HaProxy::start("often", &configuration);
+    for number in 0..6 {
+        let mut stream = TcpStream::connect(("127.0.0.1", bind)).expect("HAProxy");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        assert_eq!(answer, "here", "client {number}");
+    }
+    let end = Instant::now() + Duration::from_secs(60);
+    let [writes, reads] = asked.each_ref().map(|asked| asked.load(Ordering::SeqCst));
+    while asked[1].load(Ordering::SeqCst) < reads + 4 {
+        assert!(Instant::now() < end, "the read pool is not asked");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let often = asked[0].load(Ordering::SeqCst) - writes;
+    assert!(often >= 8, "{often} questions of the write pool in four of the read pool");
+}
+
 /// The write pool of units/examples/haproxy.cfg and its reserve, on two nodes.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
