@@ -39,6 +39,11 @@ fn launcher(address: &str, arguments: Arc<Mutex<Vec<String>>>) -> SocketAddr {
     address
 }
 
+/// units/examples/haproxy.cfg
+fn shipped() -> String {
+    fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg")
+}
+
 struct HaProxy {
     process: Child,
     folder: TempDir,
@@ -79,6 +84,19 @@ impl HaProxy {
 
     fn stat(&self, pool: &str, server: &str, field: &str) -> String {
         haproxy::stat(&self.socket(), pool, server, field).expect("HAProxy")
+    }
+
+    /// Waits until a field of a server or of BACKEND is as it should be, and returns it.
+    fn until(&self, pool: &str, server: &str, field: &str, is: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let shown = self.stat(pool, server, field);
+            if is(&shown) {
+                return shown;
+            }
+            assert!(Instant::now() < end, "{pool}, {server}: {field} is {shown}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Operating state, administrative state, and what the agent said last.
@@ -365,8 +383,7 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     let port =
         || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
     let (reads, metrics) = (port(), port());
-    let shipped = common::file("units/examples/haproxy.cfg");
-    let shipped = fs::read_to_string(shipped).expect("haproxy.cfg");
+    let shipped = shipped();
     let mut pools = format!(
         "listen postgres-write\n default-server agent-check agent-inter 200ms disabled\n bind 127.0.0.1:{}\n",
         port()
@@ -488,8 +505,7 @@ fn a_silent_agent_is_bounded_by_the_check() {
     let patroni = FakePatroni::new(move |stream| {
         let _ = stream.write_all(&http(if agrees.load(Ordering::SeqCst) { 200 } else { 503 }, ""));
     });
-    let shipped =
-        fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
+    let shipped = shipped();
     let pool = |name: &str| {
         let (_, section) = shipped.split_once(&format!(" {name}\n")).expect("the pool");
         let section = section.split("\n\n").next().expect("its lines");
@@ -552,8 +568,7 @@ fn a_slow_answer_is_heard() {
         std::thread::sleep(Duration::from_millis(1200));
         let _ = stream.write_all(b"up ready\n");
     });
-    let shipped =
-        fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
+    let shipped = shipped();
     let mut defaults = "defaults\n mode tcp\n".to_owned();
     for line in shipped.lines().filter(|line| line.trim_start().starts_with("timeout c")) {
         let _ = writeln!(defaults, "{line}");
@@ -575,8 +590,7 @@ fn a_slow_answer_is_heard() {
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn the_write_pool_asks_often_and_a_client_finds_the_other_server() {
-    let shipped =
-        fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
+    let shipped = shipped();
     let (_, defaults) = shipped.split_once("\ndefaults\n").expect("its defaults");
     let (defaults, _) = defaults.split_once("\n\n").expect("their end");
     let defaults: Vec<_> = defaults.lines().filter(|line| !line.contains("server-state")).collect();
@@ -676,8 +690,7 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     };
     let nodes = [server("pg1", Primary), server("pg2", Replica)];
     let bind = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
-    let shipped =
-        fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
+    let shipped = shipped();
     let (_, defaults) = shipped.split_once("defaults\n").expect("its defaults");
     let default_server = defaults.lines().find(|line| line.contains("default-server")).expect("it");
     let section = |head: &str| {
@@ -729,11 +742,7 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     let turn = |node: usize, what| *nodes[node].is.lock().expect("no panic") = what;
     let say = |node: usize, speaks| nodes[node].speaks.store(speaks, Ordering::SeqCst);
     let until = |pool, server, status: &str| {
-        let end = Instant::now() + Duration::from_secs(20);
-        while !haproxy.stat(pool, server, "status").starts_with(status) {
-            assert!(Instant::now() < end, "{pool}/{server} is not {status}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        haproxy.until(pool, server, "status", |shown| shown.starts_with(status));
     };
     reaches(Some("pg1"));
     println!("a hold is a hold: all agents answer");
@@ -803,8 +812,7 @@ fn the_reserve_tells_a_broken_primary_from_another_role() {
         (503, said("start failed", "replica"), "L7STS", "DOWN"),
         (404, "<h1>another program</h1>".to_owned(), "L7STS", "DOWN"),
     ];
-    let shipped =
-        fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
+    let shipped = shipped();
     let (_, section) = shipped.split_once("backend reserve\n").expect("the reserve");
     let (section, _) = section.split_once("\n\n").expect("its end");
     let lines = section.lines().filter(|line| !line.contains(" server pg"));
@@ -824,25 +832,15 @@ fn the_reserve_tells_a_broken_primary_from_another_role() {
         }
     }
     let haproxy = HaProxy::start("states", &pools);
-    let until = |pool: &str, server: &str, field, is: &dyn Fn(&str) -> bool| {
-        let end = Instant::now() + Duration::from_secs(20);
-        loop {
-            let shown = haproxy.stat(pool, server, field);
-            if is(&shown) {
-                return shown;
-            }
-            assert!(Instant::now() < end, "{pool}, {server}: {field} is {shown}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    };
     for (number, left_out) in backends {
         let pool = format!("reserve{number}");
         let found = answers.iter().enumerate().map(|(server, (_, _, wanted, status))| {
             let server = format!("pg{server}");
             // "* " while a check is under way
-            let found = until(&pool, &server, "check_status", &|found| !found.contains("INI"));
+            let found =
+                haproxy.until(&pool, &server, "check_status", |found| !found.contains("INI"));
             if number == 0 {
-                until(&pool, &server, "status", &|found| found == *status);
+                haproxy.until(&pool, &server, "status", |found| found == *status);
             }
             found.trim_start_matches("* ") == *wanted
         });
