@@ -344,6 +344,16 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_is_not_as_it_was_left_is_nothing() {
+        let left = encode(1, &Record { at: NOW, ..Record::default() }, NOW);
+        for place in 0..RECORD {
+            let mut torn = left;
+            torn[place] ^= 1;
+            assert!(decode(&torn, NOW).is_none(), "byte {place}");
+        }
+    }
+
+    #[test]
     fn a_node_is_well_as_long_as_its_grace() {
         let record = Record { at: NOW - MINUTE, lease: MINUTE, ..Record::default() };
         assert!(!recalled(&record).is_well(MINUTE));
