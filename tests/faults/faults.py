@@ -569,13 +569,13 @@ def hang_loop(cluster, random):
     pids = backends(cluster, primary, "Patroni heartbeat")
     poller = threading.Thread(target=poll_cluster, args=(NODES[primary], ended))
     poller.start()
-    signal("STOP")
     try:
+        signal("STOP")
         cluster.until(primary, "! curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/primary")
         cluster.patronictl("failover", "demo", "--candidate", candidate, "--force")
         cluster.primary(but=primary)
         time.sleep(random.length(5))
     finally:
-        signal("CONT")
         ended.set()
         poller.join()
+        signal("CONT")

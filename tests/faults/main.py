@@ -73,6 +73,8 @@ def arguments():
         sys.exit(f"no such fault: {', '.join(unknown)}" if unknown else 0)
     if given.overlap_pair and tuple(given.overlap_pair) not in PAIRS:
         sys.exit("one of these takes what the other needs")
+    if given.times and (given.overlap or given.overlap_pair):
+        sys.exit("--times is for single faults")
     if given.check:
         sys.exit(0)
     given.times = given.times or (1 if given.short or given.grace_table else 5)
@@ -198,7 +200,10 @@ class Site:
         self.lost.update(write.row for write in history.lost(run.writes, run.rows))
         if errors:
             raise errors[0]
-        if self.watch.longest_between_looks > 1:
+        # what was taken twice or is lost shows without a look at HAProxy
+        found, all_kept = run.figures(pools.OURS), all(faults.FAULTS[name].planned for name in names)
+        shown = found.split or found.lost and (all_kept or self.cluster.synchronous)
+        if self.watch.longest_between_looks > 1 and not shown:
             raise Blind(f"{self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
         return run, [lengths[name] for name in names]
 
