@@ -234,6 +234,21 @@ def more_than_half(ours, templates):
     return None
 
 
+def broken_in_history(figures, faults, synchronous=False):
+    """What the clients' history alone tells of broken promises, in words, without a look at HAProxy."""
+    broken, planned = [], all(f.planned for f in faults)
+    if figures.split:
+        broken.append(f"{figures.split} writes taken by a node after another was promoted")
+    if figures.lost and (planned or synchronous):
+        why = "all was planned" if planned else "replication is synchronous"
+        broken.append(f"{figures.lost} writes lost though {why}")
+    if figures.phantom:
+        broken.append(f"{figures.phantom} writes are there that failed")
+    if figures.stale:
+        broken.append(f"{figures.stale} reads saw less than their own session before")
+    return broken
+
+
 def broken_promises(figures, faults, lengths, grace, synchronous=False):
     """What the agent's pool did that it must not, in words, in one fault or in two at once.
 
@@ -241,7 +256,8 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
     two that break something may leave two nodes DOWN, and two primaries after each other UP without taking writes;
     two troubles of the primary add up, as nobody knows that there was a good answer in between; and a Patroni that
     falls silent just after it has called its node out of the pool for reads is bridged, too."""
-    broken, planned, bridged = [], all(f.planned for f in faults), all(f.bridged for f in faults)
+    broken = broken_in_history(figures, faults, synchronous)
+    planned, bridged = all(f.planned for f in faults), all(f.bridged for f in faults)
     silent, everywhere = any(f.silent for f in faults), any(f.everywhere for f in faults)
     nodes = max(1, sum(not f.planned for f in faults))
     primaries = max(1, sum(bool(f.takes & {"leader", "postgres", "machine"}) for f in faults))
@@ -251,8 +267,6 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
     trouble = f"in trouble of {sum(troubles):.2f} s, grace period {grace} s"
     if figures.late:
         broken.append(f"{figures.late} writes refused as read-only that HAProxy should have known of")
-    if figures.split:
-        broken.append(f"{figures.split} writes taken by a node after another was promoted")
     if figures.two_up:
         broken.append(f"two servers UP for {figures.two_up:.2f} s")
     if figures.false_up > (LONGEST_FALL + BLINK if silent else bound(grace)) * primaries:
@@ -270,13 +284,6 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
         broken.append(f"{figures.cut} sessions cut {trouble}")
     if figures.most_down > nodes and not everywhere:
         broken.append(f"{figures.most_down} servers DOWN at once")
-    if figures.lost and (planned or synchronous):
-        why = "all was planned" if planned else "replication is synchronous"
-        broken.append(f"{figures.lost} writes lost though {why}")
-    if figures.phantom:
-        broken.append(f"{figures.phantom} writes are there that failed")
-    if figures.stale:
-        broken.append(f"{figures.stale} reads saw less than their own session before")
     if not figures.alive:
         broken.append("a client that writes or reads nothing though all is well again")
     return broken

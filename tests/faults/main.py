@@ -200,11 +200,10 @@ class Site:
         self.lost.update(write.row for write in history.lost(run.writes, run.rows))
         if errors:
             raise errors[0]
-        # what was taken twice or is lost shows without a look at HAProxy
-        found, all_kept = run.figures(pools.OURS), all(faults.FAULTS[name].planned for name in names)
-        shown = found.split or found.lost and (all_kept or self.cluster.synchronous)
-        if self.watch.longest_between_looks > 1 and not shown:
-            raise Blind(f"{self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
+        if self.watch.longest_between_looks > 1:
+            made = [faults.FAULTS[name] for name in names]
+            if not figures.broken_in_history(run.figures(pools.OURS), made, self.cluster.synchronous):
+                raise Blind(f"{self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
         return run, [lengths[name] for name in names]
 
     def whole(self):
