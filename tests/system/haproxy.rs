@@ -44,6 +44,11 @@ fn shipped() -> String {
     fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg")
 }
 
+/// A port of this machine that nobody listens on yet.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port()
+}
+
 struct HaProxy {
     process: Child,
     folder: TempDir,
@@ -380,13 +385,11 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     let replica = Arc::new(AtomicBool::new(true));
     let nodes =
         [("pg1", true), ("pg2", false)].map(|(name, primary)| node(name, primary, replica.clone()));
-    let port =
-        || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
-    let (reads, metrics) = (port(), port());
+    let (reads, metrics) = (free_port(), free_port());
     let shipped = shipped();
     let mut pools = format!(
         "listen postgres-write\n default-server agent-check agent-inter 200ms disabled\n bind 127.0.0.1:{}\n",
-        port()
+        free_port()
     );
     for (number, (server, agent)) in nodes.iter().enumerate() {
         let _ = writeln!(
@@ -615,7 +618,7 @@ fn the_write_pool_asks_often_and_a_client_finds_the_other_server() {
         asked
     });
     let server = FakePatroni::raw(|mut stream| drop(stream.write_all(b"here")));
-    let bind = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
+    let bind = free_port();
     let _ = writeln!(
         configuration,
         "listen clients\n bind 127.0.0.1:{bind}\n default-server no-check no-agent-check enabled\n \
@@ -689,7 +692,7 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
         Server { is, speaks, ports }
     };
     let nodes = [server("pg1", Primary), server("pg2", Replica)];
-    let bind = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
+    let bind = free_port();
     let shipped = shipped();
     let (_, defaults) = shipped.split_once("defaults\n").expect("its defaults");
     let default_server = defaults.lines().find(|line| line.contains("default-server")).expect("it");
