@@ -13,6 +13,7 @@ use crate::sandbox::{self, Again};
 use crate::share::{Missed, Shared};
 use crate::{NAME, by_hand, hold, serve, syslog};
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::RawFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -74,9 +75,8 @@ pub fn one(options: &Options, mut connection: Connection, started: Instant) -> E
 pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or_else(|_| options::default_idle(), |options| options.idle);
     let shared = Shared::new(AT_ONCE, APART, WAITING);
-    let again = options.as_ref().map(again).unwrap_or_default();
     let lock_in = |systemd| {
-        if let Err(missing) = sandbox::enter_listening(&Again { systemd, ..again }) {
+        if let Err(missing) = sandbox::enter_listening(&again(options, systemd)) {
             connection::log(4, &missing);
         }
     };
@@ -111,12 +111,21 @@ fn local(options: &Options, connection: &Connection) -> Option<SocketAddr> {
     if options.patroni.elsewhere { connection.local() } else { None }
 }
 
-/// What each check of a listening process needs.
-fn again(options: &Options) -> Again {
-    let mut read = options.patroni.files();
-    read.push(options.hold_file.clone());
-    let (memory, log) = (Some(options.memory_file.clone()), syslog::descriptor());
-    Again { port: Some(options.patroni.connect_to.port), read, memory, log, systemd: None }
+/// What each check of a listening process needs: next to nothing, if the command line is wrong.
+fn again(options: &Result<Options, Stop>, systemd: Option<RawFd>) -> Again {
+    let options = options.as_ref().ok();
+    let read = |options: &Options| {
+        let mut files = options.patroni.files();
+        files.push(options.hold_file.clone());
+        files
+    };
+    Again {
+        port: options.map(|options| options.patroni.connect_to.port),
+        read: options.map(read).unwrap_or_default(),
+        memory: options.map(|options| options.memory_file.clone()),
+        log: syslog::descriptor(),
+        systemd,
+    }
 }
 
 /// Asks, and looks at the clock before and after.
