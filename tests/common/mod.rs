@@ -5,7 +5,8 @@
 pub mod haproxy;
 pub mod machine;
 
-use std::fs::Permissions;
+use std::fs::{self, Permissions};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -275,15 +276,24 @@ pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The recorded answers, unpacked once: a folder for each version of Patroni.
+/// The recorded answers: a folder for each version of Patroni. They are unpacked once, for the processes of
+/// cargo-nextest, too.
 pub fn answers() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let packed = file("tests/data/answers/answers.tar.xz");
-        let tar = Command::new("tar").arg("-xJf").arg(packed).arg("-C").arg(folder).status();
-        assert!(tar.expect("tar").success(), "tar and xz unpack the answers");
-        folder.join("answers")
+        let mut hasher = DefaultHasher::new();
+        fs::read(&packed).expect("the answers").hash(&mut hasher);
+        let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let folder = parent.join(format!("answers-{:x}", hasher.finish()));
+        if !folder.exists() {
+            let own = tempfile::tempdir_in(parent).expect("a folder");
+            let tar = Command::new("tar").arg("-xJf").arg(packed).arg("-C").arg(own.path()).status();
+            assert!(tar.expect("tar").success(), "tar and xz unpack the answers");
+            // another process may have been quicker
+            let _ = fs::rename(own.path().join("answers"), &folder);
+        }
+        folder
     })
 }
 

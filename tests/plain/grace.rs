@@ -290,6 +290,19 @@ fn no_limit_of_file_sizes_kills_it() {
     }
 }
 
+#[test]
+fn a_good_answer_bridges_no_other_check() {
+    let site = Site::new("other");
+    {
+        let _patroni = site.answers(200, STANDBY);
+        site.asks(&["replica?lag=16MB"]);
+    }
+    assert!(site.asks(&["replica?lag=16MB"]).reply.starts_with(HELD));
+    for other in ["replica?lag=1MB", "replica", "read-only?lag=16MB"] {
+        assert!(site.asks(&[other]).reply.starts_with("down ready # Patroni "), "{other}");
+    }
+}
+
 /// Anybody may ask anything; the memory of the checks without a query is not theirs.
 #[test]
 fn a_stranger_with_many_questions_takes_no_place() {
