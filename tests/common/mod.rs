@@ -288,7 +288,8 @@ pub fn answers() -> &'static Path {
         let folder = parent.join(format!("answers-{:x}", hasher.finish()));
         if !folder.exists() {
             let own = tempfile::tempdir_in(parent).expect("a folder");
-            let tar = Command::new("tar").arg("-xJf").arg(packed).arg("-C").arg(own.path()).status();
+            let tar =
+                Command::new("tar").arg("-xJf").arg(packed).arg("-C").arg(own.path()).status();
             assert!(tar.expect("tar").success(), "tar and xz unpack the answers");
             // another process may have been quicker
             let _ = fs::rename(own.path().join("answers"), &folder);
