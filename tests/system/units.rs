@@ -353,8 +353,10 @@ fn attack(units: &'static str, name: &str, root: &str) {
     });
     machine.assert_alive("200 peers that reset, half-close, never read");
 
-    for (what, signal) in [("crashes", "SEGV"), ("hangs", "STOP")] {
-        machine.file("/usr/bin/new", &format!("#!/bin/sh\nkill -{signal} $$\n"));
+    // deaf to SIGTERM as well, with which systemd sends a SIGCONT
+    let deaf = "trap '' TERM; kill -STOP $$; while :; do sleep 1; done";
+    for (what, script) in [("crashes", "kill -SEGV $$"), ("hangs", deaf)] {
+        machine.file("/usr/bin/new", &format!("#!/bin/sh\n{script}\n"));
         machine.sh("chmod 755 /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
         machine.sh(&format!("systemctl stop {LISTEN}.service"));
         machine.network(|| {
@@ -366,7 +368,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
         });
         sleep(3 * INTERVAL);
         machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
-        if signal == "STOP" {
+        if script == deaf {
             // those that hang are ended by RuntimeMaxSec and TimeoutStopSec, and give their places back; one for many by
             // TimeoutStartSec
             sleep(Duration::from_secs(if units == LISTEN { 25 } else { 18 }));
