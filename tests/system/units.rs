@@ -392,6 +392,13 @@ fn attack(units: &'static str, name: &str, root: &str) {
             machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
             machine.assert_alive(&format!("a program that {what}"));
         }
+        // the waiting connections start it again at once, which its timer is not asked about
+        machine.file("/usr/bin/new", "#!/bin/sh\nexec systemd-notify --ready\n");
+        machine.sh("chmod 755 /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
+        machine.sh(&format!("systemctl stop {LISTEN}.service"));
+        sleep(2 * INTERVAL);
+        machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
+        machine.assert_alive("a program that ends at once");
         for signal in ["SEGV", "KILL", "STOP"] {
             let running = format!("systemctl show -P MainPID {LISTEN}.service");
             machine.sh(&format!("kill -{signal} $({running})"));
