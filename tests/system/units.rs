@@ -353,12 +353,18 @@ fn attack(units: &'static str, name: &str, root: &str) {
     });
     machine.assert_alive("200 peers that reset, half-close, never read");
 
-    // deaf to SIGTERM as well, with which systemd sends a SIGCONT
-    let deaf = "trap '' TERM; kill -STOP $$; while :; do sleep 1; done";
-    for (what, script) in [("crashes", "kill -SEGV $$"), ("hangs", deaf)] {
+    let instead = |script: &str| {
         machine.file("/usr/bin/new", &format!("#!/bin/sh\n{script}\n"));
         machine.sh("chmod 755 /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
         machine.sh(&format!("systemctl stop {LISTEN}.service"));
+    };
+    let back = || {
+        machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check")
+    };
+    // deaf to SIGTERM as well, with which systemd sends a SIGCONT
+    let deaf = "trap '' TERM; kill -STOP $$; while :; do sleep 1; done";
+    for (what, script) in [("crashes", "kill -SEGV $$"), ("hangs", deaf)] {
+        instead(script);
         machine.network(|| {
             (0..30).for_each(|_| {
                 let stream = TcpStream::connect(agent(5555)).expect("the port lives");
@@ -367,7 +373,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
             })
         });
         sleep(3 * INTERVAL);
-        machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
+        back();
         if script == deaf {
             // those that hang are ended by RuntimeMaxSec and TimeoutStopSec, and give their places back; one for many by
             // TimeoutStartSec
@@ -389,15 +395,13 @@ fn attack(units: &'static str, name: &str, root: &str) {
                 (1..=10).contains(&tried),
                 "a program that {what} was started {tried} times in 4 s"
             );
-            machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
+            back();
             machine.assert_alive(&format!("a program that {what}"));
         }
-        // the waiting connections start it again at once, which its timer is not asked about
-        machine.file("/usr/bin/new", "#!/bin/sh\nexec systemd-notify --ready\n");
-        machine.sh("chmod 755 /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
-        machine.sh(&format!("systemctl stop {LISTEN}.service"));
+        // what ends well is started again by the waiting connections, at once, and not by the timer
+        instead("exec systemd-notify --ready");
         sleep(2 * INTERVAL);
-        machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check");
+        back();
         machine.assert_alive("a program that ends at once");
         for signal in ["SEGV", "KILL", "STOP"] {
             let running = format!("systemctl show -P MainPID {LISTEN}.service");
