@@ -390,11 +390,15 @@ fn attack(units: &'static str, name: &str, root: &str) {
             sleep(2 * INTERVAL);
             let tried = machine.sh(&format!("systemctl show -P NRestarts {LISTEN}.service"));
             let tried: u64 = tried.trim().parse().expect("a number");
-            assert!(tried > 0, "a program that {what} is started again");
+            // twice a second, though four HAProxies ask and nobody is answered
+            assert!(
+                (1..=10).contains(&tried),
+                "a program that {what} was started {tried} times in 4 s"
+            );
             back();
             machine.assert_alive(&format!("a program that {what}"));
         }
-        // at most twice a second, though four HAProxies ask and nobody is answered
+        // and by the clock, since a busy machine may not start it more than ten times anyway
         let starts = "/run/patroni-agent-check/starts";
         machine.sh(&format!("install -m 666 /dev/null {starts}"));
         instead(&format!("date +%s%N >> {starts}; exit 1"));
