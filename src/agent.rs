@@ -3,7 +3,7 @@
 
 use crate::check::Check;
 use crate::connection::{self, Connection};
-use crate::decide::{self, Times, Unreachable};
+use crate::decide::{self, Policy, Times, Unreachable};
 use crate::memory::{self, Memory, News};
 use crate::options::{self, Options, Stop};
 use crate::patroni::{Answer, NoAnswer, Patroni};
@@ -11,7 +11,7 @@ use crate::question::{Asked, NoQuestion, Question};
 use crate::reply::{self, Otherwise, Reply, Verdict};
 use crate::sandbox::{self, Again};
 use crate::share::{Missed, Shared};
-use crate::{NAME, by_hand, hold, serve, syslog};
+use crate::{NAME, before_stop, by_hand, hold, serve, syslog};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::RawFd;
 use std::panic::{self, AssertUnwindSafe};
@@ -116,7 +116,7 @@ fn again(options: &Result<Options, Stop>, systemd: Option<RawFd>) -> Again {
     let options = options.as_ref().ok();
     let read = |options: &Options| {
         let mut files = options.patroni.files();
-        files.push(options.hold_file.clone());
+        files.extend([options.hold_file.clone(), options.before_stop_file.clone()]);
         files
     };
     Again {
@@ -213,6 +213,7 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
                 hold.reason
             ));
         }
+        let stop_noted = before_stop::is_noted(&options.before_stop_file);
         let ask = prepare(connection, &memory);
         let question = match question(&options.asked, connection, started, options.timeout) {
             Ok(question) => question,
@@ -232,8 +233,16 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
         if options.explain {
             connection.remark(&by_hand::memory(&last, times));
         }
-        let (mut reply, mut record) =
-            decide::decide(&question, options.policy, &answer, hold, &last, times);
+        let decide = |policy| {
+            decide::decide(&question, policy, &answer, hold.clone(), stop_noted, &last, times)
+        };
+        let (mut reply, mut record) = decide(options.policy);
+        let news = if by_hand { None } else { recalled.news(&mut record) };
+        // before it is said, for whoever asks in the next moment
+        if !recalled.leave(&record) && !by_hand {
+            // nobody would know when the drain has begun
+            reply = decide(Policy { stopping: Otherwise::Maint, ..options.policy }).0;
+        }
         if let (Ok(_), Some(patroni)) = (&answer, options.patroni.named()) {
             reply.reason = format!("{} (Patroni {patroni})", reply.reason);
         }
@@ -241,9 +250,6 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
         if let Some(unseen) = unseen {
             reply.reason = format!("{}; {unseen}", reply.reason);
         }
-        let news = if by_hand { None } else { recalled.news(&mut record) };
-        // before it is said, for whoever asks in the next moment
-        recalled.leave(&record);
         Answered { reply, news }
     })
 }

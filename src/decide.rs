@@ -13,6 +13,9 @@ use std::time::Duration;
 /// may hang while its REST API goes on saying that it has the lock. With Patroni's own defaults (`ttl` 30,
 /// `loop_wait` 10) the lock then lives 20 s longer than that.
 const DCS_LIMIT: Duration = Duration::from_secs(15);
+/// How long a primary that Patroni stops keeps its sessions, from the first answer that says so. Nothing bounds how long
+/// Patroni takes for a stop.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// By now every HAProxy has heard of a node that it is no longer ready, unless its `agent-inter` is longer.
 const HEARD: Duration = Duration::from_secs(60);
 /// Patroni's `Date:` has whole seconds, and a short step of its clock ends no claim of the lock.
@@ -57,6 +60,8 @@ pub struct Policy {
     pub unreachable: Unreachable,
     /// How long after a good answer trouble is bridged; zero for never.
     pub grace: Duration,
+    /// What a node gets that Patroni stops on purpose (`--stopping`): drain, or maint.
+    pub stopping: Otherwise,
 }
 
 /// When the question was asked, and when there was an answer or an end to waiting: CLOCK_BOOTTIME.
@@ -73,16 +78,18 @@ pub struct Times {
 /// The decision table first; then the grace: trouble soon after a good answer changes nothing in HAProxy. It is
 /// availability within the lease of the leader lock and decides nothing about who is primary: the lock outlives
 /// the last good answer ([`crate::patroni::Prepared::lock_outlives`]), and `--grace` must be less than that by HAProxy's
-/// `agent-inter` and two `--timeout`s. An operator's hold comes last.
+/// `agent-inter` and two `--timeout`s. `stop_noted`: the before-stop hook has said that PostgreSQL is about to stop, which
+/// turns what would be bridged into a drain. An operator's hold comes last.
 pub fn decide(
     question: &Question,
     policy: Policy,
     answer: &Result<Answer, NoAnswer>,
     hold: Option<Hold>,
+    stop_noted: bool,
     last: &Record,
     times: Times,
 ) -> (Reply, Record) {
-    let mut reply = table(question, policy.unreachable, answer);
+    let mut reply = table(question, policy, answer);
     let mut record = last.clone();
     let ready = reply.verdict == Verdict::Ready;
     let was_ready = last.ready == Some(last.at);
@@ -101,6 +108,7 @@ pub fn decide(
             if at >= last.at {
                 (record.at, record.lease) = (at, lease(answer));
                 record.ready = if ready { Some(times.asked) } else { last.ready };
+                record.stopping = None;
                 (record.date, record.pause, record.refused) = (answer.date, answer.pause, false);
             }
         }
@@ -111,13 +119,17 @@ pub fn decide(
             let grace = policy.grace.min(last.lease);
             if passed < grace {
                 let (passed, grace) = (passed.as_secs_f32(), grace.as_secs_f32());
-                let why = excuse.unwrap_or(&reply.reason);
+                let why = excuse.unwrap_or(&reply.reason).to_owned();
                 reply.reason = format!("held {passed:.1} of {grace} s: {why}");
                 in_the_pool = was_ready;
                 let since = |ready| times.asked.saturating_sub(ready);
                 reply.verdict = match last.ready.filter(|ready| since(*ready) < HEARD) {
                     // It has left the pool, and a HAProxy that has not heard of it must not keep it.
                     Some(_) if !was_ready => Verdict::Out(question.otherwise),
+                    Some(_) if stop_noted && policy.stopping == Otherwise::Drain => {
+                        reply.reason = format!("PostgreSQL is about to stop: {why}");
+                        Verdict::Out(Otherwise::Drain)
+                    }
                     _ => Verdict::Keep,
                 };
             }
@@ -131,6 +143,12 @@ pub fn decide(
             }
             let broken = matches!(reply.verdict, Verdict::Fail | Verdict::Stopped);
             record.trouble = last.trouble.or(Some(times.answered)).filter(|_| broken);
+            record.stopping = is_stopped_with_the_lock(question, answer)
+                .then(|| last.stopping.unwrap_or(times.answered));
+            let too_long = |since| times.answered.saturating_sub(since) >= DRAIN_LIMIT;
+            if record.stopping.is_some_and(too_long) {
+                reply.verdict = Verdict::Out(Otherwise::Maint);
+            }
             let standby = standby && !broken;
             if times.answered >= last.at {
                 (record.at, record.date) = (times.answered, answer.date);
@@ -195,6 +213,18 @@ fn without_the_lock(answer: &Answer, last: &Record, times: Times) -> Option<&'st
     }
 }
 
+/// Whether Patroni stops or restarts a primary that still holds the leader lock: its transactions may end by themselves.
+/// That it holds the lock is Patroni's own claim, as it is for a node that is ready; but the DCS must have been read not
+/// long ago.
+fn is_stopped_with_the_lock(question: &Question, answer: &Answer) -> bool {
+    question.check.asks_for_the_lock()
+        && answer.status == 200
+        && matches!(answer.role.as_str(), "primary" | "master")
+        && matches!(answer.state.as_str(), "stopping" | "restarting")
+        && answer.dcs_last_seen.is_some()
+        && !lease(answer).is_zero()
+}
+
 /// How long trouble may be bridged after this answer, whatever `--grace` is.
 fn lease(answer: &Answer) -> Duration {
     let age = answer.dcs_last_seen.map(|seen| i64::from(answer.date) - i64::from(seen));
@@ -214,14 +244,10 @@ fn lease(answer: &Answer) -> Duration {
 /// READY needs all three: status 200, state running, a role that fits. The role word alone stays
 /// `primary` after the lock is lost, and `/primary` is 200 on a primary that is stopping, starting or
 /// crashed (patroni#2756) and on a replica that is not promoted yet (patroni#2972).
-fn table(
-    question: &Question,
-    unreachable: Unreachable,
-    answer: &Result<Answer, NoAnswer>,
-) -> Reply {
+fn table(question: &Question, policy: Policy, answer: &Result<Answer, NoAnswer>) -> Reply {
     let check = &question.check;
     let (verdict, reason) = match answer {
-        Err(error) => (unreachable.verdict(), error.reason.clone()),
+        Err(error) => (policy.unreachable.verdict(), error.reason.clone()),
         Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
             ("running", role) if answer.status == 200 && serves(question, answer) => {
                 let timeline = answer.timeline.map(|n| format!(", timeline {n}"));
@@ -237,6 +263,10 @@ fn table(
             ("running", _) => (Verdict::Out(question.otherwise), not_asked_for(question, answer)),
             ("stopped", role) if !matches!(role, "demoted" | "uninitialized") => {
                 (Verdict::Stopped, format!("{role}, PostgreSQL is stopped"))
+            }
+            ("stopping" | "restarting", _) if is_stopped_with_the_lock(question, answer) => {
+                let reason = format!("{}, {}", answer.role, answer.state);
+                (Verdict::Out(policy.stopping), reason)
             }
             ("unknown", "replica")
             | (
@@ -332,14 +362,25 @@ mod tests {
     }
 
     fn verdict(check: &str, status: u16, role: &str, state: &str) -> Verdict {
-        table(&question(check), Unreachable::Down, &Ok(answer(status, role, state))).verdict
+        let answer =
+            Answer { dcs_last_seen: Some(DATE), date: DATE, ..answer(status, role, state) };
+        table(&question(check), POLICY, &Ok(answer)).verdict
     }
+
+    /// Patroni's clock, and the time when it has just read the DCS.
+    const DATE: u32 = 1_000_000;
+    const POLICY: Policy = Policy {
+        unreachable: Unreachable::Down,
+        grace: Duration::from_secs(4),
+        stopping: Otherwise::Drain,
+    };
 
     /// Checks of one node, each at its second, with what the one before has left.
     struct Node {
         question: Question,
         policy: Policy,
         hold: Option<Hold>,
+        stop_noted: bool,
         left: Record,
         /// When the machine was started, by Patroni's clock.
         clock: u32,
@@ -347,13 +388,13 @@ mod tests {
 
     impl Node {
         fn new(check: &str) -> Node {
-            let policy = Policy { unreachable: Unreachable::Down, grace: Duration::from_secs(4) };
             Node {
                 question: question(check),
-                policy,
+                policy: POLICY,
                 hold: None,
+                stop_noted: false,
                 left: Record::default(),
-                clock: 1_000_000,
+                clock: DATE,
             }
         }
 
@@ -367,18 +408,25 @@ mod tests {
                 asked: Duration::from_secs_f64(asked),
                 answered: Duration::from_secs_f64(answered),
             };
-            let answer = answer.map(|answer| Answer {
-                date: self.clock + answered as u32,
-                dcs_last_seen: Some(
-                    answer.dcs_last_seen.unwrap_or(self.clock + answered as u32 - 1),
-                ),
-                ..answer
-            });
+            let answer = answer.map(|answer| self.dated(answered, answer));
             let hold = self.hold.clone();
-            let (reply, left) =
-                decide(&self.question, self.policy, &answer, hold, &self.left, times);
+            let (reply, left) = decide(
+                &self.question,
+                self.policy,
+                &answer,
+                hold,
+                self.stop_noted,
+                &self.left,
+                times,
+            );
             self.left = left;
             reply
+        }
+
+        /// As Patroni answers at that second, unless the answer says when the DCS was last seen.
+        fn dated(&self, answered: f64, answer: Answer) -> Answer {
+            let date = self.clock + answered as u32;
+            Answer { date, dcs_last_seen: answer.dcs_last_seen.or(Some(date - 1)), ..answer }
         }
 
         /// Whether trouble is bridged that is met at that second.
@@ -460,7 +508,7 @@ mod tests {
 
     #[test]
     fn without_grace_nothing_is_bridged() {
-        let policy = Policy { unreachable: Unreachable::Down, grace: Duration::ZERO };
+        let policy = Policy { grace: Duration::ZERO, ..POLICY };
         let mut node = Node { policy, ..Node::new("primary") };
         node.hears(10.0, Ok(PRIMARY()));
         assert_eq!(node.hears(10.0, SILENT()).verdict, Verdict::Down);
@@ -505,7 +553,7 @@ mod tests {
             };
             node.hears(10.0, good());
             assert!(node.bridges(10.4));
-            let expected = table(&node.question, Unreachable::Down, &Ok(other.clone()));
+            let expected = table(&node.question, POLICY, &Ok(node.dated(10.5, other.clone())));
             assert_eq!(node.hears(10.5, Ok(other)), expected);
             assert!(!node.bridges(10.6), "{check}");
             // and what was asked before and answered afterwards does not bring it back
@@ -690,6 +738,87 @@ mod tests {
         }
     }
 
+    const STOPPING: fn() -> Answer = || answer(200, "primary", "stopping");
+    const DRAIN: Verdict = Verdict::Out(Otherwise::Drain);
+    const MAINT: Verdict = Verdict::Out(Otherwise::Maint);
+
+    #[test]
+    fn a_primary_that_patroni_stops_drains_for_ten_seconds() {
+        for (check, state) in [("primary", "stopping"), ("leader", "restarting")] {
+            let stopping = || Ok(answer(200, "primary", state));
+            let mut node = Node::new(check);
+            node.hears(10.0, Ok(PRIMARY()));
+            assert_eq!(node.hears(10.5, stopping()).verdict, DRAIN);
+            // the first answer counts, however often another one asks
+            for time in [10.6, 14.0, 20.4] {
+                assert_eq!(node.hears(time, stopping()).verdict, DRAIN, "{time}");
+            }
+            assert_eq!(node.hears(20.5, stopping()).verdict, MAINT);
+            assert_eq!(node.hears(90.0, stopping()).verdict, MAINT);
+            // and it starts no grace
+            assert_eq!(node.hears(20.6, SILENT()).verdict, Verdict::Down);
+            // the next stop is another one
+            node.hears(100.0, Ok(PRIMARY()));
+            assert_eq!(node.hears(101.0, stopping()).verdict, DRAIN);
+            // one that is silent meanwhile goes on where it was
+            assert_eq!(node.hears(105.0, SILENT()).verdict, Verdict::Down);
+            assert_eq!(node.hears(110.9, stopping()).verdict, DRAIN);
+            assert_eq!(node.hears(111.0, stopping()).verdict, MAINT);
+            // after it was stopped, it may be stopped anew
+            node.hears(112.0, Ok(answer(503, "demoted", "stopped")));
+            assert_eq!(node.hears(113.0, stopping()).verdict, DRAIN);
+        }
+    }
+
+    #[test]
+    fn a_primary_drains_only_while_it_has_the_lock_and_sees_the_dcs() {
+        let node = Node::new("primary");
+        let seen = |ago: u32| Some(node.clock + 10 - ago);
+        for (answer, expected) in [
+            (Answer { dcs_last_seen: seen(14), ..STOPPING() }, DRAIN),
+            (Answer { dcs_last_seen: seen(15), ..STOPPING() }, MAINT),
+            (Answer { cluster_unlocked: true, ..STOPPING() }, MAINT),
+            (Answer { status: 503, ..STOPPING() }, MAINT),
+            (Answer { role: "demoted".to_owned(), ..STOPPING() }, MAINT),
+            (Answer { role: "standby_leader".to_owned(), ..STOPPING() }, MAINT),
+        ] {
+            let mut node = Node::new("primary");
+            assert_eq!(node.hears(10.0, Ok(answer)).verdict, expected);
+        }
+        // Patroni before 2.1.2 does not say when it last saw the DCS
+        assert_eq!(table(&node.question, POLICY, &Ok(STOPPING())).verdict, MAINT);
+        // who does not ask for the lock wants no primary that stops
+        assert_eq!(Node::new("read-only").hears(10.0, Ok(STOPPING())).verdict, MAINT);
+        let policy = Policy { stopping: Otherwise::Maint, ..POLICY };
+        let mut node = Node { policy, ..Node::new("primary") };
+        assert_eq!(node.hears(10.0, Ok(STOPPING())).verdict, MAINT);
+    }
+
+    /// Patroni closes its REST API before it stops PostgreSQL when its own service is stopped.
+    #[test]
+    fn a_note_turns_what_is_bridged_into_a_drain() {
+        for check in ["primary", "replica"] {
+            let role = if check == "primary" { "primary" } else { "replica" };
+            let good = || Ok(answer(200, role, "running"));
+            let mut node = Node { stop_noted: true, ..Node::new(check) };
+            // an answer is right, whoever has forgotten a note
+            assert_eq!(node.hears(10.0, good()).verdict, Verdict::Ready);
+            let reply = node.hears(10.5, REFUSED());
+            assert_eq!(reply.verdict, DRAIN);
+            assert_eq!(reply.reason, "PostgreSQL is about to stop: connection refused");
+            assert_eq!(node.hears(13.9, REFUSED()).verdict, DRAIN);
+            assert_eq!(node.hears(14.0, REFUSED()).verdict, Verdict::Down);
+            let policy = Policy { stopping: Otherwise::Maint, ..POLICY };
+            let mut node = Node { policy, stop_noted: true, ..Node::new(check) };
+            node.hears(10.0, good());
+            assert_eq!(node.hears(10.5, REFUSED()).verdict, Verdict::Keep);
+        }
+        // what was not in the pool is not in transition
+        let mut node = Node { stop_noted: true, ..Node::new("primary") };
+        node.hears(10.0, Ok(STANDBY()));
+        assert_eq!(node.hears(10.5, REFUSED()).verdict, Verdict::Keep);
+    }
+
     const ROLES: [&str; 7] =
         ["primary", "master", "replica", "standby_leader", "demoted", "uninitialized", "promoted"];
 
@@ -721,11 +850,17 @@ mod tests {
                 for check in
                     ["primary", "leader", "standby-leader", "replica", "read-only", "health"]
                 {
-                    let expected = match (state, role) {
-                        ("stopped", "demoted" | "uninitialized") | ("unknown", "replica") => maint,
-                        _ => expected,
-                    };
                     for status in [200, 503] {
+                        let lock = matches!(check, "primary" | "leader") && status == 200;
+                        let expected = match (state, role) {
+                            ("stopped", "demoted" | "uninitialized") | ("unknown", "replica") => {
+                                maint
+                            }
+                            ("stopping" | "restarting", "primary" | "master") if lock => {
+                                Verdict::Out(Otherwise::Drain)
+                            }
+                            _ => expected,
+                        };
                         let verdict = verdict(check, status, role, state);
                         assert_eq!(verdict, expected, "{check} {status} {role} {state}");
                     }

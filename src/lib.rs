@@ -34,6 +34,9 @@ pub mod question;
 /// The operator's hand: a file that takes this node out of every pool.
 pub mod hold;
 
+/// The note that Patroni is about to stop PostgreSQL.
+pub mod before_stop;
+
 /// What the last checks left for the next.
 pub mod memory;
 

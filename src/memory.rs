@@ -50,6 +50,8 @@ pub struct Record {
     pub refused: bool,
     /// Since when there is trouble.
     pub trouble: Option<Duration>,
+    /// When Patroni first said that it is stopping or restarting this PostgreSQL, if that was its last answer.
+    pub stopping: Option<Duration>,
     /// When the journal last heard of it.
     logged: Duration,
     /// Whether it heard of it from this check.
@@ -235,12 +237,12 @@ impl Recalled {
             .any(|(_, record)| self.now.saturating_sub(record.at) < grace.min(record.lease))
     }
 
-    /// Leaves this for the next check: one write. Where it cannot be written, nothing is left.
-    pub fn leave(self, record: &Record) {
-        if let Ok(file) = &self.file {
-            let offset = self.place * RECORD;
-            let _ = file.write_at(&encode(self.key, record, self.now), offset as u64);
-        }
+    /// Leaves this for the next check: one write. Says whether it is there now.
+    pub fn leave(self, record: &Record) -> bool {
+        let (bytes, offset) = (encode(self.key, record, self.now), self.place * RECORD);
+        self.file.is_ok_and(|file| {
+            file.write_at(&bytes, offset as u64).is_ok_and(|written| written == RECORD)
+        })
     }
 }
 
@@ -270,6 +272,12 @@ fn encode(key: u64, record: &Record, now: Duration) -> [u8; RECORD] {
     // by how much the two clocks differ, which says whether it is the same boot
     let booted = wall_clock().saturating_sub(now);
     bytes[48..56].copy_from_slice(&time(Some(booted)));
+    // In whole milliseconds, so that the time does not move with the next answers. Programs before 0.2 have zero here.
+    let stopping = record.stopping.map_or(0, |since| {
+        let passed = milliseconds(record.at).saturating_sub(milliseconds(since));
+        u16::try_from(passed + 1).unwrap_or(u16::MAX)
+    });
+    bytes[54..56].copy_from_slice(&stopping.to_le_bytes());
     bytes[56..58].copy_from_slice(&lease.to_le_bytes());
     bytes[58] = flags;
     let sum = checksum(&bytes[..60]);
@@ -285,21 +293,26 @@ fn decode(bytes: &[u8], now: Duration) -> Option<(u64, Record)> {
     if !bytes.starts_with(&MAGIC) || bytes[60..] != checksum(&bytes[..60]) {
         return None;
     }
+    let at = time(16)?;
     let record = Record {
-        at: time(16)?,
+        at,
         lease: Duration::from_millis(u16::from_le_bytes([bytes[56], bytes[57]]).into()),
         ready: maybe(24)?,
         date: u32::from_le_bytes(bytes[4..8].try_into().ok()?),
         pause: bytes[58] & 1 != 0,
         refused: bytes[58] & 2 != 0,
         trouble: maybe(32)?,
+        stopping: u64::from(u16::from_le_bytes([bytes[54], bytes[55]]))
+            .checked_sub(1)
+            .map(|passed| at.saturating_sub(Duration::from_millis(passed))),
         logged: time(40)?,
         spoke: bytes[58] & 4 != 0,
     };
     // At another boot the two clocks differ by what they differed then and at least the time that the machine had
     // been up; when somebody sets the clock, by less.
     let booted = wall_clock().saturating_sub(now);
-    let same_boot = booted.abs_diff(time(48)?) < record.at.max(Duration::from_secs(1));
+    let then = Duration::from_millis(number(48)? & 0xffff_ffff_ffff);
+    let same_boot = booted.abs_diff(then) < record.at.max(Duration::from_secs(1));
     let past = [Some(record.at), record.ready, record.trouble, Some(record.logged)];
     let past = past.into_iter().flatten().all(|time| time <= now);
     (same_boot && past).then_some((number(8)?, record))

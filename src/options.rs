@@ -47,7 +47,9 @@ struct Given {
     otherwise: Otherwise,
     unreachable: Unreachable,
     agent_send: bool,
+    stopping: Otherwise,
     hold_file: PathBuf,
+    before_stop_file: PathBuf,
     grace: Duration,
     memory_file: PathBuf,
     idle: Duration,
@@ -106,6 +108,13 @@ pub const OPTIONS: &[Described] = &[
         "state to report if Patroni gives no usable answer; keep leaves HAProxy's state as it is",
         |given, value| set(&mut given.unreachable, text(value).and_then(str::parse)),
     ),
+    takes(
+        "stopping",
+        "drain|maint",
+        "drain",
+        "state to report, for at most 10 s, for a primary that Patroni stops or restarts while it holds the leader lock",
+        |given, value| set(&mut given.stopping, stopping_value(value)),
+    ),
     flag(
         None,
         "agent-send",
@@ -118,6 +127,13 @@ pub const OPTIONS: &[Described] = &[
         "/run/patroni-agent-check/hold",
         "if this file exists, a node that is ready reports its first word, drain or maint, and the rest as the reason",
         |given, value| set(&mut given.hold_file, Ok(value.into())),
+    ),
+    takes(
+        "before-stop-file",
+        "FILE",
+        "/run/patroni-agent-check/before-stop",
+        "where the hook for Patroni's before_stop notes that PostgreSQL is about to stop",
+        |given, value| set(&mut given.before_stop_file, Ok(value.into())),
     ),
     takes(
         "grace",
@@ -205,6 +221,8 @@ pub struct Options {
     pub policy: Policy,
     /// The operator's hold.
     pub hold_file: PathBuf,
+    /// Where the before-stop hook leaves its note.
+    pub before_stop_file: PathBuf,
     /// What one check leaves to the next.
     pub memory_file: PathBuf,
     /// With a listening socket: how long to stay after the last check.
@@ -304,8 +322,13 @@ impl Given {
         Ok(Options {
             patroni: Patroni::new(self.url.as_deref(), self.connect_to.as_deref(), self.tls)?,
             timeout: self.timeout,
-            policy: Policy { unreachable: self.unreachable, grace: self.grace },
+            policy: Policy {
+                unreachable: self.unreachable,
+                grace: self.grace,
+                stopping: self.stopping,
+            },
             hold_file: self.hold_file,
+            before_stop_file: self.before_stop_file,
             memory_file: self.memory_file,
             idle: self.idle,
             user: self.user,
@@ -380,6 +403,11 @@ fn version() -> String {
     format!("{NAME} {}\n", env!("CARGO_PKG_VERSION"))
 }
 
+fn stopping_value(value: &OsStr) -> Result<Otherwise, String> {
+    let word = text(value)?.parse().ok();
+    word.filter(|word| *word != Otherwise::Down).ok_or("write drain or maint".to_owned())
+}
+
 fn timeout_value(value: &OsStr) -> Result<Duration, String> {
     duration(value, 10..=10_000).ok_or("write 10ms to 10s, such as 1500ms or 2s".to_owned())
 }
@@ -394,7 +422,7 @@ fn idle_value(value: &OsStr) -> Result<Duration, String> {
 }
 
 /// A whole number with its unit; none if it is not one or not within these milliseconds.
-fn duration(value: &OsStr, milliseconds: RangeInclusive<u64>) -> Option<Duration> {
+pub fn duration(value: &OsStr, milliseconds: RangeInclusive<u64>) -> Option<Duration> {
     let text = value.to_str()?;
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[number.len()..] {

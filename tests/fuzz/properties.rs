@@ -15,6 +15,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::time::Duration;
 
+fn policy(grace: Duration) -> Policy {
+    Policy { unreachable: Unreachable::Down, grace, stopping: Otherwise::Drain }
+}
+
 /// A check that was understood asks for a plain path, and means the same when it is read again.
 fn plain(check: &Check) {
     let path = check.path();
@@ -82,7 +86,7 @@ pub fn answer(bytes: &[u8]) {
     let status = if first % 2 == 0 { 200 } else { 503 };
     let answer =
         patroni::answer(status, body).map_err(|reason| NoAnswer { refused: false, reason });
-    let policy = Policy { unreachable: Unreachable::Down, grace: Duration::from_secs(3) };
+    let policy = policy(Duration::from_secs(3));
     let times = Times { asked: Duration::from_secs(100), answered: Duration::from_secs(101) };
     for check in [
         "primary",
@@ -95,7 +99,8 @@ pub fn answer(bytes: &[u8]) {
     ] {
         let check: Check = check.parse().expect("a check");
         let question = Question { check, otherwise: Otherwise::Drain };
-        let (reply, left) = decide(&question, policy, &answer, None, &Record::default(), times);
+        let (reply, left) =
+            decide(&question, policy, &answer, None, false, &Record::default(), times);
         // only a healthy node is bridged, and with no more than was asked for
         let healthy = answer.as_ref().is_ok_and(|answer| answer.state == "running");
         assert!(left.lease.is_zero() || healthy);
@@ -163,7 +168,7 @@ pub fn memory(bytes: &[u8]) {
     fs::write(&path, &before).expect("a memory file");
 
     let grace = Duration::from_secs(3);
-    let policy = Policy { unreachable: Unreachable::Down, grace };
+    let policy = policy(grace);
     let question = Question { check: check.clone(), otherwise: Otherwise::Maint };
     let answer = match SAID[usize::from(first / 4 % 8)] {
         Some((status, body)) => patroni::answer(status, body.as_bytes()),
@@ -171,7 +176,8 @@ pub fn memory(bytes: &[u8]) {
     };
     let answer = answer.map_err(|reason| NoAnswer { refused: second & 4 != 0, reason });
     let at = |time| Times { asked: time, answered: time };
-    let decide = |last: &Record, times| decide(&question, policy, &answer, None, last, times);
+    let decide =
+        |last: &Record, times| decide(&question, policy, &answer, None, false, last, times);
 
     let now = memory::now();
     let recalled = recall();

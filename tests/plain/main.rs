@@ -5,6 +5,7 @@
 mod common;
 
 mod answers;
+mod before_stop;
 mod connection;
 mod grace;
 mod hold;

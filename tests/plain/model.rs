@@ -9,7 +9,8 @@
 //! **What is covered:** a server that is UP because the last reply was `Keep`. With a Patroni whose loop makes one
 //! exchange with the DCS within `retry_timeout`, and renews its lock by it or demotes, no such server is left at the
 //! moment when another node may be promoted, which is more than the promise of one `agent-inter` and one
-//! `--timeout` after it.
+//! `--timeout` after it. Neither is a server that drains, because Patroni stops its PostgreSQL: it may be in
+//! the middle of that, with a claim of the lock that it does not renew any more, and never come to an end.
 //!
 //! **What is not:** a server that is UP because Patroni itself says 200. Its claim counts from the answer to a renewal
 //! and may outlive the lock by `retry_timeout`. A lock that did not run out but was given up or deleted may be another
@@ -38,6 +39,10 @@ const INTER: u8 = 1;
 const TIMEOUT: u8 = 3;
 /// From here on `dcs_last_seen` allows no grace.
 const OLD: u8 = 32;
+/// A primary that is stopped drains for this long.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Longer than a drain outlives the lock.
+const MOST: u8 = 8;
 
 /// What is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +73,8 @@ struct Cluster {
     grain: u8,
     /// How many things go wrong at the most; that something ends well again is not counted.
     faults: u8,
+    /// For how long sessions may live on in a drain after another node was promoted because the lock ran out, at the most.
+    drain_outlives: u8,
     broken: Broken,
 }
 
@@ -104,6 +111,8 @@ struct HaProxy {
     kept: bool,
     /// That reply came after Patroni had said something bad to some check.
     against: bool,
+    /// It is not UP any more, and its sessions live on.
+    drains: bool,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq)]
@@ -114,6 +123,8 @@ struct State {
     given_up: bool,
     /// Another node was promoted.
     promoted: bool,
+    /// For how long it has been.
+    promoted_for: u8,
     pause: bool,
     node: Node,
     /// How long Patroni goes on saying that it has the lock.
@@ -147,6 +158,8 @@ enum Action {
     Fail,
     FailsafeMode,
     Stops,
+    /// Patroni stops its primary, with the lock that it has or still claims, and does not renew it meanwhile.
+    StopsWithTheLock,
     Demoted,
     Promote,
     GiveUp,
@@ -181,7 +194,11 @@ impl Cluster {
     fn reply(&self, state: &mut State, number: usize) {
         let waited = state.haproxies[number].asking.unwrap_or(0);
         let question = Question::from_agent_send(b"primary", Otherwise::Maint).expect("a question");
-        let policy = Policy { unreachable: Unreachable::Down, grace: TICK * u32::from(self.grace) };
+        let policy = Policy {
+            unreachable: Unreachable::Down,
+            grace: TICK * u32::from(self.grace),
+            stopping: Otherwise::Drain,
+        };
         let times = Times { asked: NOW - TICK * u32::from(waited), answered: NOW };
         let mut last = state.record.clone();
         let answer = match state.answer() {
@@ -198,7 +215,7 @@ impl Cluster {
         let restarted = state.node == Node::Restarted || state.record.refused;
         let claimed = restarted || state.knows_pause;
         state.told |= answer.as_ref().is_ok_and(|a| a.status != 200) && !claimed;
-        let (reply, record) = decide(&question, policy, &answer, None, &last, times);
+        let (reply, record) = decide(&question, policy, &answer, None, false, &last, times);
         let bad = answer.as_ref().is_ok_and(|answer| answer.status != 200);
         if !(bad && self.broken == Broken::Memory) {
             state.record = record;
@@ -206,6 +223,11 @@ impl Cluster {
         state.told &= reply.verdict != Verdict::Ready;
         let haproxy = &mut state.haproxies[number];
         (haproxy.wait, haproxy.asking) = (INTER, None);
+        haproxy.drains = match reply.verdict {
+            Verdict::Out(Otherwise::Drain) => haproxy.up || haproxy.drains,
+            Verdict::Keep => haproxy.drains,
+            _ => false,
+        };
         haproxy.up = match reply.verdict {
             Verdict::Ready => true,
             Verdict::Keep => haproxy.up,
@@ -228,6 +250,7 @@ impl Cluster {
             (record.refused, record.pause) = (false, false);
         }
         record.ready = record.ready.map(|_| if was_ready { record.at } else { LONG_AGO - TICK });
+        record.stopping = record.stopping.map(|since| since.max(NOW - DRAIN));
     }
 
     fn tick(&self, state: &mut State) {
@@ -236,6 +259,7 @@ impl Cluster {
         less(&mut state.claim);
         less(&mut state.next_loop);
         state.seen = OLD.min(state.seen + 1);
+        state.promoted_for = MOST.min(state.promoted_for + u8::from(state.promoted));
         if let Asks::Read(waited) | Asks::Renew(waited) | Asks::Renewed(waited) = &mut state.asks {
             *waited = (self.retry_timeout + 1).min(*waited + 1);
         }
@@ -247,6 +271,7 @@ impl Cluster {
         }
         state.record.at -= TICK;
         state.record.ready = state.record.ready.map(|ready| ready - TICK);
+        state.record.stopping = state.record.stopping.map(|since| since - TICK);
         self.forget(&mut state.record);
     }
 
@@ -286,6 +311,7 @@ impl State {
             Node::Dead => return Err(NoAnswer { refused: true, reason: String::new() }),
             Node::Primary if self.claim > 0 => (200, "running", "primary"),
             Node::Primary | Node::Restarted | Node::Deposed => (503, "running", "primary"),
+            Node::Stopping if self.claim > 0 => (200, "stopping", "primary"),
             Node::Stopping => (503, "stopping", "primary"),
             Node::Replica => (503, "running", "replica"),
         };
@@ -317,11 +343,19 @@ impl Model for Cluster {
     fn init_states(&self) -> Vec<State> {
         let mut record = Record::default();
         record.at = LONG_AGO;
-        let haproxy = |wait| HaProxy { wait, asking: None, up: false, kept: false, against: false };
+        let haproxy = |wait| HaProxy {
+            wait,
+            asking: None,
+            up: false,
+            kept: false,
+            against: false,
+            drains: false,
+        };
         vec![State {
             lock: self.ttl,
             given_up: false,
             promoted: false,
+            promoted_for: 0,
             pause: false,
             node: Node::Primary,
             claim: self.ttl,
@@ -342,7 +376,7 @@ impl Model for Cluster {
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         let over = matches!(state.node, Node::Deposed | Node::Stopping | Node::Replica)
             || state.promoted && state.claim == 0;
-        if over && state.haproxies.iter().all(|haproxy| !haproxy.up) {
+        if over && state.haproxies.iter().all(|haproxy| !haproxy.up && !haproxy.drains) {
             return; // it is out for good
         }
         if !self.due(state) {
@@ -377,6 +411,7 @@ impl Model for Cluster {
         let asked = |h: &HaProxy| NOW - TICK * u32::from(h.asking.unwrap_or(0));
         let same = state.haproxies.iter().any(|h| state.record.ready == Some(asked(h)));
         match state.node {
+            Node::Primary if state.claim > 0 => actions.push(Action::StopsWithTheLock),
             Node::Deposed => actions.push(Action::Stops),
             Node::Stopping if !same => actions.push(Action::Demoted),
             _ => {}
@@ -449,7 +484,8 @@ impl Model for Cluster {
             }
             Action::FailsafeMode => return None,
             Action::Stops => state.node = Node::Stopping,
-            Action::Demoted => state.node = Node::Replica,
+            Action::StopsWithTheLock => (state.node, state.asks) = (Node::Stopping, Asks::Nothing),
+            Action::Demoted => (state.node, state.claim) = (Node::Replica, 0),
             Action::Promote => state.promoted = true,
             Action::GiveUp => (state.lock, state.given_up) = (0, true),
             Action::Pause => state.pause = !state.pause,
@@ -491,8 +527,19 @@ impl Model for Cluster {
                 let kept = state.haproxies.iter().any(|haproxy| haproxy.kept);
                 !kept || !state.promoted || state.given_up
             }),
+            Property::always(DRAINS, |cluster: &Cluster, state: &State| {
+                let drains = state.haproxies.iter().any(|haproxy| haproxy.drains);
+                !drains
+                    || !state.promoted
+                    || state.given_up
+                    || state.promoted_for <= cluster.drain_outlives && cluster.drain_outlives > 0
+            }),
             Property::always(STANDS, |_, state: &State| {
                 !state.haproxies.iter().any(|haproxy| haproxy.against)
+            }),
+            Property::sometimes(READY, |cluster: &Cluster, state: &State| {
+                let ready = state.haproxies.iter().any(|haproxy| haproxy.up && !haproxy.kept);
+                ready && !state.given_up && state.promoted_for > cluster.drain_outlives
             }),
             Property::sometimes("a healthy holder of the lock is READY", |_, state: &State| {
                 state.haproxies.iter().all(|haproxy| haproxy.up && !haproxy.kept)
@@ -518,14 +565,22 @@ const fn cluster(ttl: u8, loop_wait: u8, retry_timeout: u8, grace: u8) -> Cluste
         gives_up: false,
         grain: retry_timeout,
         faults: 2,
+        drain_outlives: 0,
         broken: Broken::Nothing,
     }
 }
 
-const SETTINGS: [Cluster; 4] =
-    [cluster(30, 10, 10, 6), cluster(20, 1, 3, 6), cluster(20, 10, 5, 3), cluster(20, 14, 3, 0)];
+const SETTINGS: [Cluster; 4] = [
+    cluster(30, 10, 10, 6),
+    cluster(20, 1, 3, 6),
+    // 15 s after the DCS was read the lock may have run out, and the last check takes its time
+    Cluster { drain_outlives: INTER + TIMEOUT, ..cluster(20, 10, 5, 3) },
+    cluster(20, 14, 3, 0),
+];
 
 const KEEP: &str = "a Keep does not outlive the lock";
+const DRAINS: &str = "a drain does not outlive the lock for too long";
+const READY: &str = "READY outlives the lock for longer than a drain";
 const STANDS: &str = "what Patroni said last stands";
 
 fn finds(cluster: Cluster, property: &str) {
@@ -538,6 +593,8 @@ fn the_grace_ends_before_the_lock() {
         let checker = Cluster { pauses: true, ..cluster }.search();
         checker.assert_no_discovery(KEEP);
         checker.assert_no_discovery(STANDS);
+        checker.assert_no_discovery(DRAINS);
+        checker.assert_any_discovery(READY);
         checker.assert_any_discovery("a healthy holder of the lock is READY");
         if cluster.grace > 0 {
             checker.assert_any_discovery("trouble is over, and HAProxy saw none");
@@ -574,9 +631,16 @@ fn a_lost_lock_that_is_bridged_is_found() {
     finds(Cluster { broken: Broken::Lock, ..SETTINGS[1] }, STANDS);
 }
 
+#[test]
+fn a_drain_that_is_longer_than_the_lock_is_found() {
+    finds(Cluster { drain_outlives: 0, ..SETTINGS[2] }, DRAINS);
+}
+
 /// What units/README.md says is not covered: a slow reading before a slow renewal, and a stall with a `ttl` of 20 s.
 #[test]
 fn known_limits_of_the_rule() {
-    finds(Cluster { reads: true, ..SETTINGS[0] }, KEEP);
+    let slow = Cluster { reads: true, ..SETTINGS[0] };
+    finds(slow, KEEP);
+    finds(slow, DRAINS);
     finds(Cluster { stalls: true, ..SETTINGS[2] }, KEEP);
 }

@@ -6,7 +6,9 @@ _patroni_agent_check() {
         --timeout) : ;;
         --else) mapfile -t COMPREPLY < <(compgen -W 'maint drain down' -- "$cur") ;;
         --unreachable) mapfile -t COMPREPLY < <(compgen -W 'down keep' -- "$cur") ;;
+        --stopping) mapfile -t COMPREPLY < <(compgen -W 'drain maint' -- "$cur") ;;
         --hold-file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+        --before-stop-file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --grace) : ;;
         --memory-file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --idle) : ;;
@@ -15,7 +17,7 @@ _patroni_agent_check() {
         --cert) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --key) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --connect-to) : ;;
-        *) mapfile -t COMPREPLY < <(compgen -W '--url --timeout --else --unreachable --agent-send --hold-file --grace --memory-file --idle --user --syslog --cacert --cert --key -k --insecure --connect-to --explain -h --help -V --version primary read-write master leader standby-leader standby_leader replica read-only sync synchronous async asynchronous quorum read-only-sync read-only-quorum health read-only-synchronous' -- "$cur") ;;
+        *) mapfile -t COMPREPLY < <(compgen -W '--url --timeout --else --unreachable --stopping --agent-send --hold-file --before-stop-file --grace --memory-file --idle --user --syslog --cacert --cert --key -k --insecure --connect-to --explain -h --help -V --version primary read-write master leader standby-leader standby_leader replica read-only sync synchronous async asynchronous quorum read-only-sync read-only-quorum health read-only-synchronous' -- "$cur") ;;
     esac
 }
 complete -F _patroni_agent_check patroni-agent-check

@@ -1,0 +1,38 @@
+//! The note that the before-stop hook (`patroni-before-stop`) leaves in /run: Patroni is about to stop PostgreSQL, and may
+//! have closed its REST API before. Knows the file; knows nothing of what HAProxy is told.
+
+use crate::{file, memory};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a note holds: a note that nobody takes away must not take a node out.
+const HOLDS: Duration = Duration::from_secs(10);
+/// The longest note in bytes.
+const LIMIT: u64 = 32;
+
+/// Whether a hook has begun within the last ten seconds. A file that cannot be read, or that has something else in it, is
+/// no note.
+pub fn is_noted(path: &Path) -> bool {
+    let note = file::read(path, LIMIT).ok();
+    let text = note.and_then(|bytes| String::from_utf8(bytes).ok());
+    let began = text.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);
+    began.and_then(|began| memory::now().checked_sub(began)).is_some_and(|age| age < HOLDS)
+}
+
+/// Leaves the note. The hook that holds the returned file is the only one that runs.
+///
+/// # Errors
+///
+/// The file is not there, or this user may not write to it; or another hook runs ([`io::ErrorKind::WouldBlock`]).
+pub fn note(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
+    let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    // always as long, so that a check never reads the rest of an older note
+    file.write_all_at(format!("{:020}\n", memory::now().as_millis()).as_bytes(), 0)?;
+    Ok(file)
+}

@@ -1,0 +1,257 @@
+//! The hook for Patroni's `postgresql.before_stop` (Patroni 3.0.3 and later), which Patroni runs before it stops PostgreSQL
+//! and waits for: HAProxy hears of the stop first, and transactions that are short may end. Knows what may be waited for and
+//! how long; knows nothing of why Patroni stops PostgreSQL, which Patroni tells nobody.
+//!
+//! Patroni may have lost its leader lock or be about to, so each wait ends with what the lock has left in the worst case.
+
+#![deny(clippy::print_stdout, clippy::unwrap_used)]
+
+use lexopt::{Arg, Parser, ValueExt};
+use patroni_agent_check::check::Check;
+use patroni_agent_check::memory::{self, Memory};
+use patroni_agent_check::options::{Options, Stop, duration};
+use patroni_agent_check::patroni::{Answer, NoAnswer};
+use patroni_agent_check::{before_stop, by_hand};
+use rustix::process::getppid;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const NAME: &str = "patroni-before-stop";
+const HELP: &str = "\
+Patroni's before_stop hook: lets HAProxy hear that PostgreSQL is about to stop, and short transactions end.
+
+Usage, in Patroni's configuration: before_stop: /usr/lib/patroni-agent-check/before-stop [OPTIONS] [-- AGENT-OPTIONS]
+
+  --agent-inter DURATION       HAProxy's agent-inter of the write pool (default 500ms)
+  --read-agent-inter DURATION  HAProxy's agent-inter of the read pool (default 2s)
+  --bound DURATION             never wait longer than this (default 2s)
+  --watchdog-margin DURATION   Patroni's watchdog.safety_margin, if it uses a watchdog (default 5s)
+  --connect STRING             libpq's connection string for a superuser (default: psql's defaults)
+
+AGENT-OPTIONS take the place of the agent's settings file. See patroni-agent-check(8).
+";
+/// Between two questions to Patroni.
+const PERIOD: Duration = Duration::from_millis(100);
+/// How long one agent check takes on a busy machine.
+const CHECK: Duration = Duration::from_millis(200);
+/// What a fast stop of PostgreSQL takes at the least, of what the lock has left.
+const STOP: Duration = Duration::from_secs(2);
+/// The health checks of a write pool.
+const LOCK: [&str; 4] = ["primary", "read-write", "master", "leader"];
+
+/// The arguments.
+struct Hook {
+    agent_inter: Duration,
+    read_agent_inter: Duration,
+    bound: Duration,
+    watchdog_margin: Duration,
+    connect: String,
+    agent: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let began = Instant::now();
+    if std::env::args_os().skip(1).any(|word| word == "-h" || word == "--help") {
+        let _ = std::io::stdout().write_all(HELP.as_bytes());
+        return ExitCode::SUCCESS;
+    }
+    let waited = Hook::parse().and_then(|hook| hook.wait(began));
+    let (text, status) = match waited {
+        Ok(None) => return ExitCode::SUCCESS,
+        Ok(Some(why)) => (why, ExitCode::SUCCESS),
+        Err(why) => (why, ExitCode::FAILURE),
+    };
+    eprintln!("{NAME}: {text}, after {:.1} s", began.elapsed().as_secs_f32());
+    status
+}
+
+impl Hook {
+    fn parse() -> Result<Hook, String> {
+        let mut hook = Hook {
+            agent_inter: Duration::from_millis(500),
+            read_agent_inter: Duration::from_secs(2),
+            bound: Duration::from_secs(2),
+            watchdog_margin: Duration::from_secs(5),
+            connect: String::new(),
+            agent: Vec::new(),
+        };
+        let mut words = std::env::args_os().skip(1);
+        let own: Vec<_> = words.by_ref().take_while(|word| word != "--").collect();
+        hook.agent = words.collect();
+        let mut parser = Parser::from_args(own);
+        let wrong = |error: lexopt::Error| format!("{error}; see {NAME} --help");
+        while let Some(argument) = parser.next().map_err(wrong)? {
+            let place = match argument {
+                Arg::Long("agent-inter") => &mut hook.agent_inter,
+                Arg::Long("read-agent-inter") => &mut hook.read_agent_inter,
+                Arg::Long("bound") => &mut hook.bound,
+                Arg::Long("watchdog-margin") => &mut hook.watchdog_margin,
+                Arg::Long("connect") => {
+                    hook.connect = parser.value().and_then(|text| text.string()).map_err(wrong)?;
+                    continue;
+                }
+                other => return Err(wrong(other.unexpected())),
+            };
+            let value = parser.value().map_err(wrong)?;
+            *place = duration(&value, 0..=60_000).ok_or_else(|| {
+                format!("'{}': write 0ms to 60s, such as 500ms", value.to_string_lossy())
+            })?;
+        }
+        Ok(hook)
+    }
+
+    /// Waits. Says why it ended, where that is worth a line in Patroni's log.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from waiting longer.
+    fn wait(&self, began: Instant) -> Result<Option<String>, String> {
+        let options = by_hand::parse(self.agent.clone()).map_err(|stop| match stop {
+            Stop::Usage(text) | Stop::Print(text) => text,
+        })?;
+        let file = &options.before_stop_file;
+        let _only_one = before_stop::note(file).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => "another one runs".to_owned(),
+            _ => format!("{}: {error}; it must belong to Patroni's user", file.display()),
+        })?;
+        let prepared = options.patroni.prepare(None).map_err(|no_answer| no_answer.reason)?;
+        let check: Check = "primary".parse()?;
+        let heard = |inter: Duration| began + inter + CHECK;
+        let mut end = began + self.bound;
+        match prepared.ask(&check, end) {
+            Ok(answer) if answer.status == 200 => {
+                let outlives =
+                    prepared.lock_outlives(end).ok_or("Patroni does not tell its ttl")?;
+                let stop =
+                    STOP + self.watchdog(getppid().map_or(0, |pid| pid.as_raw_nonzero().get()));
+                let outlives = outlives.saturating_sub(stop);
+                let lock_left = |answer: &Answer| outlives.saturating_sub(age(answer));
+                end = end.min(Instant::now() + lock_left(&answer));
+                let again = |end: Instant| match prepared.ask(&check, end) {
+                    Ok(answer) if answer.status == 200 => Ok(Instant::now() + lock_left(&answer)),
+                    Ok(answer) => Err(format!("Patroni says {}", answer.status)),
+                    Err(no_answer) => Err(no_answer.reason),
+                };
+                self.wait_for_transactions(heard(self.agent_inter), end, again)
+            }
+            Ok(answer) if matches!(answer.role.as_str(), "replica" | "standby_leader") => {
+                sleep_until(end.min(heard(self.read_agent_inter)));
+                Ok(None)
+            }
+            Ok(answer) => Err(format!("Patroni says {}", answer.status)),
+            // Patroni's own service stops, and its REST API first: the agent tells HAProxy by the note
+            Err(NoAnswer { refused: true, .. }) => match left_in_memory(&options)? {
+                Some(left) => {
+                    end = end.min(Instant::now() + left);
+                    self.wait_for_transactions(heard(self.agent_inter), end, Ok)
+                }
+                None => {
+                    sleep_until(end.min(heard(self.read_agent_inter)));
+                    Ok(None)
+                }
+            },
+            Err(no_answer) => Err(no_answer.reason),
+        }
+    }
+
+    /// Waits until HAProxy has `heard`, and then for transactions, but only until `end`; `again` looks whether the end
+    /// comes sooner.
+    fn wait_for_transactions(
+        &self,
+        heard: Instant,
+        mut end: Instant,
+        again: impl Fn(Instant) -> Result<Instant, String>,
+    ) -> Result<Option<String>, String> {
+        let mut psql = None;
+        let waited = loop {
+            let now = Instant::now();
+            if now >= end {
+                break Ok(Some("the time is over".to_owned()));
+            }
+            if now >= heard && psql.is_none() {
+                match self.transactions(end - now) {
+                    Ok(child) => psql = Some(child),
+                    Err(error) => break Err(format!("psql: {error}")),
+                }
+            }
+            match psql.as_mut().map(Child::try_wait) {
+                Some(Ok(Some(status))) if status.success() => break Ok(None),
+                Some(Ok(Some(status))) => break Err(format!("psql: {status}")),
+                Some(Err(error)) => break Err(format!("psql: {error}")),
+                Some(Ok(None)) | None => {}
+            }
+            match again(end) {
+                Ok(sooner) => end = end.min(sooner),
+                Err(_) if Instant::now() >= end => continue,
+                Err(why) => break Err(why),
+            }
+            let next = if now < heard { heard.min(end) } else { end };
+            sleep_until(next.min(Instant::now() + PERIOD));
+        };
+        if let Some(mut psql) = psql {
+            let _ = psql.kill();
+        }
+        waited
+    }
+
+    /// A psql that ends as soon as no client has a transaction open, but for those that were open for longer than the bound:
+    /// they will not end in time. One session that waits at the server, since each new one costs more.
+    fn transactions(&self, left: Duration) -> std::io::Result<Child> {
+        let bound = self.bound.as_millis();
+        let wait = format!(
+            "do $$ begin while exists (select from pg_stat_activity where backend_type = 'client backend' \
+             and pid <> pg_backend_pid() and xact_start > now() - interval '{bound} ms') \
+             loop perform pg_sleep(0.02), pg_stat_clear_snapshot(); end loop; end $$"
+        );
+        Command::new("psql")
+            .args(["-X", "-w", "-q", "-d", &self.connect, "-c", &wait])
+            .env("PGOPTIONS", format!("-c statement_timeout={}", left.as_millis().max(1)))
+            .env("PGAPPNAME", NAME)
+            .env("PGCONNECT_TIMEOUT", "2")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+    }
+
+    /// What the watchdog takes of the lock's time, if that process has one open.
+    fn watchdog(&self, patroni: i32) -> Duration {
+        let open = fs::read_dir(format!("/proc/{patroni}/fd")).into_iter().flatten().flatten();
+        let mut files = open.filter_map(|file| fs::read_link(file.path()).ok());
+        let uses = files.any(|file| file.to_string_lossy().starts_with("/dev/watchdog"));
+        if uses { self.watchdog_margin } else { Duration::ZERO }
+    }
+}
+
+/// How long ago Patroni last read the DCS. Both times are whole seconds. One that does not tell it (before 2.1.2) has no
+/// hook either.
+fn age(answer: &Answer) -> Duration {
+    let seen = answer.dcs_last_seen.unwrap_or(0);
+    Duration::from_secs(answer.date.saturating_sub(seen).into())
+}
+
+/// How long the lock of this node is known to live on, from what the last checks left: as long as they would leave HAProxy's
+/// state as it is. None on a node that is no primary.
+///
+/// # Errors
+///
+/// No check has left anything of a write pool, so that nothing is known.
+fn left_in_memory(options: &Options) -> Result<Option<Duration>, String> {
+    let now = memory::now();
+    let record = |name: &&str| {
+        let check = name.parse().ok()?;
+        let memory = Memory::open(&options.memory_file, true);
+        Some(memory.recall(&options.patroni.connect_to, Some(&check)).last())
+    };
+    let records = LOCK.iter().filter_map(record).filter(|record| !record.at.is_zero());
+    let newest = records.max_by_key(|record| record.at).ok_or("no check has left anything")?;
+    let end = newest.at + options.policy.grace.min(newest.lease);
+    Ok((newest.ready == Some(newest.at)).then(|| end.saturating_sub(now)))
+}
+
+fn sleep_until(time: Instant) {
+    thread::sleep(time.saturating_duration_since(Instant::now()));
+}

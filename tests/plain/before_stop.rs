@@ -1,0 +1,303 @@
+//! A primary that Patroni stops: how long it drains, the hook that Patroni runs before, and the note that the hook leaves.
+
+use crate::common::{self, FakePatroni, Outcome, PRIMARY, READY, check, http, path_in};
+use patroni_agent_check::memory;
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tempfile::TempDir;
+
+const HOOK: &str = env!("CARGO_BIN_EXE_patroni-before-stop");
+const STANDBY: &str = r#"{"state": "running", "role": "replica"}"#;
+
+/// A primary that is being stopped, and has seen the DCS so many seconds ago.
+fn stopping(seen: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
+    format!(r#"{{"state": "stopping", "role": "primary", "dcs_last_seen": {}}}"#, now - seen)
+}
+
+/// A node's files, and a psql that ends when the test lets it.
+struct Node {
+    folder: TempDir,
+}
+
+impl Node {
+    fn new(name: &str) -> Node {
+        let node = Node { folder: common::folder(name) };
+        fs::write(node.file("note"), "").expect("written");
+        node.psql("true");
+        node
+    }
+
+    fn file(&self, name: &str) -> String {
+        path_in(&self.folder, name)
+    }
+
+    fn psql(&self, script: &str) {
+        let file = self.file("psql");
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("written");
+        fs::set_permissions(&file, Permissions::from_mode(0o755)).expect("a program");
+    }
+
+    fn agent_options(&self, url: &str) -> [String; 6] {
+        let (memory, note) = (self.file("memory"), self.file("note"));
+        ["--url", url, "--memory-file", &memory, "--before-stop-file", &note].map(str::to_owned)
+    }
+
+    fn asks(&self, url: &str, more: &[&str]) -> Outcome {
+        let options = self.agent_options(url);
+        check(&[&options.each_ref().map(String::as_str), more].concat())
+    }
+
+    fn hook(&self, url: &str, own: &[&str]) -> Child {
+        let path = format!("{}:/usr/bin:/bin", self.folder.path().display());
+        let mut command = Command::new(HOOK);
+        command.args(own).arg("--").args(self.agent_options(url)).env("PATH", path);
+        command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the hook starts")
+    }
+
+    /// How long the hook took, and what it said.
+    fn waits(&self, url: &str, own: &[&str]) -> (Duration, String, Option<i32>) {
+        let began = Instant::now();
+        let output = self.hook(url, own).wait_with_output().expect("the hook ends");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (began.elapsed(), said, output.status.code())
+    }
+}
+
+/// Answers each path of the REST API as it is told: /primary, and /config with Patroni's default settings.
+fn patroni(primary: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> FakePatroni {
+    FakePatroni::on("127.0.0.1:0", move |mut stream, _| {
+        let request = common::read_request(&mut stream);
+        if request.starts_with("GET /config ") {
+            let _ = stream
+                .write_all(&http(200, r#"{"ttl": 30, "loop_wait": 10, "retry_timeout": 10}"#));
+        } else {
+            assert!(!request.starts_with("GET /cluster"), "it would renew dcs_last_seen");
+            primary(&mut stream);
+        }
+    })
+}
+
+fn saying(status: u16, body: impl Fn() -> String + Send + Sync + 'static) -> FakePatroni {
+    patroni(move |stream| {
+        let _ = stream.write_all(&http(status, &body()));
+    })
+}
+
+/// An address where nobody is, and which no other test takes: those have ports that the kernel chooses, of 127.0.0.1.
+fn away() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    format!("127.56.0.1:{}", listener.local_addr().expect("an address").port())
+}
+
+/// Answers one question there, and then nobody is there again.
+fn answer_once(address: &str, body: &'static str) -> JoinHandle<()> {
+    let listener = TcpListener::bind(address).expect("a free address");
+    spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        common::read_request(&mut stream);
+        let _ = stream.write_all(&http(200, body));
+    })
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const LONG: [&str; 4] = ["--agent-inter", "100ms", "--bound", "20s"];
+
+#[test]
+fn a_primary_that_stops_drains_from_its_first_answer_on() {
+    let (node, patroni) = (Node::new("drains"), saying(200, || stopping(1)));
+    let asks = |more: &[&str]| node.asks(&patroni.url(), more).reply;
+    assert_eq!(asks(&[]), "up drain # primary, stopping\n");
+    assert_eq!(asks(&["--stopping", "maint"]), "up maint # primary, stopping\n");
+    assert_eq!(asks(&["read-only"]), "up maint # primary, stopping\n");
+    let began = Instant::now();
+    while asks(&[]) == "up drain # primary, stopping\n" {
+        assert!(began.elapsed() < 20 * SECOND);
+        sleep(Duration::from_millis(100));
+    }
+    assert!(began.elapsed() > 9 * SECOND, "{:?}", began.elapsed());
+    assert_eq!(asks(&[]), "up maint # primary, stopping\n");
+}
+
+/// Nobody would know when it has begun.
+#[test]
+fn without_a_memory_nothing_drains() {
+    let (node, patroni) = (Node::new("forgets"), saying(200, || stopping(1)));
+    for file in ["/dev/null", "/proc/sys/kernel/hostname", "/nonexistent/memory"] {
+        let reply = node.asks(&patroni.url(), &["--memory-file", file]).reply;
+        assert_eq!(reply, "up maint # primary, stopping\n", "{file}");
+    }
+}
+
+#[test]
+fn a_note_of_the_hook_makes_a_node_drain_whose_patroni_is_away() {
+    let (node, address) = (Node::new("note"), away());
+    let url = format!("http://{address}");
+    let note = |text: &str| fs::write(node.file("note"), text).expect("written");
+    let now = || memory::now().as_millis();
+    let drains = format!("up drain # PostgreSQL is about to stop: Patroni {address}");
+    let grace = ["--grace", "15s"];
+    let answer = answer_once(&address, PRIMARY);
+    // an answer counts, whoever has forgotten a note
+    note(&now().to_string());
+    assert_eq!(node.asks(&url, &grace).reply, READY);
+    answer.join().expect("one answer");
+    note(&format!("{:020}\n", now()));
+    assert!(node.asks(&url, &grace).reply.starts_with(&drains));
+    assert!(node.asks(&url, &["--grace", "15s", "--stopping", "maint"]).reply.starts_with("!"));
+    for text in [
+        (now() - 10_000).to_string(),
+        (now() + 60_000).to_string(),
+        String::new(),
+        "x".repeat(9_999),
+        "-1".to_owned(),
+        u128::MAX.to_string(),
+    ] {
+        note(&text);
+        let reply = node.asks(&url, &grace).reply;
+        assert!(reply.starts_with("!unreachable:_held_"), "{text}: {reply}");
+    }
+    fs::remove_file(node.file("note")).expect("removed");
+    assert!(node.asks(&url, &grace).reply.starts_with("!unreachable:_held_"));
+}
+
+#[test]
+fn the_hook_waits_until_haproxy_has_heard_and_the_transactions_have_ended() {
+    let (node, patroni) = (Node::new("waits"), saying(200, || stopping(1)));
+    let (took, said, code) =
+        node.waits(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);
+    assert_eq!((said.as_str(), code), ("", Some(0)));
+    assert!(took > Duration::from_millis(500), "an agent-inter and a check: {took:?}");
+    let note = fs::read_to_string(node.file("note")).expect("a note");
+    let noted: u128 = note.trim().parse().expect("milliseconds");
+    assert!(memory::now().as_millis() - noted < 20_000);
+    node.psql("sleep 1");
+    let (longer, said, _) =
+        node.waits(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);
+    assert!(longer > took.max(Duration::from_millis(1500)), "{longer:?}: {said}");
+}
+
+/// Each ends the hook long before its own bound of 20 s.
+#[test]
+fn the_hook_ends_at_the_first_bound_that_is_reached() {
+    let node = Node::new("bounds");
+    node.psql("exec sleep 30");
+    let third = |status: u16, body: fn() -> String| {
+        let asked = AtomicUsize::new(0);
+        patroni(move |stream| {
+            let good = asked.fetch_add(1, Ordering::SeqCst) < 2;
+            let _ = match good {
+                true => stream.write_all(&http(200, &stopping(1))),
+                false if status == 0 => Ok(()),
+                false => stream.write_all(&http(status, &body())),
+            };
+        })
+    };
+    for (why, patroni) in [
+        ("Patroni says 503", third(503, || stopping(1))),
+        ("Patroni says 503", third(503, || STANDBY.to_owned())),
+        ("", third(0, String::new)),
+        // the lock may be gone: 30 s less 10, 10, 2 and the age of what Patroni knows of the DCS
+        ("the time is over", third(200, || stopping(8))),
+        ("the time is over", saying(200, || stopping(8))),
+        ("the time is over", saying(200, || stopping(1000))),
+        ("Patroni says 503", saying(503, || stopping(1))),
+    ] {
+        let (took, said, _) = node.waits(&patroni.url(), &LONG);
+        assert!(
+            took < 10 * SECOND && said.contains(why) && said.contains("after"),
+            "{took:?}: {said}"
+        );
+    }
+    // what is left is counted from the age
+    let (took, said, _) = node.waits(&saying(200, || stopping(5)).url(), &LONG);
+    assert!(
+        took < 6 * SECOND && took > SECOND && said.contains("the time is over"),
+        "{took:?}: {said}"
+    );
+    // its own bound, with a Patroni that hangs, too
+    let hangs = patroni(|_| sleep(30 * SECOND));
+    for patroni in [saying(200, || stopping(0)), hangs] {
+        let (took, said, _) =
+            node.waits(&patroni.url(), &["--agent-inter", "100ms", "--bound", "1s"]);
+        assert!(took >= SECOND && took < 8 * SECOND, "{took:?}: {said}");
+    }
+    // psql that fails, or is not there
+    let patroni = saying(200, || stopping(0));
+    node.psql("exit 2");
+    let (took, said, code) = node.waits(&patroni.url(), &LONG);
+    assert!(
+        took < 8 * SECOND && said.contains("psql: exit status: 2") && code == Some(1),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_hook_runs_once_at_a_time_and_ends_at_sigterm() {
+    let (node, patroni) = (Node::new("once"), saying(200, || stopping(0)));
+    node.psql("exec sleep 30");
+    let mut first = node.hook(&patroni.url(), &LONG);
+    let end = Instant::now() + 10 * SECOND;
+    while fs::read_to_string(node.file("note")).expect("a file").is_empty() {
+        assert!(Instant::now() < end);
+        sleep(Duration::from_millis(5));
+    }
+    let (_, said, code) = node.waits(&patroni.url(), &LONG);
+    assert!(said.contains("another one runs") && code == Some(1), "{said}");
+    kill_process(Pid::from_child(&first), Signal::TERM).expect("a signal");
+    let began = Instant::now();
+    assert_eq!(first.wait().expect("the hook ends").signal(), Some(15));
+    assert!(began.elapsed() < SECOND);
+}
+
+#[test]
+fn on_a_standby_the_hook_waits_for_the_read_pool_and_for_nothing_else() {
+    let (node, patroni) = (Node::new("standby"), saying(503, || STANDBY.to_owned()));
+    node.psql("exec sleep 30");
+    let read = ["--read-agent-inter", "800ms", "--bound", "20s"];
+    let (took, said, code) = node.waits(&patroni.url(), &read);
+    assert_eq!((said.as_str(), code), ("", Some(0)));
+    assert!(took > SECOND && took < 8 * SECOND, "{took:?}");
+}
+
+/// Patroni closes its REST API first when its own service is stopped: what the checks have left says what may be waited for.
+#[test]
+fn the_hook_of_a_patroni_that_is_away_waits_as_long_as_the_grace() {
+    let (node, address) = (Node::new("away"), away());
+    let url = format!("http://{address}");
+    let (took, said, code) = node.waits(&url, &LONG);
+    assert!(took < 8 * SECOND && code == Some(1), "{took:?}");
+    assert!(said.contains("no check has left anything"), "{said}");
+    let answer = answer_once(&address, PRIMARY);
+    assert_eq!(node.asks(&url, &[]).reply, READY);
+    answer.join().expect("one answer");
+    node.psql("exec sleep 30");
+    // the grace of 3 s, counted from that answer
+    let (took, said, _) = node.waits(&url, &LONG);
+    assert!(took < 4 * SECOND && said.contains("the time is over"), "{took:?}: {said}");
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let node = Node::new("wrong");
+    for (own, error) in [
+        (["--bound", "2"], "'2': write 0ms to 60s"),
+        (["--bound", "61s"], "'61s': write 0ms to 60s"),
+        (["--nothing", "1s"], "--nothing"),
+    ] {
+        let (_, said, code) = node.waits("http://127.0.0.1:1", &own);
+        assert!(said.contains(error) && code == Some(1), "{said}");
+    }
+    let other = Node::new("without-a-note");
+    fs::remove_file(other.file("note")).expect("removed");
+    let (_, said, code) = other.waits("http://127.0.0.1:1", &[]);
+    assert!(said.contains("it must belong to Patroni's user") && code == Some(1), "{said}");
+}
