@@ -4,11 +4,13 @@ import unittest
 from collections import namedtuple
 
 import figures
+from clients import KEPT, PATIENCE, RATES, SESSION, Operation
+from faults import KINDS
 from pools import OFFICIAL, OURS, POOLS, READS
 from watch import FAIL, NODES, OK, Called, Look, Read, Truth, Write
 
-Records = namedtuple("Records", "writes looks truths reads called")
-Fault = namedtuple("Fault", "planned bridged silent everywhere takes", defaults=[False] * 4 + [frozenset()])
+Records = namedtuple("Records", "writes looks truths reads called operations")
+Fault = namedtuple("Fault", f"{' '.join(KINDS)} takes", defaults=[False] * len(KINDS) + [frozenset()])
 BRIDGED = Fault(bridged=True)
 
 
@@ -18,20 +20,25 @@ def looks(*changes, pool=OURS):
     return [Look(time, calm | {(pool, "pg1"): shown}) for time, shown in changes]
 
 
-def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((0, 200),), held=None):
+def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((0, 200),), held=None, operations=()):
     """Ten seconds, in which pg1 is (time, in recovery) and (time, Patroni's status for reads)."""
     truths = [Truth(time, "pg1", recovery) for time, recovery in truths]
     alive = [write(time, session=session) for time in (9.2, 9.8) for session in (True, False)]
     reads = [Read(READS[OURS], time, time + 0.01, "pg1", False, time, OK, {}) for time in reads]
     called = [Called(time, "pg1", status, time - 0.2) for time, status in called]
-    records = Records([*writes, *alive], looks, truths, reads, called)
-    rows = [(*w.row, w.node) for w in records.writes if w.done == OK]
+    operations = [*operations, *(operation(9.7, kind) for kind in RATES)]
+    records = Records([*writes, *alive], looks, truths, reads, called, operations)
+    rows = [(*w.row, w.node) for w in [*records.writes, *(each.write for each in operations)] if w.done == OK]
     return figures.Run(records, 0.0, 10.0, rows, dict.fromkeys(POOLS, 0), grace, held)
 
 
-def write(time, outcome="written", session=True, cut=False):
+def write(time, outcome="written", session=True, cut=False, lasted=0.01, pool=OURS, reached=None):
     done = OK if outcome == "written" else FAIL
-    return Write(OURS, (f"{OURS}/{session}", time), time, time + 0.01, "pg1", outcome, cut, session, done, None)
+    return Write(pool, (f"{pool}/{session}", time), time, time + lasted, "pg1", outcome, cut, session, done, None, reached)
+
+
+def operation(due, kind=SESSION, outcome="written", lasted=0.01, in_flight=False, **more):
+    return Operation(kind, due, due, in_flight, write(due, outcome, kind, lasted=lasted, **more))
 
 
 def broken(run, fault=BRIDGED, lasted=1):
@@ -121,14 +128,52 @@ class Figures(unittest.TestCase):
         self.assertEqual(broken(calm, Fault(planned=True)), [])
 
     def test_hold(self):
-        def new_session(time, held=("pg1", 2, 8)):
-            return broken(run(looks((0, "UP")), [write(time, session=False), write(5)], held=held), Fault())
+        def new_session(time, held=("pg1", 2, 8), **more):
+            writes = [write(time, session=False, reached=time, **more), write(5)]
+            return broken(run(looks((0, "UP")), writes, held=held), Fault())
 
         self.assertIn("1 writes in new sessions", new_session(5)[0])
         self.assertEqual(new_session(3), [])
         self.assertEqual(new_session(8.1), [])
         self.assertEqual(new_session(5, ("pg2", 2, 8)), [])
         self.assertEqual(new_session(5, None), [])
+        waited = [operation(5, lasted=3.5, reached=8.4)]
+        self.assertEqual(broken(run(looks((0, "UP")), held=("pg1", 2, 8), operations=waited), Fault()), [])
+        let_in = [operation(5, lasted=3.5, reached=7.9)]
+        self.assertIn("1 writes in new sessions", broken(run(looks((0, "UP")), held=("pg1", 2, 8), operations=let_in), Fault())[0])
+
+    def test_felt(self):
+        error = operation(1, outcome="no server")
+        slow, over, given_up = (operation(2, lasted=s) for s in (1.1, 5.1, PATIENCE))
+        cut = operation(3, KEPT, "terminating connection", in_flight=True)
+        calm, seamless = [operation(0.5)], Fault(planned=True, seamless=True)
+
+        def felt(operations):
+            return run(looks((0, "UP")), operations=operations)
+
+        found = felt([*calm, error, slow, over, given_up, cut]).figures(OURS)
+        self.assertEqual((found.due, found.delayed, found.failed, found.in_flight), (6 + len(RATES), 1, 3, 1))
+        self.assertEqual((found.failed_by_kind, found.longest), ({SESSION: 3}, PATIENCE))
+        self.assertEqual(felt([error]).figures(OFFICIAL).failed, 0)
+        self.assertEqual(broken(felt([*calm, slow, cut]), seamless), [])
+        self.assertIn("1 of 4 operations failed", broken(felt([error]), seamless)[0])
+        self.assertIn("1 of 4 operations failed", broken(felt([over]), seamless)[0])
+        self.assertEqual(broken(felt([error]), Fault(planned=True)), [])
+        self.assertEqual(figures.broken_promises(felt([error]).figures(OURS), [seamless, Fault()], [1, 1], 3), [])
+
+    def test_felt_in_many_runs(self):
+        pool = lambda *failed: [run(looks((0, "UP"))).figures(OURS)._replace(failed=each) for each in failed]
+        self.assertIsNone(figures.more_fail(pool(2, 2, 9), pool(2, 2, 2), pool(8, 8, 8)))
+        self.assertIn("3 operations failed, and 2", figures.more_fail(pool(3, 3, 0), pool(2, 2, 2), pool(8, 8, 8)))
+        self.assertIn("3 operations failed, and 2", figures.more_fail(pool(3, 3, 0), pool(8, 8, 8), pool(2, 2, 2)))
+        cut = lambda in_flight, kept: [found._replace(in_flight=in_flight, kept=kept) for found in pool(0, 0)]
+        self.assertIsNone(figures.too_many_cut(cut(1, 5001)))
+        self.assertIn("2 of 10000", figures.too_many_cut(cut(1, 5000)))
+
+    def test_gone(self):
+        gone, down = Fault(planned=True, gone=True), run(looks((0, "UP"), (5, "DOWN"), (5.5, "UP")))
+        self.assertEqual(broken(down, gone), [])
+        self.assertIn("DOWN", broken(down, Fault(planned=True))[0])
 
     def test_reads(self):
         out = [(0, 200), (1, 503), (2, 200), (3, 503), (4, 500)]

@@ -12,7 +12,7 @@ from watch import FAIL, OK, UNKNOWN, Read, Write
 
 def write(number, done=OK, seen=None, session=1, node="pg1", client="a"):
     seen = None if seen is None else {client: seen}
-    return Write(OURS, (client, number), number, number + 0.5, node, "", False, session, done, seen)
+    return Write(OURS, (client, number), number, number + 0.5, node, "", False, session, done, seen, None)
 
 
 def read(time, seen, session=1):

@@ -3,7 +3,10 @@
 Each is a function of the cluster and a seeded random; it does its worst, and undoes it. `planned` marks
 what an operator does on purpose, where nothing is broken; `bridged` trouble that the agent's grace period is
 there for: such a function returns how many seconds the longest trouble really lasted; `silent` that the node's agent
-says nothing either; `everywhere` trouble that other nodes may have as well.
+says nothing either; `everywhere` trouble that other nodes may have as well; `gone` that a node is away for longer
+than a moment, so that DOWN is no lie. In a `seamless` change no client may notice more than a delay. A `costly` one
+may cost our clients more errors than others: the order of an operator who wants no clients on his node, a HAProxy that
+is away, and a promotion that takes longer than clients wait.
 
 `takes` names what a fault takes away or changes, and `needs` what must stay as it is from its beginning to its end: two
 faults can be made at once if neither takes what the other needs. One that cannot bear its like both takes and needs.
@@ -12,7 +15,8 @@ faults can be made at once if neither takes what the other needs. One that canno
     patroni     the primary's Patroni                     postgres    the primary's PostgreSQL
     dcs         that Patroni and patronictl reach it      automation  that Patroni is not paused
     agents      what the agents say                       haproxy     its process
-    machine     that the primary's machine runs
+    machine     that the primary's machine is not held up
+    machines    that each machine is there
 
 Who the primary is, is found out when the fault begins."""
 
@@ -24,8 +28,7 @@ import time
 import urllib.request
 from random import Random
 
-from cluster import DATA
-from pools import SILENCE
+from pools import HARD_STOP, SILENCE
 from watch import LB, NODES
 
 FAULTS = {}
@@ -33,10 +36,13 @@ FAULTS = {}
 ORDERLY = "leader dcs patroni postgres standbys automation"
 
 
-def fault(name, planned=False, bridged=False, silent=False, everywhere=False, takes="", needs=""):
+KINDS = "planned bridged silent everywhere gone seamless costly".split()
+
+
+def fault(name, takes="", needs="", **kinds):
     def register(function):
-        function.planned, function.bridged = planned, bridged
-        function.silent, function.everywhere = silent, everywhere
+        for kind in KINDS:
+            setattr(function, kind, kinds.get(kind, False))
         function.takes, function.needs = frozenset(takes.split()), frozenset(needs.split())
         FAULTS[name] = function
         return function
@@ -75,13 +81,13 @@ def lasting(seconds, begin, end=lambda: None):
     return lasted
 
 
-@fault("switchover", planned=True, takes="leader", needs=ORDERLY)
+@fault("switchover", planned=True, seamless=True, takes="leader", needs=ORDERLY)
 def switchover(cluster, random):
     primary = cluster.primary()
     cluster.switchover(primary, random.choice(cluster.candidates(primary)))
 
 
-@fault("switchover, 400 clients a second", planned=True, takes="leader", needs=ORDERLY)
+@fault("switchover, 400 clients a second", planned=True, seamless=True, takes="leader", needs=ORDERLY)
 def busy_switchover(cluster, random):
     """Clients that come again and again while the old primary stops, and find nobody there."""
     options = "127.0.0.1 5000 --from 127.0.0.0/8 --rate 400 --seconds 12".split()
@@ -94,7 +100,7 @@ def busy_switchover(cluster, random):
             raise RuntimeError("no clients")
 
 
-@fault("switchover, a session delays the stop", planned=True, takes="leader", needs=ORDERLY)
+@fault("switchover, a session delays the stop", planned=True, seamless=True, takes="leader", needs=ORDERLY)
 def delayed_switchover(cluster, random):
     primary = cluster.primary()
     stuck = cluster.run(
@@ -106,16 +112,16 @@ def delayed_switchover(cluster, random):
     ).strip()
     if not stuck:
         raise RuntimeError("no session to delay the stop")
-    cluster.run(primary, f"(sleep 5; kill -CONT {stuck}) > /dev/null 2>&1 &")
+    cluster.run(primary, f"(sleep 2; kill -CONT {stuck}) > /dev/null 2>&1 &")
     cluster.switchover(primary, random.choice(cluster.candidates(primary)))
 
 
-@fault("restart of the primary", planned=True, takes="postgres", needs=ORDERLY)
+@fault("restart of the primary", planned=True, seamless=True, takes="postgres", needs=ORDERLY)
 def restart_primary(cluster, random):
     cluster.patronictl("restart", "demo", cluster.primary(), "--force")
 
 
-@fault("restart of a replica", planned=True, takes="standbys", needs=ORDERLY)
+@fault("restart of a replica", planned=True, seamless=True, takes="standbys", needs=ORDERLY)
 def restart_replica(cluster, random):
     cluster.patronictl("restart", "demo", random.choice(others(cluster.primary())), "--force")
 
@@ -125,7 +131,14 @@ def reinit(cluster, random):
     cluster.patronictl("reinit", "demo", random.choice(others(cluster.primary())), "--force", "--wait")
 
 
-@fault("HAProxy reloaded in a switchover", planned=True, takes="leader haproxy", needs=f"{ORDERLY} haproxy")
+@fault("HAProxy reloaded", planned=True, seamless=True, takes="haproxy", needs="haproxy")
+def reload_haproxy(cluster, random):
+    """Until the old process has ended, with all the sessions that it had kept."""
+    cluster.run("lb", "systemctl reload haproxy")
+    time.sleep(random.length(HARD_STOP + 1))
+
+
+@fault("HAProxy reloaded in a switchover", planned=True, seamless=True, takes="leader haproxy", needs=f"{ORDERLY} haproxy")
 def reload(cluster, random):
     primary = cluster.primary()
     reload = f"sleep {random.uniform(0, 2):.2f}; systemctl reload haproxy"
@@ -135,7 +148,7 @@ def reload(cluster, random):
         raise RuntimeError("HAProxy was not reloaded")
 
 
-@fault("HAProxy restarted", planned=True, takes="haproxy", needs="haproxy")
+@fault("HAProxy restarted", planned=True, costly=True, takes="haproxy", needs="haproxy")
 def restart_haproxy(cluster, random):
     cluster.run("lb", "systemctl restart haproxy")
 
@@ -154,14 +167,14 @@ def upgrade(cluster, random):
     return max(lasted)
 
 
-@fault("the agent's socket restarted", planned=True, takes="agents", needs="agents")
+@fault("the agent's socket restarted", planned=True, takes="agents", needs="agents machines")
 def restart_socket(cluster, random):
     for node in NODES:
         cluster.run(node, "systemctl restart patroni-agent-check.socket")
         time.sleep(random.uniform(0, 1))
 
 
-@fault("a flood of connections to the agents", planned=True, silent=True)
+@fault("a flood of connections to the agents", planned=True, silent=True, needs="machines")
 def flood(cluster, random):
     """A thousand connections a second to each node from 64 addresses of a network behind lb, and 200 silent peers.
 
@@ -180,7 +193,7 @@ def flood(cluster, random):
         each(NODES, f"ip route del {network} via {LB}")
 
 
-@fault("the primary held by an operator", planned=True, takes="agents", needs="agents")
+@fault("the primary held by an operator", planned=True, costly=True, takes="agents", needs="agents")
 def hold(cluster, random):
     primary, file = cluster.primary(), "/run/patroni-agent-check/hold"
     cluster.run(primary, f"echo '{random.choice(['drain', 'maint'])} by hand' > {file}")
@@ -190,6 +203,97 @@ def hold(cluster, random):
     finally:
         cluster.held = primary, began, time.time()
         cluster.run(primary, f"rm {file}")
+
+
+@fault(
+    "Patroni's service stopped", planned=True, gone=True, seamless=True,
+    takes="leader patroni postgres", needs=ORDERLY,
+)
+def stop_patroni(cluster, random):
+    """Patroni closes its REST API first, and stops PostgreSQL afterwards."""
+    primary = cluster.primary()
+    cluster.patroni(primary, "stop")
+    start_after_failover(cluster, primary, random)
+
+
+@fault(
+    "Patroni's service restarted", planned=True, gone=True, seamless=True,
+    takes="leader patroni postgres", needs=ORDERLY,
+)
+def restart_patroni(cluster, random):
+    primary = cluster.primary()
+    cluster.patroni(primary, "restart")
+    cluster.until_ok(primary, "health")
+
+
+AWAY = "leader patroni postgres agents machine machines"
+
+
+@fault(
+    "the primary's machine rebooted", planned=True, gone=True, silent=True,
+    takes=AWAY, needs=f"{ORDERLY} agents machine machines",
+)
+def reboot_primary(cluster, random):
+    cluster.reboot(cluster.primary())
+
+
+@fault(
+    "the primary's machine shut down", planned=True, gone=True, silent=True,
+    takes=AWAY, needs=f"{ORDERLY} agents machine machines",
+)
+def shut_down_primary(cluster, random):
+    primary = cluster.primary()
+    cluster.shut_down(primary)
+    try:
+        cluster.primary(but=primary)
+        time.sleep(random.length(5))
+    finally:
+        cluster.boot(primary)
+
+
+@fault(
+    "a standby's machine rebooted", planned=True, gone=True, silent=True,
+    takes="standbys machines", needs=f"{ORDERLY} agents machines",
+)
+def reboot_standby(cluster, random):
+    cluster.reboot(random.choice(others(cluster.primary())))
+
+
+def power_off(cluster, node, wait):
+    """And on again after that wait."""
+    cluster.power_off(node)
+    try:
+        wait()
+    finally:
+        cluster.boot(node)
+
+
+@fault(
+    "power of the primary's machine cut", silent=True,
+    takes=AWAY, needs="patroni postgres automation agents machine machines",
+)
+def power_off_primary(cluster, random):
+    primary = cluster.primary()
+
+    def wait():
+        cluster.primary(but=primary)
+        time.sleep(random.length(5))
+
+    power_off(cluster, primary, wait)
+
+
+@fault(
+    "power of a standby's machine cut", silent=True,
+    takes="standbys machines", needs="leader dcs postgres standbys agents machines",
+)
+def power_off_standby(cluster, random):
+    power_off(cluster, random.choice(others(cluster.primary())), lambda: time.sleep(random.length(8)))
+
+
+@fault("PostgreSQL stopped by hand", takes="postgres", needs=ORDERLY)
+def stop_postgres(cluster, random):
+    """Patroni is not paused, and starts it again."""
+    cluster.pg_ctl(cluster.primary(), "-m fast stop")
 
 
 @fault("postmaster killed", takes="postgres", needs="postgres automation")
@@ -254,7 +358,7 @@ def kill_silent(cluster, random):
 
 
 @fault(
-    "switchover to a standby whose agent is silent", planned=True, silent=True,
+    "switchover to a standby whose agent is silent", planned=True, silent=True, seamless=True,
     takes="leader agents", needs=f"{ORDERLY} agents",
 )
 def switchover_to_silent(cluster, random):
@@ -325,7 +429,7 @@ def freeze_dcs_failsafe(cluster, random):
         cluster.setting("failsafe_mode=null")
 
 
-@fault("primary cut from the DCS", takes="leader dcs", needs="automation")
+@fault("primary cut from the DCS", takes="leader dcs", needs="automation machines")
 def cut_from_dcs(cluster, random):
     primary = cluster.primary()
     # a neighbour that is not there: what is sent to etcd is lost without a word
@@ -337,7 +441,7 @@ def cut_from_dcs(cluster, random):
         cluster.run(primary, "ip neighbour delete 10.55.0.2 dev eth0")
 
 
-@fault("slow promotion", planned=True, takes="leader", needs=ORDERLY)
+@fault("slow promotion", planned=True, costly=True, takes="leader", needs=ORDERLY)
 def slow_promotion(cluster, random):
     primary = cluster.primary()
     for node in NODES:
@@ -352,12 +456,11 @@ def slow_promotion(cluster, random):
 @fault("stopped by hand in pause", takes="automation postgres", needs=ORDERLY)
 def stop_in_pause(cluster, random):
     primary = cluster.primary()
-    pg_ctl = "su postgres -s /bin/sh -c \"$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)/pg_ctl"
     cluster.patronictl("pause", "demo", "--wait")
     try:
-        cluster.run(primary, f'{pg_ctl} -D {DATA} -m fast -s stop"')
+        cluster.pg_ctl(primary, "-m fast stop")
         time.sleep(random.length(6))
-        cluster.run(primary, f'{pg_ctl} -D {DATA} -l /tmp/postgres.log -s start" > /dev/null 2>&1')
+        cluster.pg_ctl(primary, "-l /tmp/postgres.log start")
         time.sleep(3)
     finally:
         cluster.patronictl("resume", "demo", "--wait")
@@ -449,7 +552,7 @@ def restart(cluster, node, path):
     return lasting(0, lambda: cluster.patroni(node, "restart"), lambda: cluster.until_ok(node, path))
 
 
-@fault("a standby's Patroni restarted", bridged=True, takes="standbys", needs="leader dcs postgres standbys")
+@fault("a standby's Patroni restarted", bridged=True, seamless=True, takes="standbys", needs="leader dcs postgres standbys")
 def restart_standby(cluster, random):
     return restart(cluster, random.choice(others(cluster.primary())), "replica")
 

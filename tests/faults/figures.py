@@ -22,18 +22,22 @@ What the agent's pool promises, and `broken_promises` holds it to:
   be; and shorter than HAProxy's own check needs to call a server DOWN, three failures two seconds apart;
 * no read is served by a node that Patroni called out of the pool for reads, by the same health check, longer than
   `read_bound` before: its agent is asked every two seconds, and may wait for --timeout;
+* in a change that is `seamless` no operation fails (clients.py says what that is). Of the kept sessions one statement
+  in 10,000 may be cut in flight. In anything else the median of three or more runs is not above that of Patroni's
+  template nor of HAProxy alone, unless the fault is `costly`;
 * when all is well again, writes and reads get through.
 
 While the node's agent is silent, be it paused with all else there, HAProxy's own check is all there is: two seconds
 between two failures, and two that each may take."""
 
 import math
-from collections import namedtuple
+from collections import Counter, namedtuple
 from statistics import median
 
+import clients
 import history
 from history import BLINK
-from pools import OFFICIAL, OURS, POOLS, READS, SILENCE, WITHOUT_AGENT
+from pools import MULTI_HOST, OFFICIAL, OURS, POOLS, READS, ROLE_ONLY, ROUTES, SILENCE, WITHOUT_AGENT
 from watch import NODES, OK
 
 AGENT_INTER, READ_INTER, TIMEOUT = 0.5, 2, 1.5
@@ -43,7 +47,7 @@ FALL, LONGEST_FALL = 4, 8
 Figures = namedtuple(
     "Figures",
     "refused late split lost phantom stale unknown cut two_up down most_down false_up first_write pause alerts to_held "
-    "late_read read_pause alive",
+    "late_read read_pause alive due delayed failed failed_by_kind in_flight longest kept",
 )
 # What the table shows of them.
 COLUMNS = {
@@ -59,6 +63,19 @@ COLUMNS = {
     "alerts": "alerts",
     "late_read": "read after Patroni called the node out, s",
     "read_pause": "longest without a read, s",
+    "due": "operations due",
+    "delayed": "late, over 1 s",
+    "failed": "failed, or over 5 s",
+    "in_flight": "cut in flight",
+    "longest": "longest operation, s",
+}
+
+RACE = {
+    OFFICIAL: "Patroni's template",
+    ROLE_ONLY: "role only",
+    WITHOUT_AGENT: "HAProxy alone",
+    OURS: "this agent",
+    MULTI_HOST: "libpq, three hosts",
 }
 
 
@@ -71,6 +88,12 @@ def read_bound(silent, grace=0):
     """How long after Patroni called it out of the pool a node may still be given reads: until HAProxy has asked again,
     and, if Patroni says nothing any more by then, until its grace period is over."""
     return (LONGEST_FALL if silent else READ_INTER + TIMEOUT + (grace + TIMEOUT if grace else 0)) + BLINK
+
+
+def writers(pool):
+    """The clients that write there."""
+    names = [*clients.RATES, True, False] if pool in POOLS else clients.RATES
+    return {f"{pool}/{name}" for name in names}
 
 
 def longest_pause(began, ended, times):
@@ -103,6 +126,7 @@ class Run:
     def __init__(self, watch, began, ended, rows, alerts, grace, held):
         self.began, self.ended, self.rows, self.alerts, self.grace = began, ended, rows, alerts, grace
         self.held = held
+        self.operations = [operation for operation in watch.operations if began <= operation.due < ended]
         self.writes = [write for write in watch.writes if began <= write.ended < ended]
         self.looks = self._window(watch.looks, lambda look: "all")
         self.truths = self._window(watch.truths, lambda truth: truth.node)
@@ -144,13 +168,10 @@ class Run:
         return out
 
     def to_held(self, write):
-        """Whether it began in a new session on a node that an operator held, and HAProxy had heard of it."""
+        """Whether its session began on a node that an operator held, and HAProxy had heard of it. When it began in
+        PostgreSQL counts: a client may have waited in HAProxy until the hold was over."""
         node, began, ended = self.held or (None, 0, 0)
-        return write.node == node and not self.keeps_session(write) and began + bound(0) <= write.begun < ended
-
-    @staticmethod
-    def keeps_session(write):
-        return write.row[0].endswith("/True")
+        return write.node == node and write.reached is not None and began + bound(0) <= write.reached < ended
 
     def spans(self):
         """(begin, end, shown) of what HAProxy showed, cut also where the truth changes."""
@@ -162,10 +183,12 @@ class Run:
 
     def figures(self, pool):
         spans = list(self.spans())
-        up = lambda shown: [node for node in NODES if shown[pool, node] == "UP"]
-        writes = [write for write in self.writes if write.pool == pool]
-        written = [write for write in writes if write.outcome == "written"]
-        refused = [write for write in writes if write.outcome == "read-only"]
+        up = lambda shown: [node for node in NODES if shown.get((pool, node)) == "UP"]
+        down = lambda shown: [shown.get((pool, node)) for node in NODES].count("DOWN")
+        refused = [write for write in self.writes if write.pool == pool and write.outcome == "read-only"]
+        operations = [operation for operation in self.operations if operation.write.pool == pool]
+        writes = [write for write in self.writes if write.pool == pool] + [each.write for each in operations]
+        written = [write for write in writes if write.outcome == "written" and write.ended < self.ended]
         switched = self.promotions[-1] if len(self.promotions) > 1 else None
         first = [w.ended - switched[0] for w in written if w.node == switched[1] and w.ended > switched[0]] if switched else []
         reads = [read for read in self.reads if read.pool == READS.get(pool)]
@@ -182,24 +205,36 @@ class Run:
             unknown=len(found.unknown),
             cut=sum(write.cut for write in writes),
             two_up=sum(end - begin for begin, end, shown in spans if len(up(shown)) > 1),
-            down=sum(
-                (end - begin) * [shown[pool, node] for node in NODES].count("DOWN") for begin, end, shown in spans
-            ),
-            most_down=max([shown[pool, node] for node in NODES].count("DOWN") for _, _, shown in spans),
+            down=sum((end - begin) * down(shown) for begin, end, shown in spans),
+            most_down=max(down(shown) for _, _, shown in spans),
             false_up=sum(
                 (end - begin) * sum(not self.takes_writes(node, begin) for node in up(shown))
                 for begin, end, shown in spans
             ),
             first_write=min(first, default=None),
             pause=longest_pause(self.began, self.ended, [write.ended for write in written]),
-            alerts=self.alerts[pool],
+            alerts=self.alerts.get(pool, 0),
             to_held=sum(map(self.to_held, written)),
             late_read=max(map(self.called_out, reads), default=0) if pool in READS else None,
             read_pause=longest_pause(self.began, self.ended, [r.ended for r in reads]) if pool in READS else None,
-            # each of the two clients that write, and the one that reads, in the last second
-            alive=len({w.row[0] for w in written if w.ended > self.ended - 1}) == 2
+            # each client that writes, and the one that reads, not long ago
+            alive={w.row[0] for w in written if w.ended > self.ended - 1.5} >= writers(pool)
             and (pool not in READS or any(read.ended > self.ended - 1 for read in reads)),
+            **self.felt(operations),
         )
+
+    @staticmethod
+    def felt(operations):
+        failed = [operation for operation in operations if clients.failed(operation)]
+        return {
+            "due": len(operations),
+            "delayed": sum(map(clients.late, operations)),
+            "failed": len(failed),
+            "failed_by_kind": Counter(operation.kind for operation in failed),
+            "in_flight": sum(operation.in_flight for operation in operations),
+            "longest": max(map(clients.lasted, operations), default=0),
+            "kept": sum(operation.kind == clients.KEPT for operation in operations),
+        }
 
     def late(self, pool, write):
         """Whether a refused write was sent when HAProxy should have known better."""
@@ -214,6 +249,11 @@ class Run:
         told = [(look.time, "HAProxy", self._shown(look.shown)) for look in self.looks]
         told += [(truth.time, truth.node, f"in recovery: {truth.recovery}") for truth in self.truths]
         told += [(when, who, "PROMOTED") for when, who in self.promotions]
+        told += [
+            (each.due, "client", f"{each.kind}: {each.write.outcome} after {clients.lasted(each):.2f} s")
+            for each in self.operations
+            if each.write.pool == OURS and (clients.failed(each) or each.in_flight)
+        ]
         told += [(w.begun, w.node, f"refused through {w.pool}") for w in self.writes if w.outcome == "read-only"]
         told += [(called.time, called.node, f"Patroni says {called.status} for reads") for called in self.called]
         late = [(read, self.called_out(read)) for read in self.reads if read.done == OK and not read.keeps]
@@ -232,6 +272,18 @@ def more_than_half(ours, templates):
     if ours > max(bound(0), templates / 2):
         return f"a server UP for {ours:.2f} s that did not take writes, over half of the {templates:.2f} s with Patroni's template"
     return None
+
+
+def more_fail(ours, *theirs):
+    """What is broken if more operations fail than in any of these pools: of medians."""
+    ours, *theirs = (median(found.failed for found in pool) for pool in (ours, *theirs))
+    return f"{ours:g} operations failed, and {min(theirs):g} in another pool" if ours > min(theirs) else None
+
+
+def too_many_cut(found):
+    """What is broken if more than one statement in ten thousand of the kept sessions was cut in flight."""
+    cut, kept = sum(each.in_flight for each in found), sum(each.kept for each in found)
+    return f"{cut} of {kept} statements of kept sessions cut in flight" if cut > math.ceil(kept / 10000) else None
 
 
 def broken_in_history(figures, faults, synchronous=False):
@@ -259,7 +311,7 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
     broken = broken_in_history(figures, faults, synchronous)
     planned, bridged = all(f.planned for f in faults), all(f.bridged for f in faults)
     silent, everywhere = any(f.silent for f in faults), any(f.everywhere for f in faults)
-    nodes = max(1, sum(not f.planned for f in faults))
+    nodes = max(1, sum(not f.planned or f.gone for f in faults))
     primaries = max(1, sum(bool(f.takes & {"leader", "postgres", "machine"}) for f in faults))
     troubles = [length for f, length in zip(faults, lengths) if f.bridged or f.takes - {"standbys", "dcs"}]
     # a machine that is busy takes its time to start a Patroni
@@ -278,12 +330,14 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
     falls_silent = len(faults) == 2 and any(f.bridged or "patroni" in f.takes for f in faults)
     if figures.late_read > read_bound(silent, grace if falls_silent else 0):
         broken.append(f"a read {figures.late_read:.2f} s after Patroni called its node out of the pool")
-    if all(f.planned or f.bridged for f in faults) and figures.down and not too_long:
+    if all(f.planned and not f.gone or f.bridged for f in faults) and figures.down and not too_long:
         broken.append(f"a server DOWN for {figures.down:.2f} s {'though all was planned' if planned else trouble}")
     if bridged and figures.cut and not too_long:
         broken.append(f"{figures.cut} sessions cut {trouble}")
     if figures.most_down > nodes and not everywhere:
         broken.append(f"{figures.most_down} servers DOWN at once")
+    if len(faults) == 1 and faults[0].seamless and figures.failed:
+        broken.append(f"{figures.failed} of {figures.due} operations failed, where none may")
     if not figures.alive:
         broken.append("a client that writes or reads nothing though all is well again")
     return broken
@@ -293,9 +347,28 @@ def table(results, planned):
     """Markdown: a row for each fault; in each cell the pools in their order, median and (worst)."""
     rows = [["fault", *COLUMNS.values(), "without a write, ratio"], ["---"] * (len(COLUMNS) + 2)]
     for name, pools in results.items():
-        cells = [" / ".join(summary([getattr(f, key) for f in pools[pool]]) for pool in POOLS) for key in COLUMNS]
+        cells = [" / ".join(summary([getattr(f, key) for f in pools[pool]]) for pool in ROUTES) for key in COLUMNS]
         ratios = [ours.pause / theirs.pause for ours, theirs in zip(pools[OURS], pools[OFFICIAL])]
         rows.append([f"**{name}**" if name in planned else name, *cells, summary(ratios)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def total(found):
+    """In words, what the operations of several runs met with."""
+    sums = [sum(getattr(each, key) for each in found) for key in ("due", "delayed", "failed", "in_flight")]
+    longest = [each.longest for each in found]
+    words = "{} due, {} late, {} failed, {} cut in flight".format(*sums)
+    return f"{words}, longest {median(longest):.2f} s in the median, {max(longest):.2f} s at most"
+
+
+def race_table(results):
+    """Markdown: a row for each fault, a column for each route: the median and the worst of the longest time without a
+    write, and of the operations that failed. results: {fault: {route: [{"pause": s, "failed": n}]}}."""
+    rows = [["fault", *RACE.values()], ["---"] * (len(RACE) + 1)]
+    for name, routes in results.items():
+        values = {route: {key: [run[key] for run in runs] for key in runs[0]} for route, runs in routes.items()}
+        cells = [f"{summary(values[route]['pause'])} s; {summary(values[route]['failed'])}" for route in RACE]
+        rows.append([name, *cells])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from itertools import permutations, product
 
+import clients
 import cluster
 import faults
 import figures
@@ -33,6 +35,7 @@ SHORT = [
     "PostgreSQL frozen",
     "Patroni's loop hung, GET /cluster polled",
 ]
+RACE_FAULTS = ["switchover", "PostgreSQL stopped by hand", "power of the primary's machine cut"]
 CONTROL = "Patroni frozen, HAProxy reloaded before"
 PAIRS = [pair for pair in permutations(faults.FAULTS, 2) if faults.together(*map(faults.FAULTS.get, pair))]
 GRACES = [0, 2, 3, 4, 5, 6, 8]
@@ -65,6 +68,7 @@ def arguments():
     parser.add_argument("--overlap", type=int, metavar="SECONDS")
     parser.add_argument("--overlap-pair", nargs=2, default=[], metavar="FAULT")
     parser.add_argument("--grace-table", type=pathlib.Path)
+    parser.add_argument("--race", type=pathlib.Path, metavar="FILE")
     parser.add_argument("faults", nargs="*", metavar="FAULT")
     given = parser.parse_args()
     unknown = {*given.faults, *given.overlap_pair} - set(faults.FAULTS)
@@ -77,9 +81,9 @@ def arguments():
         sys.exit("--times is for single faults")
     if given.check:
         sys.exit(0)
-    given.times = given.times or (1 if given.short or given.grace_table else 5)
-    all_of_them = SHORT if given.short else GRACE_FAULTS if given.grace_table else list(faults.FAULTS)
-    given.faults = given.faults or all_of_them
+    given.times = given.times or (1 if given.short or given.grace_table else 10 if given.race else 5)
+    short_of_all = GRACE_FAULTS if given.grace_table else RACE_FAULTS if given.race else list(faults.FAULTS)
+    given.faults = given.faults or (SHORT if given.short else short_of_all)
     return given
 
 
@@ -91,13 +95,21 @@ def grace_of(options):
     return int(found[2] or 0) / (1000 if found[3] == "ms" else 1) if found else 0
 
 
+def cpus():
+    """The time that the CPUs have been idle, and all of it."""
+    times = [int(word) for word in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return times[3] + times[4], sum(times)
+
+
 class Site:
-    def __init__(self, haproxy):
+    def __init__(self, haproxy, seed):
         self.cluster, self.grace = cluster.Cluster(), 0
         if haproxy:
             self.cluster.haproxy(haproxy)
         self.root = f"/proc/{self.cluster.leader('lb')}/root"
         self.watch = watch.Watch(f"{self.root}/run/haproxy/admin.sock", pools.POOLS, pools.READ_PORTS)
+        self.clients, self.cpus = clients.Clients(seed), None
+        self.watch.operations = self.clients.operations
         self.ended, self.lost = None, set()
         watch.local.patience = 10
 
@@ -110,6 +122,11 @@ class Site:
             self.cluster.synchronous = True
             self.cluster.setting("synchronous_mode=true")
         self.watch.start()
+        self.clients.start()
+
+    def stop(self):
+        self.watch.stop()
+        self.clients.stop()
 
     def agent_options(self, options):
         self.grace = grace_of(options)
@@ -172,6 +189,7 @@ class Site:
         """What was seen of one or two faults, and how long each was, if it is bridged how long its trouble was."""
         self.settle()
         began = self.ended or time.time()  # the calm between two faults belongs to the next
+        self.cpus = self.cpus or cpus()
         time.sleep(wait)  # any moment between two checks
         self.watch.longest_between_looks = 0
         self.cluster.held = None
@@ -195,20 +213,29 @@ class Site:
         self.settle()
         self.watch.renew_refused()
         self.ended = time.time()
+        busy = self.cpus, cpus()
+        self.cpus = busy[1]
+        self.clients.wait(self.ended)
         seen = self.rows(), self.alerts(began), self.grace, self.cluster.held
         run = figures.Run(self.watch, began, self.ended, *seen)
         self.lost.update(write.row for write in history.lost(run.writes, run.rows))
         if errors:
             raise errors[0]
-        if self.watch.longest_between_looks > 1:
+        delay = max(each.begun - each.due for each in run.operations)
+        (idle, all), (idle_now, all_now) = busy
+        share = (idle_now - idle) / (all_now - all)
+        print(f"  CPUs idle for {share:.0%} of the time, clients at most {delay:.2f} s behind their schedule", flush=True)
+        if self.watch.longest_between_looks > 1 or delay > clients.LATE:
             made = [faults.FAULTS[name] for name in names]
             if not figures.broken_in_history(run.figures(pools.OURS), made, self.cluster.synchronous):
-                raise Blind(f"{self.watch.longest_between_looks:.1f} s between two looks at HAProxy")
+                looks = self.watch.longest_between_looks
+                raise Blind(f"{looks:.1f} s between two looks at HAProxy, clients {delay:.1f} s late")
         return run, [lengths[name] for name in names]
 
     def whole(self):
         """What no single fault shows, in words: of the whole history, once nobody writes any more."""
-        found = history.find(self.watch.writes, self.watch.reads, self.rows())
+        writes = self.watch.writes + [each.write for each in self.clients.operations]
+        found = history.find(writes, self.watch.reads, self.rows())
         later = [w for w in found.lost if w.pool == pools.OURS and w.row not in self.lost]
         wrong = [f"{write.row} was there, and is lost" for write in later]
         wrong += [f"{row} is there, and failed" for row in found.phantom]
@@ -226,6 +253,11 @@ class Blind(Exception):
 
 
 def line(pool, found):
+    words = [*seen(pool, found), *felt(found)] if pool in pools.POOLS else felt(found)
+    return f"  {pool:14} {', '.join(words)}"
+
+
+def seen(pool, found):
     words = [f"{found.refused} refused" + (f" ({found.late} late)" if found.late else "")]
     words += [f"{found.split} by two primaries", f"{found.lost} lost", f"{found.unknown} unknown"]
     words += [f"{found.phantom} phantoms", f"{found.stale} stale"] if found.phantom or found.stale else []
@@ -233,7 +265,13 @@ def line(pool, found):
     words += [f"DOWN {found.down:.1f} s", f"false UP {found.false_up:.2f} s", f"no write {found.pause:.2f} s"]
     words += [f"first write {found.first_write:.2f} s"] if found.first_write is not None else []
     words += [f"late read {found.late_read:.2f} s", f"no read {found.read_pause:.2f} s"] if pool in pools.READS else []
-    return f"  {pool:14} {', '.join(words)}, {found.alerts} alerts"
+    return words + [f"{found.alerts} alerts"]
+
+
+def felt(found):
+    kinds = ", ".join(f"{kind} {found.failed_by_kind[kind]}" for kind in clients.RATES)
+    words = [f"of {found.due} operations {found.delayed} late", f"{found.failed} failed ({kinds})"]
+    return words + [f"{found.in_flight} cut in flight", f"longest {found.longest:.2f} s"]
 
 
 def patiently(make):
@@ -264,8 +302,8 @@ def make_fault(site, given, name, turn):
 
 def judge(site, given, names, run, lengths):
     """Prints and returns each pool's figures, and how many promises were broken."""
-    found = {pool: run.figures(pool) for pool in pools.POOLS}
-    for pool in pools.POOLS:
+    found = {pool: run.figures(pool) for pool in pools.ROUTES}
+    for pool in pools.ROUTES:
         print(line(pool, found[pool]), flush=True)
     made = [faults.FAULTS[name] for name in names]
     promises = figures.broken_promises(found[pools.OURS], made, lengths, site.grace, given.synchronous)
@@ -320,6 +358,48 @@ def blind(results, synchronous):
     return not all(seen)
 
 
+def say_totals(results):
+    """A line for each pool, over all runs of each fault."""
+    for name, routes in results.items():
+        print(f"== {name}, {len(routes[pools.OURS])} runs")
+        for pool, found in routes.items():
+            print(f"  {pool:14} {figures.total(found)}")
+
+
+def clients_fail(results, times):
+    """How many promises are broken that only several runs can break."""
+    made = {name: faults.FAULTS[name] for name in results}
+    judged = [name for name, fault in made.items() if times > 2 and not fault.seamless and not fault.costly]
+    others = pools.OFFICIAL, pools.WITHOUT_AGENT
+    broken = {name: figures.more_fail(*(results[name][pool] for pool in (pools.OURS, *others))) for name in judged}
+    seamless = [found for name, fault in made.items() if fault.seamless for found in results[name][pools.OURS]]
+    broken["all seamless changes"] = figures.too_many_cut(seamless)
+    broken = {name: promise for name, promise in broken.items() if promise}
+    for name, promise in broken.items():
+        print(f"BROKEN: {name}: {promise}")
+    return len(broken)
+
+
+def race(site, given):
+    """Makes what is missing in the file, which keeps a line of JSON for each run; how many promises were broken."""
+    read = lambda: [json.loads(line) for line in given.race.read_text().splitlines()] if given.race.exists() else []
+    made, broken = Counter(run["fault"] for run in read()), 0
+    for turn, name in product(range(given.times), given.faults):
+        if turn < made[name]:
+            continue
+        found, promises = make_fault(site, given, name, turn)
+        broken += promises
+        routes = {pool: {"pause": found[pool].pause, "failed": found[pool].failed} for pool in found}
+        with given.race.open("a") as file:
+            print(json.dumps({"fault": name, "routes": routes}), file=file)
+    results = {}
+    for run in read():
+        for route, figure in run["routes"].items():
+            results.setdefault(run["fault"], {}).setdefault(route, []).append(figure)
+    print(figures.race_table(results), end="")
+    return broken
+
+
 def over_half(results, times):
     """How many faults leave a server UP without taking writes for more than half as long as the template."""
     judged = [name for name in results if times > 2 and not faults.FAULTS[name].silent]
@@ -332,7 +412,7 @@ def over_half(results, times):
 
 def main():
     given = arguments()
-    site = Site(given.haproxy)
+    site = Site(given.haproxy, given.seed)
     site.prepare(given.synchronous)
     results, broken = {}, 0
     try:
@@ -340,19 +420,25 @@ def main():
             site.agent_options(given.agent_options)
             broken += overlap(site, given)
             given.faults = []
+        if given.race:
+            site.agent_options(given.agent_options)
+            broken += race(site, given)
+            given.faults = []
         for grace in GRACES if given.grace_table else [None]:
             site.agent_options(given.agent_options + ("" if grace is None else f" --grace {grace}s"))
-            results[grace] = {name: {pool: [] for pool in pools.POOLS} for name in given.faults}
+            results[grace] = {name: {pool: [] for pool in pools.ROUTES} for name in given.faults}
             for turn, name in product(range(given.times), given.faults):
                 found, promises = make_fault(site, given, name, turn)
                 broken += promises
-                for pool in pools.POOLS:
+                for pool in pools.ROUTES:
                     results[grace][name][pool].append(found[pool])
+            say_totals(results[grace])
             broken += blind(results[grace], given.synchronous) + over_half(results[grace], given.times)
+            broken += clients_fail(results[grace], given.times)
             if given.grace_table:
                 given.grace_table.write_text(figures.grace_table(results))
     finally:
-        site.watch.stop()
+        site.stop()
     wrong = site.whole()
     for words in wrong[:20]:
         print(f"BROKEN, in the whole history: {words}")

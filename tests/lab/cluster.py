@@ -122,5 +122,25 @@ class Cluster:
         first = f"pid=$(head -1 {DATA}/postmaster.pid); kill -{signal} $pid"
         self.run(node, f"({first}; for child in $(pgrep -P $pid); do kill -{signal} $child; done) 2> /dev/null; true")
 
+    def pg_ctl(self, node, words):
+        program = "$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)/pg_ctl"
+        self.run(node, f'su postgres -s /bin/sh -c "{program} -D {DATA} -s {words}" > /dev/null 2>&1')
+
+    def power_off(self, node):
+        """All of it at once."""
+        self._call("tests/lab/machine", "kill", node)
+
+    def shut_down(self, node, verb="poweroff"):
+        # without logind, systemctl says that it asks systemd itself
+        self.run(node, f"systemctl {verb} 2> /dev/null")
+
+    def boot(self, node):
+        """Once it has ended."""
+        self._call("tests/lab/cluster", "boot", node)
+
+    def reboot(self, node):
+        self.shut_down(node, "reboot")
+        self.boot(node)
+
     def kill_postmaster(self, node):
         self.run(node, f"kill -KILL $(head -1 {DATA}/postmaster.pid)")

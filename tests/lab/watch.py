@@ -25,8 +25,9 @@ READ_CHECK = "/replica?lag=16MB"
 OK, FAIL, UNKNOWN = "ok", "fail", "unknown"
 # outcome: written, read-only, or the error's first line. row: (client, number), what identifies it in the table. cut: it
 # was to go through a session that was there before, and somebody else had ended that. session: which connection. seen:
-# {client: the highest number there just before}, None without an answer
-Write = namedtuple("Write", "pool row begun ended node outcome cut session done seen")
+# {client: the highest number there just before}, None without an answer. reached: when a new session was in PostgreSQL,
+# by the server's clock, which is the same; None in a session that was there before
+Write = namedtuple("Write", "pool row begun ended node outcome cut session done seen reached")
 # keeps: whether its client keeps its session; seen: {client: the highest number there}, None without an answer
 Read = namedtuple("Read", "pool begun ended node keeps session done seen")
 # status: Patroni's answer to READ_CHECK
@@ -141,12 +142,12 @@ class Watch:
         client, connection, node, session, number = f"{pool}/{keeps_session}", None, None, None, 0
         for _ in self._every(0.05):
             number += 1
-            begun, kept, sent, done, seen = time.time(), connection is not None, False, UNKNOWN, None
+            begun, kept, sent, done, seen, reached = time.time(), connection is not None, False, UNKNOWN, None, None
             try:
                 if connection is None:
                     node, session = None, next(self.sessions)
                     connection = connect(LB, self.pools[pool])
-                    node = ask(connection, f"select {NODE}")[0][0]
+                    node, reached = ask(connection, f"select {NODE}, extract(epoch from clock_timestamp())::float8")[0]
                 sent = True
                 insert = f"insert into kept values (%s, %s) returning {NEWEST}"
                 seen = {client: ask(connection, insert, (client, number, client))[0][0]}
@@ -162,7 +163,7 @@ class Watch:
                     done = FAIL
             cut = kept and bool(connection.closed) and outcome != "timed out"
             self.writes.append(
-                Write(pool, (client, number), begun, time.time(), node, outcome, cut, session, done, seen)
+                Write(pool, (client, number), begun, time.time(), node, outcome, cut, session, done, seen, reached)
             )
             refused = outcome == "read-only" and self.renewing.is_set()
             if connection and (connection.closed or not keeps_session or refused or outcome == "timed out"):
