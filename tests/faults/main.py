@@ -253,7 +253,8 @@ class Blind(Exception):
 
 
 def line(pool, found):
-    words = [*seen(pool, found), *felt(found)] if pool in pools.POOLS else felt(found)
+    words = seen(pool, found) if pool in pools.POOLS else [f"no write {found.pause:.2f} s"]
+    words += felt(found)
     return f"  {pool:14} {', '.join(words)}"
 
 
