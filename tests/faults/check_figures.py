@@ -32,9 +32,9 @@ def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((
     return figures.Run(records, 0.0, 10.0, rows, dict.fromkeys(POOLS, 0), grace, held)
 
 
-def write(time, outcome="written", session=True, cut=False, lasted=0.01, pool=OURS, reached=None):
-    done = OK if outcome == "written" else FAIL
-    return Write(pool, (f"{pool}/{session}", time), time, time + lasted, "pg1", outcome, cut, session, done, None, reached)
+def write(time, outcome="written", session=True, cut=False, lasted=0.01, reached=None):
+    done, row = OK if outcome == "written" else FAIL, (f"{OURS}/{session}", time)
+    return Write(OURS, row, time, time + lasted, "pg1", outcome, cut, session, done, None, reached)
 
 
 def operation(due, kind=SESSION, outcome="written", lasted=0.01, in_flight=False, **more):
@@ -139,8 +139,8 @@ class Figures(unittest.TestCase):
         self.assertEqual(new_session(5, None), [])
         waited = [operation(5, lasted=3.5, reached=8.4)]
         self.assertEqual(broken(run(looks((0, "UP")), held=("pg1", 2, 8), operations=waited), Fault()), [])
-        let_in = [operation(5, lasted=3.5, reached=7.9)]
-        self.assertIn("1 writes in new sessions", broken(run(looks((0, "UP")), held=("pg1", 2, 8), operations=let_in), Fault())[0])
+        let_in = run(looks((0, "UP")), held=("pg1", 2, 8), operations=[operation(5, lasted=3.5, reached=7.9)])
+        self.assertIn("1 writes in new sessions", broken(let_in, Fault())[0])
 
     def test_felt(self):
         error = operation(1, outcome="no server")
@@ -163,11 +163,12 @@ class Figures(unittest.TestCase):
 
     def test_felt_in_many_runs(self):
         pool = lambda *failed: [run(looks((0, "UP"))).figures(OURS)._replace(failed=each) for each in failed]
-        self.assertIsNone(figures.more_fail(pool(2, 2, 9), pool(2, 2, 2), pool(8, 8, 8)))
-        self.assertIsNone(figures.more_fail(pool(13, 13, 99), pool(2, 2, 2), pool(80, 80, 80)))  # half a second's
-        self.assertIn("14 operations failed, and 2", figures.more_fail(pool(14, 14, 0), pool(2, 2, 2), pool(80, 80, 80)))
-        self.assertIn("14 operations failed, and 2", figures.more_fail(pool(14, 14, 0), pool(80, 80, 80), pool(2, 2, 2)))
-        self.assertIn("1 operations failed, and 0", figures.more_fail(pool(1, 1, 0), pool(0, 0, 2), pool(80, 80, 80)))
+        none, few, many = pool(0, 0, 2), pool(2, 2, 2), pool(80, 80, 80)
+        self.assertIsNone(figures.more_fail(pool(2, 2, 99), few, many))
+        self.assertIsNone(figures.more_fail(pool(13, 13, 99), few, many))  # half a second's
+        self.assertIn("14 operations failed, and 2", figures.more_fail(pool(14, 14, 0), few, many))
+        self.assertIn("14 operations failed, and 2", figures.more_fail(pool(14, 14, 0), many, few))
+        self.assertIn("1 operations failed, and 0", figures.more_fail(pool(1, 1, 0), none, many))
         cut = lambda in_flight, kept: [found._replace(in_flight=in_flight, kept=kept) for found in pool(0, 0)]
         self.assertIsNone(figures.too_many_cut(cut(1, 5001)))
         self.assertIn("2 of 10000", figures.too_many_cut(cut(1, 5000)))

@@ -138,7 +138,10 @@ def reload_haproxy(cluster, random):
     time.sleep(random.length(HARD_STOP + 1))
 
 
-@fault("HAProxy reloaded in a switchover", planned=True, seamless=True, takes="leader haproxy", needs=f"{ORDERLY} haproxy")
+@fault(
+    "HAProxy reloaded in a switchover", planned=True, seamless=True,
+    takes="leader haproxy", needs=f"{ORDERLY} haproxy",
+)
 def reload(cluster, random):
     primary = cluster.primary()
     reload = f"sleep {random.uniform(0, 2):.2f}; systemctl reload haproxy"
@@ -552,7 +555,10 @@ def restart(cluster, node, path):
     return lasting(0, lambda: cluster.patroni(node, "restart"), lambda: cluster.until_ok(node, path))
 
 
-@fault("a standby's Patroni restarted", bridged=True, seamless=True, takes="standbys", needs="leader dcs postgres standbys")
+@fault(
+    "a standby's Patroni restarted", bridged=True, seamless=True,
+    takes="standbys", needs="leader dcs postgres standbys",
+)
 def restart_standby(cluster, random):
     return restart(cluster, random.choice(others(cluster.primary())), "replica")
 

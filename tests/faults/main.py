@@ -34,6 +34,8 @@ SHORT = [
     "Patroni upgraded in pause",
     "PostgreSQL frozen",
     "Patroni's loop hung, GET /cluster polled",
+    "Patroni's service restarted",
+    "the primary's machine rebooted",
 ]
 RACE_FAULTS = ["switchover", "PostgreSQL stopped by hand", "power of the primary's machine cut"]
 CONTROL = "Patroni frozen, HAProxy reloaded before"
