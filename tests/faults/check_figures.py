@@ -6,7 +6,7 @@ from collections import namedtuple
 import figures
 from clients import KEPT, PATIENCE, RATES, SESSION, Operation
 from faults import KINDS
-from pools import OFFICIAL, OURS, POOLS, READS
+from pools import OFFICIAL, OURS, POOLS, READS, ROUTES
 from watch import FAIL, NODES, OK, Called, Look, Read, Truth, Write
 
 Records = namedtuple("Records", "writes looks truths reads called operations")
@@ -154,6 +154,7 @@ class Figures(unittest.TestCase):
         found = felt([*calm, error, slow, over, given_up, cut]).figures(OURS)
         self.assertEqual((found.due, found.delayed, found.failed, found.in_flight), (6 + len(RATES), 1, 3, 1))
         self.assertEqual((found.failed_by_kind, found.longest), ({SESSION: 3}, PATIENCE))
+        self.assertAlmostEqual(found.gap, 4)  # what succeeds too late is written all the same
         self.assertEqual(felt([error]).figures(OFFICIAL).failed, 0)
         self.assertEqual(broken(felt([*calm, slow, cut]), seamless), [])
         self.assertIn("1 of 4 operations failed", broken(felt([error]), seamless)[0])
@@ -172,6 +173,10 @@ class Figures(unittest.TestCase):
         cut = lambda in_flight, kept: [found._replace(in_flight=in_flight, kept=kept) for found in pool(0, 0)]
         self.assertIsNone(figures.too_many_cut(cut(1, 5001)))
         self.assertIn("2 of 10000", figures.too_many_cut(cut(1, 5000)))
+
+    def test_race(self):
+        runs = {route: [{"gap": 1, "failed": 2}, {"gap": 3, "failed": 2}] for route in ROUTES}
+        self.assertIn("| switchover | 2 (3) s; 2 | 2 (3) s; 2 |", figures.race_table({"switchover": runs}))
 
     def test_gone(self):
         gone, down = Fault(planned=True, gone=True), run(looks((0, "UP"), (5, "DOWN"), (5.5, "UP")))

@@ -127,8 +127,10 @@ class Site:
         self.clients.start()
 
     def stop(self):
-        self.watch.stop()
-        self.clients.stop()
+        try:
+            self.watch.stop()
+        finally:
+            self.clients.stop()
 
     def agent_options(self, options):
         self.grace = grace_of(options)
@@ -392,7 +394,7 @@ def race(site, given):
             continue
         found, promises = make_fault(site, given, name, turn)
         broken += promises
-        routes = {pool: {"pause": found[pool].pause, "failed": found[pool].failed} for pool in found}
+        routes = {pool: {"gap": each.gap, "failed": each.failed} for pool, each in found.items()}
         with given.race.open("a") as file:
             print(json.dumps({"fault": name, "routes": routes}), file=file)
     results = {}
