@@ -156,6 +156,7 @@ class Figures(unittest.TestCase):
         self.assertEqual((found.failed_by_kind, found.longest), ({SESSION: 3}, PATIENCE))
         self.assertAlmostEqual(found.gap, 4)  # what succeeds too late is written all the same
         self.assertEqual(felt([error]).figures(OFFICIAL).failed, 0)
+        self.assertIn(" / -", figures.table({"a": {pool: [felt([]).figures(pool)] for pool in ROUTES}}, []))
         self.assertEqual(broken(felt([*calm, slow, cut]), seamless), [])
         self.assertIn("1 of 4 operations failed", broken(felt([error]), seamless)[0])
         self.assertIn("1 of 4 operations failed", broken(felt([over]), seamless)[0])

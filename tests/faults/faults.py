@@ -32,11 +32,9 @@ from pools import HARD_STOP, SILENCE
 from watch import LB, NODES
 
 FAULTS = {}
+KINDS = "planned bridged silent everywhere gone seamless costly".split()
 # what patronictl needs
 ORDERLY = "leader dcs patroni postgres standbys automation"
-
-
-KINDS = "planned bridged silent everywhere gone seamless costly".split()
 
 
 def fault(name, takes="", needs="", **kinds):

@@ -69,6 +69,8 @@ COLUMNS = {
     "in_flight": "cut in flight",
     "longest": "longest operation, s",
 }
+# what there is none of without HAProxy, or without the clients that keep on trying
+SHOWN_BY_HAPROXY = "refused late false_up two_up down most_down alerts to_held".split()
 
 RACE = {
     OFFICIAL: "Patroni's template",
@@ -195,7 +197,7 @@ class Run:
         found = history.find(writes, reads, self.rows, self.promotions)
         # a session that its client keeps may stay where it is
         reads = [read for read in reads if read.done == OK and not read.keeps]
-        return Figures(
+        figures = Figures(
             refused=len(refused),
             late=sum(self.late(pool, write) for write in refused),
             split=len(found.split),
@@ -222,6 +224,7 @@ class Run:
             and (pool not in READS or any(read.ended > self.ended - 1 for read in reads)),
             **self.felt(operations),
         )
+        return figures if pool in POOLS else figures._replace(**dict.fromkeys(SHOWN_BY_HAPROXY))
 
     def felt(self, operations):
         written = [o.write.ended for o in operations if o.write.outcome == "written" and o.write.ended < self.ended]
