@@ -110,7 +110,7 @@ def delayed_switchover(cluster, random):
     ).strip()
     if not stuck:
         raise RuntimeError("no session to delay the stop")
-    cluster.run(primary, f"(sleep 2; kill -CONT {stuck}) > /dev/null 2>&1 &")
+    cluster.run(primary, f"(sleep 3; kill -CONT {stuck}) > /dev/null 2>&1 &")
     cluster.switchover(primary, random.choice(cluster.candidates(primary)))
 
 
