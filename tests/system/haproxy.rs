@@ -40,31 +40,36 @@ fn launcher(address: &str, arguments: Arc<Mutex<Vec<String>>>) -> SocketAddr {
 }
 
 /// units/examples/haproxy.cfg
-fn shipped() -> String {
+pub fn shipped() -> String {
     fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg")
 }
 
 /// A port of this machine that nobody listens on yet.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port()
 }
 
-struct HaProxy {
+pub struct HaProxy {
     process: Child,
     folder: TempDir,
 }
 
 impl HaProxy {
     /// Starts it with these `backend` sections.
-    fn start(name: &str, backends: &str) -> Self {
+    pub fn start(name: &str, backends: &str) -> Self {
+        let text = format!(
+            "global\n stats socket SOCKET level admin\ndefaults\n mode tcp\n timeout check 2s\n \
+             timeout connect 2s\n timeout client 10s\n timeout server 10s\n{backends}",
+        );
+        Self::run(name, &text)
+    }
+
+    /// Starts it with this configuration; SOCKET stands for its stats socket.
+    pub fn run(name: &str, text: &str) -> Self {
         let folder = common::folder(name);
         let configuration = folder.path().join("haproxy.cfg");
         let socket = folder.path().join("socket");
-        let text = format!(
-            "global\n stats socket {} level admin\ndefaults\n mode tcp\n timeout check 2s\n \
-             timeout connect 2s\n timeout client 10s\n timeout server 10s\n{backends}",
-            socket.display()
-        );
+        let text = text.replace("SOCKET", socket.to_str().expect("UTF-8"));
         fs::write(&configuration, text).expect("a file");
         let log = fs::File::create(folder.path().join("log")).expect("a file");
         let mut command = Command::new(std::env::var_os("HAPROXY").unwrap_or("haproxy".into()));
@@ -79,20 +84,26 @@ impl HaProxy {
         haproxy
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.folder.path().join("socket")
     }
 
-    fn command(&self, command: &str) -> String {
+    pub fn command(&self, command: &str) -> String {
         haproxy::command(&self.socket(), command).expect("HAProxy")
     }
 
-    fn stat(&self, pool: &str, server: &str, field: &str) -> String {
+    pub fn stat(&self, pool: &str, server: &str, field: &str) -> String {
         haproxy::stat(&self.socket(), pool, server, field).expect("HAProxy")
     }
 
     /// Waits until a field of a server or of BACKEND is as it should be, and returns it.
-    fn until(&self, pool: &str, server: &str, field: &str, is: impl Fn(&str) -> bool) -> String {
+    pub fn until(
+        &self,
+        pool: &str,
+        server: &str,
+        field: &str,
+        is: impl Fn(&str) -> bool,
+    ) -> String {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             let shown = self.stat(pool, server, field);

@@ -8,3 +8,4 @@ mod haproxy;
 mod reload;
 mod system_calls;
 mod units;
+mod waiting;
