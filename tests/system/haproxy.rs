@@ -2,6 +2,7 @@
 //! Needs HAProxy (tests/install); tests/run runs it. HAPROXY names another one.
 
 use crate::common::{self, AGENT, FakePatroni, Start, haproxy, http, start};
+use crate::site::{LONG, Site, Truth};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -372,102 +373,54 @@ fn a_server_that_is_added_at_run_time() {
     assert!(!haproxy.command("show servers state").contains(" pg4 "));
 }
 
-/// The commented-out lines of units/examples/haproxy.cfg and the alerts of units/examples/prometheus-rules.yml, on two
-/// nodes.
+/// The commented-out lines of units/examples/haproxy.cfg and the alerts of units/examples/prometheus-rules.yml.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn reads_fall_back_to_the_primary_and_alerts_see_it() {
-    /// A server that says who it is; and an agent of its own.
-    fn node(name: &'static str, primary: bool, replica: Arc<AtomicBool>) -> (u16, u16) {
-        let server = FakePatroni::raw(move |mut stream| drop(stream.write_all(name.as_bytes())));
-        let patroni = FakePatroni::on("127.0.0.1:0", move |mut stream, _| {
-            let request = common::read_request(&mut stream);
-            let asked_for = match request.starts_with("GET /primary ") {
-                true => primary,
-                false => !primary && replica.load(Ordering::SeqCst),
-            };
-            let body = if primary { READY.body } else { REPLICA };
-            let _ = stream.write_all(&http(if asked_for { 200 } else { 503 }, body));
-        });
-        let arguments = ["--agent-send", "--url", &patroni.url()].map(str::to_owned).to_vec();
-        let agent = launcher("127.0.0.1:0", Arc::new(Mutex::new(arguments))).port();
-        (server.address.port(), agent)
-    }
-    let replica = Arc::new(AtomicBool::new(true));
-    let nodes =
-        [("pg1", true), ("pg2", false)].map(|(name, primary)| node(name, primary, replica.clone()));
-    let (reads, metrics) = (free_port(), free_port());
-    let shipped = shipped();
-    let mut pools = format!(
-        "listen postgres-write\n default-server agent-check agent-inter 200ms disabled\n bind 127.0.0.1:{}\n",
-        free_port()
+    let metrics = free_port();
+    let exporter = format!(
+        "frontend metrics\n mode http\n bind 127.0.0.1:{metrics}\n http-request use-service prometheus-exporter\nlisten stats"
     );
-    for (number, (server, agent)) in nodes.iter().enumerate() {
-        let _ = writeln!(
-            pools,
-            " server pg{} 127.0.0.1:{server} agent-port {agent} agent-send \"primary\\n\"",
-            number + 1
-        );
-    }
-    let _ = write!(
-        pools,
-        "listen postgres-read\n default-server agent-check agent-inter 200ms disabled\n bind 127.0.0.1:{reads}\n"
-    );
-    let lines = shipped.split("listen postgres-read").nth(1).expect("the read pool").lines();
-    for line in lines.take_while(|line| !line.starts_with("listen")) {
-        let line = line.trim().trim_start_matches('#');
-        for (number, (server, agent)) in nodes.iter().enumerate() {
-            let address = format!("pg{}:5432", number + 1);
-            if line.starts_with("server ") && line.contains(&address) {
-                let line =
-                    line.replace(&address, &format!("127.0.0.1:{server} agent-port {agent}"));
-                let _ = writeln!(pools, " {line}");
-            }
-        }
-    }
-    assert_eq!(pools.matches(" backup ").count(), 2, "{pools}");
-    let _ = writeln!(pools, "backend agents\n server pg1 127.0.0.1:{} check", nodes[0].1);
-    let _ = writeln!(
-        pools,
-        "frontend metrics\n mode http\n bind 127.0.0.1:{metrics}\n http-request use-service prometheus-exporter"
-    );
-    let _haproxy = HaProxy::start("fallback", &pools);
-    let get = |port, request: &str| {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("HAProxy");
-        let _ = stream.write_all(request.as_bytes());
+    let room = "server waiting-room 127.0.0.1 backup no-check no-agent-check enabled maxconn 0\n    # To send reads to the primary when no replica is left, use this line instead of the waiting room above:\n    #";
+    let site = Site::new("fallback", &[(room, ""), ("listen stats", &exporter)]);
+    let get = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", metrics)).expect("HAProxy");
+        let _ = stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n");
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
         answer
     };
-    let reads_reach = |name: &str| {
+    let reads_reach = |nodes: &[char]| {
+        let answer = || Site::client(site.reads, LONG).answer.expect("served");
         let end = Instant::now() + Duration::from_secs(20);
-        while get(reads, "") != name {
-            assert!(Instant::now() < end, "reads do not reach {name}");
-            std::thread::sleep(Duration::from_millis(20));
+        while !nodes.contains(&answer()) {
+            assert!(Instant::now() < end, "reads do not reach {nodes:?}");
         }
-        for _ in 0..10 {
-            assert_eq!(get(reads, ""), name);
-        }
+        assert!((0..10).all(|_| nodes.contains(&answer())));
     };
-    reads_reach("pg2");
-    replica.store(false, Ordering::SeqCst);
-    reads_reach("pg1");
-    // what PostgresNoReplica adds up: all but the backups
-    let replicas = || {
-        let exported = get(metrics, "GET /metrics HTTP/1.0\r\n\r\n");
+    let up = |proxy: &str| {
+        let exported = get();
         let up = exported.lines().filter(|line| {
-            line.starts_with("haproxy_server_status{proxy=\"postgres-read\"")
-                && !line.contains("-primary\"")
+            line.starts_with(&format!("haproxy_server_status{{proxy=\"{proxy}\""))
+                && !line.contains("waiting-room") // as the alerts do
                 && line.ends_with("state=\"UP\"} 1")
         });
         up.count()
     };
-    assert_eq!(replicas(), 0, "while reads are on the primary");
-    replica.store(true, Ordering::SeqCst);
-    reads_reach("pg2");
-    assert_eq!(replicas(), 1);
+    reads_reach(&['2', '3']);
+    let hold = |held| site.nodes[1..].iter().for_each(|node| Truth::set(&node.is.held, held));
+    hold(true);
+    reads_reach(&['1']);
+    assert_eq!(up("postgres-read"), 0, "while reads are on the primary");
+    hold(false);
+    for replica in ["pg2", "pg3"] {
+        site.until("postgres-read", replica, "status", |status| status.starts_with("UP"));
+    }
+    reads_reach(&['2', '3']);
+    assert_eq!(up("postgres-read"), 2);
+    assert_eq!(up("postgres-write"), 1);
 
-    let exported = get(metrics, "GET /metrics HTTP/1.0\r\n\r\n");
+    let exported = get();
     let rules =
         fs::read_to_string(common::file("units/examples/prometheus-rules.yml")).expect("the rules");
     let mut seen = 0;
@@ -489,17 +442,6 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
         seen += 1;
     }
     assert_eq!(seen, rules.matches("expr:").count());
-    let up = |proxy: &str| {
-        exported
-            .lines()
-            .filter(|line| {
-                line.starts_with(&format!("haproxy_server_status{{proxy=\"{proxy}\""))
-                    && line.contains("state=\"UP\"")
-                    && line.ends_with(" 1")
-            })
-            .count()
-    };
-    assert_eq!(up("postgres-write"), 1);
 }
 
 /// The pools of units/examples/haproxy.cfg with one server: HAProxy keeps the last word of an agent that says nothing more,
@@ -524,7 +466,9 @@ fn a_silent_agent_is_bounded_by_the_check() {
         let (_, section) = shipped.split_once(&format!(" {name}\n")).expect("the pool");
         let section = section.split("\n\n").next().expect("its lines");
         let lines = section.lines().filter(|line| {
-            !["bind", "server pg", "use_backend"].iter().any(|word| line.contains(word))
+            !["bind", "server pg", "tcp-request", "acl", "use_backend"]
+                .iter()
+                .any(|word| line.contains(word))
         });
         let lines = lines.collect::<Vec<_>>().join("\n");
         format!("backend {name}\n{lines}\n server pg 127.0.0.1:5555\n")
@@ -653,159 +597,76 @@ fn the_write_pool_asks_often_and_a_client_finds_the_other_server() {
     assert!(often >= 8, "{often} questions of the write pool in four of the read pool");
 }
 
-/// The write pool of units/examples/haproxy.cfg and its reserve, on two nodes.
+/// The write pool of units/examples/haproxy.cfg and its reserve.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Node {
-        Primary,
-        Replica,
-        Held,
-        LockLost,
-    }
-    use Node::{Held, LockLost, Primary, Replica};
-    struct Server {
-        is: Arc<Mutex<Node>>,
-        speaks: Arc<AtomicBool>,
-        ports: [u16; 3],
-    }
-    let server = |name: &'static str, is| {
-        let (is, speaks) = (Arc::new(Mutex::new(is)), Arc::new(AtomicBool::new(true)));
-        // says who it is, and keeps the session
-        let postgres = FakePatroni::raw(move |mut stream| {
-            let _ = stream.write_all(name.as_bytes());
-            let _ = stream.read(&mut [0]);
-        });
-        let now = is.clone();
-        let patroni = FakePatroni::new(move |stream| {
-            let answer = match *now.lock().expect("no panic") {
-                Replica => http(503, REPLICA),
-                LockLost => http(503, READY.body),
-                _ => http(200, READY.body),
-            };
-            let _ = stream.write_all(&answer);
-        });
-        let (now, loud) = (is.clone(), speaks.clone());
-        let agent = FakePatroni::raw(move |mut stream| {
-            let word: &[u8] = match *now.lock().expect("no panic") {
-                Primary => b"up ready\n",
-                Replica => b"up maint\n",
-                Held => b"up drain # hold\n",
-                LockLost => b"fail ready\n",
-            };
-            if loud.load(Ordering::SeqCst) {
-                let _ = stream.read(&mut [0; 64]);
-                let _ = stream.write_all(word);
-            }
-        });
-        let ports = [postgres, patroni, agent].map(|fake| fake.address.port());
-        Server { is, speaks, ports }
-    };
-    let nodes = [server("pg1", Primary), server("pg2", Replica)];
-    let bind = free_port();
-    let shipped = shipped();
-    let (_, defaults) = shipped.split_once("defaults\n").expect("its defaults");
-    let default_server = defaults.lines().find(|line| line.contains("default-server")).expect("it");
-    let section = |head: &str| {
-        let (_, section) = shipped.split_once(&format!("{head}\n")).expect("the section");
-        format!("{head}\n{}\n", section.split("\n\n").next().expect("its lines"))
-    };
-    let sections = ["listen postgres-write", "backend reserve", "backend agents"].map(section);
-    let mut configuration =
-        format!(" option redispatch 1\n{default_server}\n{}", sections.concat());
-    for (number, node) in nodes.iter().enumerate() {
-        let [postgres, patroni, agent] = node.ports;
-        let name = format!("pg{}", number + 1);
-        configuration = configuration
-            .replace(
-                &format!("{name}:5432"),
-                &format!("127.0.0.1:{postgres} port {patroni} agent-port {agent}"),
-            )
-            .replace(&format!("{name}:5555"), &format!("127.0.0.1:{agent}"));
-    }
-    let lines = configuration.lines().filter(|line| !line.contains("server pg3"));
-    let configuration = (lines.collect::<Vec<_>>().join("\n") + "\n")
-        .replace(":5000", &format!("127.0.0.1:{bind}"))
-        .replace("inter 2s", "inter 50ms")
-        .replace("inter 500ms", "inter 50ms")
-        .replace("lt 3", "lt 2");
-    let haproxy = HaProxy::start("reserve", &configuration);
-    let write = || {
-        let mut stream = TcpStream::connect(("127.0.0.1", bind)).expect("HAProxy");
-        let mut answer = [0; 3];
-        // refused by HAProxy: closed, or reset
-        let served = stream.read_exact(&mut answer).is_ok();
-        served.then(|| (String::from_utf8_lossy(&answer).into_owned(), stream))
-    };
-    let reaches = |name: Option<&str>| {
+    let site = Site::new("reserve", &[("timeout connect 200ms", "timeout connect 20ms")]);
+    let write = || Site::client(site.writes, Duration::from_millis(200));
+    let reaches = |node: Option<char>| {
         let end = Instant::now() + Duration::from_secs(20);
-        while write().map(|(name, _)| name).as_deref() != name {
-            assert!(
-                Instant::now() < end,
-                "not {name:?}:\n{}",
-                haproxy.command("show servers state")
-            );
+        while write().answer != node {
+            assert!(Instant::now() < end, "not {node:?}:\n{}", site.command("show servers state"));
             std::thread::sleep(Duration::from_millis(20));
         }
         let until = Instant::now() + Duration::from_millis(500); // ten checks
         while Instant::now() < until {
-            assert_eq!(write().map(|(name, _)| name).as_deref(), name);
+            assert_eq!(write().answer, node);
         }
     };
-    let turn = |node: usize, what| *nodes[node].is.lock().expect("no panic") = what;
-    let say = |node: usize, speaks| nodes[node].speaks.store(speaks, Ordering::SeqCst);
+    let [pg1, pg2, _] = site.nodes.each_ref().map(|node| &node.is);
     let until = |pool, server, status: &str| {
-        haproxy.until(pool, server, "status", |shown| shown.starts_with(status));
+        site.until(pool, server, "status", |shown| shown.starts_with(status));
     };
-    reaches(Some("pg1"));
+    reaches(Some('1'));
     println!("a hold is a hold: all agents answer");
-    turn(0, Held);
+    Truth::set(&pg1.held, true);
     reaches(None);
-    turn(0, Primary);
-    reaches(Some("pg1"));
+    Truth::set(&pg1.held, false);
+    reaches(Some('1'));
 
-    println!("a standby whose agent is silent, and then it is promoted");
-    say(1, false);
+    println!("a standby whose agent is silent: a hold is a hold, and then it is promoted");
+    Truth::set(&pg2.silent, true);
     until("agents", "pg2", "DOWN");
-    reaches(Some("pg1"));
-    turn(0, Replica);
+    reaches(Some('1'));
+    Truth::set(&pg1.held, true);
     reaches(None);
-    turn(1, Primary);
-    reaches(Some("pg2"));
+    Truth::set(&pg1.held, false);
+    reaches(Some('1'));
+    site.turn(0, false);
+    reaches(None);
+    site.turn(1, true);
+    reaches(Some('2'));
 
     println!("two primaries by Patroni's word: nobody");
-    say(0, false);
-    turn(0, Primary);
+    Truth::set(&pg1.silent, true);
+    site.turn(0, true);
     reaches(None);
-    turn(0, Replica);
-    say(0, true);
-    reaches(Some("pg2"));
+    site.turn(0, false);
+    Truth::set(&pg1.silent, false);
+    reaches(Some('2'));
 
     println!("it loses its lock: sessions through the reserve end");
-    let (_, mut session) = write().expect("served");
-    // less than HAProxy's own timeout for a session
-    session.set_read_timeout(Some(Duration::from_secs(8))).expect("a socket");
-    turn(1, LockLost);
+    let mut session = write().stream;
+    session.set_read_timeout(Some(LONG)).expect("a socket");
+    Truth::set(&pg2.lock_lost, true);
     let end = session.read(&mut [0]).map_err(|error| error.kind());
     assert!(matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)), "{end:?}");
-    turn(1, Primary);
-    reaches(Some("pg2"));
+    Truth::set(&pg2.lock_lost, false);
+    reaches(Some('2'));
 
     println!("its agent is back, and a session through the reserve lives on");
-    let (name, mut session) = write().expect("served");
-    assert_eq!(name, "pg2");
-    say(1, true);
+    let mut session = write().stream;
+    Truth::set(&pg2.silent, false);
     until("postgres-write", "pg2", "UP");
-    session.set_read_timeout(Some(Duration::from_millis(200))).expect("a socket");
     assert!(session.read(&mut [0]).is_err(), "it is open, and nothing to read");
 
     println!("while an agent has named a server the reserve is not used, whoever is silent");
-    say(0, false);
+    Truth::set(&pg1.silent, true);
     until("agents", "pg1", "DOWN");
-    let used = haproxy.stat("reserve", "BACKEND", "stot");
-    reaches(Some("pg2"));
-    assert_eq!(haproxy.stat("reserve", "BACKEND", "stot"), used);
+    let used = site.stat("reserve", "BACKEND", "stot");
+    reaches(Some('2'));
+    assert_eq!(site.stat("reserve", "BACKEND", "stot"), used);
 }
 
 /// What the backend `reserve` of units/examples/haproxy.cfg makes of Patroni's answers; and each of its `expect` lines is
@@ -829,7 +690,7 @@ fn the_reserve_tells_a_broken_primary_from_another_role() {
     let shipped = shipped();
     let (_, section) = shipped.split_once("backend reserve\n").expect("the reserve");
     let (section, _) = section.split_once("\n\n").expect("its end");
-    let lines = section.lines().filter(|line| !line.contains(" server pg"));
+    let lines = section.lines().filter(|line| !line.contains(" server "));
     let patronis =
         answers.each_ref().map(|(status, body, ..)| FakePatroni::answering(http(*status, body)));
     let mut pools = String::new();

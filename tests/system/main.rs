@@ -6,6 +6,7 @@ mod common;
 
 mod haproxy;
 mod reload;
+mod site;
 mod system_calls;
 mod units;
 mod waiting;

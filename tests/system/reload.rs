@@ -32,7 +32,7 @@ impl LoadBalancer {
         let (settings, pools) = shipped.split_once("listen postgres-write").expect("a write pool");
         let pool = pools.split("\n\n").next().expect("its lines");
         // nobody asks Patroni here
-        let patroni = ["httpchk", "port 8008", "use_backend"];
+        let patroni = ["httpchk", "port 8008", "acl", "agents", "reserve"];
         let pool = pool.lines().filter(|line| !patroni.iter().any(|word| line.contains(word)));
         let pool = pool.collect::<Vec<_>>().join("\n");
         let configuration = format!("{settings}listen postgres-write{pool}\n");
