@@ -38,6 +38,8 @@ AGENT-OPTIONS take the place of the agent's settings file. See patroni-agent-che
 const PERIOD: Duration = Duration::from_millis(100);
 /// How long one agent check takes on a busy machine.
 const CHECK: Duration = Duration::from_millis(200);
+/// How long a check may hang in a REST API that is being closed, before HAProxy asks again.
+const CLOSING: Duration = Duration::from_millis(500);
 /// What a fast stop of PostgreSQL takes at the least, of what the lock has left.
 const STOP: Duration = Duration::from_secs(2);
 /// The health checks of a write pool.
@@ -147,7 +149,7 @@ impl Hook {
             Err(NoAnswer { refused: true, .. }) => match left_in_memory(&options)? {
                 Some(left) => {
                     end = end.min(Instant::now() + left);
-                    self.wait_for_transactions(heard(self.agent_inter), end, Ok)
+                    self.wait_for_transactions(heard(self.agent_inter) + CLOSING, end, Ok)
                 }
                 None => {
                     sleep_until(end.min(heard(self.read_agent_inter)));
