@@ -47,7 +47,7 @@ pub struct Node {
 impl Node {
     fn new(network: usize, number: u8, primary: bool) -> Node {
         let is = Arc::new(Truth { primary: primary.into(), ..Truth::default() });
-        let address = move |port: u16| format!("127.1.{network}.{number}:{port}");
+        let address = move |port: u16| format!("{}.{number}:{port}", addresses(network));
         let now = is.clone();
         let patroni = FakePatroni::on(&address(8008), move |mut stream, _| {
             let request = crate::common::read_request(&mut stream);
@@ -85,6 +85,11 @@ impl Node {
         std::thread::spawn(move || serve(number, &address(5432), &now));
         Node { is, _patroni: patroni, _agent: agent }
     }
+}
+
+/// The addresses of a site's nodes, but for the last number: other processes test at the same time.
+fn addresses(network: usize) -> String {
+    format!("127.{}.{network}", 100 + std::process::id() % 100)
 }
 
 fn serve(number: u8, address: &str, is: &Arc<Truth>) {
@@ -151,7 +156,8 @@ impl Site {
             text = text.replace(from, to);
         }
         for number in 1..=3 {
-            text = text.replace(&format!(" pg{number}:"), &format!(" 127.1.{network}.{number}:"));
+            let address = format!(" {}.{number}:", addresses(network));
+            text = text.replace(&format!(" pg{number}:"), &address);
         }
         let text = text
             .replace("/run/haproxy/admin.sock mode 660", "SOCKET")

@@ -201,3 +201,31 @@ fn a_node_that_is_held_gets_nothing_new_until_the_hold_ends() {
     let open = old.read(&mut [0]).map_err(|error| error.kind());
     assert!(matches!(open, Err(ErrorKind::WouldBlock)), "{open:?}");
 }
+
+/// HAProxy keeps what a silent agent said last. Its own check ends the sessions that drain, if it asks Patroni.
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn a_drain_whose_agent_falls_silent_ends_with_a_check_that_asks_patroni_and_only_with_that() {
+    let check = "option httpchk OPTIONS /primary";
+    for (replaced, ends) in [(&[][..], true), (&[(check, "# a TCP check")][..], false)] {
+        let site = Site::new("drain", replaced);
+        let mut session = Site::client(site.writes, LONG);
+        assert_eq!(session.answer, Some('1'));
+        Truth::set(&site.nodes[0].is.held, true);
+        site.until("postgres-write", "pg1", "status", |status| status.starts_with("DRAIN"));
+        Truth::set(&site.nodes[0].is.silent, true);
+        std::thread::sleep(MOMENT);
+        Truth::set(&site.nodes[0].is.lock_lost, true);
+        session
+            .stream
+            .set_read_timeout(Some(if ends { LONG } else { 6 * MOMENT }))
+            .expect("a socket");
+        let read = session.stream.read(&mut [0]).map_err(|error| error.kind());
+        let status = site.stat("postgres-write", "pg1", "status");
+        match read {
+            Err(ErrorKind::WouldBlock) if !ends => assert!(status.starts_with("DRAIN"), "{status}"),
+            Ok(0) | Err(ErrorKind::ConnectionReset) if ends => assert_eq!(status, "DOWN"),
+            read => panic!("{read:?}, {status}"),
+        }
+    }
+}
