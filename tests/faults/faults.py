@@ -98,11 +98,10 @@ def busy_switchover(cluster, random):
             raise RuntimeError("no clients")
 
 
-@fault("switchover, a session delays the stop", planned=True, seamless=True, takes="leader", needs=ORDERLY)
-def delayed_switchover(cluster, random):
-    primary = cluster.primary()
+def delay_stop(cluster, node, seconds):
+    """A session of PostgreSQL that does not hear of a fast stop for so long, from now on."""
     stuck = cluster.run(
-        primary,
+        node,
         "psql -h /tmp -U postgres -Atqc 'select pg_backend_pid(), pg_sleep(60)' > /tmp/stuck 2>&1 & "
         "for i in $(seq 50); do pid=$(psql -h /tmp -U postgres -Atqc \"select pid from pg_stat_activity where"
         " query like '%pg_sleep(60)' and pid <> pg_backend_pid()\"); [ -z \"$pid\" ] || break; sleep 0.1; done; "
@@ -110,7 +109,13 @@ def delayed_switchover(cluster, random):
     ).strip()
     if not stuck:
         raise RuntimeError("no session to delay the stop")
-    cluster.run(primary, f"(sleep 3; kill -CONT {stuck}) > /dev/null 2>&1 &")
+    cluster.run(node, f"(sleep {seconds}; kill -CONT {stuck}) > /dev/null 2>&1 &")
+
+
+@fault("switchover, a session delays the stop", planned=True, seamless=True, takes="leader", needs=ORDERLY)
+def delayed_switchover(cluster, random):
+    primary = cluster.primary()
+    delay_stop(cluster, primary, 3)
     cluster.switchover(primary, random.choice(cluster.candidates(primary)))
 
 
@@ -440,6 +445,49 @@ def cut_from_dcs(cluster, random):
         time.sleep(random.length(5))
     finally:
         cluster.run(primary, "ip neighbour delete 10.55.0.2 dev eth0")
+
+
+@fault("the DCS does not write, GET /cluster polled, slow stop", takes="leader dcs", needs="dcs automation machines")
+def refuse_writes(cluster, random):
+    """Each GET /cluster renews dcs_last_seen, while Patroni cannot renew its lock; then a session delays the stop."""
+    primary, ended = cluster.primary(), threading.Event()
+    etcd, program, unit = "10.55.0.2", "/usr/local/bin/read-only-etcd", "read-only-etcd"
+    renew = f"ss -K dst {etcd} dport = :2379 > /dev/null"
+    cluster.put(primary, "tests/faults/read_only_etcd.py", program)
+    poller = threading.Thread(target=poll_cluster, args=(NODES[primary], ended))
+    poller.start()
+    try:
+        delay_stop(cluster, primary, 40)
+        cluster.run(
+            primary,
+            f"ip address add {etcd}/32 dev lo; systemd-run -q -u {unit} /usr/bin/python3 {program} {etcd} {LB}; "
+            f"until curl -s -m 1 -o /dev/null http://{etcd}:2379/version; do sleep 0.05; done; {renew}",
+        )
+        cluster.primary(but=primary)
+        time.sleep(random.length(5))
+    finally:
+        ended.set()
+        poller.join()
+        cluster.run(primary, f"systemctl stop {unit}; ip address del {etcd}/32 dev lo; {renew}")
+
+
+@fault("the lock deleted, slow stop", takes="leader dcs", needs="dcs automation machines")
+def delete_lock(cluster, random):
+    """By hand. Patroni's node and the others run for it."""
+    primary = cluster.primary()
+    delay_stop(cluster, primary, 5)
+    cluster.run("lb", "ETCDCTL_API=3 etcdctl --endpoints=etcd:2379 del /service/demo/leader")
+    time.sleep(random.length(8))
+
+
+@fault("the DCS lost in a switchover, slow stop", takes="leader dcs", needs=ORDERLY)
+def lose_dcs_in_switchover(cluster, random):
+    primary = cluster.primary()
+    delay_stop(cluster, primary, 8)
+    switch = ["switchover", "demo", "--leader", primary, "--candidate", random.choice(cluster.candidates(primary)), "--force"]
+    with subprocess.Popen(["tests/lab/cluster", "patronictl", *switch], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT):
+        time.sleep(random.uniform(1, 3))
+        freeze_etcd(cluster, random.length(25))
 
 
 @fault("slow promotion", planned=True, costly=True, takes="leader", needs=ORDERLY)
