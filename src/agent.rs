@@ -1,6 +1,7 @@
 //! One agent check, from the connection to the reply, and many of them: the pipe. Knows all the steps and does none of
 //! them itself.
 
+use crate::before_stop::Note;
 use crate::check::Check;
 use crate::connection::{self, Connection};
 use crate::decide::{self, Policy, Times, Unreachable};
@@ -11,7 +12,7 @@ use crate::question::{Asked, NoQuestion, Question};
 use crate::reply::{self, Otherwise, Reply, Verdict};
 use crate::sandbox::{self, Again};
 use crate::share::{Missed, Shared};
-use crate::{NAME, before_stop, by_hand, hold, serve, syslog};
+use crate::{NAME, by_hand, hold, serve, syslog};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::RawFd;
 use std::panic::{self, AssertUnwindSafe};
@@ -37,7 +38,6 @@ type SameQuestion = (String, Option<IpAddr>);
 
 /// A process for one check, which locks itself in.
 pub fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
-    let deadline = started + options.timeout;
     // HAProxy's checks ask Patroni once
     let explain = options.explain && matches!(connection, Connection::Standard);
     let prepare = |connection: &Connection, memory: &Memory| {
@@ -51,7 +51,7 @@ pub fn one(options: &Options, mut connection: Connection, started: Instant) -> E
                 Ok(()) => {}
             }
         }
-        move |connection: &Connection, check: &Check| {
+        move |connection: &Connection, check: &Check, deadline| {
             let prepared = prepared.as_ref().map_err(NoAnswer::clone);
             let asked = timed(|| prepared.clone()?.ask(check, deadline));
             if explain {
@@ -83,9 +83,8 @@ pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitC
     let served = serve::serve(listeners, idle, lock_in, |mut connection, place| match options {
         Ok(options) => {
             let started = Instant::now();
-            let deadline = started + options.timeout;
             let prepare = |_: &Connection, _: &Memory| {
-                |connection: &Connection, check: &Check| {
+                |connection: &Connection, check: &Check, deadline| {
                     place.heard();
                     let local = local(options, connection);
                     together(&shared, &options.patroni, local, check, deadline)
@@ -192,7 +191,7 @@ fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
 }
 
 /// One check, down the pipe. `prepare` comes before the first byte is read, and returns the step that asks.
-fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
+fn answer<Ask: FnOnce(&Connection, &Check, Instant) -> Timed>(
     options: &Options,
     connection: &mut Connection,
     started: Instant,
@@ -213,7 +212,7 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
                 hold.reason
             ));
         }
-        let stop_noted = before_stop::is_noted(&options.before_stop_file);
+        let note = Note::open(&options.before_stop_file);
         let ask = prepare(connection, &memory);
         let question = match question(&options.asked, connection, started, options.timeout) {
             Ok(question) => question,
@@ -224,7 +223,9 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
                 return Answered { reply, news: recalled.news_of_no_check() };
             }
         };
-        let (times, answer) = ask(connection, &question.check);
+        // A Patroni that stops may be silent until the end. HAProxy has to hear of the drain before that.
+        let deadline = started + options.timeout / if note.is_left() { 3 } else { 1 };
+        let (times, answer) = ask(connection, &question.check, deadline);
         let recalled = memory.recall(&options.patroni.connect_to, Some(&question.check));
         if let Some(error) = recalled.error() {
             connection.remark(&format!("no grace period: {error}"));
@@ -233,6 +234,7 @@ fn answer<Ask: FnOnce(&Connection, &Check) -> Timed>(
         if options.explain {
             connection.remark(&by_hand::memory(&last, times));
         }
+        let stop_noted = note.is_left();
         let decide = |policy| {
             decide::decide(&question, policy, &answer, hold.clone(), stop_noted, &last, times)
         };

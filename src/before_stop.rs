@@ -1,7 +1,7 @@
 //! The note that the before-stop hook (`patroni-before-stop`) leaves in /run: Patroni is about to stop PostgreSQL, and may
 //! have closed its REST API before. Knows the file; knows nothing of what HAProxy is told.
 
-use crate::{file, memory};
+use crate::memory;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -11,16 +11,28 @@ use std::time::Duration;
 
 /// How long a note holds: a note that nobody takes away must not take a node out.
 const HOLDS: Duration = Duration::from_secs(10);
-/// The longest note in bytes.
-const LIMIT: u64 = 32;
+/// A note is twenty digits and a newline.
+const LENGTH: usize = 21;
 
-/// Whether a hook has begun within the last ten seconds. A file that cannot be read, or that has something else in it, is
-/// no note.
-pub fn is_noted(path: &Path) -> bool {
-    let note = file::read(path, LIMIT).ok();
-    let text = note.and_then(|bytes| String::from_utf8(bytes).ok());
-    let began = text.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);
-    began.and_then(|began| memory::now().checked_sub(began)).is_some_and(|age| age < HOLDS)
+/// The note's file, opened before the sandbox is entered; none if it cannot be.
+#[derive(Debug)]
+pub struct Note(Option<File>);
+
+impl Note {
+    /// Opens the file. Where there is none, there is no note.
+    pub fn open(path: &Path) -> Note {
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        Note(OpenOptions::new().read(true).custom_flags(flags).open(path).ok())
+    }
+
+    /// Whether a hook has begun within the last ten seconds, as the file says now.
+    pub fn is_left(&self) -> bool {
+        let mut bytes = [0; LENGTH];
+        let read = self.0.as_ref().and_then(|file| file.read_at(&mut bytes, 0).ok());
+        let text = read.and_then(|length| std::str::from_utf8(&bytes[..length]).ok());
+        let began = text.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);
+        began.and_then(|began| memory::now().checked_sub(began)).is_some_and(|age| age < HOLDS)
+    }
 }
 
 /// Leaves the note. The hook that holds the returned file is the only one that runs.

@@ -13,6 +13,7 @@ use std::path::Path;
 const ALLOWED: &[&str] = &[
     // the connections
     "read",
+    "pread64",
     "recvfrom",
     "getpeername",
     "shutdown",

@@ -10,7 +10,7 @@ use lexopt::{Arg, Parser, ValueExt};
 use patroni_agent_check::check::Check;
 use patroni_agent_check::memory::{self, Memory};
 use patroni_agent_check::options::{Options, Stop, duration};
-use patroni_agent_check::patroni::{Answer, NoAnswer};
+use patroni_agent_check::patroni::Answer;
 use patroni_agent_check::{before_stop, by_hand};
 use rustix::process::getppid;
 use std::ffi::OsString;
@@ -38,8 +38,8 @@ AGENT-OPTIONS take the place of the agent's settings file. See patroni-agent-che
 const PERIOD: Duration = Duration::from_millis(100);
 /// How long one agent check takes on a busy machine.
 const CHECK: Duration = Duration::from_millis(200);
-/// How long a check may hang in a REST API that is being closed, before HAProxy asks again.
-const CLOSING: Duration = Duration::from_millis(500);
+/// How long Patroni may take for an answer. One whose service stops is silent: its port is open, and nobody answers there.
+const ANSWER: Duration = Duration::from_millis(300);
 /// What a fast stop of PostgreSQL takes at the least, of what the lock has left.
 const STOP: Duration = Duration::from_secs(2);
 /// The health checks of a write pool.
@@ -124,7 +124,7 @@ impl Hook {
         let check: Check = "primary".parse()?;
         let heard = |inter: Duration| began + inter + CHECK;
         let mut end = began + self.bound;
-        match prepared.ask(&check, end) {
+        match prepared.ask(&check, end.min(began + ANSWER)) {
             Ok(answer) if answer.status == 200 => {
                 let outlives =
                     prepared.lock_outlives(end).ok_or("Patroni does not tell its ttl")?;
@@ -145,18 +145,22 @@ impl Hook {
                 Ok(None)
             }
             Ok(answer) => Err(format!("Patroni says {}", answer.status)),
-            // Patroni's own service stops, and its REST API first: the agent tells HAProxy by the note
-            Err(NoAnswer { refused: true, .. }) => match left_in_memory(&options)? {
+            // Patroni's own service stops, and its REST API first: the agent tells HAProxy by the note. A check that had
+            // begun before may hang for its whole time.
+            Err(_) => match left_in_memory(&options)? {
                 Some(left) => {
                     end = end.min(Instant::now() + left);
-                    self.wait_for_transactions(heard(self.agent_inter) + CLOSING, end, Ok)
+                    self.wait_for_transactions(
+                        heard(self.agent_inter.max(options.timeout)),
+                        end,
+                        Ok,
+                    )
                 }
                 None => {
                     sleep_until(end.min(heard(self.read_agent_inter)));
                     Ok(None)
                 }
             },
-            Err(no_answer) => Err(no_answer.reason),
         }
     }
 

@@ -165,6 +165,23 @@ fn a_note_of_the_hook_makes_a_node_drain_whose_patroni_is_away() {
         let reply = node.asks(&url, &grace).reply;
         assert!(reply.starts_with("!unreachable:_held_"), "{text}: {reply}");
     }
+    // a check that began before the note, and one that would wait too long for HAProxy to hear of it in time
+    let silent = TcpListener::bind(&address).expect("a free address");
+    for (before, timeout) in [(true, "2s"), (false, "9s")] {
+        note(&if before { String::new() } else { now().to_string() });
+        let late = spawn({
+            let file = node.file("note");
+            move || {
+                sleep(SECOND);
+                fs::write(file, memory::now().as_millis().to_string()).expect("written");
+            }
+        });
+        let outcome = node.asks(&url, &["--grace", "15s", "--timeout", timeout]);
+        assert!(outcome.reply.starts_with(&drains), "{before}: {outcome:?}");
+        assert!(outcome.took < 6 * SECOND, "{outcome:?}");
+        late.join().expect("a note");
+    }
+    drop(silent);
     fs::remove_file(node.file("note")).expect("removed");
     assert!(node.asks(&url, &grace).reply.starts_with("!unreachable:_held_"));
 }
@@ -223,13 +240,20 @@ fn the_hook_ends_at_the_first_bound_that_is_reached() {
         took < 6 * SECOND && took > SECOND && said.contains("the time is over"),
         "{took:?}: {said}"
     );
-    // its own bound, with a Patroni that hangs, too
-    let hangs = patroni(|_| sleep(30 * SECOND));
-    for patroni in [saying(200, || stopping(0)), hangs] {
-        let (took, said, _) =
-            node.waits(&patroni.url(), &["--agent-inter", "100ms", "--bound", "1s"]);
-        assert!(took >= SECOND && took < 8 * SECOND, "{took:?}: {said}");
-    }
+    // its own bound
+    let short = ["--agent-inter", "100ms", "--bound", "1s"];
+    let (took, said, _) = node.waits(&saying(200, || stopping(0)).url(), &short);
+    assert!(took >= SECOND && took < 8 * SECOND, "{took:?}: {said}");
+    // a Patroni that hangs and of which nothing is known, and one that hangs later
+    let (took, said, _) = node.waits(&patroni(|_| sleep(30 * SECOND)).url(), &LONG);
+    assert!(took < 8 * SECOND && said.contains("no check has left anything"), "{took:?}: {said}");
+    let asked = AtomicUsize::new(0);
+    let hangs = patroni(move |stream| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => drop(stream.write_all(&http(200, &stopping(0)))),
+        _ => sleep(30 * SECOND),
+    });
+    let (took, said, _) = node.waits(&hangs.url(), &short);
+    assert!(took >= SECOND && took < 8 * SECOND, "{took:?}: {said}");
     // psql that fails, or is not there
     let patroni = saying(200, || stopping(0));
     node.psql("exit 2");
