@@ -620,12 +620,14 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     };
     reaches(Some('1'));
     println!("a hold is a hold: all agents answer");
-    Truth::set(&pg1.held, true);
-    reaches(None);
-    Truth::set(&pg1.held, false);
-    reaches(Some('1'));
+    for hold in [&pg1.held, &pg1.cut] {
+        Truth::set(hold, true);
+        reaches(None);
+        Truth::set(hold, false);
+        reaches(Some('1'));
+    }
 
-    println!("a standby whose agent is silent: a hold is a hold, and then it is promoted");
+    println!("a standby whose agent is silent: a hold that drains is one, and then it is promoted");
     Truth::set(&pg2.silent, true);
     until("agents", "pg2", "DOWN");
     reaches(Some('1'));

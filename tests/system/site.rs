@@ -18,7 +18,9 @@ const SESSIONS: usize = 97;
 pub struct Truth {
     pub primary: AtomicBool,
     pub lock_lost: AtomicBool,
+    /// an operator's hold, `drain` or `maint`
     pub held: AtomicBool,
+    pub cut: AtomicBool,
     pub silent: AtomicBool,
     /// Patroni answers nothing
     pub gone: AtomicBool,
@@ -72,7 +74,7 @@ impl Node {
                 "fail ready\n"
             } else if asked && Truth::is(&now.held) {
                 "up drain # hold\n"
-            } else if asked {
+            } else if asked && !Truth::is(&now.cut) {
                 "up ready\n"
             } else {
                 "up maint\n"
