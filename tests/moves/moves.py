@@ -209,7 +209,8 @@ class Moves:
 
         def look(said):
             self.see("MAINT")
-            ports = {row[18] for server, row in haproxy.servers(self.socket).items() if server[0] in PORTS}
+            rows = haproxy.servers(self.socket)
+            ports = {rows[pool, node][18] for pool in PORTS for node in watch.NODES}
             assert ports == {port}, ports
 
         return look
@@ -250,7 +251,7 @@ def main():
     moves.poolers()
     maint, down = moves.stays("MAINT"), moves.checks("DOWN")
     changes = ("MAINT", "DOWN")
-    steps_to_it = [down, moves.answers, moves.listed, moves.reached, maint]
+    steps_to_it = [down, moves.answers, moves.listed, moves.reached, maint, maint]
     agent = ["From `option httpchk` to the agent", steps_to_it, 1, changes]
     back = ["Back to `option httpchk`", [down], 1, changes]
     # without `disabled`, the drop-in alone keeps clients from standbys whose agent is gone
