@@ -116,10 +116,14 @@ impl Hook {
             Stop::Usage(text) | Stop::Print(text) => text,
         })?;
         let file = &options.before_stop_file;
-        let _only_one = before_stop::note(file).map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock => "another one runs".to_owned(),
-            _ => format!("{}: {error}; it must belong to Patroni's user", file.display()),
-        })?;
+        let note = match before_stop::note(file) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err("another one runs".to_owned());
+            }
+            note => note.map_err(|error| {
+                format!("{}: {error}; it must belong to Patroni's user", file.display())
+            }),
+        };
         let prepared = options.patroni.prepare(None).map_err(|no_answer| no_answer.reason)?;
         let check: Check = "primary".parse()?;
         let heard = |inter: Duration| began + inter + CHECK;
@@ -147,20 +151,19 @@ impl Hook {
             Ok(answer) => Err(format!("Patroni says {}", answer.status)),
             // Patroni's own service stops, and its REST API first: the agent tells HAProxy by the note. A check that had
             // begun before may hang for its whole time.
-            Err(_) => match left_in_memory(&options)? {
-                Some(left) => {
-                    end = end.min(Instant::now() + left);
-                    self.wait_for_transactions(
-                        heard(self.agent_inter.max(options.timeout)),
-                        end,
-                        Ok,
-                    )
+            Err(_) => {
+                let _only_one = note?;
+                match left_in_memory(&options)? {
+                    Some(left) => {
+                        let heard = heard(self.agent_inter.max(options.timeout));
+                        self.wait_for_transactions(heard, end.min(Instant::now() + left), Ok)
+                    }
+                    None => {
+                        sleep_until(end.min(heard(self.read_agent_inter)));
+                        Ok(None)
+                    }
                 }
-                None => {
-                    sleep_until(end.min(heard(self.read_agent_inter)));
-                    Ok(None)
-                }
-            },
+            }
         }
     }
 

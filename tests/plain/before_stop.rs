@@ -320,8 +320,21 @@ fn wrong_arguments_are_named() {
         let (_, said, code) = node.waits("http://127.0.0.1:1", &own);
         assert!(said.contains(error) && code == Some(1), "{said}");
     }
-    let other = Node::new("without-a-note");
-    fs::remove_file(other.file("note")).expect("removed");
-    let (_, said, code) = other.waits("http://127.0.0.1:1", &[]);
+}
+
+#[test]
+fn without_its_file_the_hook_covers_what_patroni_announces() {
+    let (node, patroni) = (Node::new("no-note"), saying(200, || stopping(0)));
+    fs::remove_file(node.file("note")).expect("removed");
+    let (took, said, code) =
+        node.waits(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);
+    assert!(took > Duration::from_millis(500), "{took:?}");
+    assert_eq!((said.as_str(), code), ("", Some(0)));
+    // HAProxy would not hear of the rest
+    let address = away();
+    let answer = answer_once(&address, PRIMARY);
+    assert_eq!(node.asks(&format!("http://{address}"), &[]).reply, READY);
+    answer.join().expect("one answer");
+    let (_, said, code) = node.waits(&format!("http://{address}"), &LONG);
     assert!(said.contains("it must belong to Patroni's user") && code == Some(1), "{said}");
 }
