@@ -1,0 +1,342 @@
+"""Walks the switchover of units/README.md, "PgBouncer in front of HAProxy", and measures it without PAUSE. Started by
+tests/pgbouncer/run."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import namedtuple
+
+import psycopg2
+
+import cluster
+import watch
+
+DOCUMENT = pathlib.Path("units/README.md")
+HEADING = "PgBouncer in front of HAProxy"
+POOL = "postgres-write"
+HAPROXY, PGBOUNCER = 5000, 6432
+HOOK = "/usr/lib/patroni-agent-check/before-stop --agent-inter 500ms"
+CLIENTS = 8
+# sixty a second, most clients being in one at any time
+TRANSACTION = """\
+begin;
+insert into written values ('{}', :client_id);
+select pg_sleep(0.1);
+end;
+\\sleep 20 ms
+"""
+# a haproxy.cfg without the waiting room: (what is taken out, what takes its place)
+ROOM = (
+    (r"^ *server waiting-room .*\n", ""),
+    (r"^ *tcp-request content set-dst-port .*\n", ""),
+    (r"^ *retries .*\n", ""),
+    (r"^( *timeout connect) .*$", r"\1 2s"),
+)
+
+# begun, ended: by the monotonic clock; said: the error's first line, None if it was done
+Operation = namedtuple("Operation", "begun ended said")
+
+
+def commands(candidate):
+    """The script of the document, for this candidate."""
+    section = re.split(rf"^#+ {re.escape(HEADING)}$", DOCUMENT.read_text(), flags=re.MULTILINE)
+    assert len(section) == 2, f"{HEADING!r} is there {len(section) - 1} times"
+    section = re.split(r"^#", section[1], flags=re.MULTILINE)[0]
+    block = re.findall(r"(?:^(?:    .*)?\n)+", section, re.MULTILINE)
+    scripts = [re.sub("^    ", "", found, flags=re.M) for found in block if "patronictl switchover" in found]
+    assert len(scripts) == 1, scripts
+    script, times = re.subn(r"--candidate pg2\b", f"--candidate {candidate}", scripts[0])
+    assert times == 1, scripts
+    return script
+
+
+class Pgbench:
+    """pgbench through PgBouncer, until it is stopped: 8 clients that keep their session, or a new one each time. A
+    client ends with its first error."""
+
+    def __init__(self, database, *options):
+        self.database, self.options = database, options
+
+    def __enter__(self):
+        self.folder = tempfile.TemporaryDirectory(dir=os.environ["LAB"])
+        script = pathlib.Path(self.folder.name, "script")
+        script.write_text(TRANSACTION.format(self.database))
+        options = ("-n", "-c", str(CLIENTS), "-T", "600", "-l", "-f", script, *self.options)
+        self.process = subprocess.Popen(
+            ["pgbench", "-h", watch.LB, "-p", str(PGBOUNCER), "-U", "postgres", *options, self.database],
+            cwd=self.folder.name, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        return self
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGALRM)  # its own, at the end of -T
+        said, errors = self.process.communicate(timeout=30)
+        done = re.search(r"transactions actually processed: (\d+)", said)
+        assert done, said + errors
+        self.done = int(done[1])
+        self.errors = [line for line in errors.splitlines() if "error:" in line and "Run was aborted" not in line]
+        self.failed = len(set(re.findall(r"client (\d+)", "\n".join(self.errors))))
+        assert bool(self.failed) == bool(self.process.returncode), errors
+        logs = pathlib.Path(self.folder.name).glob("pgbench_log.*")
+        self.longest = max(int(line.split()[2]) for log in logs for line in log.read_text().splitlines()) / 1e6
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.folder.cleanup()
+
+
+class Clients:
+    """A new session and a write five times a second, whether or not earlier ones have ended."""
+
+    def __init__(self, port, database):
+        self.port, self.database, self.operations = port, database, []
+        self.ended, self.threads, self.pending = threading.Event(), [], {}
+        self.timer = threading.Thread(target=self._run)
+        self.timer.start()
+
+    def _run(self):
+        while not self.ended.wait(0.2):
+            self.threads.append(threading.Thread(target=self._write))
+            self.threads[-1].start()
+
+    def _write(self):
+        watch.local.patience, begun, said = 30, time.monotonic(), None
+        self.pending[begun] = True
+        try:
+            session = connect(self.port, self.database)
+            watch.run(session, "insert into written values ('session', 0)")
+            session.close()
+        except psycopg2.Error as error:
+            said = (str(error).strip() or repr(error)).splitlines()[0]
+        self.operations.append(Operation(begun, time.monotonic(), said))
+        del self.pending[begun]
+
+    def well(self):
+        """Nobody has failed or waited for a second."""
+        now = time.monotonic()
+        failed = any(operation.said and operation.ended > now - 1 for operation in self.operations[-20:])
+        return not failed and min(self.pending.copy(), default=now) > now - 1
+
+    def stop(self):
+        self.ended.set()
+        for thread in [self.timer, *self.threads]:
+            thread.join()
+
+    def served(self):
+        """When somebody was served again after the longest time in which nobody was, and how long that was."""
+        times = sorted(operation.ended for operation in self.operations if not operation.said)
+        return max(((later, later - earlier) for earlier, later in zip(times, times[1:])), key=lambda gap: gap[1])
+
+    def failed(self):
+        return [operation.said for operation in self.operations if operation.said]
+
+    def refused(self):
+        """Those that failed and were not cut in flight."""
+        return [said for said in self.failed() if "administrator command" not in said]
+
+
+def connect(port, database):
+    session = psycopg2.connect(
+        host=watch.LB, port=port, user="postgres", dbname=database, sslmode="disable", gssencmode="disable"
+    )
+    session.autocommit = True
+    return session
+
+
+class Front:
+    def __init__(self):
+        self.cluster = cluster.Cluster()
+        self.root = f"/proc/{self.cluster.leader('lb')}/root"
+        self.socket = f"{self.root}/run/haproxy/admin.sock"
+        self.broken = []
+        watch.local.patience = 30
+
+    def must(self, true, what):
+        if not true:
+            self.broken.append(what)
+            print(f"    BROKEN: {what}", flush=True)
+
+    def site(self):
+        """What the operator's machine has: the names of the document, patronictl, PgBouncer."""
+        self.cluster.run(
+            "lb",
+            f"echo {watch.LB} haproxy pgbouncer >> /etc/hosts\n"
+            f"ln -s {os.environ['VENV']}/bin/patronictl /usr/local/bin/\n"
+            "mkdir -p ~/.config/patroni\n"
+            "echo '{scope: demo, etcd3: {hosts: etcd:2379, use_proxies: true}}' > ~/.config/patroni/patronictl.yaml",
+        )
+        self.cluster.sql(self.cluster.primary(), "create table written (client text, number int)")
+        self.pgbouncer(15)
+
+    def pgbouncer(self, retry):
+        """Starts it anew: it would remember that a login failed."""
+        self.cluster.put("lb", "tests/pgbouncer/pgbouncer.ini", "/etc/pgbouncer/pgbouncer.ini")
+        self.cluster.run(
+            "lb", f"echo server_login_retry = {retry} >> /etc/pgbouncer/pgbouncer.ini; systemctl restart pgbouncer"
+        )
+
+    def haproxy(self, room):
+        config = pathlib.Path("units/examples/haproxy.cfg").read_text()
+        for taken, instead in () if room else ROOM:
+            config, times = re.subn(taken, instead, config, flags=re.MULTILINE)
+            assert times, taken
+        with tempfile.NamedTemporaryFile("w", dir=os.environ["LAB"]) as file:
+            file.write(config)
+            file.flush()
+            self.cluster.haproxy(file.name)
+
+    def settled(self):
+        """HAProxy shows one server UP for writes, the primary. Returns its name and that of a standby that streams."""
+        end = time.monotonic() + 60
+        while True:
+            try:
+                shown = watch.look(self.socket, [POOL])
+            except OSError:
+                shown = {}
+            up = [node for (_, node), state in shown.items() if state == "UP"]
+            if len(up) == 1 and self.cluster.is_primary(up[0]):
+                streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
+                if self.cluster.sql(up[0], streaming).strip() == "2":
+                    time.sleep(2)  # Patroni has noticed, too
+                    return up[0], next(node for node in watch.NODES if node != up[0])
+            assert time.monotonic() < end, shown
+            time.sleep(0.1)
+
+    def script(self, script):
+        """Runs it on the operator's machine; returns its exit status and what it said."""
+        done = subprocess.run(
+            ["tests/lab/machine", "run", "lb", "bash", "-c", script],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+        )
+        return done.returncode, done.stdout
+
+    def written(self, database):
+        count = f"select count(*) from written where client = '{database}'"
+        return int(self.cluster.sql(self.cluster.primary(), count))
+
+    def walk(self, what, candidate=None, status=0, kept_session=False):
+        """The script of the document while pgbench writes through both pools, and while a transaction of three seconds
+        is open. With session pooling, pgbench's clients take a new session for each transaction; with `kept_session`,
+        another one has run a query and stays."""
+        primary, standby = self.settled()
+        before = {database: self.written(database) for database in ("transaction", "session")}
+        with Pgbench("transaction") as kept, Pgbench("session", "-C") as new:
+            time.sleep(2)
+            idle = connect(PGBOUNCER, "session") if kept_session else None
+            if idle:
+                watch.run(idle, "select 1")
+            long = connect(PGBOUNCER, "transaction")
+            watch.run(long, "begin; insert into written values ('long', 0)")
+            commit = threading.Timer(3, self.commit, [long])
+            commit.start()
+            began = time.monotonic()
+            done, said = self.script(commands(candidate or standby))
+            took = time.monotonic() - began
+            commit.join()
+            time.sleep(2)
+            for bench in kept, new:
+                bench.stop()
+            if idle:
+                idle.close()
+        failed, count = kept.failed + new.failed, kept.done + new.done
+        print(
+            f"{what}: the script took {took:.1f} s; {failed} of {count} transactions failed; the longest took "
+            f"{kept.longest:.1f} s with transaction pooling, {new.longest:.1f} s with session pooling",
+            flush=True,
+        )
+        for error in (kept.errors + new.errors)[:5]:
+            print(f"    {error}")
+        self.must(done == status, f"exit status {done} instead of {status}:\n{said}")
+        self.must(not failed, f"{failed} transactions failed")
+        now = self.cluster.primary()
+        self.must(now == (primary if status else standby), f"{now} is the primary")
+        for bench in kept, new:
+            rows = self.written(bench.database) - before[bench.database]
+            self.must(rows == bench.done, f"{rows} rows of {bench.done} transactions, {bench.database} pooling")
+        self.must(self.committed is True, f"the long transaction: {self.committed}")
+        long.close()
+        again = self.script("psql -X -h pgbouncer -p 6432 -U postgres -d pgbouncer -Atc resume")
+        self.must("not paused" in again[1], f"PgBouncer is still paused: {again}")
+
+    def commit(self, session):
+        watch.local.patience, self.committed = 30, None
+        try:
+            watch.run(session, "commit")
+            self.committed = True
+        except psycopg2.Error as error:
+            self.committed = str(error)
+
+    def compare(self, room, hook, retry):
+        """A switchover without PAUSE. Returns how much later than HAProxy's own clients somebody got through PgBouncer
+        again, how many of its new clients were refused, and how many of pgbench's clients failed."""
+        self.haproxy(room)
+        if hook:
+            self.cluster.setting(f"postgresql.before_stop={HOOK}")
+        primary, standby = self.settled()
+        self.pgbouncer(retry)
+        with Pgbench("transaction") as kept:
+            clients = [Clients(HAPROXY, "postgres"), Clients(PGBOUNCER, "transaction"), Clients(PGBOUNCER, "session")]
+            try:
+                time.sleep(2)
+                self.cluster.switchover(primary, standby)
+                end = time.monotonic() + retry + 15
+                time.sleep(2)
+                while not all(client.well() for client in clients):
+                    assert time.monotonic() < end, "clients still fail or wait"
+                    time.sleep(0.2)
+            finally:
+                for client in clients:
+                    client.stop()
+            kept.stop()
+        direct, *through = clients
+        back, without = direct.served()
+        later = [max(0, client.served()[0] - back) for client in through]
+        print(
+            f"{'waiting room' if room else 'no waiting room'}, {'hook' if hook else 'no hook'}, server_login_retry "
+            f"{retry}: HAProxy's clients were without a primary for {without:.1f} s",
+            flush=True,
+        )
+        for name, client, after in zip(("transaction", "session"), through, later):
+            failed = client.failed()
+            longest = max(operation.ended - operation.begun for operation in client.operations)
+            print(
+                f"    {name} pooling: {after:.1f} s longer; {len(failed)} of {len(client.operations)} new clients "
+                f"failed, the longest took {longest:.1f} s; {max(failed, key=failed.count) if failed else 'no error'}"
+            )
+        print(f"    pgbench: {kept.failed} of {CLIENTS} clients ended with an error", flush=True)
+        return max(later), sum(len(client.refused()) for client in through), kept.failed
+
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no pgbench is left
+    front = Front()
+    front.site()
+    for number in range(3):
+        front.walk(f"switchover {number + 1} with PAUSE")
+    front.walk("switchover to a node that is not there", candidate="pg9", status=1)
+    front.walk("a client that keeps its session, with session pooling", status=124, kept_session=True)
+    front.haproxy(room=False)
+    front.walk("switchover with PAUSE, without the waiting room")
+    print("without PAUSE:", flush=True)
+    later, _, ended = front.compare(room=False, hook=False, retry=15)
+    front.must(ended, "pgbench saw no error: it would see none with PAUSE either")
+    front.must(later > 5, "server_login_retry made no difference")
+    later, _, _ = front.compare(room=False, hook=False, retry=1)
+    front.must(later < 4, "a short server_login_retry did not help")
+    front.compare(room=True, hook=False, retry=15)
+    front.compare(room=True, hook=False, retry=1)
+    later, refused, _ = front.compare(room=True, hook=True, retry=15)
+    front.must(later < 4 and not refused, "new clients felt more of the switchover than those of HAProxy")
+    sys.exit(bool(front.broken))
+
+
+main()
