@@ -43,7 +43,7 @@ from pools import MULTI_HOST, POOLS, ROUTES
 from watch import FAIL, LB, NODES, OK, UNKNOWN, Write
 
 # operations a second
-RATES = {"session": 10, "transaction": 2, "kept": 10}
+RATES = {"session": 5, "transaction": 1, "kept": 5}
 SESSION, TRANSACTION, KEPT = RATES
 LATE, FAILED, PATIENCE, TESTED, CONNECTED = 1, 5, 15, 1, 2
 KEPT_SESSIONS = 5

@@ -367,7 +367,7 @@ def kill_silent(cluster, random):
 
 
 @fault(
-    "switchover to a standby whose agent is silent", planned=True, silent=True, seamless=True,
+    "switchover to a standby whose agent is silent", planned=True, silent=True,
     takes="leader agents", needs=f"{ORDERLY} agents",
 )
 def switchover_to_silent(cluster, random):

@@ -140,7 +140,7 @@ class Watch:
         """A client: numbered rows, each its own transaction, in one session or in a new one each time."""
         local.patience = 3
         client, connection, node, session, number = f"{pool}/{keeps_session}", None, None, None, 0
-        for _ in self._every(0.05):
+        for _ in self._every(0.1):
             number += 1
             begun, kept, sent, done, seen, reached = time.time(), connection is not None, False, UNKNOWN, None, None
             try:
