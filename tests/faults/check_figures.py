@@ -167,9 +167,9 @@ class Figures(unittest.TestCase):
         pool = lambda *failed: [run(looks((0, "UP"))).figures(OURS)._replace(failed=each) for each in failed]
         none, few, many = pool(0, 0, 2), pool(2, 2, 2), pool(80, 80, 80)
         self.assertIsNone(figures.more_fail(pool(2, 2, 99), few, many))
-        self.assertIsNone(figures.more_fail(pool(13, 13, 99), few, many))  # half a second's
-        self.assertIn("14 operations failed, and 2", figures.more_fail(pool(14, 14, 0), few, many))
-        self.assertIn("14 operations failed, and 2", figures.more_fail(pool(14, 14, 0), many, few))
+        self.assertIsNone(figures.more_fail(pool(7, 7, 99), few, many))  # half a second's
+        self.assertIn("8 operations failed, and 2", figures.more_fail(pool(8, 8, 0), few, many))
+        self.assertIn("8 operations failed, and 2", figures.more_fail(pool(8, 8, 0), many, few))
         self.assertIn("1 operations failed, and 0", figures.more_fail(pool(1, 1, 0), none, many))
         cut = lambda in_flight, kept: [found._replace(in_flight=in_flight, kept=kept) for found in pool(0, 0)]
         self.assertIsNone(figures.too_many_cut(cut(1, 5001)))

@@ -35,7 +35,6 @@ SHORT = [
     "PostgreSQL frozen",
     "Patroni's loop hung, GET /cluster polled",
     "Patroni's service restarted",
-    "the primary's machine rebooted",
 ]
 RACE_FAULTS = ["switchover", "PostgreSQL stopped by hand", "power of the primary's machine cut"]
 # Below this share of idle time, what clients feel is this machine's want and not HAProxy's.
