@@ -34,7 +34,6 @@ SHORT = [
     "Patroni upgraded in pause",
     "PostgreSQL frozen",
     "Patroni's loop hung, GET /cluster polled",
-    "Patroni's service restarted",
 ]
 RACE_FAULTS = ["switchover", "PostgreSQL stopped by hand", "power of the primary's machine cut"]
 # Below this share of idle time, what clients feel is this machine's want and not HAProxy's.
