@@ -1,5 +1,5 @@
-//! The note that the before-stop hook (`patroni-before-stop`) leaves in /run: Patroni is about to stop PostgreSQL, and may
-//! have closed its REST API before. Knows the file; knows nothing of what HAProxy is told.
+//! The note that the before-stop hook (`patroni-before-stop`) leaves in /run: Patroni is about to stop PostgreSQL, and its
+//! REST API may answer nobody any more. Knows the file; knows nothing of what HAProxy is told.
 
 use crate::memory;
 use rustix::fs::{FlockOperation, flock};

@@ -50,7 +50,7 @@ pub struct Record {
     pub refused: bool,
     /// Since when there is trouble.
     pub trouble: Option<Duration>,
-    /// When Patroni first said that it is stopping or restarting this PostgreSQL, if that was its last answer.
+    /// When Patroni first said that it is stopping or restarting this PostgreSQL, if it has said nothing else since.
     pub stopping: Option<Duration>,
     /// When the journal last heard of it.
     logged: Duration,

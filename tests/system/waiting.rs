@@ -1,11 +1,19 @@
 //! Clients wait while their pool has no server (units/examples/haproxy.cfg). Needs HAProxy (tests/install); tests/run runs
 //! it.
 
-use crate::site::{LONG, MOMENT, SHORT, Site, Truth, answers};
+use crate::site::{LONG, MOMENT, SHORT, Session, Site, Truth, answers};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// Their sessions, each of which must be with this node.
+fn all_reach(node: char, clients: Vec<JoinHandle<Session>>) -> Vec<Session> {
+    let sessions = answers(clients);
+    assert!(sessions.iter().all(|session| session.answer == Some(node)), "{sessions:?}");
+    sessions
+}
 
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
@@ -22,8 +30,7 @@ fn clients_wait_for_the_first_server_and_reach_it_at_once() {
     site.turn(1, true);
     site.until("postgres-write", "pg2", "status", |status| status.starts_with("UP"));
     let up = Instant::now();
-    let sessions = answers(clients);
-    assert!(sessions.iter().all(|session| session.answer == Some('2')), "{sessions:?}");
+    let sessions = all_reach('2', clients);
     let mut late: Vec<_> =
         sessions.iter().map(|session| session.at.saturating_duration_since(up)).collect();
     late.sort();
@@ -64,8 +71,7 @@ fn a_client_that_postgresql_refuses_waits() {
     site.no_primary();
     std::thread::sleep(MOMENT);
     site.turn(1, true);
-    let sessions = answers(clients);
-    assert!(sessions.iter().all(|session| session.answer == Some('2')), "{sessions:?}");
+    all_reach('2', clients);
 }
 
 #[test]
@@ -181,8 +187,7 @@ fn a_client_waits_in_the_reserve_for_a_node_whose_agent_is_silent() {
     site.until("reserve", "BACKEND", "scur", |waiting| waiting == "20");
     std::thread::sleep(MOMENT);
     site.turn(1, true);
-    let sessions = answers(clients);
-    assert!(sessions.iter().all(|session| session.answer == Some('2')), "{sessions:?}");
+    all_reach('2', clients);
 }
 
 #[test]
