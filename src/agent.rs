@@ -7,7 +7,7 @@ use crate::connection::{self, Connection};
 use crate::decide::{self, Policy, Times, Unreachable};
 use crate::memory::{self, Memory, News};
 use crate::options::{self, Options, Stop};
-use crate::patroni::{Answer, NoAnswer, Patroni};
+use crate::patroni::{Heard, NoAnswer};
 use crate::question::{Asked, NoQuestion, Question};
 use crate::reply::{self, Otherwise, Reply, Verdict};
 use crate::sandbox::{self, Again};
@@ -19,11 +19,12 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Questions to Patroni at once and the least time between two: its REST API has five workers, a queue of five, and
-/// shares one core with its main loop. Each question takes a millisecond of that.
-const AT_ONCE: usize = 4;
+/// Questions to Patroni at once, of which one source has all but one, and the least time between two: its REST API has five
+/// workers, a queue of five, and shares one core with its main loop. Each question takes a millisecond of that.
+const AT_ONCE: usize = 5;
 const APART: Duration = Duration::from_millis(2);
-/// Different questions with a query that may wait: anybody can make up another one, and it would wait for its deadline.
+/// Different questions with a query of one source that may wait: anybody can make up another one, and it would wait for its
+/// deadline.
 const WAITING: usize = 64;
 /// In the journal, at most once a minute.
 const NOT_UNDERSTOOD: &str = "agent-send line not understood (the reply says why)";
@@ -31,7 +32,7 @@ const NOT_UNDERSTOOD: &str = "agent-send line not understood (the reply says why
 const USAGE: u8 = 64;
 
 /// When Patroni was asked, and what came of it.
-type Timed = (Times, Result<Answer, NoAnswer>);
+type Timed = (Times, Heard);
 
 /// Those who ask for the same path, where Patroni is looked for at the same address.
 type SameQuestion = (String, Option<IpAddr>);
@@ -52,17 +53,19 @@ pub fn one(options: &Options, mut connection: Connection, started: Instant) -> E
             }
         }
         move |connection: &Connection, check: &Check, deadline| {
-            let prepared = prepared.as_ref().map_err(NoAnswer::clone);
-            let asked = timed(|| prepared.clone()?.ask(check, deadline));
+            let asked = timed(|| match &prepared {
+                Ok(prepared) => prepared.ask(check, deadline),
+                Err(no_answer) => unheard(options, connection, no_answer.clone()),
+            });
+            let Connection::Standard = connection else { return asked };
             if explain {
-                let lines =
-                    by_hand::asked(prepared.as_ref().ok().copied(), check, &asked.1, deadline);
+                let lines = by_hand::asked(prepared.as_ref().ok(), check, &asked.1, deadline);
                 lines.iter().for_each(|text| connection.remark(text));
             }
-            if let (Connection::Standard, Ok(prepared), Ok(_)) = (connection, &prepared, &asked.1) {
-                if let Some(text) = too_long(options, prepared.lock_outlives(deadline)) {
-                    connection.remark(&text);
-                }
+            if let (Ok(prepared), Ok(_)) = (&prepared, &asked.1.answer) {
+                let elsewhere = by_hand::elsewhere(&options.patroni, &asked.1);
+                let too_long = too_long(options, prepared.lock_outlives(deadline));
+                elsewhere.iter().chain(&too_long).for_each(|text| connection.remark(text));
             }
             asked
         }
@@ -76,6 +79,9 @@ pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitC
     let idle = options.as_ref().map_or_else(|_| options::default_idle(), |options| options.idle);
     let shared = Shared::new(AT_ONCE, APART, WAITING);
     let lock_in = |systemd| {
+        if let Ok(options) = options {
+            options.patroni.sockets();
+        }
         if let Err(missing) = sandbox::enter_listening(&again(options, systemd)) {
             connection::log(4, &missing);
         }
@@ -86,8 +92,7 @@ pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitC
             let prepare = |_: &Connection, _: &Memory| {
                 |connection: &Connection, check: &Check, deadline| {
                     place.heard();
-                    let local = local(options, connection);
-                    together(&shared, &options.patroni, local, check, deadline)
+                    together(&shared, options, connection, check, deadline)
                 }
             };
             let answered = answer(options, &mut connection, started, prepare);
@@ -105,9 +110,15 @@ pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitC
     }
 }
 
-/// Where else on this machine Patroni may be.
+/// Where on this machine HAProxy asked, if Patroni may be there.
 fn local(options: &Options, connection: &Connection) -> Option<SocketAddr> {
     if options.patroni.elsewhere { connection.local() } else { None }
+}
+
+/// What nobody was asked for.
+fn unheard(options: &Options, connection: &Connection, no_answer: NoAnswer) -> Heard {
+    let from = options.patroni.would_be(local(options, connection));
+    Heard { from, answer: Err(no_answer) }
 }
 
 /// What each check of a listening process needs: next to nothing, if the command line is wrong.
@@ -128,28 +139,34 @@ fn again(options: &Result<Options, Stop>, systemd: Option<RawFd>) -> Again {
 }
 
 /// Asks, and looks at the clock before and after.
-fn timed(ask: impl FnOnce() -> Result<Answer, NoAnswer>) -> Timed {
+fn timed(ask: impl FnOnce() -> Heard) -> Timed {
     let (asked, since) = (memory::now(), Instant::now());
-    let answer = ask();
-    (Times { asked, answered: asked + since.elapsed() }, answer)
+    let heard = ask();
+    (Times { asked, answered: asked + since.elapsed() }, heard)
 }
 
 /// Asks for all who want to know the same, and only then reads the certificates.
 fn together(
-    shared: &Shared<SameQuestion, Timed>,
-    patroni: &Patroni,
-    local: Option<SocketAddr>,
+    shared: &Shared<SameQuestion, Option<IpAddr>, Timed>,
+    options: &Options,
+    connection: &Connection,
     check: &Check,
     deadline: Instant,
 ) -> Timed {
     let came = memory::now();
+    let (patroni, local) = (&options.patroni, local(options, connection));
     let ask = || {
         let prepared = patroni.prepare(local);
-        timed(|| prepared?.ask(check, deadline))
+        timed(|| match prepared {
+            Ok(prepared) => prepared.ask(check, deadline),
+            Err(no_answer) => unheard(options, connection, no_answer),
+        })
     };
     let first = check.plain_number().is_some();
-    let ip = local.map(|local| local.ip());
-    shared.ask((check.path().to_owned(), ip), first, deadline, ask).unwrap_or_else(|missed| {
+    // those who ask on localhost ask the same, whatever its address
+    let ip = local.map(|local| local.ip()).filter(|ip| !ip.is_loopback());
+    let (question, source) = ((check.path().to_owned(), ip), connection.source());
+    shared.ask(question, source, first, deadline, ask).unwrap_or_else(|missed| {
         let why = match missed {
             Missed::Unasked => {
                 "no answer before the deadline (--timeout): too many others are waiting"
@@ -159,7 +176,7 @@ fn together(
             Missed::Broken => "not asked because of a bug in patroni-agent-check",
         };
         let times = Times { asked: came, answered: memory::now() };
-        (times, Err(patroni.blame(why)))
+        (times, unheard(options, connection, patroni.blame(why)))
     })
 }
 
@@ -218,15 +235,16 @@ fn answer<Ask: FnOnce(&Connection, &Check, Instant) -> Timed>(
             Ok(question) => question,
             Err(why @ NoQuestion::NobodyAsked) => return decide::no_question(why, false).into(),
             Err(why) => {
-                let recalled = memory.recall(&options.patroni.connect_to, None);
+                let patroni = [options.patroni.connect_to.clone()];
+                let recalled = memory.recall(&patroni, None, connection.source());
                 let reply = decide::no_question(why, recalled.is_well(options.policy.grace));
                 return Answered { reply, news: recalled.news_of_no_check() };
             }
         };
         // A Patroni that stops may be silent until the end. HAProxy has to hear of the drain before that.
         let deadline = started + options.timeout / if note.is_left() { 3 } else { 1 };
-        let (times, answer) = ask(connection, &question.check, deadline);
-        let recalled = memory.recall(&options.patroni.connect_to, Some(&question.check));
+        let (times, Heard { from, answer }) = ask(connection, &question.check, deadline);
+        let recalled = memory.recall(&from, Some(&question.check), connection.source());
         if let Some(error) = recalled.error() {
             connection.remark(&format!("no grace period: {error}"));
         }
@@ -240,6 +258,7 @@ fn answer<Ask: FnOnce(&Connection, &Check, Instant) -> Timed>(
         };
         let (mut reply, mut record) = decide(options.policy);
         let news = if by_hand { None } else { recalled.news(&mut record) };
+        let lost = recalled.lost().filter(|_| !by_hand).map(str::to_owned);
         // before it is said, for whoever asks in the next moment
         if !recalled.leave(&record) && !by_hand {
             // nobody would know when the drain has begun
@@ -251,6 +270,9 @@ fn answer<Ask: FnOnce(&Connection, &Check, Instant) -> Timed>(
         // seen by hand as well: it is part of the reason
         if let Some(unseen) = unseen {
             reply.reason = format!("{}; {unseen}", reply.reason);
+        }
+        if let Some(error) = lost {
+            reply.reason = format!("{}; no grace period: {error}", reply.reason);
         }
         Answered { reply, news }
     })
@@ -361,10 +383,10 @@ mod tests {
     #[test]
     fn an_answer_comes_after_its_question() {
         let took = Duration::from_millis(1);
-        let no_answer = NoAnswer { refused: false, reason: "none".to_owned() };
+        let no_answer = NoAnswer { refused: false, unasked: false, reason: "none".to_owned() };
         let (times, _) = timed(|| {
             thread::sleep(took);
-            Err(no_answer)
+            Heard { from: vec![], answer: Err(no_answer) }
         });
         assert!(times.answered >= times.asked + took, "{times:?}");
     }

@@ -8,15 +8,18 @@ use crate::decide::Times;
 use crate::file;
 use crate::memory::Record;
 use crate::options::{FOR_A_TERMINAL, Options, Stop};
-use crate::patroni::{Answer, NoAnswer, Prepared};
+use crate::patroni::{Heard, Patroni, Prepared};
 use crate::question::{Asked, Question};
 use crate::{sockets, user};
+use rustix::net::{AddressFamily, getsockname};
 use rustix::process::geteuid;
 use std::ffi::OsString;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// The settings of the units, as their `EnvironmentFile=` lines have them: the last one counts.
@@ -32,40 +35,67 @@ const DROP_INS: [&str; 2] = [
     "/etc/systemd/system/patroni-agent-check-listen.service.d",
 ];
 
-/// Reads the command line as [`Options::parse`]. Where it has no option of its own but `--explain`, the settings and the
-/// user of the units hold, so that the answer is the one that HAProxy gets; a CHECK takes the place of theirs.
+/// Reads the command line as [`settled`] does, and becomes the user of the units.
+///
+/// # Errors
+///
+/// See [`settled`].
+pub fn parse(arguments: Vec<OsString>) -> Result<Options, Stop> {
+    let own = has_options(&arguments);
+    // while it may still be root, who is told more
+    let options = settled(arguments)?;
+    if options.reopen.is_some() {
+        // no check, and only root may do that
+        return Ok(options);
+    }
+    // HAProxy's checks see no more than this user does, whatever else is asked
+    let unlike = options.user.is_none().then(|| user::become_user(NAME).err()).flatten();
+    if let Some(error) = unlike.as_ref().filter(|_| !own && !options.explain) {
+        complain(&format!("the units would answer fail to HAProxy: --user {NAME}: {error}"));
+    }
+    let why = unlike.map_or(String::new(), |error| format!("; not here: {error}"));
+    let uid = geteuid().as_raw();
+    explain(&options, &format!("user: uid {uid}; the units run each check as {NAME}{why}"));
+    // of EXEC: and SYSTEM: of socat, and of ncat
+    if getsockname(io::stdin()).is_ok_and(|own| own.address_family() == AddressFamily::UNIX) {
+        complain(
+            "standard input is a Unix socket and not HAProxy's connection, so this is a check by hand; with socat, add nofork after EXEC:...",
+        );
+    }
+    Ok(options)
+}
+
+/// Reads the command line as [`Options::parse`]. Where it has no option of its own but `--explain`, the settings of the
+/// units hold, so that the answer is the one that HAProxy gets; a CHECK takes the place of theirs.
 ///
 /// # Errors
 ///
 /// See [`Stop`]; with the file's name, if the settings are wrong.
-pub fn parse(arguments: Vec<OsString>) -> Result<Options, Stop> {
-    let words = arguments.iter().filter(|argument| *argument != "--explain");
-    let own = words.clone().any(|argument| argument.as_bytes().starts_with(b"-"));
-    let check = words.count() > 0;
+pub fn settled(arguments: Vec<OsString>) -> Result<Options, Stop> {
+    let own = has_options(&arguments);
+    let check = arguments.iter().any(|argument| argument != "--explain");
     let given = Options::parse(arguments)?;
-    let explain = |text: &str| {
-        if given.explain {
-            complain(text);
-        }
-    };
-    // while it may still be root, who is told more
     if given.explain {
         machine().iter().for_each(|text| complain(text));
     }
-    let options = if own { given.clone() } else { with_settings(&given, check, explain)? };
-    let unlike = match (own, &options.user) {
-        (false, None) => user::become_user(NAME).err(),
-        _ => None,
-    };
-    let why = unlike.map_or(String::new(), |error| format!("; not here: {error}"));
-    explain(&format!("user: uid {}; the units run each check as {NAME}{why}", geteuid().as_raw()));
-    Ok(options)
+    if own { Ok(given) } else { with_settings(&given, check) }
+}
+
+fn has_options(arguments: &[OsString]) -> bool {
+    let mut words = arguments.iter().filter(|argument| *argument != "--explain");
+    words.any(|argument| argument.as_bytes().starts_with(b"-"))
+}
+
+fn explain(options: &Options, text: &str) {
+    if options.explain {
+        complain(text);
+    }
 }
 
 /// With the settings of the units, if there are any.
-fn with_settings(given: &Options, check: bool, explain: impl Fn(&str)) -> Result<Options, Stop> {
+fn with_settings(given: &Options, check: bool) -> Result<Options, Stop> {
     let Some((file, settings)) = settings() else { return Ok(given.clone()) };
-    explain(&format!("settings: {file}: {settings}"));
+    explain(given, &format!("settings: {file}: {settings}"));
     let wrong = |stop| match stop {
         Stop::Usage(error) => Stop::Usage(format!("{file}: {error}")),
         Stop::Print(_) => Stop::Usage(format!("{file}: {FOR_A_TERMINAL}")),
@@ -101,16 +131,25 @@ fn settings() -> Option<(&'static str, String)> {
 ///
 /// The file cannot be read, or it has settings and `OPTIONS=` is none of them, so that the units do not see them.
 fn read(path: &Path) -> Result<Option<String>, String> {
-    let text = match file::read(path, LIMIT) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+    let bytes = match file::read(path, LIMIT) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("{error}, so the defaults hold here")),
     };
-    match (value(&text), lines(&text).next()) {
+    let text = String::from_utf8_lossy(&bytes);
+    let assigned = assignments(&text, systemd_version);
+    if assigned
+        .iter()
+        .any(|(name, value)| [name, value].iter().any(|text| text.contains('\u{fffd}')))
+    {
+        return Err("a setting is not UTF-8, so the units ignore the whole file".to_owned());
+    }
+    let first = lines(&text).next();
+    match (assigned.into_iter().rfind(|(name, _)| name == "OPTIONS"), first) {
         (None, Some(line)) => Err(format!(
             "'{line}' is not OPTIONS=..., so the units ignore it and ask for primary, whatever HAProxy sends"
         )),
-        (value, _) => Ok(value),
+        (value, _) => Ok(value.map(|(_, value)| value)),
     }
 }
 
@@ -118,24 +157,105 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
 }
 
-fn value(text: &str) -> Option<String> {
-    let value = lines(text).filter_map(|line| line.strip_prefix("OPTIONS=")).last()?.trim();
-    let quoted = value.strip_prefix(['"', '\'']).zip(value.chars().next());
-    let unquoted = quoted.and_then(|(rest, quote)| rest.split(quote).next());
-    Some(unquoted.unwrap_or(value).to_owned())
+/// This machine's systemd; the newest, if nobody knows.
+fn systemd_version() -> u32 {
+    let output = Command::new("systemctl").arg("--version").stdin(Stdio::null()).output();
+    let said =
+        output.map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).into_owned());
+    said.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(u32::MAX)
 }
 
-/// As systemd.service(5) splits `$OPTIONS` into arguments: at white space, with quotes around what has some.
+/// Where systemd is in a settings file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    Start,
+    Name,
+    /// Before a value, or after something in quotes.
+    BeforeValue,
+    Value,
+    /// In quotes of this kind.
+    Quotes(char),
+    Comment,
+}
+
+/// The assignments of a settings file, as systemd reads it: a backslash continues a line, even of a comment before version
+/// 254; white space around a name and a value does not count; what is in quotes does.
+fn assignments(text: &str, version: impl Fn() -> u32) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let (mut name, mut value) = (String::new(), String::new());
+    // how much of the value is kept at its end, though it is white space
+    let mut kept = 0;
+    let mut at = At::Start;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        let ends = matches!(c, '\n' | '\r');
+        match at {
+            At::Start if matches!(c, '#' | ';') => at = At::Comment,
+            At::Start if matches!(c, ' ' | '\t' | '\n' | '\r') => {}
+            At::Start => (at, name) = (At::Name, c.to_string()),
+            At::Name if ends => at = At::Start,
+            At::Name if c == '=' => (at, value, kept) = (At::BeforeValue, String::new(), 0),
+            At::Name => name.push(c),
+            At::BeforeValue | At::Value if ends => {
+                at = At::Start;
+                found.push(assignment(&name, &value, kept));
+            }
+            At::BeforeValue if matches!(c, '"' | '\'') => at = At::Quotes(c),
+            At::BeforeValue if matches!(c, ' ' | '\t') => {}
+            At::BeforeValue | At::Value if c == '\\' => {
+                at = At::Value;
+                value.extend(chars.next().filter(|next| !matches!(next, '\n' | '\r')));
+                kept = value.len();
+            }
+            At::BeforeValue | At::Value => {
+                at = At::Value;
+                value.push(c);
+            }
+            At::Quotes(quote) if c == quote => (at, kept) = (At::BeforeValue, value.len()),
+            At::Quotes('"') if c == '\\' => match chars.next() {
+                Some('\n') | None => {}
+                Some(next) if matches!(next, '"' | '\\' | '`' | '$') => value.push(next),
+                Some(next) => value.extend([c, next]),
+            },
+            At::Quotes(_) => value.push(c),
+            At::Comment if ends => at = At::Start,
+            At::Comment if c == '\\' => {
+                if let Some('\n' | '\r') = chars.next() {
+                    if version() >= 254 {
+                        at = At::Start;
+                    }
+                }
+            }
+            At::Comment => {}
+        }
+    }
+    match at {
+        At::Quotes(_) => found.push(assignment(&name, &value, value.len())),
+        At::BeforeValue | At::Value => found.push(assignment(&name, &value, kept)),
+        _ => {}
+    }
+    found
+}
+
+fn assignment(name: &str, value: &str, kept: usize) -> (String, String) {
+    let (kept, rest) = value.split_at(kept);
+    (name.trim_end().to_owned(), format!("{kept}{}", rest.trim_end()))
+}
+
+/// As systemd.service(5) splits `$OPTIONS` into arguments: at white space, with quotes around what has some, and as it is
+/// what follows a backslash.
 fn words_of(text: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
-    for c in text.chars() {
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
         match quote {
+            _ if c == '\\' => word.get_or_insert_default().extend(chars.next()),
             Some(open) if c == open => quote = None,
             None if matches!(c, '"' | '\'') => {
                 quote = Some(c);
                 word.get_or_insert_default();
             }
-            None if c.is_whitespace() => words.extend(word.take()),
+            None if matches!(c, ' ' | '\t' | '\n' | '\r') => words.extend(word.take()),
             _ => word.get_or_insert_default().push(c),
         }
     }
@@ -173,12 +293,15 @@ fn machine() -> Vec<String> {
 pub fn asked(
     prepared: Option<&Prepared>,
     check: &Check,
-    answer: &Result<Answer, NoAnswer>,
+    heard: &Heard,
     deadline: Instant,
 ) -> Vec<String> {
-    let tried =
-        prepared.map(|prepared| format!("asked: {} for {}", prepared.tried(), check.path()));
-    let answer = answer.as_ref().ok().map(|answer| {
+    let from = match &heard.from[..] {
+        [patroni] => Some(format!("Patroni {patroni}")),
+        _ => prepared.map(Prepared::tried),
+    };
+    let tried = from.map(|from| format!("asked: {from} for {}", check.path()));
+    let answer = heard.answer.as_ref().ok().map(|answer| {
         let node = prepared.and_then(|prepared| prepared.node(deadline));
         let node = node.map_or(String::new(), |node| format!(" of node {node}"));
         let replication = answer.replication_state.as_deref().unwrap_or("none");
@@ -189,6 +312,18 @@ pub fn asked(
         )
     });
     tried.into_iter().chain(answer).collect()
+}
+
+/// Who hears what was heard here, if Patroni was found at an address that HAProxy need not ask.
+pub fn elsewhere(patroni: &Patroni, heard: &Heard) -> Option<String> {
+    let [from] = &heard.from[..] else { return None };
+    let local = from.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    (patroni.elsewhere && !local).then(|| {
+        format!(
+            "Patroni listens on {} only: HAProxy gets this answer if it asks the agent at that address, and is told down if not (see --url)",
+            from.host
+        )
+    })
 }
 
 /// `--explain`, of what was left for this check: when it had an answer last, which shows whether HAProxy asks.
@@ -209,6 +344,11 @@ pub fn memory(last: &Record, times: Times) -> String {
 mod tests {
     use super::*;
 
+    fn value(text: &str, version: u32) -> Option<String> {
+        let mut found = assignments(text, || version).into_iter();
+        found.rfind(|(name, _)| name == "OPTIONS").map(|(_, value)| value)
+    }
+
     #[test]
     fn the_settings_are_read_as_systemd_reads_them() {
         let cases = [
@@ -217,14 +357,34 @@ mod tests {
             ("OPTIONS='--key \"a b\"'", Some("--key \"a b\"")),
             ("OPTIONS=a\n OPTIONS=b\n", Some("b")),
             ("OPTIONS=", Some("")),
+            ("OPTIONS = primary", Some("primary")),
+            ("  OPTIONS\t=  a b \t\n", Some("a b")),
+            ("OPTIONS=\"a\" 'b'\n", Some("ab")),
+            ("OPTIONS=\"a\" b  \n", Some("ab")),
+            ("OPTIONS=a \"b c\"", Some("a \"b c\"")),
+            ("OPTIONS=a \\\n  b\\ \n", Some("a   b ")),
+            ("OPTIONS=\"a\nb\\\nc\\n\\\"\"", Some("a\nbc\\n\"")),
+            ("OPTIONS='a\\\nb'", Some("a\\\nb")),
+            ("OPTIONS=a\rOPTIONS=b\r\n", Some("b")),
+            ("OPTIONS=a#b # c", Some("a#b # c")),
+            ("OPTIONS='open", Some("open")),
+            ("OPTIONS", None),
+            ("OPTIONS=a\nopt\n", Some("a")),
             ("#OPTIONS=a\n;OPTIONS=b\n", None),
             ("OPTION=a", None),
             ("export OPTIONS=a", None),
             ("", None),
         ];
         for (text, wanted) in cases {
-            assert_eq!(value(text).as_deref(), wanted, "{text}");
+            for version in [247, 262] {
+                let value = value(text, version);
+                assert_eq!(value.as_deref(), wanted, "{text}");
+            }
         }
+        let continued = "# a comment \\\nOPTIONS=a\nOPTIONS=b\n# and \\x\n";
+        assert_eq!(assignments(continued, || 253).len(), 1);
+        assert_eq!(assignments(continued, || 254).len(), 2);
+        assert_eq!(words_of(r#"a\ b "c\"d" '\'' \"#), ["a b", "c\"d", "'", ""]);
         assert_eq!(words_of(" --key  \"a b\"c '' d\t"), ["--key", "a bc", "", "d"]);
         assert_eq!(words_of(""), [""; 0]);
     }

@@ -14,7 +14,7 @@ use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, getpeername};
 use sd_notify::NotifyState;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -105,6 +105,12 @@ impl Connection {
         })
     }
 
+    /// Who asked, behind a socket.
+    pub fn source(&self) -> Option<IpAddr> {
+        let Connection::Socket(stream) = self else { return None };
+        Some(source(stream.peer_addr().ok()?.ip(), stream.local_addr().ok()?.ip()))
+    }
+
     /// Says something that a human wants to know and HAProxy's journal does not, at every check.
     pub fn remark(&self, text: &str) {
         if let Connection::Standard = self {
@@ -128,6 +134,15 @@ impl Connection {
             Connection::Socket(stream) => read_line(stream, started, timeout.min(LINE_DUE)),
             Connection::Standard => read_line(&mut io::stdin().lock(), started, timeout),
         }
+    }
+}
+
+/// Whose address a peer's is. This machine has many, and so has everybody with IPv6: a network of 64 bits.
+pub fn source(peer: IpAddr, local: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        ip if ip.is_loopback() || ip == local.to_canonical() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+        ip => ip,
     }
 }
 
@@ -247,4 +262,30 @@ fn to_stderr(text: &str) {
     }
     let line = format!("{}\n", printable(text, LOG_LIMIT));
     let _ = stderr.lock().write_all(line.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::source;
+
+    #[test]
+    fn who_is_one_source() {
+        let is = |peer: &str, local: &str| {
+            let ip = |text: &str| text.parse().expect("an address");
+            source(ip(peer), ip(local)).to_string()
+        };
+        for (peer, local, source) in [
+            ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+            ("127.9.8.7", "127.0.0.9", "127.0.0.1"),
+            ("::ffff:127.0.0.3", "::ffff:127.0.0.1", "127.0.0.1"),
+            ("::1", "::1", "127.0.0.1"),
+            ("10.0.0.11", "10.0.0.11", "127.0.0.1"),
+            ("::ffff:10.0.0.1", "::ffff:10.0.0.11", "10.0.0.1"),
+            ("10.0.0.1", "10.0.0.11", "10.0.0.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::1", "2001:db8:1:2::"),
+            ("2001:db8:1:3::1", "2001:db8:1:2::1", "2001:db8:1:3::"),
+        ] {
+            assert_eq!(is(peer, local), source, "{peer} {local}");
+        }
+    }
 }

@@ -247,6 +247,8 @@ fn lease(answer: &Answer) -> Duration {
 fn table(question: &Question, policy: Policy, answer: &Result<Answer, NoAnswer>) -> Reply {
     let check = &question.check;
     let (verdict, reason) = match answer {
+        // what this machine lacks is no trouble of Patroni's, so HAProxy's own check decides
+        Err(error) if error.unasked => (Verdict::Keep, error.reason.clone()),
         Err(error) => (policy.unreachable.verdict(), error.reason.clone()),
         Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
             ("running", role) if answer.status == 200 && serves(question, answer) => {
@@ -444,9 +446,9 @@ mod tests {
     const STANDBY: fn() -> Answer = || answer(503, "replica", "running");
     const UNLOCKED: fn() -> Answer = || answer(503, "primary", "running");
     const SILENT: fn() -> Result<Answer, NoAnswer> =
-        || Err(NoAnswer { refused: false, reason: "no answer".to_owned() });
+        || Err(NoAnswer { refused: false, unasked: false, reason: "no answer".to_owned() });
     const REFUSED: fn() -> Result<Answer, NoAnswer> =
-        || Err(NoAnswer { refused: true, reason: "connection refused".to_owned() });
+        || Err(NoAnswer { refused: true, unasked: false, reason: "connection refused".to_owned() });
 
     #[test]
     fn a_patroni_that_does_not_report_replication_state_is_told_from_a_replica_that_does_not_stream()

@@ -11,7 +11,7 @@ use std::path::Path;
 /// The system calls that are left as they are. Each one costs: the kernel runs the filter once for
 /// every number there is when it is installed.
 const ALLOWED: &[&str] = &[
-    // the connections
+    // the connections, and who listens
     "read",
     "pread64",
     "recvfrom",
@@ -138,8 +138,8 @@ fn whole(argument: u8, op: &str, value: u64) -> Value {
 }
 
 /// A record in its place.
-fn record() -> [Value; 2] {
-    [whole(2, "eq", RECORD), whole(3, "lt", SIZE)]
+fn record() -> [Value; 3] {
+    [whole(2, "eq", RECORD), whole(3, "lt", SIZE), bits(3, RECORD as c_int - 1, 0)]
 }
 
 /// TCP to whom Landlock allows it, the sockets to others stay with them, and no memory becomes code.
@@ -155,7 +155,9 @@ fn sockets_and_memory() -> Vec<Value> {
     let tcp_level = bits(1, !0, libc::IPPROTO_TCP);
     // the two differ in their last bit
     let timeouts = bits(2, !(libc::SO_RCVTIMEO ^ libc::SO_SNDTIMEO), libc::SO_RCVTIMEO);
-    let no_code = [bits(2, libc::PROT_EXEC, 0)];
+    let no_code = bits(2, libc::PROT_EXEC, 0);
+    // no file's memory is everybody's
+    let private = bits(3, 0xf, libc::MAP_PRIVATE);
     vec![
         call("socket", &[internet, stream, tcp]),
         call("connect", &[descriptor("ne", LOG), descriptor("ne", SYSTEMD)]),
@@ -165,8 +167,8 @@ fn sockets_and_memory() -> Vec<Value> {
         call("setsockopt", &[socket_level, timeouts]),
         call("setsockopt", &[tcp_level.clone(), bits(2, !0, libc::TCP_NODELAY)]),
         call("setsockopt", &[tcp_level, bits(2, !0, libc::TCP_QUICKACK)]),
-        call("mmap", &no_code),
-        call("mprotect", &no_code),
+        call("mmap", &[no_code.clone(), private]),
+        call("mprotect", &[no_code]),
     ]
 }
 
@@ -175,10 +177,10 @@ fn check(old: bool) -> Value {
     let mut calls: Vec<_> = ALLOWED.iter().map(|call| plain(call)).collect();
     calls.extend(old.then(|| plain("poll")));
     calls.extend(sockets_and_memory());
-    let [record, place] = record();
+    let [record, place, whole] = record();
     calls.extend([
         call("write", &[descriptor("ne", MEMORY)]),
-        call("pwrite64", &[descriptor("eq", MEMORY), record, place]),
+        call("pwrite64", &[descriptor("eq", MEMORY), record, place, whole]),
     ]);
     allow_only(calls)
 }
@@ -196,7 +198,11 @@ fn listening(old: bool) -> Value {
         call("pwrite64", &record()),
         // to look at its own limit, not to set one
         call("prlimit64", &[bits(0, !0, 0), whole(2, "eq", 0)]),
-        call("fcntl", &[bits(1, !0, libc::F_DUPFD_CLOEXEC)]),
+        // a copy would be another descriptor
+        call(
+            "fcntl",
+            &[descriptor("ne", LOG), descriptor("ne", SYSTEMD), bits(1, !0, libc::F_DUPFD_CLOEXEC)],
+        ),
     ]);
     allow_only(calls)
 }

@@ -64,5 +64,8 @@ pub mod syslog;
 /// Where somebody listens on this machine.
 pub mod sockets;
 
+/// A port that systemd has closed.
+pub mod reopen;
+
 /// A small plain file, read whole.
 pub mod file;

@@ -4,7 +4,7 @@
 
 use patroni_agent_check::connection::{Activation, Connection};
 use patroni_agent_check::options::{Options, Stop};
-use patroni_agent_check::{agent, by_hand, syslog, user};
+use patroni_agent_check::{agent, by_hand, reopen, syslog, user};
 use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         (Err(error), _) => agent::usage_error(&error),
         (Ok(Activation::Gone), _) => ExitCode::SUCCESS,
         (Ok(Activation::Here(connection)), Err(stop)) => agent::stop(&connection, &stop),
+        (_, Ok(Options { reopen: Some(socket), .. })) => reopen::reopen(&socket),
         (Ok(Activation::Here(connection)), Ok(options)) => {
             agent::one(&options, connection, started)
         }

@@ -8,6 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 use std::fs::{File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, ErrorKind, Read};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -19,18 +20,23 @@ pub const RECORD: usize = 64;
 /// The whole file: one page.
 pub const SIZE: usize = 64 * RECORD;
 const PLACES: usize = SIZE / RECORD;
-/// The places of the checks without a query, which no check with one can take: anybody may ask anything.
+/// The places of the checks without a query, which no check with one can take: anybody may ask anything. Where several
+/// Patronis are asked, the first has them, and the others are where the checks with a query are.
 const PLAIN: usize = 24;
 /// The place of what is no check, the last of them.
 const NO_CHECK: usize = PLAIN - 1;
 /// What each record begins with, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
+/// In milliseconds, for some thousands of years.
+const TIME: u64 = (1 << 48) - 1;
 const FOREIGN: &str = "not a memory file; remove it, and systemd-tmpfiles --create patroni-agent-check.conf creates one";
 /// Checks that are threads of one process read and leave one after the other, so that the journal hears once of what
 /// they all met in the same moment.
 static TURN: Mutex<()> = Mutex::new(());
-/// While trouble lasts the journal gets one line in this time.
+/// While trouble lasts the journal gets one line in this time. HAProxy asks more often.
 const MINUTE: Duration = Duration::from_secs(60);
+/// How many lines it gets in that time, however often trouble begins and ends.
+const LINES: u8 = 20;
 
 /// What is remembered of one health check. All times are those of CLOCK_BOOTTIME, in milliseconds.
 #[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
@@ -56,6 +62,10 @@ pub struct Record {
     logged: Duration,
     /// Whether it heard of it from this check.
     spoke: bool,
+    /// How many lines it got from this check, none of them a minute after the one before; 31 stands for more.
+    lines: u8,
+    /// Who asked first, as a number; 0 before it is left.
+    source: u16,
 }
 
 /// What the journal is told of trouble.
@@ -82,7 +92,11 @@ fn wall_clock() -> Duration {
 
 /// The memory file, not read yet.
 #[derive(Debug)]
-pub struct Memory(Result<File, String>);
+pub struct Memory {
+    file: Result<File, String>,
+    /// Nobody has made it.
+    missing: bool,
+}
 
 impl Memory {
     /// Opens the file; makes it if it is not there, unless somebody only looks.
@@ -93,7 +107,8 @@ impl Memory {
         options.read(true).write(!look).create(!look).mode(0o644).custom_flags(flags);
         let plain = |file: File| match file.metadata()? {
             metadata if !metadata.is_file() => Err(io::Error::other("not a regular file")),
-            metadata if metadata.len() > SIZE as u64 => Err(io::Error::other(FOREIGN)),
+            // what is behind the last place does not matter if it cannot be more than a record that was misplaced
+            metadata if metadata.len() > (SIZE + RECORD) as u64 => Err(io::Error::other(FOREIGN)),
             // writing beyond it would kill the process
             _ if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < SIZE as u64) => {
                 Err(io::Error::other("LimitFSIZE= is less than 4096"))
@@ -108,34 +123,61 @@ impl Memory {
             }
             _ => "",
         };
-        Memory(file.map_err(|error| format!("{}: {error}{}", path.display(), cure(&error))))
+        let missing = file.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        let file = file.map_err(|error| format!("{}: {error}{}", path.display(), cure(&error)));
+        Memory { file, missing }
     }
 
     /// The descriptor, for the sandbox.
     pub fn descriptor(&self) -> Option<RawFd> {
-        self.0.as_ref().ok().map(File::as_raw_fd)
+        self.file.as_ref().ok().map(File::as_raw_fd)
     }
 
-    /// Reads what was left for a check of the Patroni at this host and port, or for lines that were not understood.
-    /// Nothing was, if the file cannot be read, or the record is torn, of another Patroni, of another boot or of the
-    /// future.
-    pub fn recall(self, patroni: &Endpoint, check: Option<&Check>) -> Recalled {
+    /// Reads what was left for a check of the Patroni at this host and port, or for lines that were not understood; of
+    /// several Patronis, what was left of the one that was heard last. Nothing was, if the file cannot be read, or the
+    /// record is torn, of another Patroni, of another boot or of the future. `source` is who asks.
+    pub fn recall(
+        self,
+        patronis: &[Endpoint],
+        check: Option<&Check>,
+        source: Option<IpAddr>,
+    ) -> Recalled {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut hasher = DefaultHasher::new();
-        (patroni, check.map_or("", Check::text)).hash(&mut hasher);
-        let key = hasher.finish();
         let mine = check.map_or(Some(NO_CHECK), Check::plain_number);
         let mine = mine.filter(|number| *number <= NO_CHECK);
-        let mut records = vec![0; if mine.is_some() { PLAIN * RECORD } else { SIZE }];
-        let file = self.0.and_then(|mut file| {
+        let mut records = vec![0; SIZE];
+        let missing = self.missing;
+        let file = self.file.and_then(|mut file| {
             let read = read(&mut file, &mut records);
             read.map(|()| file).map_err(|error| error.to_string())
         });
         // only now: what another check has left meanwhile is not of the future
         let now = now();
-        let place = mine.unwrap_or_else(|| shared_place(&records, key, now));
-        Recalled { file, records, place, key, now, _turn: turn }
+        let of = |patroni: &Endpoint| {
+            let key = hash(&(patroni, check.map_or("", Check::text)));
+            // as a rule it is at its number
+            let mut places = mine.into_iter().chain(0..PLACES);
+            let found = places.find_map(|place| Some((place, of_key(&records, place, key, now)?)));
+            (key, found)
+        };
+        // the last of those that are alike, which is the one that was asked for
+        let at = |(_, found): &(u64, Option<(usize, Record)>)| {
+            found.as_ref().map(|(_, record)| record.at)
+        };
+        let (key, found) = patronis.iter().map(of).max_by_key(at).unwrap_or_default();
+        let (place, last) = found.unzip();
+        let source = (hash(&source) as u16).max(1);
+        let place = place.unwrap_or_else(|| new_place(&records, mine, source, now));
+        let plain = mine.is_some();
+        let last = last.unwrap_or_default();
+        Recalled { file, missing, records, last, place, key, now, plain, source, _turn: turn }
     }
+}
+
+fn hash(what: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn read(file: &mut File, records: &mut [u8]) -> io::Result<()> {
@@ -145,8 +187,10 @@ fn read(file: &mut File, records: &mut [u8]) -> io::Result<()> {
             length => break length?,
         }
     };
-    let ours = |record: &[u8]| record.starts_with(&MAGIC) || *record == [0; RECORD][..record.len()];
-    if records[..length].chunks(RECORD).all(ours) {
+    // one that was spoilt is none, and the next takes its place
+    let ours = |record: &[u8]| record.starts_with(&MAGIC);
+    let left = &records[..length];
+    if left.chunks(RECORD).any(ours) || left.iter().all(|byte| *byte == 0) {
         return Ok(());
     }
     records.fill(0);
@@ -157,32 +201,55 @@ fn read_record(records: &[u8], place: usize, now: Duration) -> Option<(u64, Reco
     decode(&records[place * RECORD..][..RECORD], now)
 }
 
-/// The place of a check with a query: its own, or a free one, or that of the check which was not asked for longest.
-fn shared_place(records: &[u8], key: u64, now: Duration) -> usize {
-    let of = |place: &usize| read_record(records, *place, now);
-    let mine = (PLAIN..PLACES).find(|place| of(place).is_some_and(|(other, _)| other == key));
-    let asked = |place: &usize| of(place).map(|(_, record)| record.at.max(record.logged));
-    mine.or_else(|| (PLAIN..PLACES).min_by_key(asked)).unwrap_or(PLAIN)
+/// The record in this place, if it has this key.
+fn of_key(records: &[u8], place: usize, key: u64, now: Duration) -> Option<Record> {
+    // most are not it, which is seen without a checksum
+    if records[place * RECORD..][8..16] != key.to_le_bytes() {
+        return None;
+    }
+    read_record(records, place, now).map(|(_, record)| record)
+}
+
+/// A place for a check that has none: that of its number if it has no query, or else a shared one. None is taken from a
+/// check that was asked for within a minute, unless all are taken; then whoever has most of them loses the one that was
+/// not asked for longest, and nobody loses one to a source that has as many.
+fn new_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration) -> usize {
+    let of = |place: usize| read_record(records, place, now).map(|(_, record)| record);
+    let asked =
+        |record: &Record| record.at.max(record.logged).max(record.trouble.unwrap_or_default());
+    let is_free =
+        |place: usize| of(place).is_none_or(|record| now.saturating_sub(asked(&record)) >= MINUTE);
+    if let Some(free) = plain.into_iter().chain(PLAIN..PLACES).find(|place| is_free(*place)) {
+        return free;
+    }
+    let taken: Vec<_> = (PLAIN..PLACES).filter_map(|place| Some((place, of(place)?))).collect();
+    let has = |source: u16| taken.iter().filter(|(_, other)| other.source == source).count();
+    let most = taken.iter().map(|(_, other)| other.source).max_by_key(|source| has(*source));
+    let loses = most.filter(|most| has(*most) > has(source)).unwrap_or(source);
+    let theirs = taken.iter().filter(|(_, other)| other.source == loses);
+    theirs.min_by_key(|(_, record)| asked(record)).map_or(PLAIN, |(place, _)| *place)
 }
 
 /// All records as they were when they were read, and the place of one check.
 #[derive(Debug)]
 pub struct Recalled {
     file: Result<File, String>,
+    missing: bool,
     records: Vec<u8>,
+    last: Record,
     place: usize,
     key: u64,
     now: Duration,
+    /// The check has no query.
+    plain: bool,
+    source: u16,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Recalled {
     /// What was left for this check.
     pub fn last(&self) -> Record {
-        match read_record(&self.records, self.place, self.now) {
-            Some((key, record)) if key == self.key => record,
-            _ => Record::default(),
-        }
+        self.last.clone()
     }
 
     /// What is wrong with the file.
@@ -190,26 +257,38 @@ impl Recalled {
         self.file.as_ref().err().map(String::as_str)
     }
 
+    /// What is wrong with a file that is there.
+    pub fn lost(&self) -> Option<&str> {
+        self.error().filter(|_| !self.missing)
+    }
+
     /// What the journal is told: a line when trouble begins, one in a minute while it lasts, one when it ends,
     /// however many checks meet it. Without a memory each check tells what it met.
     pub fn news(&self, record: &mut Record) -> Option<News> {
         let last = self.last();
+        let lately = |heard: Duration| !heard.is_zero() && self.now.saturating_sub(heard) < MINUTE;
+        let lines = if lately(last.logged) { (last.lines + 1).min(31) } else { 1 };
         let Some(since) = record.trouble else {
             let ended = last.trouble.filter(|_| last.spoke)?;
+            (record.logged, record.lines, record.spoke) = (self.now, lines, false);
             return Some(News::Ended(self.now.saturating_sub(ended)));
         };
         // For a check without a query these are only its like: who asks something that nobody else does must not
         // keep the journal from hearing of the others.
-        let others = (0..self.records.len() / RECORD)
-            .filter_map(|place| read_record(&self.records, place, self.now));
-        let in_trouble = others.filter(|(_, other)| other.trouble.is_some());
-        let heard = in_trouble.map(|(_, other)| other.logged).max();
-        if let Some(heard) = heard.filter(|heard| self.now.saturating_sub(*heard) < MINUTE) {
+        let places = if self.plain { PLAIN } else { PLACES };
+        let others = (0..places).filter_map(|place| read_record(&self.records, place, self.now));
+        let heard: Vec<_> =
+            others.map(|(_, other)| other).filter(|other| lately(other.logged)).collect();
+        let in_trouble = heard.iter().filter(|other| other.trouble.is_some());
+        if let Some(heard) = in_trouble.map(|other| other.logged).max() {
             // what takes another one's place must not forget it
             record.logged = heard;
             return None;
         }
-        (record.logged, record.spoke) = (self.now, true);
+        if heard.iter().map(|other| other.lines).fold(0, u8::saturating_add) >= LINES {
+            return None;
+        }
+        (record.logged, record.lines, record.spoke) = (self.now, lines, true);
         Some(match last.trouble {
             None => News::Began,
             Some(_) => News::Lasts(self.now.saturating_sub(since)),
@@ -224,8 +303,8 @@ impl Recalled {
         if !due || self.file.is_err() {
             return None;
         }
-        let logged = self.now;
-        self.leave(&Record { logged, ..Record::default() });
+        let record = Record { logged: self.now, ..self.last() };
+        self.leave(&record);
         Some(News::Began)
     }
 
@@ -239,7 +318,9 @@ impl Recalled {
 
     /// Leaves this for the next check: one write. Says whether it is there now.
     pub fn leave(self, record: &Record) -> bool {
-        let (bytes, offset) = (encode(self.key, record, self.now), self.place * RECORD);
+        let source = if record.source == 0 { self.source } else { record.source };
+        let record = Record { source, ..record.clone() };
+        let (bytes, offset) = (encode(self.key, &record, self.now), self.place * RECORD);
         self.file.is_ok_and(|file| {
             file.write_at(&bytes, offset as u64).is_ok_and(|written| written == RECORD)
         })
@@ -259,8 +340,10 @@ fn checksum(bytes: &[u8]) -> [u8; 4] {
 fn encode(key: u64, record: &Record, now: Duration) -> [u8; RECORD] {
     let time = |time: Option<Duration>| milliseconds(time.unwrap_or_default()).to_le_bytes();
     let lease = u16::try_from(record.lease.as_millis()).unwrap_or(u16::MAX);
-    let flags =
-        u8::from(record.pause) | u8::from(record.refused) << 1 | u8::from(record.spoke) << 2;
+    let flags = u8::from(record.pause)
+        | u8::from(record.refused) << 1
+        | u8::from(record.spoke) << 2
+        | record.lines << 3;
     let mut bytes = [0; RECORD];
     bytes[..4].copy_from_slice(&MAGIC);
     bytes[4..8].copy_from_slice(&record.date.to_le_bytes());
@@ -269,15 +352,16 @@ fn encode(key: u64, record: &Record, now: Duration) -> [u8; RECORD] {
     bytes[24..32].copy_from_slice(&time(record.ready));
     bytes[32..40].copy_from_slice(&time(record.trouble));
     bytes[40..48].copy_from_slice(&time(Some(record.logged)));
-    // by how much the two clocks differ, which says whether it is the same boot
-    let booted = wall_clock().saturating_sub(now);
-    bytes[48..56].copy_from_slice(&time(Some(booted)));
     // In whole milliseconds, so that the time does not move with the next answers. Programs before 0.2 have zero here.
     let stopping = record.stopping.map_or(0, |since| {
         let passed = milliseconds(record.at).saturating_sub(milliseconds(since));
         u16::try_from(passed + 1).unwrap_or(u16::MAX)
     });
-    bytes[54..56].copy_from_slice(&stopping.to_le_bytes());
+    bytes[46..48].copy_from_slice(&stopping.to_le_bytes());
+    // by how much the two clocks differ, which says whether it is the same boot
+    let booted = wall_clock().saturating_sub(now);
+    bytes[48..56].copy_from_slice(&time(Some(booted)));
+    bytes[54..56].copy_from_slice(&record.source.to_le_bytes());
     bytes[56..58].copy_from_slice(&lease.to_le_bytes());
     bytes[58] = flags;
     let sum = checksum(&bytes[..60]);
@@ -293,25 +377,28 @@ fn decode(bytes: &[u8], now: Duration) -> Option<(u64, Record)> {
     if !bytes.starts_with(&MAGIC) || bytes[60..] != checksum(&bytes[..60]) {
         return None;
     }
+    let short = |from: usize| u16::from_le_bytes([bytes[from], bytes[from + 1]]);
     let at = time(16)?;
+    let stopping = u64::from(short(46)).checked_sub(1);
     let record = Record {
         at,
-        lease: Duration::from_millis(u16::from_le_bytes([bytes[56], bytes[57]]).into()),
+        lease: Duration::from_millis(short(56).into()),
         ready: maybe(24)?,
         date: u32::from_le_bytes(bytes[4..8].try_into().ok()?),
         pause: bytes[58] & 1 != 0,
         refused: bytes[58] & 2 != 0,
         trouble: maybe(32)?,
-        stopping: u64::from(u16::from_le_bytes([bytes[54], bytes[55]]))
-            .checked_sub(1)
-            .map(|passed| at.saturating_sub(Duration::from_millis(passed))),
-        logged: time(40)?,
+        stopping: stopping.map(|passed| at.saturating_sub(Duration::from_millis(passed))),
+        // two times have only 48 bits, and something else in the rest
+        logged: Duration::from_millis(number(40)? & TIME),
         spoke: bytes[58] & 4 != 0,
+        lines: bytes[58] >> 3,
+        source: short(54),
     };
     // At another boot the two clocks differ by what they differed then and at least the time that the machine had
     // been up; when somebody sets the clock, by less.
     let booted = wall_clock().saturating_sub(now);
-    let then = Duration::from_millis(number(48)? & 0xffff_ffff_ffff);
+    let then = Duration::from_millis(number(48)? & TIME);
     let same_boot = booted.abs_diff(then) < record.at.max(Duration::from_secs(1));
     let past = [Some(record.at), record.ready, record.trouble, Some(record.logged)];
     let past = past.into_iter().flatten().all(|time| time <= now);
@@ -329,9 +416,21 @@ mod tests {
     fn recalled(record: &Record) -> Recalled {
         let file = File::open("/dev/null").map_err(|error| error.to_string());
         let mut records = encode(1, record, NOW).to_vec();
-        records.resize(PLAIN * RECORD, 0);
+        records.resize(SIZE, 0);
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        Recalled { file, records, place: 0, key: 1, now: NOW, _turn: turn }
+        let (missing, plain, now, last) = (false, true, NOW, record.clone());
+        Recalled {
+            file,
+            missing,
+            records,
+            last,
+            place: 0,
+            key: 1,
+            now,
+            plain,
+            source: 0,
+            _turn: turn,
+        }
     }
 
     #[test]
@@ -366,11 +465,75 @@ mod tests {
         }
     }
 
+    /// With the largest numbers where two share their bytes.
+    #[test]
+    fn what_was_left_is_read() {
+        let record = Record {
+            at: NOW,
+            lease: 4 * MILLISECOND,
+            ready: Some(NOW - MINUTE),
+            date: 5,
+            pause: true,
+            refused: false,
+            trouble: Some(NOW - MILLISECOND),
+            stopping: Some(NOW - u32::from(u16::MAX - 1) * MILLISECOND),
+            logged: NOW,
+            spoke: true,
+            lines: 31,
+            source: u16::MAX,
+        };
+        assert_eq!(decode(&encode(1, &record, NOW), NOW), Some((1, record.clone())));
+        for stopping in [None, Some(NOW), Some(NOW - MINUTE)] {
+            let record = Record { stopping, source: 0, ..record.clone() };
+            assert_eq!(decode(&encode(1, &record, NOW), NOW), Some((1, record)));
+        }
+    }
+
     #[test]
     fn a_node_is_well_as_long_as_its_grace() {
         let record = Record { at: NOW - MINUTE, lease: MINUTE, ..Record::default() };
         assert!(!recalled(&record).is_well(MINUTE));
         let record = Record { at: NOW - MINUTE + MILLISECOND, ..record };
         assert!(recalled(&record).is_well(MINUTE) && recalled(&record).is_well(2 * MINUTE));
+    }
+
+    /// One source with many questions, before and after another one comes with a few.
+    #[test]
+    fn nobody_takes_the_places_of_another_source() {
+        let mut records = vec![0; SIZE];
+        let mut now = NOW;
+        let mut asks = |source: u16, key: u64| {
+            now += MILLISECOND;
+            let mut places = 0..PLACES;
+            let own = places.find(|place| of_key(&records, *place, key, now).is_some());
+            let place = own.unwrap_or_else(|| new_place(&records, None, source, now));
+            let record = Record { at: now, source, ..Record::default() };
+            records[place * RECORD..][..RECORD].copy_from_slice(&encode(key, &record, now));
+            own.is_some()
+        };
+        for key in 0..99 {
+            asks(1, key);
+        }
+        for key in 100..120 {
+            asks(2, key);
+        }
+        for round in 0..3 {
+            for key in 200..299 {
+                asks(1, key);
+            }
+            // even if it asks seldom
+            assert!((100..120).all(|key| asks(2, key)), "{round}");
+        }
+        // a third has its part, and of all of them none is lost by who has no more than that
+        for key in 300..313 {
+            asks(3, key);
+        }
+        for key in 200..299 {
+            asks(1, key);
+        }
+        assert!((300..313).all(|key| asks(3, key)));
+        // what nobody asked for within a minute is free
+        now += MINUTE;
+        assert!(new_place(&records, None, 4, now) == PLAIN);
     }
 }

@@ -43,6 +43,7 @@ enum Set {
 #[derive(Debug, Default)]
 struct Given {
     url: Option<String>,
+    patroni_user: Option<String>,
     timeout: Duration,
     otherwise: Otherwise,
     unreachable: Unreachable,
@@ -57,6 +58,7 @@ struct Given {
     tls: Tls,
     connect_to: Option<String>,
     explain: bool,
+    reopen: Option<String>,
 }
 
 const fn takes(
@@ -84,8 +86,15 @@ pub const OPTIONS: &[Described] = &[
         "url",
         "URL",
         "",
-        "Patroni's REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 and, if nobody listens there, the same port of the address on which HAProxy asked)",
+        "Patroni's REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 or, if Patroni does not listen there, the same port of the address on which HAProxy asked)",
         |given, value| set(&mut given.url, text(value).map(|text| Some(text.to_owned()))),
+    ),
+    takes(
+        "patroni-user",
+        "USER",
+        "",
+        "without --url: the user whose Patroni is asked, a name in /etc/passwd or a number; nobody else's but root's is (default the owner of /run/postgresql, or else postgres)",
+        |given, value| set(&mut given.patroni_user, text(value).map(|text| Some(text.to_owned()))),
     ),
     takes(
         "timeout",
@@ -206,6 +215,13 @@ pub const OPTIONS: &[Described] = &[
         "by hand: also print what was asked, what came back, and what looks wrong, on stderr",
         Set::Flag(|given| given.explain = true),
     ),
+    takes(
+        "reopen",
+        "UNIT",
+        "",
+        "no check: start this socket unit again, which systemd has given up (patroni-agent-check-reopen@.service)",
+        |given, value| set(&mut given.reopen, text(value).map(|text| Some(text.to_owned()))),
+    ),
     flag(Some('h'), "help", "print this help and exit", Set::Print(help)),
     flag(Some('V'), "version", "print the version and exit", Set::Print(version)),
 ];
@@ -233,6 +249,8 @@ pub struct Options {
     pub asked: Asked,
     /// By hand: all is said.
     pub explain: bool,
+    /// No check, but a socket unit that has failed.
+    pub reopen: Option<String>,
 }
 
 /// What is said of `--help` and `--version` elsewhere.
@@ -260,6 +278,14 @@ impl Options {
     ///
     /// See [`Stop`].
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
+        let arguments: Vec<_> = arguments.into_iter().collect();
+        Options::parsed(&arguments).map_err(|stop| match stop {
+            Stop::Usage(error) => Stop::Usage(without_secrets(error, &arguments)),
+            print @ Stop::Print(_) => print,
+        })
+    }
+
+    fn parsed(arguments: &[OsString]) -> Result<Options, Stop> {
         let mut given = Given::defaults().map_err(Stop::Usage)?;
         let mut check: Option<Check> = None;
         let mut parser = Parser::from_args(arguments);
@@ -319,8 +345,13 @@ impl Given {
                 Asked::Fixed(Question { check, otherwise })
             }
         };
+        let mut patroni = Patroni::new(self.url.as_deref(), self.connect_to.as_deref(), self.tls)?;
+        if self.patroni_user.is_some() && !patroni.elsewhere {
+            return Err("--patroni-user goes without --url and --connect-to".to_owned());
+        }
+        patroni.user = self.patroni_user;
         Ok(Options {
-            patroni: Patroni::new(self.url.as_deref(), self.connect_to.as_deref(), self.tls)?,
+            patroni,
             timeout: self.timeout,
             policy: Policy {
                 unreachable: self.unreachable,
@@ -334,6 +365,7 @@ impl Given {
             user: self.user,
             asked,
             explain: self.explain,
+            reopen: self.reopen,
         })
     }
 }
@@ -341,6 +373,24 @@ impl Given {
 /// How long a process with a listening socket stays after the last check, where the command line is wrong.
 pub fn default_idle() -> Duration {
     Given::defaults().unwrap_or_default().idle
+}
+
+/// What is said of the command line is told to everybody who asks: no name and password that stand before an `@`.
+fn without_secrets(mut error: String, arguments: &[OsString]) -> String {
+    for argument in arguments {
+        let argument = argument.to_string_lossy();
+        let Some((before, _)) = argument.rsplit_once('@') else { continue };
+        let value = if before.starts_with('-') { before.split_once('=') } else { None };
+        let value = value.map_or(before, |(_, value)| value);
+        let secret = value.split_once("://").map_or(value, |(_, secret)| secret);
+        // as it is, and as it is quoted
+        for secret in [secret, format!("{secret:?}").trim_matches('"')] {
+            if !secret.is_empty() {
+                error = error.replace(secret, "...");
+            }
+        }
+    }
+    error
 }
 
 /// An option's value, or why it is none.

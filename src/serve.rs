@@ -2,6 +2,7 @@
 //! nobody asks any more. Knows nothing of what a check is.
 
 use crate::connection::{self, Connection};
+use crate::syslog;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -19,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Checks at once, in all and for each address that asks. While Patroni hangs, each pool of a HAProxy takes a place for
-/// `--timeout`. `TasksMax=` and `LimitNOFILE=` of the unit fit these.
+/// Checks at once, in all and for each source ([`connection::source`]). While Patroni hangs, each pool of a HAProxy takes
+/// a place for `--timeout`. `TasksMax=` and `LimitNOFILE=` of the unit fit these.
 const AT_ONCE: usize = 512;
 const AT_ONCE_PER_SOURCE: usize = 128;
 /// How often the journal hears of connections without an answer, at most.
@@ -30,10 +31,10 @@ const LONGEST: Duration = Duration::from_secs(15);
 /// How often systemd is told the status, at most: it costs PID 1 as much as it costs here.
 const STATUS: Duration = Duration::from_secs(1);
 
-/// Answers each connection by `check`, which returns the words that it said, until there was none for
-/// `idle` or SIGTERM came. Checks that run then are finished; connections that come later wait for the
-/// process that systemd starts next. `lock_in` comes before the first one, when all that this needs is open; it is
-/// given the socket to systemd.
+/// Answers each connection by `check`, which returns the words that it said, until there was none for `idle`, SIGTERM
+/// came, or the system log was gone. Checks that run then are finished; connections that come later wait for the process
+/// that systemd starts next. `lock_in` comes before the first one, when all that this needs is open; it is given the socket
+/// to systemd.
 ///
 /// # Errors
 ///
@@ -80,7 +81,7 @@ pub fn serve(
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if !ready[0].revents().is_empty() {
+            if !ready[0].revents().is_empty() || syslog::is_gone() {
                 break;
             }
             for (listener, ready) in listeners.iter().zip(&ready[1..]) {
@@ -119,7 +120,8 @@ pub fn serve(
 
 fn accept<'a>(listener: &TcpListener, checks: &'a Checks) -> Option<(TcpStream, Place<'a>)> {
     let accepted = listener.accept().and_then(|(stream, peer)| {
-        let place = checks.place(peer.ip(), &stream)?;
+        let source = connection::source(peer.ip(), stream.local_addr()?.ip());
+        let place = checks.place(source, &stream)?;
         Ok(place.map(|place| (stream, place)))
     });
     accepted.unwrap_or_else(|error| {

@@ -1,54 +1,306 @@
-//! The sockets of this machine on which somebody listens, as the kernel tells them; a check by hand looks there. Knows
-//! nothing of who that is.
+//! The sockets of this machine on which somebody listens, and whose they are, as the kernel tells it: whom the agent
+//! believes does not depend on who has asked. Knows nothing of what is said there.
 
-use crate::file;
-use std::fs;
-use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use crate::user;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-/// proc(5): the sockets of this machine, for IPv4 and IPv6.
-const SOCKETS: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
-/// The longest list of sockets in bytes: some 100,000 of them.
-const LIMIT: u64 = 16 * 1024 * 1024;
+/// proc(5): the sockets of this machine, for IPv4 and IPv6. `/proc/net` is not there with `ProcSubset=pid`.
+const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+/// The addresses of this machine, for IPv4 and IPv6.
+const ADDRESSES: [&str; 2] = ["/proc/self/net/fib_trie", "/proc/self/net/if_inet6"];
+const UID_MAP: &str = "/proc/self/uid_map";
+/// The number of `nobody`, and of all for whom a user namespace has none.
+const OVERFLOW: u32 = 65534;
+/// PostgreSQL's folder, which root makes for its user.
+const POSTGRESQL: &str = "/run/postgresql";
+/// Its user, where there is no such folder.
+const POSTGRES: &str = "postgres";
+/// What the kernel gives at once, as a rule.
+const PAGE: usize = 4096;
+/// The state of a socket that listens. Those come first.
+const LISTENS: &[u8] = b"0A";
+/// Before Linux 4.4 these come among them.
+const OPENS: &[u8] = b"03";
+/// How long a check by hand looks at port 5555.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// No port of a service is listened on at more addresses; each one that is asked in vain costs a try.
-const MOST: usize = 16;
+/// A socket that listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Listener {
+    /// Where; an address of IPv4 as such, even if the socket is one of IPv6.
+    ip: IpAddr,
+    uid: u32,
+    inode: u64,
+}
 
-/// Where somebody listens on this port, at an address of this machine. Nobody, if the kernel does not tell.
-pub fn listening(port: u16) -> Vec<SocketAddr> {
-    let mut found: Vec<_> = listeners(port).into_iter().map(|(address, _)| address).collect();
-    found.retain(|listener| !listener.ip().is_unspecified());
-    found.truncate(MOST);
-    found
+impl Listener {
+    /// What proc(5) shows for each descriptor of it.
+    fn link(&self) -> PathBuf {
+        format!("socket:[{}]", self.inode).into()
+    }
+}
+
+/// Why there is no Patroni that may be asked.
+#[derive(Debug)]
+pub enum NotFound {
+    /// Nobody listens.
+    Nobody,
+    /// Somebody else does: where, and who.
+    Stranger(SocketAddr, u32),
+    /// Several do, and this process cannot see whose they are.
+    Hidden,
+    /// The kernel did not tell.
+    Untold(io::Error),
+}
+
+/// What tells who listens. It is opened before the sandbox is entered, and read inside.
+#[derive(Debug)]
+pub struct Sockets {
+    tables: [io::Result<File>; 2],
+    /// None if nobody is hidden.
+    uid_map: Option<File>,
+    /// Who is believed besides root.
+    patroni: Option<u32>,
+    /// Whether that was given, so that it is nobody else.
+    given: bool,
+}
+
+impl Sockets {
+    /// Opens all that is read later. Patroni's `user` is a name of `/etc/passwd` or a number; if none is given, it is the
+    /// owner of PostgreSQL.
+    pub fn open(user: Option<&str>) -> Sockets {
+        let owner = if user.is_none() { owner_of_postgresql() } else { None };
+        let patroni = match user {
+            Some(user) => user.parse().ok().or_else(|| user::uid(user)),
+            None => owner.or_else(|| user::uid(POSTGRES)),
+        };
+        // whoever sees that owner sees the others
+        let uid_map = if owner.is_some() { None } else { File::open(UID_MAP).ok() };
+        Sockets { tables: TABLES.map(File::open), uid_map, patroni, given: user.is_some() }
+    }
+
+    /// Where Patroni may be asked: on localhost, else at the address at which the agent itself was `asked`. An address of
+    /// localhost does not count because it was asked: everybody on this machine has as many of them as he likes. By hand
+    /// nobody asked, and it is any address at which Patroni listens.
+    ///
+    /// An address may be asked only if the kernel would hand the connection to a socket of root or of Patroni's user.
+    ///
+    /// # Errors
+    ///
+    /// See [`NotFound`].
+    pub fn find(
+        &self,
+        port: u16,
+        asked: Option<SocketAddr>,
+        deadline: Instant,
+    ) -> Result<Vec<SocketAddr>, NotFound> {
+        let localhost = |ip: IpAddr| Some(SocketAddr::new(ip, port));
+        let there = asked.filter(|asked| !asked.ip().is_loopback()).map(|mut asked| {
+            asked.set_port(port);
+            asked
+        });
+        let four = localhost(Ipv4Addr::LOCALHOST.into());
+        let mut listeners = self.table(0, port, deadline).map_err(NotFound::Untold)?;
+        // A socket of IPv4 comes before one of both families, so the others need not be looked at.
+        let found = self.patronis([four, there].into_iter().flatten(), &listeners);
+        if asked.is_some() && !found.is_empty() {
+            return Ok(found);
+        }
+        match self.table(1, port, deadline) {
+            Ok(others) => listeners.extend(others),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(NotFound::Untold(error)),
+        }
+        let six = localhost(Ipv6Addr::LOCALHOST.into());
+        let mut places: Vec<_> = [four, six, there].into_iter().flatten().collect();
+        if asked.is_none() {
+            let own = listeners.iter().map(|listener| SocketAddr::new(listener.ip, port));
+            places.extend(own.filter(|own| !own.ip().is_unspecified() && !own.ip().is_loopback()));
+        }
+        let found = self.patronis(places.iter().copied(), &listeners);
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        places.retain(|place| !serving(&listeners, place.ip()).is_empty());
+        let Some(first) = places.first() else { return Err(NotFound::Nobody) };
+        let theirs = || places.iter().flat_map(|place| serving(&listeners, place.ip()));
+        if theirs().all(|listener| listener.uid == OVERFLOW) && self.hides() {
+            let inode = theirs().next().map(|listener| listener.inode);
+            let one = theirs().all(|listener| Some(listener.inode) == inode);
+            return if one { Ok(places) } else { Err(NotFound::Hidden) };
+        }
+        let uid = serving(&listeners, first.ip()).first().map_or(OVERFLOW, |listener| listener.uid);
+        Err(NotFound::Stranger(*first, uid))
+    }
+
+    /// Those places at which it is Patroni that listens.
+    fn patronis(
+        &self,
+        places: impl Iterator<Item = SocketAddr>,
+        listeners: &[Listener],
+    ) -> Vec<SocketAddr> {
+        let patronis = |place: &SocketAddr| {
+            let serving = serving(listeners, place.ip());
+            !serving.is_empty() && serving.iter().all(|listener| self.is_patronis(listener.uid))
+        };
+        places.filter(patronis).collect()
+    }
+
+    fn is_patronis(&self, uid: u32) -> bool {
+        // PostgreSQL may have been installed after this process was started
+        let is_postgresqls = || !self.given && owner_of_postgresql() == Some(uid);
+        uid == 0 || self.patroni == Some(uid) || is_postgresqls()
+    }
+
+    /// Whether this process cannot see whose sockets are: all users for whom its user namespace (`PrivateUsers=`) has no
+    /// number look alike.
+    fn hides(&self) -> bool {
+        let mut map = [0; PAGE];
+        let length = self.uid_map.as_ref().map_or(0, |file| file.read_at(&mut map, 0).unwrap_or(0));
+        let text = String::from_utf8_lossy(&map[..length]);
+        let has_overflow = |line: &str| {
+            let numbers: Vec<u64> =
+                line.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
+            matches!(numbers[..], [first, _, count] if (first..first + count).contains(&OVERFLOW.into()))
+        };
+        length > 0 && !text.lines().any(has_overflow)
+    }
+
+    /// Who listens on this port. Those who listen stand before all other sockets, which may be many.
+    fn table(&self, family: usize, port: u16, deadline: Instant) -> io::Result<Vec<Listener>> {
+        let file = self.tables[family].as_ref().map_err(|error| match error.raw_os_error() {
+            Some(number) => io::Error::from_raw_os_error(number),
+            None => error.kind().into(),
+        })?;
+        let port = format!("{port:04X}");
+        let (mut found, mut text, mut offset) = (Vec::new(), Vec::new(), 0);
+        let mut page = [0; PAGE];
+        loop {
+            match file.read_at(&mut page, offset) {
+                Ok(0) => return Ok(found),
+                Ok(length) => {
+                    text.extend(&page[..length]);
+                    offset += length as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+            for line in text[..end].split(|byte| *byte == b'\n') {
+                let Some((local, state)) = local_and_state(line) else { continue };
+                if state != LISTENS && state != OPENS {
+                    return Ok(found);
+                }
+                if state == LISTENS && local.ends_with(port.as_bytes()) {
+                    found.extend(listener(line));
+                }
+            }
+            text.drain(..end);
+            if Instant::now() >= deadline {
+                return Err(ErrorKind::TimedOut.into());
+            }
+        }
+    }
+}
+
+/// Those to whom the kernel gives a connection to this address: a socket of that address before one of any.
+fn serving(listeners: &[Listener], ip: IpAddr) -> Vec<&Listener> {
+    let any = match ip {
+        IpAddr::V4(_) => Some(Ipv4Addr::UNSPECIFIED.into()),
+        IpAddr::V6(_) => None,
+    };
+    let any_of_both = Some(Ipv6Addr::UNSPECIFIED.into());
+    let at = |ip| listeners.iter().filter(|listener| listener.ip == ip).collect::<Vec<_>>();
+    let mut levels = [Some(ip), any, any_of_both].into_iter().flatten().map(at);
+    levels.find(|listeners| !listeners.is_empty()).unwrap_or_default()
+}
+
+/// The user whose folder of Unix sockets this is, unless that is nobody's in particular.
+fn owner_of_postgresql() -> Option<u32> {
+    let owner = fs::metadata(POSTGRESQL).ok()?.uid();
+    (!matches!(owner, 0 | OVERFLOW)).then_some(owner)
 }
 
 /// Whether somebody listens on this port, at any address.
 pub fn is_listening(port: u16) -> bool {
-    !listeners(port).is_empty()
+    !all(port).is_empty()
 }
 
 /// Whether somebody listens on this port with a socket that is not systemd's. Nobody, if the kernel does not tell this
 /// user what PID 1 has.
 pub fn is_foreign(port: u16) -> bool {
-    let files = fs::read_dir("/proc/1/fd").into_iter().flatten().flatten();
-    let systemds: Vec<_> = files.filter_map(|file| fs::read_link(file.path()).ok()).collect();
-    let is_systemds = |inode| systemds.contains(&format!("socket:[{inode}]").into());
-    !systemds.is_empty() && listeners(port).into_iter().any(|(_, inode)| !is_systemds(inode))
+    let systemds: Vec<_> = files_of(Path::new("/proc/1")).collect();
+    !systemds.is_empty() && !all(port).iter().all(|listener| systemds.contains(&listener.link()))
 }
 
-fn listeners(port: u16) -> Vec<(SocketAddr, u64)> {
-    let read = |file| file::read(Path::new(file), LIMIT).unwrap_or_default();
-    let files = SOCKETS.map(read);
-    let lines = files.iter().flat_map(|file| file.split(|byte| *byte == b'\n'));
-    lines.filter_map(listener).filter(|(listener, _)| listener.port() == port).collect()
+/// Who listens on this port, in words: the address, the user's number, and the processes as far as they can be seen.
+pub fn holders(port: u16) -> Vec<String> {
+    let holder = |listener: Listener| {
+        let address = SocketAddr::new(listener.ip, port);
+        let processes = processes_with(&listener.link());
+        format!("{address} is listened on by uid {}{processes}", listener.uid)
+    };
+    all(port).into_iter().map(holder).collect()
 }
 
-/// A line of a socket that listens: its number, its address and port in hexadecimal, the peer's, its state, and as the
-/// tenth word its inode.
-fn listener(line: &[u8]) -> Option<(SocketAddr, u64)> {
+/// The processes that have this file.
+fn processes_with(link: &Path) -> String {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let name = |process: PathBuf| {
+        let pid: u32 = process.file_name()?.to_str()?.parse().ok()?;
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        let has_it = files_of(&process).any(|file| file == link);
+        has_it.then(|| format!(", pid {pid} ({})", name.trim_end()))
+    };
+    processes.filter_map(name).collect()
+}
+
+/// The files that this process has open; none, if the kernel does not tell.
+fn files_of(process: &Path) -> impl Iterator<Item = PathBuf> {
+    let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    files.filter_map(|file| fs::read_link(file.path()).ok())
+}
+
+/// All addresses of this machine, and some others; none, if the kernel does not tell.
+pub fn addresses() -> Vec<IpAddr> {
+    let [four, six] = ADDRESSES.map(|file| fs::read_to_string(file).unwrap_or_default());
+    // a tree of all networks, in which each address stands alone after such a line
+    let four = four.lines().filter_map(|line| line.trim_start().strip_prefix("|-- "));
+    let four = four.filter_map(|ip| ip.parse().ok()).map(IpAddr::V4);
+    let six = six.lines().filter_map(|line| u128::from_str_radix(line.get(..32)?, 16).ok());
+    let six = six.map(|bits| IpAddr::V6(bits.into()));
+    let mut found: Vec<_> = four.chain(six).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// For a human.
+fn all(port: u16) -> Vec<Listener> {
+    let (sockets, deadline) = (Sockets::open(None), Instant::now() + PATIENCE);
+    let table = |family| sockets.table(family, port, deadline).unwrap_or_default();
+    [table(0), table(1)].concat()
+}
+
+/// After a line's number and a colon: an address and its port, the peer's in as many characters, and the state.
+fn local_and_state(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    // the first line has the columns' names, and no colon
+    let number = line.iter().position(|byte| *byte == b':')?;
+    let rest = line.get(number + 2..)?;
+    let width = rest.iter().position(|byte| *byte == b' ')?;
+    Some((&rest[..width], rest.get(2 * width + 2..2 * width + 4)?))
+}
+
+/// A line's number, its address and port in hexadecimal, the peer's, the state, two words and a number that do not matter,
+/// the user, another number, and the inode.
+fn listener(line: &[u8]) -> Option<Listener> {
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
-    let (address, port) = words.next()?.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
+    let (address, _) = words.next()?.split_once(':')?;
     // 32 bits at a time, in the order of this processor
     let part = |at: usize| u32::from_str_radix(address.get(at..at + 8)?, 16).ok();
     let ip = match address.len() {
@@ -61,9 +313,8 @@ fn listener(line: &[u8]) -> Option<(SocketAddr, u64)> {
             IpAddr::from(bytes).to_canonical()
         }
     };
-    let listens = words.nth(1)? == "0A";
-    let inode = words.nth(5)?.parse().ok()?;
-    listens.then(|| (SocketAddr::new(ip, port), inode))
+    let (uid, inode) = (words.nth(5)?.parse().ok()?, words.nth(1)?.parse().ok()?);
+    Some(Listener { ip, uid, inode })
 }
 
 #[cfg(test)]
@@ -71,31 +322,163 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
+    const PATRONI: u32 = 101;
+    const NOBODY: u32 = 65534;
+
+    fn soon() -> Instant {
+        Instant::now() + PATIENCE
+    }
+
     #[test]
     fn a_socket_that_listens() {
         let v4 =
-            b"   1: 0B004D0A:1F48 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 7 1";
+            b"   1: 0B004D0A:1F48 00000000:0000 0A 00000000:00000000 00:00000000 00000000   101        0 7 1";
         let v6 = b"  0: 000000FD000000000000000001000000:1F48 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 8 1";
-        let connected =
-            b"   2: 0B004D0A:1F48 0B004D0A:9C40 01 00000000:00000000 00:00000000 00000000 0 0 2 1";
-        assert_eq!(listener(v4), Some(("10.77.0.11:8008".parse().expect("an address"), 7)));
-        assert_eq!(listener(v6), Some(("[fd00::1]:8008".parse().expect("an address"), 8)));
-        assert_eq!(listener(connected), None);
-        assert_eq!(
-            listener(b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when"),
-            None
-        );
-        assert_eq!(listener(b""), None);
+        let ip = |text: &str| text.parse().expect("an address");
+        assert_eq!(listener(v4), Some(Listener { ip: ip("10.77.0.11"), uid: 101, inode: 7 }));
+        assert_eq!(listener(v6), Some(Listener { ip: ip("fd00::1"), uid: 0, inode: 8 }));
+        assert_eq!(local_and_state(v4), Some((&b"0B004D0A:1F48"[..], LISTENS)));
+        let names = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when";
+        assert_eq!((local_and_state(names), local_and_state(b"")), (None, None));
     }
 
     #[test]
     fn where_somebody_listens() {
         let there = TcpListener::bind("127.0.0.9:0").expect("a socket");
         let there = there.local_addr().expect("its address");
-        let mut found = listening(there.port());
-        // whoever else has this port has it at another address
-        found.retain(|listener| listener.ip() == there.ip());
-        assert_eq!(found, [there]);
+        assert!(all(there.port()).iter().any(|listener| listener.ip == there.ip()));
         assert!(is_listening(there.port()));
+        let me = format!("{there} is listened on by uid ");
+        let holders = holders(there.port());
+        let holder = holders.iter().find(|holder| holder.starts_with(&me)).expect("this process");
+        assert!(holder.contains(&format!(", pid {} (", std::process::id())), "{holder}");
+        assert!(!is_listening(0));
+    }
+
+    /// More than a page of sockets that listen, and among them only those of one port.
+    #[test]
+    fn among_many() {
+        let others: Vec<_> = (0..99).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
+        let last = others[98].as_ref().expect("a socket").local_addr().expect("its address");
+        let found = Sockets::open(None).table(0, last.port(), soon()).expect("a table");
+        assert_eq!(found.iter().map(|listener| listener.ip).collect::<Vec<_>>(), [last.ip()]);
+        let late = Sockets::open(None).table(0, last.port(), Instant::now());
+        assert_eq!(late.expect_err("too late").kind(), ErrorKind::TimedOut);
+    }
+
+    /// Sockets of which only these tables are true.
+    fn sockets(tables: [&[(&str, u32)]; 2], uid_map: &str) -> Sockets {
+        let file = |text: String| {
+            let mut file = tempfile::tempfile()?;
+            std::io::Write::write_all(&mut file, text.as_bytes())?;
+            Ok(file)
+        };
+        let hex = |ip: &str| match ip.parse().expect("an address") {
+            IpAddr::V4(ip) => format!("{:08X}", u32::from_ne_bytes(ip.octets())),
+            IpAddr::V6(ip) => {
+                let word = |part: &[u8]| u32::from_ne_bytes(part.try_into().expect("four bytes"));
+                ip.octets().chunks(4).map(|part| format!("{:08X}", word(part))).collect()
+            }
+        };
+        let table = |lines: &[(&str, u32)]| {
+            let mut text = "  sl  local_address rem_address   st\n".to_owned();
+            for (number, (ip, uid)) in lines.iter().enumerate() {
+                let (local, peer) = (hex(ip), "0".repeat(hex(ip).len()));
+                let inode = format!("{number}{uid}");
+                text += &format!(
+                    "   {number}: {local}:1F48 {peer}:0000 0A 0:0 00:0 0 {uid} 0 {inode} 1\n"
+                );
+            }
+            // those that are connected come after them
+            text += "   9: 0100007F:1F48 0100007F:9C40 01 0:0 00:0 0 0 0 9 1\n";
+            text
+        };
+        Sockets {
+            tables: tables.map(|lines| file(table(lines))),
+            uid_map: file(uid_map.to_owned()).ok(),
+            patroni: Some(PATRONI),
+            given: true,
+        }
+    }
+
+    const ALL: &str = "         0          0 4294967295\n";
+    const PRIVATE: &str = "0 0 1\n990 990 1\n";
+
+    fn found(tables: [&[(&str, u32)]; 2], uid_map: &str, asked: &str) -> String {
+        let asked = asked.parse().ok();
+        match sockets(tables, uid_map).find(8008, asked, soon()) {
+            Ok(places) => places.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            Err(NotFound::Stranger(place, uid)) => format!("{uid} at {place}"),
+            Err(error) => format!("{error:?}"),
+        }
+    }
+
+    #[test]
+    fn only_patroni_is_found_wherever_a_stranger_listens() {
+        let (node, other) = ("10.0.0.1:5555", "127.0.0.9:5555");
+        let (local, nodes) = ("127.0.0.1:8008", "10.0.0.1:8008");
+        for (four, six, asked, place) in [
+            // each layout, and strangers at all that is left
+            (
+                &[("127.0.0.1", PATRONI), ("10.0.0.1", NOBODY)][..],
+                &[("::1", NOBODY)][..],
+                node,
+                local,
+            ),
+            (&[("127.0.0.1", NOBODY), ("10.0.0.1", PATRONI)], &[("::1", 1000)], node, nodes),
+            (
+                &[("127.0.0.1", NOBODY), ("10.0.0.1", PATRONI)],
+                &[],
+                other,
+                "65534 at 127.0.0.1:8008",
+            ),
+            (&[("0.0.0.0", PATRONI)], &[("::", NOBODY)], node, "127.0.0.1:8008 10.0.0.1:8008"),
+            (
+                &[("127.0.0.1", NOBODY), ("127.0.0.9", NOBODY)],
+                &[("::1", PATRONI)],
+                other,
+                "[::1]:8008",
+            ),
+            (&[], &[("::", PATRONI)], node, "127.0.0.1:8008 [::1]:8008 10.0.0.1:8008"),
+            // a socket of IPv6 only, and so the other family is a stranger's
+            (&[("127.0.0.1", 33)], &[("::", PATRONI)], "127.0.0.1:5555", "[::1]:8008"),
+            (&[("0.0.0.0", 33)], &[("::", PATRONI)], "[fd00::1]:5555", "[::1]:8008 [fd00::1]:8008"),
+            (&[], &[("fd00::1", PATRONI), ("::", 33)], "[fd00::1]:5555", "[fd00::1]:8008"),
+            (&[], &[("::ffff:127.0.0.1", PATRONI)], other, local),
+            (&[("127.0.0.1", 0)], &[], node, local),
+            // Patroni is away, or at another address than was asked
+            (&[("10.0.0.2", PATRONI)], &[], node, "Nobody"),
+            (&[], &[], node, "Nobody"),
+            (&[("127.0.0.1", NOBODY)], &[], node, "65534 at 127.0.0.1:8008"),
+            (&[("10.0.0.1", NOBODY)], &[], node, "65534 at 10.0.0.1:8008"),
+            (&[("127.0.0.9", NOBODY)], &[], other, "Nobody"),
+            // by hand
+            (&[("10.0.0.2", PATRONI), ("10.0.0.3", NOBODY)], &[], "", "10.0.0.2:8008"),
+            (&[("127.0.0.9", PATRONI)], &[], "", "Nobody"),
+            (
+                &[("127.0.0.1", PATRONI)],
+                &[("fd00::1", PATRONI)],
+                "",
+                "127.0.0.1:8008 [fd00::1]:8008",
+            ),
+        ] {
+            assert_eq!(found([four, six], ALL, asked), place, "{four:?} {six:?} {asked}");
+        }
+    }
+
+    /// `PrivateUsers=` shows everybody but root as `nobody`.
+    #[test]
+    fn where_owners_are_hidden_only_one_may_listen() {
+        let node = "10.0.0.1:5555";
+        for (four, six, place) in [
+            (&[("10.0.0.1", NOBODY)][..], &[][..], "10.0.0.1:8008"),
+            (&[("0.0.0.0", NOBODY)], &[], "127.0.0.1:8008 10.0.0.1:8008"),
+            (&[], &[("::", NOBODY)], "127.0.0.1:8008 [::1]:8008 10.0.0.1:8008"),
+            (&[("127.0.0.1", NOBODY), ("10.0.0.1", NOBODY)], &[], "Hidden"),
+            (&[("127.0.0.1", NOBODY), ("10.0.0.1", 0)], &[], "10.0.0.1:8008"),
+            (&[("127.0.0.1", 990)], &[], "990 at 127.0.0.1:8008"),
+        ] {
+            assert_eq!(found([four, six], PRIVATE, node), place, "{four:?} {six:?}");
+        }
     }
 }

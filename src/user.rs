@@ -5,6 +5,7 @@ use crate::file;
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, geteuid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use std::io;
 use std::path::Path;
 
 const PASSWD: &str = "/etc/passwd";
@@ -21,10 +22,13 @@ pub fn become_user(name: &str) -> Result<(), String> {
     if !geteuid().is_root() {
         return Ok(());
     }
-    let passwd =
-        file::read(Path::new(PASSWD), LIMIT).map_err(|error| format!("{PASSWD}: {error}"))?;
+    let passwd = passwd().map_err(|error| format!("{PASSWD}: {error}"))?;
     let numbers = numbers(&passwd, name)
-        .ok_or_else(|| format!("not in {PASSWD}; systemd-sysusers creates this user"))?;
+        .ok_or_else(|| {
+            format!(
+                "not in {PASSWD}: systemd-sysusers adds it, or, if another name service has it, getent passwd {name} >> {PASSWD}"
+            )
+        })?;
     let (uid, gid) =
         numbers.ok_or_else(|| format!("its line in {PASSWD} is root's, or invalid"))?;
     give_root_away(Uid::from_raw(uid), Gid::from_raw(gid))
@@ -34,6 +38,15 @@ pub fn become_user(name: &str) -> Result<(), String> {
         Err(Errno::PERM) => Ok(()),
         _ => Err("this user can become root again".to_owned()),
     }
+}
+
+/// The number of a user who is not root.
+pub fn uid(name: &str) -> Option<u32> {
+    numbers(&passwd().ok()?, name).flatten().map(|(uid, _)| uid)
+}
+
+fn passwd() -> io::Result<Vec<u8>> {
+    file::read(Path::new(PASSWD), LIMIT)
 }
 
 /// The kernel takes all capabilities with the last one, and lets no other process of the user look in.

@@ -112,7 +112,7 @@ impl Hook {
     ///
     /// What kept it from waiting longer.
     fn wait(&self, began: Instant) -> Result<Option<String>, String> {
-        let options = by_hand::parse(self.agent.clone()).map_err(|stop| match stop {
+        let options = by_hand::settled(self.agent.clone()).map_err(|stop| match stop {
             Stop::Usage(text) | Stop::Print(text) => text,
         })?;
         let file = &options.before_stop_file;
@@ -128,7 +128,7 @@ impl Hook {
         let check: Check = "primary".parse()?;
         let heard = |inter: Duration| began + inter + CHECK;
         let mut end = began + self.bound;
-        match prepared.ask(&check, end.min(began + ANSWER)) {
+        match prepared.ask(&check, end.min(began + ANSWER)).answer {
             Ok(answer) if answer.status == 200 => {
                 let outlives =
                     prepared.lock_outlives(end).ok_or("Patroni does not tell its ttl")?;
@@ -137,7 +137,7 @@ impl Hook {
                 let outlives = outlives.saturating_sub(stop);
                 let lock_left = |answer: &Answer| outlives.saturating_sub(age(answer));
                 end = end.min(Instant::now() + lock_left(&answer));
-                let again = |end: Instant| match prepared.ask(&check, end) {
+                let again = |end: Instant| match prepared.ask(&check, end).answer {
                     Ok(answer) if answer.status == 200 => Ok(Instant::now() + lock_left(&answer)),
                     Ok(answer) => Err(format!("Patroni says {}", answer.status)),
                     Err(no_answer) => Err(no_answer.reason),
@@ -249,11 +249,11 @@ fn age(answer: &Answer) -> Duration {
 ///
 /// No check has left anything of a write pool, so that nothing is known.
 fn left_in_memory(options: &Options) -> Result<Option<Duration>, String> {
-    let now = memory::now();
+    let (now, patronis) = (memory::now(), options.patroni.anywhere());
     let record = |name: &&str| {
         let check = name.parse().ok()?;
         let memory = Memory::open(&options.memory_file, true);
-        Some(memory.recall(&options.patroni.connect_to, Some(&check)).last())
+        Some(memory.recall(&patronis, Some(&check), None).last())
     };
     let records = LOCK.iter().filter_map(record).filter(|record| !record.at.is_zero());
     let newest = records.max_by_key(|record| record.at).ok_or("no check has left anything")?;

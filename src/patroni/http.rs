@@ -2,12 +2,12 @@
 //! costs 40 ms with https, and takes no verifier of certificates. Knows nothing of what is asked and what comes back.
 
 use super::tls;
-use super::{NoAnswer, Patroni, Prepared};
+use super::{CURE, NoAnswer, Patroni, Prepared, blame, is_ours};
 use rustix::net::sockopt::set_tcp_quickack;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use ureq::config::Config;
@@ -33,35 +33,41 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
-/// One GET, of the first address that can be connected.
-///
-/// # Errors
-///
-/// There was nobody, or no HTTP with one of the two statuses before the deadline.
-pub fn get(prepared: &Prepared, path: &str, deadline: Instant) -> Result<Response, NoAnswer> {
-    let Prepared { patroni, addresses, elsewhere, .. } = prepared;
-    let mut refused = false;
+/// One GET, of the first address that can be connected, and that address. There is no response if there was nobody, or no
+/// HTTP with one of the two statuses before the deadline.
+pub fn get(
+    prepared: &Prepared,
+    addresses: &[SocketAddr],
+    path: &str,
+    deadline: Instant,
+) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
+    let patroni = prepared.patroni;
+    let (mut refused, mut unasked) = (false, true);
     let mut nobody = None;
-    for address in addresses.iter().chain(elsewhere) {
+    for address in addresses {
         match exchange(prepared, *address, path, deadline) {
             // Not even connected, so the next one may be asked; the first error is told. ureq itself
             // would share the time between them.
             Err(Failure::Nobody(error)) => {
                 refused |= error.kind() == ErrorKind::ConnectionRefused;
+                unasked &= is_ours(&error);
                 nobody.get_or_insert_with(|| in_words(patroni, Error::Io(error)));
             }
-            Err(Failure::Answer(error)) if elsewhere.contains(address) => {
-                let reason = format!("Patroni {address}: {error}");
-                return Err(NoAnswer { refused: false, reason });
+            Err(Failure::Answer(error)) => {
+                let no_answer = match patroni.elsewhere {
+                    true => blame(&patroni.at(address.ip()), &error),
+                    false => patroni.blame(&error),
+                };
+                return (Some(address.ip()), Err(no_answer));
             }
-            Err(Failure::Answer(error)) => return Err(patroni.blame(&error)),
-            Ok(response) => return Ok(response),
+            Ok(response) => return (Some(address.ip()), Ok(response)),
         }
     }
+    unasked &= nobody.is_some();
     let error = nobody.unwrap_or_else(|| "its name has no address".to_owned());
-    let cure = if patroni.elsewhere { " (see restapi.listen and --url)" } else { "" };
+    let cure = if patroni.elsewhere && !unasked { CURE } else { "" };
     let reason = format!("{}: {error}{cure}", prepared.tried());
-    Err(NoAnswer { refused, reason })
+    (None, Err(NoAnswer { refused, unasked, reason }))
 }
 
 /// Why there is no answer from one address.
@@ -119,8 +125,8 @@ fn nobody(error: &io::Error) -> bool {
         io::ErrorKind::ConnectionRefused
             | io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::AddrNotAvailable
     ) || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+        || is_ours(error)
 }
 
 fn agent(tls: Option<Arc<ClientConfig>>, address: SocketAddr, left: Duration) -> Agent {
@@ -304,11 +310,13 @@ mod tests {
             (ErrorKind::ConnectionRefused.into(), true, "connection refused"),
             (io::Error::from_raw_os_error(libc::EHOSTUNREACH), true, "host unreachable"),
             (io::Error::from_raw_os_error(libc::ENETUNREACH), true, "network unreachable"),
-            (ErrorKind::AddrNotAvailable.into(), true, ""),
+            (io::Error::from_raw_os_error(libc::EADDRNOTAVAIL), true, ""),
             (io::Error::from_raw_os_error(libc::EAFNOSUPPORT), true, ""),
             (ErrorKind::ConnectionReset.into(), false, "closed the connection early"),
             (ErrorKind::UnexpectedEof.into(), false, "closed the connection early"),
-            (io::Error::from_raw_os_error(libc::EPERM), false, ""),
+            (io::Error::from_raw_os_error(libc::EMFILE), true, ""),
+            (io::Error::from_raw_os_error(libc::EPERM), true, ""),
+            (io::Error::from_raw_os_error(libc::EIO), false, ""),
         ] {
             assert_eq!(nobody(&error), gone, "{error}");
             let text = in_words(&patroni, Error::Io(error));

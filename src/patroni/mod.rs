@@ -6,16 +6,18 @@ mod http;
 pub mod tls;
 
 use crate::check::Check;
-use crate::sockets;
+use crate::sockets::{self, NotFound, Sockets};
+use http::Response;
 use rustls::ClientConfig;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tls::Tls;
+use tls::{Tls, Unread};
 use ureq::http::Uri;
 use ureq::http::uri::Authority;
 
@@ -57,12 +59,17 @@ pub struct Patroni {
     pub connect_to: Endpoint,
     /// Present if the URL is https.
     pub tls: Option<Tls>,
-    /// No URL was given: if nobody is there, another address of this machine may be asked.
+    /// No URL was given: it is where Patroni listens on this machine.
     pub elsewhere: bool,
+    /// `--patroni-user`: whose sockets are believed then.
+    pub user: Option<String>,
+    sockets: Arc<OnceLock<Sockets>>,
 }
 
+/// What to look at if nobody listens.
+const CURE: &str = " (see restapi.listen and --url)";
 /// Without `--url`. Patroni's own configuration generator and Debian's package have its REST API on the node's address
-/// alone, where the agent finds it by [`Patroni::prepare`].
+/// alone, where the agent finds it by [`Prepared::ask`].
 const LOCAL: &str = "http://127.0.0.1:8008";
 
 /// What Patroni said: top-level keys only, the body is the same with 200 and with 503.
@@ -97,6 +104,8 @@ pub struct Answer {
 pub struct NoAnswer {
     /// Nobody listens: Patroni is not there, or not there yet.
     pub refused: bool,
+    /// This machine or its settings kept the agent from asking, which says nothing of Patroni.
+    pub unasked: bool,
     /// Who failed and how, and the cure if there is one.
     pub reason: String,
 }
@@ -142,7 +151,8 @@ impl Patroni {
             Some(target) => Endpoint::parse(target, port)?,
             None => Endpoint { host, port },
         };
-        Ok(Patroni { connect_to, tls: https.then_some(tls), url: uri, elsewhere })
+        let tls = https.then_some(tls);
+        Ok(Patroni { connect_to, tls, url: uri, elsewhere, user: None, sockets: Arc::default() })
     }
 
     /// Where the connection goes, if that may be another machine: settings that were meant for one node are soon on all.
@@ -155,34 +165,53 @@ impl Patroni {
 
     /// Says whose error it is.
     pub fn blame(&self, error: &str) -> NoAnswer {
-        NoAnswer { refused: false, reason: format!("Patroni {}: {error}", self.connect_to) }
+        blame(&self.connect_to, error)
     }
 
-    /// Reads the certificates, and the host's addresses if it is a name. Without `--url` the Patroni of this machine may
-    /// also be at the address on which HAProxy `asked`; by hand, where somebody listens on its port.
+    /// What tells who listens, opened once, before the sandbox is entered; none if the URL was given.
+    pub fn sockets(&self) -> Option<&Sockets> {
+        let open = || Sockets::open(self.user.as_deref());
+        self.elsewhere.then(|| self.sockets.get_or_init(open))
+    }
+
+    /// Whose record in the memory a check's is, if nobody could be asked: those who would have been.
+    pub fn would_be(&self, asked: Option<SocketAddr>) -> Vec<Endpoint> {
+        if !self.elsewhere {
+            return vec![self.connect_to.clone()];
+        }
+        let asked = asked.map(|asked| asked.ip()).filter(|ip| !ip.is_loopback());
+        let ips = [Some(Ipv4Addr::LOCALHOST.into()), Some(Ipv6Addr::LOCALHOST.into()), asked];
+        ips.into_iter().flatten().map(|ip| self.at(ip)).collect()
+    }
+
+    /// All whose records those of HAProxy's checks may be, wherever on this machine it asks.
+    pub fn anywhere(&self) -> Vec<Endpoint> {
+        let own = if self.elsewhere { sockets::addresses() } else { Vec::new() };
+        self.would_be(None).into_iter().chain(own.into_iter().map(|ip| self.at(ip))).collect()
+    }
+
+    fn at(&self, ip: IpAddr) -> Endpoint {
+        Endpoint { host: ip.to_string(), port: self.connect_to.port }
+    }
+
+    /// Reads the certificates, and the host's addresses if it is a name. Without `--url` it is asked where Patroni listens:
+    /// on localhost, or at the address on which HAProxy `asked`; by hand, anywhere.
     ///
     /// # Errors
     ///
     /// As those of [`Prepared::ask`].
     pub fn prepare(&self, asked: Option<SocketAddr>) -> Result<Prepared<'_>, NoAnswer> {
         let Endpoint { host, port } = &self.connect_to;
-        let prepared = || {
-            let tls = self.tls.as_ref().map(Tls::config).transpose()?;
-            let addresses = hosts::addresses(host)?;
-            let addresses: Vec<_> =
-                addresses.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect();
-            let mut elsewhere = match asked {
-                _ if !self.elsewhere => Vec::new(),
-                Some(mut asked) => {
-                    asked.set_port(*port);
-                    vec![asked]
-                }
-                None => sockets::listening(*port),
-            };
-            elsewhere.retain(|address| !addresses.contains(address));
-            Ok(Prepared { patroni: self, addresses, elsewhere, tls })
+        let tls = self.tls.as_ref().map(Tls::config).transpose();
+        let tls =
+            tls.map_err(|Unread { unasked, text }| NoAnswer { unasked, ..self.blame(&text) })?;
+        self.sockets();
+        let addresses = match self.elsewhere {
+            true => Vec::new(),
+            false => hosts::addresses(host).map_err(|error| self.blame(&error))?,
         };
-        prepared().map_err(|error: String| self.blame(&error))
+        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect();
+        Ok(Prepared { patroni: self, addresses, asked, tls })
     }
 
     /// The files that [`Patroni::prepare`] reads.
@@ -192,6 +221,17 @@ impl Patroni {
         let hosts = name.then(|| hosts::HOSTS.into());
         tls.flatten().cloned().chain(hosts).collect()
     }
+}
+
+/// Whether an error is this machine's own: no port, descriptor or memory is left, or its rules forbid the connection.
+pub fn is_ours(error: &io::Error) -> bool {
+    use libc::{EACCES, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM};
+    let ours = [EACCES, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM];
+    error.raw_os_error().is_some_and(|number| ours.contains(&number))
+}
+
+fn blame(patroni: &Endpoint, error: &str) -> NoAnswer {
+    NoAnswer { refused: false, unasked: false, reason: format!("Patroni {patroni}: {error}") }
 }
 
 /// The port that is written, or the default if none is; none if it is not one.
@@ -212,37 +252,83 @@ fn bare(authority: &Authority) -> Option<String> {
 /// A Patroni for which no file needs to be read any more.
 pub struct Prepared<'a> {
     patroni: &'a Patroni,
+    /// Those of the URL.
     addresses: Vec<SocketAddr>,
-    /// Other addresses of this machine, if there is nobody at those.
-    elsewhere: Vec<SocketAddr>,
+    /// The address of this machine that was asked itself.
+    asked: Option<SocketAddr>,
     tls: Option<Arc<ClientConfig>>,
 }
 
+/// What came of one question.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// Who was asked, or those who would have been.
+    pub from: Vec<Endpoint>,
+    /// What was said.
+    pub answer: Result<Answer, NoAnswer>,
+}
+
 impl Prepared<'_> {
-    /// Asks Patroni once.
-    ///
-    /// # Errors
-    ///
-    /// The text says who failed and, where there is one, the cure: nobody there, no answer before the
-    /// deadline, no HTTP, a status other than 200 and 503, a body that is no status of Patroni's.
-    pub fn ask(&self, check: &Check, deadline: Instant) -> Result<Answer, NoAnswer> {
-        let response = http::get(self, check.path(), deadline)?;
-        let mut answer =
-            answer(response.status, &response.body).map_err(|error| self.patroni.blame(&error))?;
-        answer.date = response.date.map_or(answer.date, seconds);
-        Ok(answer)
+    /// Asks Patroni once. If there is no answer, the text says who failed and, where there is one, the cure: nobody there, a
+    /// stranger in its place, no answer before the deadline, no HTTP, a status other than 200 and 503, a body that is no
+    /// status of Patroni's.
+    pub fn ask(&self, check: &Check, deadline: Instant) -> Heard {
+        let (from, response) = self.get(check.path(), deadline);
+        let from = match from {
+            Some(ip) if self.patroni.elsewhere => vec![self.patroni.at(ip)],
+            _ => self.patroni.would_be(self.asked),
+        };
+        let answer = response.and_then(|response| {
+            let mut answer =
+                answer(response.status, &response.body).map_err(|error| blame(&from[0], &error))?;
+            answer.date = response.date.map_or(answer.date, seconds);
+            Ok(answer)
+        });
+        Heard { from, answer }
+    }
+
+    /// One GET, and who answered it or failed to.
+    fn get(&self, path: &str, deadline: Instant) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
+        match self.addresses(deadline) {
+            Ok(addresses) => http::get(self, &addresses, path, deadline),
+            Err(no_answer) => (None, Err(no_answer)),
+        }
+    }
+
+    fn addresses(&self, deadline: Instant) -> Result<Vec<SocketAddr>, NoAnswer> {
+        let Prepared { patroni, asked, .. } = self;
+        let Some(sockets) = patroni.sockets() else { return Ok(self.addresses.clone()) };
+        let port = patroni.connect_to.port;
+        let (refused, reason) = match sockets.find(port, *asked, deadline) {
+            Ok(addresses) => return Ok(addresses),
+            Err(NotFound::Nobody) => (true, format!("{}: connection refused{CURE}", self.tried())),
+            Err(NotFound::Stranger(address, uid)) => (
+                true,
+                format!(
+                    "Patroni {address}: not asked, uid {uid} listens there (see --patroni-user and --url)"
+                ),
+            ),
+            Err(NotFound::Hidden) => (
+                false,
+                format!("Patroni: PrivateUsers= hides which of two has port {port} (see --url)"),
+            ),
+            Err(NotFound::Untold(error)) => (
+                false,
+                format!("Patroni: cannot see who listens on port {port}: {error} (see --url)"),
+            ),
+        };
+        Err(NoAnswer { refused, unasked: !refused, reason })
     }
 
     /// Where Patroni is looked for, in this order, in words.
     pub fn tried(&self) -> String {
-        let Prepared { patroni, elsewhere, .. } = self;
-        let others = elsewhere.iter().map(|address| format!(" and {address}")).collect::<String>();
-        format!("Patroni {}{others}", patroni.connect_to)
+        let other = self.patroni.would_be(self.asked).get(2).map(|other| format!(" and {other}"));
+        format!("Patroni {}{}", self.patroni.connect_to, other.unwrap_or_default())
     }
 
     /// What Patroni says at another path. Not for HAProxy's checks, which ask once.
     fn keys(&self, path: &str, deadline: Instant) -> Option<BTreeMap<String, Box<RawValue>>> {
-        serde_json::from_slice(&http::get(self, path, deadline).ok()?.body).ok()
+        serde_json::from_slice(&self.get(path, deadline).1.ok()?.body).ok()
     }
 
     /// The name that Patroni's node gives itself: 3.3.11 tells it, 3.0.4 does not. By hand, as [`Prepared::lock_outlives`].
@@ -336,6 +422,9 @@ mod tests {
             (asked("10.0.0.1:5555"), "Patroni 127.0.0.1:8008 and 10.0.0.1:8008"),
             (asked("[fd00::1]:5555"), "Patroni 127.0.0.1:8008 and [fd00::1]:8008"),
             (asked("127.0.0.1:5555"), "Patroni 127.0.0.1:8008"),
+            // everybody has such addresses
+            (asked("127.0.0.9:5555"), "Patroni 127.0.0.1:8008"),
+            (asked("[::1]:5555"), "Patroni 127.0.0.1:8008"),
         ] {
             assert_eq!(anywhere.prepare(from).expect("no file is read").tried(), tried);
         }

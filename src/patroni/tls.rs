@@ -1,6 +1,7 @@
 //! What https to Patroni needs: which certificate is trusted, perhaps a client certificate, and TLS errors in words that
 //! name the cure. No public CAs: none of them shall vouch for a Patroni. Knows nothing of connections.
 
+use super::is_ours;
 use crate::file;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -32,19 +33,33 @@ pub struct Tls {
     pub insecure: bool,
 }
 
+/// Why there is no TLS.
+#[derive(Debug)]
+pub struct Unread {
+    /// This machine had no descriptor or memory left.
+    pub unasked: bool,
+    /// In words.
+    pub text: String,
+}
+
+impl From<String> for Unread {
+    fn from(text: String) -> Unread {
+        Unread { unasked: false, text }
+    }
+}
+
 impl Tls {
     /// Reads the files.
     ///
     /// # Errors
     ///
     /// A file cannot be read or does not hold what its option promises.
-    pub fn config(&self) -> Result<Arc<ClientConfig>, String> {
+    pub fn config(&self) -> Result<Arc<ClientConfig>, Unread> {
         let provider = Arc::new(ring::default_provider());
-        let trusted =
-            self.cacert.as_deref().map(|file| trusted(file, provider.clone())).transpose()?;
+        let trusted = self.cacert.as_deref().map(|file| trusted(file, &provider)).transpose()?;
         let trusted = match self.insecure {
             true => None,
-            false => Some(trusted.ok_or("https needs --cacert FILE or --insecure")?),
+            false => Some(trusted.ok_or("https needs --cacert FILE or --insecure".to_owned())?),
         };
         let verifier = Verifier { provider: provider.clone(), trusted };
         let builder = ClientConfig::builder_with_provider(provider)
@@ -69,21 +84,73 @@ impl Tls {
     }
 }
 
-/// Whose certificates are trusted: what is in `--cacert`, and what is signed by it.
+/// Whose certificates are trusted: what is in `--cacert`, and what its CAs have signed.
 #[derive(Debug)]
 struct Trusted {
     certificates: Vec<CertificateDer<'static>>,
-    signed: Arc<WebPkiServerVerifier>,
+    /// Takes all of them for CAs.
+    all: Arc<WebPkiServerVerifier>,
+    /// None if none is a CA's.
+    signed: Option<Arc<WebPkiServerVerifier>>,
 }
 
-fn trusted(file: &Path, provider: Arc<CryptoProvider>) -> Result<Trusted, String> {
+fn trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, Unread> {
     let certificates = certificates(file)?;
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(certificates.iter().cloned());
-    let signed = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|error| format!("{}: {error}", file.display()))?;
-    Ok(Trusted { certificates, signed })
+    let verifier = |certificates: Vec<CertificateDer<'static>>| {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(certificates);
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()
+    };
+    let all =
+        verifier(certificates.clone()).map_err(|error| format!("{}: {error}", file.display()))?;
+    let cas = certificates.iter().filter(|certificate| is_a_cas(certificate)).cloned().collect();
+    Ok(Trusted { certificates, all, signed: verifier(cas).ok() })
+}
+
+/// Whether a certificate may vouch for others, as OpenSSL has it: its basic constraints say so; without them its key
+/// usage, or its version 1, which has no extensions. A key usage that there is must be for it.
+fn is_a_cas(certificate: &[u8]) -> bool {
+    const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
+    const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
+    const SEQUENCE: u8 = 0x30;
+    const TRUE: (u8, &[u8]) = (1, &[0xff]);
+    let whole = parts(certificate).first().map_or(vec![], |(_, whole)| parts(whole));
+    let fields = whole.first().map_or(vec![], |(_, signed)| parts(signed));
+    let first = fields.first().map(|(tag, _)| *tag);
+    // [0] is the version, and [3] are the extensions
+    let Some((_, extensions)) = fields.iter().find(|(tag, _)| *tag == 0xa3) else {
+        return first.is_some_and(|tag| tag != 0xa0);
+    };
+    let extensions = parts(extensions).first().map_or(vec![], |(_, list)| parts(list));
+    let value = |id: &[u8]| {
+        let extensions = extensions.iter().map(|(_, extension)| parts(extension));
+        let extension = extensions.into_iter().find(|parts| parts.first() == Some(&(6, id)))?;
+        parts(extension.last()?.1).first().copied()
+    };
+    // of the bits the sixth
+    let signs = value(KEY_USAGE).map(|(_, bits)| bits.get(1).is_some_and(|bits| bits & 4 != 0));
+    match value(BASIC_CONSTRAINTS) {
+        Some((SEQUENCE, constraints)) => {
+            parts(constraints).first() == Some(&TRUE) && signs != Some(false)
+        }
+        _ => signs == Some(true),
+    }
+}
+
+/// The tags and contents of what stands one after the other in DER, as far as it is that.
+fn parts(mut der: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut parts = Vec::new();
+    while let [tag, length, rest @ ..] = der {
+        // a length of more than 127 is a number of bytes that are it
+        let more = if *length < 0x80 { 0 } else { usize::from(*length & 0x7f) };
+        let (Some(bytes), true) = (rest.get(..more), more <= 4) else { break };
+        let long = bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+        let length = if more == 0 { usize::from(*length) } else { long };
+        let Some(content) = rest.get(more..more + length) else { break };
+        parts.push((*tag, content));
+        der = &rest[more + length..];
+    }
+    parts
 }
 
 /// Whether a certificate that is itself in `--cacert` is refused only because no issuer there vouches for it: it is a CA
@@ -116,13 +183,15 @@ impl ServerCertVerifier for Verifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(Trusted { certificates, signed }) = &self.trusted else {
+        let Some(Trusted { certificates, all, signed }) = &self.trusted else {
             return Ok(ServerCertVerified::assertion());
         };
-        match signed.verify_server_cert(certificate, intermediates, name, ocsp, now) {
-            Err(Error::InvalidCertificate(error))
-                if not_by_its_issuer(&error) && certificates.contains(certificate) =>
-            {
+        if !certificates.contains(certificate) {
+            let signed = signed.as_ref().ok_or(CertificateError::UnknownIssuer)?;
+            return signed.verify_server_cert(certificate, intermediates, name, ocsp, now);
+        }
+        match all.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            Err(Error::InvalidCertificate(error)) if not_by_its_issuer(&error) => {
                 verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
                 Ok(ServerCertVerified::assertion())
             }
@@ -137,7 +206,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         match &self.trusted {
-            Some(trusted) => trusted.signed.verify_tls12_signature(message, certificate, signature),
+            Some(trusted) => trusted.all.verify_tls12_signature(message, certificate, signature),
             None => Ok(HandshakeSignatureValid::assertion()),
         }
     }
@@ -149,7 +218,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         match &self.trusted {
-            Some(trusted) => trusted.signed.verify_tls13_signature(message, certificate, signature),
+            Some(trusted) => trusted.all.verify_tls13_signature(message, certificate, signature),
             None => Ok(HandshakeSignatureValid::assertion()),
         }
     }
@@ -159,23 +228,28 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    file::read(path, FILE_LIMIT).map_err(|error| format!("cannot read {}: {error}", path.display()))
+fn read(path: &Path) -> Result<Vec<u8>, Unread> {
+    file::read(path, FILE_LIMIT).map_err(|error| Unread {
+        // a file that may not be read is no want of the machine's
+        unasked: is_ours(&error) && error.kind() != io::ErrorKind::PermissionDenied,
+        text: format!("cannot read {}: {error}", path.display()),
+    })
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Unread> {
     let certificates = CertificateDer::pem_slice_iter(&read(file)?)
         .collect::<Result<Vec<_>, pem::Error>>()
         .map_err(|error| format!("{}: {error}", file.display()))?;
     if certificates.is_empty() {
-        return Err(format!("{} contains no PEM certificate", file.display()));
+        return Err(format!("{} contains no PEM certificate", file.display()).into());
     }
     Ok(certificates)
 }
 
-fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_slice(&read(file)?)
-        .map_err(|_| format!("{} contains no PEM private key without a passphrase", file.display()))
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Unread> {
+    PrivateKeyDer::from_pem_slice(&read(file)?).map_err(|_| {
+        format!("{} contains no PEM private key without a passphrase", file.display()).into()
+    })
 }
 
 /// Puts a TLS error into words; `None` if it is no TLS error. `host` is the URL's.

@@ -13,9 +13,15 @@ pub struct Machine {
 impl Machine {
     /// Boots it over this machine's root, or another.
     pub fn boot(name: &str, root: &str) -> Machine {
+        Machine::boot_with(name, root, "")
+    }
+
+    /// Boots it with the files of this folder in their places.
+    pub fn boot_with(name: &str, root: &str, folder: &str) -> Machine {
         let name = format!("{name}-{}", std::process::id());
         let mut machine = Machine { name, leader: String::new() };
-        lab("machine", &["start", &machine.name, "--root", root]).expect("it boots");
+        let start = ["start", &machine.name, "--root", root, "--with", folder];
+        lab("machine", &start).expect("it boots");
         machine.leader = lab("machine", &["pid", &machine.name]).expect("pid").trim().to_owned();
         machine
     }

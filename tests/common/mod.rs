@@ -126,6 +126,38 @@ pub fn read_request(stream: &mut impl Read) -> String {
     String::from_utf8_lossy(&request).into_owned()
 }
 
+/// Whether this test runs in a network of its own, in which all of 10.1.0.0/16 are addresses of this machine. If not, it is
+/// run there, and must pass.
+pub fn in_network(test: &str) -> bool {
+    in_network_by(&["--user", "--map-root-user", "--net"], test)
+}
+
+/// The same for root, who can be other users there.
+pub fn in_network_of_root(test: &str) -> bool {
+    in_network_by(&["--net"], test)
+}
+
+fn in_network_by(unshare: &[&str], test: &str) -> bool {
+    const INSIDE: &str = "PATRONI_AGENT_CHECK_IN_NETWORK";
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let script = r#"
+        ip link set lo up
+        ip address add 10.1.0.1/16 dev lo
+        ip address add fd01::11/128 dev lo nodad
+        exec "$0" "$@""#;
+    let status = Command::new("unshare")
+        .args(unshare)
+        .args(["sh", "-ec", script])
+        .arg(std::env::current_exe().expect("this program"))
+        .args(["--exact", test, "--nocapture", "--include-ignored", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .status();
+    assert!(status.expect("unshare").success(), "{test}");
+    false
+}
+
 /// What came of one check.
 #[derive(Debug)]
 pub struct Outcome {

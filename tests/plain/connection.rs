@@ -83,25 +83,33 @@ fn who_does_not_answer_is_not_passed_over() {
 /// Debian's own Patroni package has the REST API there alone.
 #[test]
 fn patroni_at_the_address_that_haproxy_asked() {
+    if !common::in_network("connection::patroni_at_the_address_that_haproxy_asked") {
+        return;
+    }
     let nobody = common::nobody();
     let port = nobody.local_addr().expect("an address").port();
-    let _stopping = FakePatroni::on(&format!("127.0.0.2:{port}"), |stream, _| drop(stream));
+    let stopping = FakePatroni::on(&format!("10.1.0.2:{port}"), |stream, _| drop(stream));
+    let local = FakePatroni::on(&format!("127.0.0.2:{port}"), |stream, _| drop(stream));
     let ask = |url: Option<&str>, asked: &str| {
         let mut patroni = Patroni::new(url, None, Tls::default()).expect("a Patroni");
         patroni.connect_to.port = port;
         let prepared = patroni.prepare(asked.parse().ok()).expect("addresses");
         let deadline = Instant::now() + Duration::from_secs(10);
-        let answer = prepared.ask(&"primary".parse().expect("a check"), deadline);
-        (prepared.tried(), answer.expect_err("none").reason)
+        let heard = prepared.ask(&"primary".parse().expect("a check"), deadline);
+        (prepared.tried(), heard.answer.expect_err("none").reason)
     };
-    let (here, there) = (format!("Patroni 127.0.0.1:{port}"), format!("127.0.0.2:{port}"));
-    let (tried, reason) = ask(None, "127.0.0.2:5555");
+    let (here, there) = (format!("Patroni 127.0.0.1:{port}"), format!("10.1.0.2:{port}"));
+    let (tried, reason) = ask(None, "10.1.0.2:5555");
     assert_eq!(tried, format!("{here} and {there}"));
     assert!(reason.starts_with(&format!("Patroni {there}: closed the connection")), "{reason}");
     let refused = format!("{here}: connection refused");
     let cure = " (see restapi.listen and --url)";
-    assert_eq!(ask(None, "127.0.0.1:5555"), (here.clone(), format!("{refused}{cure}")));
-    assert_eq!(ask(Some("http://127.0.0.1:8008"), "127.0.0.2:5555"), (here, refused));
+    // everybody has such an address, and may listen there
+    for asked in ["127.0.0.1:5555", "127.0.0.2:5555"] {
+        assert_eq!(ask(None, asked), (here.clone(), format!("{refused}{cure}")));
+    }
+    assert_eq!(ask(Some("http://127.0.0.1:8008"), "10.1.0.2:5555"), (here, refused));
+    assert_eq!((stopping.connections(), local.connections()), (1, 0));
 }
 
 /// A large site's `/etc/hosts`, in a mount namespace.
@@ -269,7 +277,63 @@ fn systemd_is_told_if_it_wants_to_know() {
     assert_eq!(systemd.said(), "READY=1");
 }
 
+/// Where this machine has no descriptor left, nobody has heard of Patroni.
+#[test]
+fn what_this_machine_lacks_is_not_patronis_trouble() {
+    let patroni = FakePatroni::primary();
+    let mut lacking = 0;
+    for limit in 3..16 {
+        let (client, stream) = connection("127.0.0.1:0");
+        let command = format!("exec 9<&-; ulimit -n {limit}; exec {AGENT} --url {}", patroni.url());
+        let mut child = Command::new("bash")
+            .args(["-c", &command])
+            .stdin(std::os::fd::OwnedFd::from(stream))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("bash");
+        let reply = listen(client);
+        child.wait().expect("bash");
+        lacking += usize::from(reply.starts_with("!unreachable:_Patroni_"));
+        let right =
+            ["", "up ", "!unreachable:_Patroni_"].iter().any(|word| reply.starts_with(word));
+        assert!(right && !reply.starts_with("down"), "{limit}: {reply}");
+        assert!(!reply.contains("hold"), "{limit}: {reply}");
+    }
+    assert!(lacking > 0);
+}
+
+/// What is told to everybody who asks is no password.
+#[test]
+fn no_password_is_echoed() {
+    for arguments in [
+        &["--url", "http://joe:se cret@pg1:8008"][..],
+        &["--url=http://joe:cret@pg1:8008"],
+        &["--url", "joe:cret@pg1"],
+        &["--ulr=http://joe:cret@pg1:8008"],
+        &["--connect-to", "joe:cret@pg1"],
+        &["--url", "http://pg1:8008", "http://joe:cret@pg1"],
+        &["primary", "http://joe:cr\"et@x@pg1"],
+        &["--grace", "joe:cret@pg1"],
+    ] {
+        let outcome = check(arguments);
+        let said = format!("{}{}", outcome.reply, outcome.stderr);
+        assert!(outcome.reply.starts_with("fail ready # patroni-agent-check: "), "{said}");
+        assert!(!said.contains("cret") && !said.contains("et@x"), "{said}");
+    }
+}
+
 // A terminal, a pipe, /dev/null
+
+/// socat gives its program one end of a pair of Unix sockets, if it is not told to do without.
+#[test]
+fn a_unix_socket_is_no_haproxy() {
+    let patroni = FakePatroni::primary();
+    let (_socat, stdin) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    let (_, reply, said) =
+        text(&run(Stdio::from(std::os::fd::OwnedFd::from(stdin)), &["--url", &patroni.url()]));
+    assert_eq!(reply, READY);
+    assert!(said.contains("with socat, add nofork"), "{said}");
+}
 
 fn run(stdin: Stdio, arguments: &[&str]) -> Output {
     Command::new(AGENT).args(arguments).stdin(stdin).output().expect("the agent starts")

@@ -209,7 +209,7 @@ impl Cluster {
                 Ok(Answer { pause: true, ..answer })
             }
             Ok(_) if waited == TIMEOUT || state.silent => {
-                Err(NoAnswer { refused: false, reason: String::new() })
+                Err(NoAnswer { refused: false, unasked: false, reason: String::new() })
             }
             answer => answer,
         };
@@ -310,7 +310,9 @@ impl State {
 
     fn answer(&self) -> Result<Answer, NoAnswer> {
         let (status, state, role) = match self.node {
-            Node::Dead => return Err(NoAnswer { refused: true, reason: String::new() }),
+            Node::Dead => {
+                return Err(NoAnswer { refused: true, unasked: false, reason: String::new() });
+            }
             Node::Primary if self.claim > 0 => (200, "running", "primary"),
             Node::Primary | Node::Restarted | Node::Deposed => (503, "running", "primary"),
             Node::Stopping if self.claim > 0 => (200, "stopping", "primary"),

@@ -2,7 +2,7 @@
 //! good and partly for the whole process, so each try is a process of its own: this program again.
 
 use landlock::ABI;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 use patroni_agent_check::decide::Unreachable;
 use patroni_agent_check::reply::Reply;
 use patroni_agent_check::{agent, sandbox, user};
@@ -61,9 +61,12 @@ fn by_fast_open(port: u16) -> rustix::io::Result<()> {
 }
 
 /// What an intruder would do next in a process for one check and in one for many.
-const ATTEMPTS: [&str; 17] = [
+const ATTEMPTS: [&str; 20] = [
     "read a file",
     "write more than a record",
+    "write a record out of its place",
+    "write beside the memory",
+    "share the memory",
     "write beyond the memory",
     "shorten the memory",
     "start a program",
@@ -100,6 +103,11 @@ const MORE_ATTEMPTS: [&str; 12] = [
     "become root again",
 ];
 
+/// Whoever has it writes there without a system call.
+fn share(memory: &File) -> io::Result<()> {
+    MmapOptions::new().len(64).map_raw(memory).map(drop)
+}
+
 /// What every attempt may work on.
 struct Target<'a> {
     elsewhere: u16,
@@ -118,6 +126,9 @@ fn attempt(name: &str, target: &Target) -> Option<io::Result<()>> {
         }
         "remove a file" => fs::remove_file(target.file),
         "write more than a record" => target.memory.write_at(&[0; 65], 0).map(drop),
+        "write a record out of its place" => target.memory.write_at(&[0; 64], 1).map(drop),
+        "write beside the memory" => target.memory.write_at(&[0; 64], 4095).map(drop),
+        "share the memory" => share(target.memory),
         "write beyond the memory" => target.memory.write_at(&[0; 64], 4096).map(drop),
         "shorten the memory" => target.memory.set_len(0),
         "start a program" => Command::new("/bin/true").spawn().map(drop),
@@ -368,7 +379,8 @@ mod listening {
     ];
 
     /// What an intruder would do in a process for many checks alone.
-    const MORE_ATTEMPTS: [&str; 6] = [
+    const MORE_ATTEMPTS: [&str; 7] = [
+        "tell another by a copy what systemd is told",
         "write a file",
         "write to /dev/shm",
         "write beside the hold",
@@ -418,6 +430,9 @@ mod listening {
             "raise a limit" => {
                 let limit = Rlimit { current: Some(1000), maximum: Some(1000) };
                 setrlimit(Resource::Nofile, limit).map_err(Into::into)
+            }
+            "tell another by a copy what systemd is told" => {
+                ground.systemd.try_clone()?.connect(ground.path("other"))
             }
             "tell another what systemd is told" => ground.systemd.connect(ground.path("other")),
             name => panic!("{name}?"),

@@ -51,7 +51,7 @@ fn whoever_comes_and_whenever() {
                     let took = Duration::from_micros(chance(&mut seed) % 500);
                     let came = clock.fetch_add(1, Ordering::SeqCst);
                     let mut own = false;
-                    let answer = shared.ask(question, false, soon(), || {
+                    let answer = shared.ask(question, thread % 4, false, soon(), || {
                         own = true;
                         asked.fetch_add(1, Ordering::SeqCst);
                         let at_once = asking.fetch_add(1, Ordering::SeqCst) + 1;
@@ -85,13 +85,13 @@ fn what_is_being_asked_is_not_joined() {
     scope(|scope| {
         let first = scope.spawn(|| {
             let go = go;
-            shared.ask("x", false, soon(), || {
+            shared.ask("x", 1, false, soon(), || {
                 keep(&began, &go);
                 "first"
             })
         });
         has_begun.recv().expect("the first");
-        assert_eq!(shared.ask("x", false, soon(), || "second"), Ok("second"));
+        assert_eq!(shared.ask("x", 2, false, soon(), || "second"), Ok("second"));
         let_go.send(()).expect("the first");
         assert_eq!(first.join().expect("no panic"), Ok("first"));
     });
@@ -104,12 +104,12 @@ fn nobody_waits_beyond_his_deadline() {
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     scope(|scope| {
         let shared = &shared;
-        let hung = scope.spawn(move || shared.ask("x", false, soon(), || keep(&began, &go)));
+        let hung = scope.spawn(move || shared.ask("x", 1, false, soon(), || keep(&began, &go)));
         has_begun.recv().expect("the first");
-        let stays = scope.spawn(|| shared.ask("y", false, soon(), || ()));
+        let stays = scope.spawn(|| shared.ask("y", 1, false, soon(), || ()));
         let in_time = Instant::now() + Duration::from_millis(100);
         let others: Vec<_> = ["x", "y", "y", "z"]
-            .map(|question| scope.spawn(move || shared.ask(question, false, in_time, || ())))
+            .map(|question| scope.spawn(move || shared.ask(question, 1, false, in_time, || ())))
             .into();
         for other in others {
             assert_eq!(other.join().expect("no panic"), Err(Missed::Unasked));
@@ -120,7 +120,7 @@ fn nobody_waits_beyond_his_deadline() {
         let_go.send(()).expect("the first");
         assert_eq!(stays.join().expect("no panic"), Ok(()));
         assert_eq!(hung.join().expect("no panic"), Ok(()));
-        assert_eq!(shared.ask("z", false, soon(), || ()), Ok(()));
+        assert_eq!(shared.ask("z", 1, false, soon(), || ()), Ok(()));
     });
 }
 
@@ -132,12 +132,13 @@ fn the_last_one_asks() {
     let ((asks, is_asked), (answer, answered)) = (channel(), channel());
     scope(|scope| {
         let shared = &shared;
-        scope.spawn(move || shared.ask("x", false, soon(), || keep(&began, &go)));
+        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep(&began, &go)));
         has_begun.recv().expect("the first");
         let late = Instant::now() + Duration::from_secs(2);
         let early =
-            scope.spawn(move || shared.ask("y", false, late, || panic!("it is not the last")));
-        let last = scope.spawn(move || shared.ask("y", false, soon(), || keep(&asks, &answered)));
+            scope.spawn(move || shared.ask("y", 1, false, late, || panic!("it is not the last")));
+        let last =
+            scope.spawn(move || shared.ask("y", 1, false, soon(), || keep(&asks, &answered)));
         while shared.waiting() < 2 {
             std::thread::yield_now();
         }
@@ -155,10 +156,11 @@ fn a_panic_wakes_the_others() {
     let shared = &Shared::new(1, NO_PAUSE, 64);
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     scope(|scope| {
-        scope.spawn(move || shared.ask("x", false, soon(), || keep(&began, &go)));
+        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep(&began, &go)));
         has_begun.recv().expect("the first");
         let ask = || {
-            let ask = || shared.ask("y", false, soon(), || panic::resume_unwind(Box::new("here")));
+            let ask =
+                || shared.ask("y", 1, false, soon(), || panic::resume_unwind(Box::new("here")));
             panic::catch_unwind(AssertUnwindSafe(ask))
         };
         let asking: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
@@ -171,7 +173,7 @@ fn a_panic_wakes_the_others() {
         let told: Vec<Result<(), _>> = ended.into_iter().flatten().collect();
         assert_eq!(told, [Err(Missed::Broken); 7], "one panics, and the others are told");
     });
-    assert_eq!(shared.ask("y", false, soon(), || ()), Ok(()));
+    assert_eq!(shared.ask("y", 1, false, soon(), || ()), Ok(()));
 }
 
 /// What nobody can multiply is not behind what anybody can, of which only so many may wait.
@@ -181,12 +183,12 @@ fn who_comes_first_and_who_finds_no_place() {
     let ((began, begins), (go, goes)) = (channel(), channel());
     let (order, told) = channel();
     scope(|scope| {
-        scope.spawn(move || shared.ask("x", false, soon(), || keep(&began, &goes)));
+        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep(&began, &goes)));
         begins.recv().expect("it is asked");
         let wait = |name: &'static str, first, number| {
             let order = order.clone();
             let ask = move || order.send(name).expect("the test");
-            scope.spawn(move || shared.ask(name, first, soon(), ask));
+            scope.spawn(move || shared.ask(name, 1, first, soon(), ask));
             while shared.waiting() < number {
                 sleep(Duration::from_millis(1));
             }
@@ -194,7 +196,7 @@ fn who_comes_first_and_who_finds_no_place() {
         for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
             wait(name, false, number + 1);
         }
-        assert_eq!(shared.ask("d", false, soon(), || ()), Err(Missed::Crowded));
+        assert_eq!(shared.ask("d", 1, false, soon(), || ()), Err(Missed::Crowded));
         wait("first", true, 4);
         // and takes along who has asked the same
         wait("b", true, 5);
@@ -202,4 +204,55 @@ fn who_comes_first_and_who_finds_no_place() {
     });
     drop(order);
     assert_eq!(told.iter().collect::<Vec<_>>(), ["first", "b", "a", "c"]);
+}
+
+/// However many questions one source has, each of another one waits for one of them at the most, and for no place.
+#[test]
+fn those_who_ask_take_turns() {
+    let shared = &Shared::new(1, NO_PAUSE, 9);
+    let ((began, begins), (go, goes)) = (channel(), channel());
+    let (order, told) = channel();
+    scope(|scope| {
+        scope.spawn(move || shared.ask("x".to_owned(), 1, false, soon(), || keep(&began, &goes)));
+        begins.recv().expect("it is asked");
+        let wait = |name: String, source, first, number| {
+            let order = order.clone();
+            let told = name.clone();
+            let ask = move || order.send(told).expect("the test");
+            scope.spawn(move || shared.ask(name, source, first, soon(), ask));
+            while shared.waiting() < number {
+                sleep(Duration::from_millis(1));
+            }
+        };
+        (1..=9).for_each(|number| wait(format!("a{number}"), 1, false, number));
+        assert_eq!(shared.ask("a10".to_owned(), 1, false, soon(), || ()), Err(Missed::Crowded));
+        wait("a0".to_owned(), 1, true, 10);
+        wait("b1".to_owned(), 2, false, 11);
+        wait("b2".to_owned(), 2, false, 12);
+        // the same question as another source's comes as early as its own would
+        wait("a9".to_owned(), 3, false, 13);
+        go.send(()).expect("it waits");
+    });
+    drop(order);
+    let order: Vec<_> = told.iter().collect();
+    assert_eq!(order[..5], ["a9", "b1", "a0", "b2", "a1"], "{order:?}");
+}
+
+/// Of the places at Patroni one is left for whoever has none.
+#[test]
+fn one_source_has_not_all_of_patroni() {
+    let shared = &Shared::new(3, NO_PAUSE, 64);
+    let in_time = || Instant::now() + Duration::from_millis(300);
+    scope(|scope| {
+        let mut going = Vec::new();
+        for question in ["a", "b"] {
+            let ((began, begins), (go, goes)) = (channel(), channel());
+            scope.spawn(move || shared.ask(question, 1, true, soon(), || keep(&began, &goes)));
+            begins.recv().expect("it is asked");
+            going.push(go);
+        }
+        assert_eq!(shared.ask("c", 1, true, in_time(), || ()), Err(Missed::Unasked));
+        assert_eq!(shared.ask("c", 2, false, in_time(), || ()), Ok(()));
+        going.iter().for_each(|go| go.send(()).expect("it waits"));
+    });
 }

@@ -140,6 +140,18 @@ fn a_servers_certificate_that_is_itself_trusted() {
     assert_eq!(reply, down(&stranger, "its certificate is not signed by the CA in --cacert"));
 }
 
+/// What is trusted itself vouches for others only if it is a CA's that may sign, as with curl.
+#[test]
+fn a_trusted_certificate_that_is_no_ca() {
+    for (name, signed) in [("server", "by-server"), ("own-usage", "by-own-usage")] {
+        let cacert = pem(&format!("{name}.pem"));
+        assert_eq!(ask(&plain(name), &["--cacert", &cacert]), READY, "{name}");
+        let other = plain(signed);
+        let reply = ask(&other, &["--cacert", &cacert]);
+        assert_eq!(reply, down(&other, "its certificate is not signed by the CA in --cacert"));
+    }
+}
+
 #[test]
 fn a_certificate_that_cannot_be_used_names_the_cure() {
     for (name, reason) in [

@@ -1,0 +1,169 @@
+//! What patroni-agent-check-reopen@.service runs when systemd has given up a socket: starts the socket again, once a
+//! second at most, until it is open or an administrator has closed it, and says why it was closed. Knows systemctl and
+//! nothing of checks.
+
+use crate::{connection, sockets};
+use sd_notify::NotifyState;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How often the socket is started at most.
+const EVERY: Duration = Duration::from_secs(1);
+/// How often the journal hears of a port that stays closed.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Starts this socket unit again until it listens.
+pub fn reopen(socket: &str) -> ExitCode {
+    let begun = Instant::now();
+    let (mut first, mut told) = (None, None::<(bool, Instant)>);
+    loop {
+        let now = Instant::now();
+        let [unit, shutdown] = show([socket, "shutdown.target"]);
+        match unit.active.as_str() {
+            "failed" | "inactive" => {
+                let file = first.get_or_insert_with(|| unit.file.clone());
+                if let Some(reason) = unit.closed_by_an_administrator(file) {
+                    connection::log(4, &format!("{socket} stays closed: {reason}"));
+                    return ExitCode::SUCCESS;
+                }
+                start(socket, shutdown.job);
+                let open = show([socket])[0].active == "active";
+                if told
+                    .is_none_or(|(was_open, when)| (open && !was_open) || when.elapsed() >= MINUTE)
+                {
+                    told = Some((open, now));
+                    connection::log(3, &unit.story(socket, open, begun.elapsed()));
+                }
+            }
+            "active" => {
+                // From here on, systemd starts another one of this for a socket that fails. It reads this line before it
+                // answers again.
+                let _ = sd_notify::notify(&[NotifyState::Stopping]);
+                if show([socket])[0].active == "failed" {
+                    systemctl(&["reset-failed", socket]);
+                    start(socket, shutdown.job);
+                }
+                return ExitCode::SUCCESS;
+            }
+            // busy, or systemctl could not be run
+            _ => {}
+        }
+        sleep(EVERY.saturating_sub(now.elapsed()));
+    }
+}
+
+/// Starts it, but never against an administrator who stops it or starts the other pair at this moment: that stops this
+/// process, too, and comes after it. In a shutdown, what is stopped first would keep the socket waiting to the end.
+fn start(socket: &str, shutdown: bool) {
+    let mode = if shutdown { "ignore-dependencies" } else { "fail" };
+    systemctl(&["start", "--quiet", "--job-mode", mode, socket]);
+}
+
+/// What systemctl prints; nothing, if it cannot be started.
+fn systemctl(arguments: &[&str]) -> String {
+    let mut command = Command::new("systemctl");
+    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
+    // it would tell of its own errors there
+    command.env_remove("NOTIFY_SOCKET");
+    command.output().map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).into())
+}
+
+/// What systemd says of these units.
+fn show<const COUNT: usize>(units: [&str; COUNT]) -> [Unit; COUNT] {
+    let names = "ActiveState,LoadState,UnitFileState,Result,Job,Listen";
+    let text = systemctl(&[&["show", "-p", names], units.as_slice()].concat());
+    let mut units = text.split("\n\n").map(Unit::from);
+    std::array::from_fn(|_| units.next().unwrap_or_default())
+}
+
+/// A unit, as far as it matters here.
+#[derive(Debug, Default)]
+struct Unit {
+    active: String,
+    load: String,
+    file: String,
+    result: String,
+    /// Something is queued for it.
+    job: bool,
+    listens: Vec<String>,
+}
+
+impl Unit {
+    fn from(text: &str) -> Unit {
+        let mut unit = Unit::default();
+        for (name, value) in text.lines().filter_map(|line| line.split_once('=')) {
+            match name {
+                "ActiveState" => unit.active = value.to_owned(),
+                "LoadState" => unit.load = value.to_owned(),
+                "UnitFileState" => unit.file = value.to_owned(),
+                "Result" => unit.result = value.to_owned(),
+                "Job" => unit.job = !matches!(value, "" | "0"),
+                // systemd 247 says of what kind it is
+                _ if name.starts_with("Listen") => unit.listens.push(value.to_owned()),
+                _ => {}
+            }
+        }
+        unit
+    }
+
+    /// What an administrator has done since it was found failed with this state of its file.
+    fn closed_by_an_administrator(&self, file: &str) -> Option<String> {
+        if matches!(self.load.as_str(), "masked" | "not-found") {
+            return Some(format!("it is {}", self.load));
+        }
+        if file.starts_with("enabled") && self.file == "disabled" {
+            return Some("it was disabled meanwhile".to_owned());
+        }
+        None
+    }
+
+    /// Why it was closed, and what became of it.
+    fn story(&self, socket: &str, open: bool, after: Duration) -> String {
+        let why = match self.result.as_str() {
+            // "success", if the failure was forgotten before this could be started
+            "resources" | "success" => {
+                "resources: no memory, no process, too many open files, no unit for the service, or the port was taken"
+            }
+            result => result,
+        };
+        let after = after.as_secs_f32();
+        let now = if open {
+            format!("open again after {after:.1} s")
+        } else {
+            format!("still closed after {after:.1} s, and tried every second{}", self.taken())
+        };
+        format!("systemd has closed {socket} ({why}): {now}")
+    }
+
+    /// Who has the port.
+    fn taken(&self) -> String {
+        let mut holders: Vec<_> = self.ports().into_iter().flat_map(sockets::holders).collect();
+        holders.sort();
+        holders.dedup();
+        holders.iter().map(|holder| format!("; {holder}")).collect()
+    }
+
+    fn ports(&self) -> Vec<u16> {
+        let port = |listens: &String| listens.split(' ').next()?.rsplit(':').next()?.parse().ok();
+        self.listens.iter().filter_map(port).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_systemctl_shows() {
+        for listens in ["Listen=[::]:5555 (Stream)", "ListenStream=[::]:5555"] {
+            let text = format!(
+                "{listens}\nResult=resources\n\
+                 LoadState=loaded\nActiveState=failed\nUnitFileState=enabled\nJob=0\n"
+            );
+            let unit = Unit::from(&text);
+            assert_eq!(unit.ports(), [5555]);
+            assert!(!unit.job && Unit::from("Job=7").job);
+        }
+    }
+}
