@@ -5,8 +5,11 @@
 mod common;
 
 mod haproxy;
+mod port_stays;
 mod reload;
+mod shutdown;
 mod site;
+mod strangers;
 mod system_calls;
 mod units;
 mod waiting;

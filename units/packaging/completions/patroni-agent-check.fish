@@ -1,6 +1,7 @@
 # Made by tests/plain/manual.rs from the table in src/options.rs.
 complete -c patroni-agent-check -f
-complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 and, if nobody listens there, the same port of the address on which HAProxy asked)'
+complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 or, if Patroni does not listen there, the same port of the address on which HAProxy asked)'
+complete -c patroni-agent-check -l patroni-user -x -d 'without --url: the user whose Patroni is asked, a name in /etc/passwd or a number; nobody else\'s but root\'s is (default the owner of /run/postgresql, or else postgres)'
 complete -c patroni-agent-check -l timeout -x -d 'time limit for the whole check, 10ms to 10s'
 complete -c patroni-agent-check -l else -x -a 'maint drain down' -d 'state to report for a healthy node that does not match CHECK'
 complete -c patroni-agent-check -l unreachable -x -a 'down keep' -d 'state to report if Patroni gives no usable answer; keep leaves HAProxy\'s state as it is'
@@ -19,6 +20,7 @@ complete -c patroni-agent-check -l key -r -F -d 'private key of --cert, PEM; by 
 complete -c patroni-agent-check -s k -l insecure -d 'do not verify Patroni\'s certificate'
 complete -c patroni-agent-check -l connect-to -x -d 'connect to this address, but verify and send the host name of --url'
 complete -c patroni-agent-check -l explain -d 'by hand: also print what was asked, what came back, and what looks wrong, on stderr'
+complete -c patroni-agent-check -l reopen -x -d 'no check: start this socket unit again, which systemd has given up (patroni-agent-check-reopen@.service)'
 complete -c patroni-agent-check -s h -l help -d 'print this help and exit'
 complete -c patroni-agent-check -s V -l version -d 'print the version and exit'
 complete -c patroni-agent-check -a 'primary read-write master leader standby-leader standby_leader replica read-only sync synchronous async asynchronous quorum read-only-sync read-only-quorum health read-only-synchronous'
