@@ -20,7 +20,7 @@ def looks(*changes, pool=OURS):
     return [Look(time, calm | {(pool, "pg1"): shown}) for time, shown in changes]
 
 
-def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((0, 200),), held=None, operations=()):
+def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((0, 200),), held=None, operations=(), gone=()):
     """Ten seconds, in which pg1 is (time, in recovery) and (time, Patroni's status for reads)."""
     truths = [Truth(time, "pg1", recovery) for time, recovery in truths]
     alive = [write(time, session=session) for time in (9.2, 9.8) for session in (True, False)]
@@ -29,6 +29,7 @@ def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((
     operations = [*operations, *(operation(9.7, kind) for kind in RATES)]
     records = Records([*writes, *alive], looks, truths, reads, called, operations)
     rows = [(*w.row, w.node) for w in [*records.writes, *(each.write for each in operations)] if w.done == OK]
+    rows = [row for row in rows if row[:2] not in gone]
     return figures.Run(records, 0.0, 10.0, rows, dict.fromkeys(POOLS, 0), grace, held)
 
 
@@ -48,6 +49,12 @@ def broken(run, fault=BRIDGED, lasted=1):
 class Figures(unittest.TestCase):
     def test_calm(self):
         self.assertEqual(broken(run(looks((0, "UP")))), [])
+
+    def test_lost(self):
+        by_watch, by_client = (f"{OURS}/True", 5), (f"{OURS}/{SESSION}", 6)
+        seen = run(looks((0, "UP")), [write(5)], operations=[operation(6)], gone=[by_watch, by_client])
+        self.assertEqual(seen.lost, {by_watch, by_client})
+        self.assertEqual(seen.figures(OURS).lost, 2)
 
     def test_down_within_the_grace_period(self):
         down = looks((0, "UP"), (5, "DOWN"), (5.5, "UP"))

@@ -130,6 +130,9 @@ class Run:
         self.held = held
         self.operations = [operation for operation in watch.operations if began <= operation.due < ended]
         self.writes = [write for write in watch.writes if began <= write.ended < ended]
+        # those that are lost, of the watch and of the clients
+        written = self.writes + [operation.write for operation in self.operations]
+        self.lost = {write.row for write in history.lost(written, rows)}
         self.looks = self._window(watch.looks, lambda look: "all")
         self.truths = self._window(watch.truths, lambda truth: truth.node)
         self.reads = [read for read in watch.reads if began <= read.ended < ended]

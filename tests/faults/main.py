@@ -222,7 +222,7 @@ class Site:
         self.clients.wait(self.ended)
         seen = self.rows(), self.alerts(began), self.grace, self.cluster.held
         run = figures.Run(self.watch, began, self.ended, *seen)
-        self.lost.update(write.row for write in history.lost(run.writes, run.rows))
+        self.lost |= run.lost
         if errors:
             raise errors[0]
         delay = max(each.begun - each.due for each in run.operations)
