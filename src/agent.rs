@@ -8,7 +8,7 @@ use crate::decide::{self, Policy, Times, Unreachable};
 use crate::memory::{self, Memory, News};
 use crate::options::{self, Options, Stop};
 use crate::patroni::{Heard, NoAnswer};
-use crate::question::{Asked, NoQuestion, Question};
+use crate::question::{Asked, HOLD, NoQuestion, Question};
 use crate::reply::{self, Otherwise, Reply, Verdict};
 use crate::sandbox::{self, Again};
 use crate::share::{Missed, Shared};
@@ -232,7 +232,8 @@ fn answer<Ask: FnOnce(&Connection, &Check, Instant) -> Timed>(
         let note = Note::open(&options.before_stop_file);
         let ask = prepare(connection, &memory);
         let question = match question(&options.asked, connection, started, options.timeout) {
-            Ok(question) => question,
+            Ok(Some(question)) => question,
+            Ok(None) => return Answered { reply: decide::hold(hold, unseen), news: None },
             Err(why @ NoQuestion::NobodyAsked) => return decide::no_question(why, false).into(),
             Err(why) => {
                 let patroni = [options.patroni.connect_to.clone()];
@@ -278,18 +279,22 @@ fn answer<Ask: FnOnce(&Connection, &Check, Instant) -> Timed>(
     })
 }
 
-/// The question of the command line, or the one that HAProxy sends.
+/// The question of the command line, or the one that HAProxy sends; none if HAProxy only asks for a hold.
 fn question(
     asked: &Asked,
     connection: &mut Connection,
     started: Instant,
     timeout: Duration,
-) -> Result<Question, NoQuestion> {
+) -> Result<Option<Question>, NoQuestion> {
     match asked {
-        Asked::Fixed(question) => Ok(question.clone()),
+        Asked::Fixed(question) => Ok(Some(question.clone())),
         Asked::AgentSend(otherwise) => {
             let line = connection.read_line(started, timeout)?;
-            Question::from_agent_send(&line, *otherwise).map_err(NoQuestion::NotUnderstood)
+            if line.trim_ascii() == HOLD.as_bytes() {
+                return Ok(None);
+            }
+            let question = Question::from_agent_send(&line, *otherwise);
+            question.map(Some).map_err(NoQuestion::NotUnderstood)
         }
     }
 }

@@ -4,7 +4,7 @@
 use crate::hold::Hold;
 use crate::memory::Record;
 use crate::patroni::{Answer, NoAnswer};
-use crate::question::{NoQuestion, Question};
+use crate::question::{HOLD, NoQuestion, Question};
 use crate::reply::{Otherwise, Reply, Verdict};
 use std::str::FromStr;
 use std::time::Duration;
@@ -346,6 +346,16 @@ pub fn no_question(why: NoQuestion, is_well: bool) -> Reply {
         NoQuestion::Late(text) | NoQuestion::NotUnderstood(text) => (Verdict::NotUnderstood, text),
     };
     Reply { verdict, check: String::new(), reason }
+}
+
+/// Whether an operator holds the node, for a server of HAProxy's that asks Patroni itself. A hold drains it, and `maint`
+/// does, too: in MAINT HAProxy would check Patroni no more. `unseen`: why nobody can tell.
+pub fn hold(hold: Option<Hold>, unseen: Option<String>) -> Reply {
+    let (verdict, reason) = match hold {
+        Some(hold) => (Verdict::Out(Otherwise::Drain), format!("hold: {}", hold.reason)),
+        None => (Verdict::Ready, unseen.unwrap_or_else(|| "no hold".to_owned())),
+    };
+    Reply { verdict, check: HOLD.to_owned(), reason }
 }
 
 #[cfg(test)]

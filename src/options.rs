@@ -127,7 +127,7 @@ pub const OPTIONS: &[Described] = &[
     flag(
         None,
         "agent-send",
-        "read the check from HAProxy: one line CHECK [maint|drain|down], at most 256 bytes",
+        "read the check from HAProxy: one line CHECK [maint|drain|down], at most 256 bytes, or hold: up drain while an operator's hold is active, otherwise up ready, without asking Patroni",
         Set::Flag(|given| given.agent_send = true),
     ),
     takes(

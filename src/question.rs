@@ -32,6 +32,9 @@ impl Question {
     }
 }
 
+/// The agent-send line of a server that only wants to know whether an operator holds the node.
+pub const HOLD: &str = "hold";
+
 /// Why there is no question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoQuestion {

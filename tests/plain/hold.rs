@@ -1,6 +1,8 @@
 //! The hold file: what an operator writes there, and what HAProxy is told then.
 
-use crate::common::{self, FakePatroni, PRIMARY, READY, check, http, path_in};
+use crate::common::{
+    self, FakePatroni, PRIMARY, READY, Start, check, check_with, http, listen, path_in,
+};
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -123,6 +125,32 @@ fn a_hold_makes_no_node_better() {
     assert!(reply.starts_with("down ready # Patroni "), "{reply}");
     let reply = ask(&hung, &["--timeout", "100ms", "--unreachable", "keep"]);
     assert!(reply.starts_with("!unreachable:_Patroni"), "{reply}");
+}
+
+/// For a server that HAProxy asks Patroni about itself: one that is in MAINT is not checked any more.
+#[test]
+fn haproxy_asks_for_the_hold_alone() {
+    let (folder, patroni) = (common::folder("alone"), FakePatroni::primary());
+    let file = path_in(&folder, "hold");
+    let arguments = ["--agent-send", "--url", &patroni.url(), "--hold-file", &file];
+    let ask = || {
+        let outcome = check_with(Start::ListenFds, "127.0.0.1:0", &arguments, |mut client| {
+            client.write_all(b"hold\n").expect("the agent reads");
+            listen(client)
+        });
+        assert_eq!(outcome.stderr, "", "no news for the journal");
+        outcome.reply
+    };
+    assert_eq!(ask(), "up ready # no hold\n");
+    for (text, line) in [
+        ("drain by hand\n", "up drain # hold: by hand\n"),
+        ("maint by hand\n", "up drain # hold: by hand\n"),
+        ("", "up drain # hold: the file is empty\n"),
+    ] {
+        fs::write(&file, text).expect("written");
+        assert_eq!(ask(), line);
+    }
+    assert_eq!(patroni.connections(), 0);
 }
 
 /// `echo` empties the file before it fills it, and on a busy machine there may be a long time between the two:

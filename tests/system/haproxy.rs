@@ -627,15 +627,34 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
         reaches(Some('1'));
     }
 
-    println!("a standby whose agent is silent: a hold that drains is one, and then it is promoted");
+    println!("a standby whose agent is silent: a hold is a hold, and then the standby is promoted");
     Truth::set(&pg2.silent, true);
     until("agents", "pg2", "DOWN");
     reaches(Some('1'));
-    Truth::set(&pg1.held, true);
+    for hold in [&pg1.held, &pg1.cut] {
+        Truth::set(hold, true);
+        until("reserve", "pg1", "DRAIN");
+        reaches(None);
+        println!("also if the agent that has said so is silent, too");
+        Truth::set(&pg1.silent, true);
+        until("agents", "pg1", "DOWN");
+        reaches(None);
+        Truth::set(&pg1.silent, false);
+        Truth::set(hold, false);
+        reaches(Some('1'));
+    }
+    println!("a primary that drains takes nothing new, and the reserve does so at once");
+    Truth::set(&pg1.stopping, true);
+    until("postgres-write", "pg1", "DRAIN");
+    until("reserve", "pg1", "NOLB");
     reaches(None);
-    Truth::set(&pg1.held, false);
+    site.turn(1, true);
+    reaches(Some('2'));
+    site.turn(1, false);
+    Truth::set(&pg1.stopping, false);
     reaches(Some('1'));
     site.turn(0, false);
+    until("reserve", "pg1", "NOLB");
     reaches(None);
     site.turn(1, true);
     reaches(Some('2'));

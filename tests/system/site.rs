@@ -22,6 +22,8 @@ pub struct Truth {
     pub held: AtomicBool,
     pub cut: AtomicBool,
     pub silent: AtomicBool,
+    /// Patroni stops it on purpose
+    pub stopping: AtomicBool,
     /// Patroni answers nothing
     pub gone: AtomicBool,
     /// PostgreSQL refuses connections
@@ -59,7 +61,8 @@ impl Node {
             let primary = Truth::is(&now.primary);
             let (role, other) =
                 if primary { ("primary", "/replica") } else { ("replica", "/primary") };
-            let body = format!(r#"{{"state": "running", "role": "{role}"}}"#);
+            let state = if Truth::is(&now.stopping) { "stopping" } else { "running" };
+            let body = format!(r#"{{"state": "{state}", "role": "{role}"}}"#);
             let none = request.contains(other) || primary && Truth::is(&now.lock_lost);
             let status = if none { 503 } else { 200 };
             let _ = stream.write_all(&http(status, &body));
@@ -70,9 +73,12 @@ impl Node {
             let read = stream.read(&mut line).unwrap_or(0);
             let role = if Truth::is(&now.primary) { "primary" } else { "replica" };
             let asked = line[..read].starts_with(role.as_bytes());
-            let word = if asked && Truth::is(&now.lock_lost) {
+            let held = Truth::is(&now.held) || Truth::is(&now.cut);
+            let word = if line[..read].starts_with(b"hold") {
+                if held { "up drain # hold\n" } else { "up ready # no hold\n" }
+            } else if asked && Truth::is(&now.lock_lost) {
                 "fail ready\n"
-            } else if asked && Truth::is(&now.held) {
+            } else if asked && (Truth::is(&now.held) || Truth::is(&now.stopping)) {
                 "up drain # hold\n"
             } else if asked && !Truth::is(&now.cut) {
                 "up ready\n"

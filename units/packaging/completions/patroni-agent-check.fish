@@ -6,7 +6,7 @@ complete -c patroni-agent-check -l timeout -x -d 'time limit for the whole check
 complete -c patroni-agent-check -l else -x -a 'maint drain down' -d 'state to report for a healthy node that does not match CHECK'
 complete -c patroni-agent-check -l unreachable -x -a 'down keep' -d 'state to report if Patroni gives no usable answer; keep leaves HAProxy\'s state as it is'
 complete -c patroni-agent-check -l stopping -x -a 'drain maint' -d 'state to report, for at most 10 s, for a primary that Patroni stops or restarts while it holds the leader lock'
-complete -c patroni-agent-check -l agent-send -d 'read the check from HAProxy: one line CHECK [maint|drain|down], at most 256 bytes'
+complete -c patroni-agent-check -l agent-send -d 'read the check from HAProxy: one line CHECK [maint|drain|down], at most 256 bytes, or hold: up drain while an operator\'s hold is active, otherwise up ready, without asking Patroni'
 complete -c patroni-agent-check -l hold-file -r -F -d 'if this file exists, a node that is ready reports its first word, drain or maint, and the rest as the reason'
 complete -c patroni-agent-check -l before-stop-file -r -F -d 'where the hook for Patroni\'s before_stop notes that PostgreSQL is about to stop'
 complete -c patroni-agent-check -l grace -x -d 'how long after a good answer a failure leaves HAProxy\'s state as it is, at most 15s; 0 turns this off'
