@@ -2,7 +2,7 @@
 //! costs 40 ms with https, and takes no verifier of certificates. Knows nothing of what is asked and what comes back.
 
 use super::tls;
-use super::{CURE, NoAnswer, Patroni, Prepared, blame, is_ours};
+use super::{NoAnswer, Patroni, Prepared, blame, is_ours};
 use rustix::net::sockopt::set_tcp_quickack;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
@@ -65,8 +65,7 @@ pub fn get(
     }
     unasked &= nobody.is_some();
     let error = nobody.unwrap_or_else(|| "its name has no address".to_owned());
-    let cure = if patroni.elsewhere && !unasked { CURE } else { "" };
-    let reason = format!("{}: {error}{cure}", prepared.tried());
+    let reason = format!("{}: {error}", prepared.tried());
     (None, Err(NoAnswer { refused, unasked, reason }))
 }
 

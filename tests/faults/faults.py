@@ -299,6 +299,77 @@ def power_off_standby(cluster, random):
     power_off(cluster, random.choice(others(cluster.primary())), lambda: time.sleep(random.length(8)))
 
 
+@fault(
+    "the primary's link cut", silent=True,
+    takes=AWAY, needs="patroni postgres automation agents machine machines",
+)
+def cut_link_of_primary(cluster, random):
+    """Patroni there loses its lock, and nobody hears of it until the link is back."""
+    primary = cluster.primary()
+    cluster.unplug(primary)
+    try:
+        cluster.primary(but=primary)
+        time.sleep(random.length(5))
+    finally:
+        cluster.plug(primary)
+
+
+@fault(
+    "a standby's link cut for 8 s", silent=True,
+    takes="standbys machines", needs="leader dcs postgres standbys agents machines",
+)
+def cut_link_of_standby(cluster, random):
+    standby = random.choice(others(cluster.primary()))
+    lasting(random.length(8), lambda: cluster.unplug(standby), lambda: cluster.plug(standby))
+
+
+def mute(cluster, node):
+    """What it sends to HAProxy's machine is lost without a word; what comes from there arrives."""
+    cluster.run(node, f"ip neighbour replace {LB} lladdr 02:00:00:00:00:02 dev eth0 nud permanent")
+
+
+def unmute(cluster, node):
+    cluster.run(node, f"ip neighbour delete {LB} dev eth0")
+
+
+@fault("HAProxy hears nothing from the primary, 8 s", silent=True, takes="agents machines", needs="agents machines")
+def lose_answers_of_primary(cluster, random):
+    """The primary stays one, and its replicas and the DCS hear it."""
+    primary = cluster.primary()
+    lasting(random.length(8), lambda: mute(cluster, primary), lambda: unmute(cluster, primary))
+
+
+@fault(
+    "HAProxy cut from all nodes, 8 s", silent=True, everywhere=True, costly=True,
+    takes="agents machines haproxy", needs="agents machines haproxy",
+)
+def cut_haproxy(cluster, random):
+    each = lambda do: [do(cluster, node) for node in NODES]
+    lasting(random.length(8), lambda: each(mute), lambda: each(unmute))
+
+
+def cannot_fork(cluster, times):
+    """systemd closes the agent's socket for want of memory; it opens again by itself."""
+    node = cluster.primary()
+    what = f"inject=clone,clone3,vfork,?fork:error=ENOMEM:when=1..{times}"
+    command = ["strace", "-qq", "-o", "/dev/null", "-p", cluster.leader(node), "-e", what]
+    with subprocess.Popen(command) as strace:
+        try:
+            time.sleep(5)
+        finally:
+            strace.terminate()
+
+
+@fault("PID 1 cannot fork, once", silent=True, takes="agents", needs="agents machines")
+def cannot_fork_once(cluster, random):
+    cannot_fork(cluster, 1)
+
+
+@fault("PID 1 cannot fork, five times", silent=True, takes="agents", needs="agents machines")
+def cannot_fork_five_times(cluster, random):
+    cannot_fork(cluster, 5)
+
+
 @fault("PostgreSQL stopped by hand", takes="postgres", needs=ORDERLY)
 def stop_postgres(cluster, random):
     """Patroni is not paused, and starts it again."""
@@ -367,7 +438,7 @@ def kill_silent(cluster, random):
 
 
 @fault(
-    "switchover to a standby whose agent is silent", planned=True, silent=True,
+    "switchover to a standby whose agent is silent", planned=True, silent=True, seamless=True,
     takes="leader agents", needs=f"{ORDERLY} agents",
 )
 def switchover_to_silent(cluster, random):

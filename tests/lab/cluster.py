@@ -126,8 +126,16 @@ class Cluster:
         program = "$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)/pg_ctl"
         self.run(node, f'su postgres -s /bin/sh -c "{program} -D {DATA} -s {words}" > /dev/null 2>&1')
 
+    def unplug(self, node):
+        """No packet comes or goes, and nobody is told."""
+        self.run("lb", f"ip link set {node} down")
+
+    def plug(self, node):
+        self.run("lb", f"ip link set {node} up")
+
     def power_off(self, node):
-        """All of it at once."""
+        """All of it at once. The kernel would end the connections of what is killed."""
+        self.run("lb", f"ip link delete {node}")
         self._call("tests/lab/machine", "kill", node)
 
     def shut_down(self, node, verb="poweroff"):

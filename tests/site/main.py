@@ -3,6 +3,8 @@
 The clients of tests/lab/watch.py write and read all the time, and every look at HAProxy is kept: a step asserts over all
 that was seen since it began, not only over what is there at its end."""
 
+import os
+import select
 import socket
 import sys
 import time
@@ -288,6 +290,36 @@ def xinetd(site, heir, listening):
         site.run(node, f"systemctl stop xinetd && systemctl start {unit}")
 
 
+def gone(site, heir):
+    """Its power is cut, and no packet says so."""
+    node = other(heir)
+    since = say(f"{node} is gone without a word: it is DOWN, and the sessions that clients keep there end")
+
+    def session():
+        while True:
+            client = watch.connect(watch.LB, 5001)
+            if watch.ask(client, "select host(inet_server_addr())") == [(NODES[node],)]:
+                return client
+            client.close()
+
+    idle, asks = session(), session()
+    site.cluster.power_off(node)
+    try:
+        began = time.time()
+        socket.socket(fileno=os.dup(asks.fileno())).sendall(b"Q\0\0\0\x0dselect 1\0")
+        site.until("DOWN", 30, lambda: site.shows(READ, node, "DOWN"))
+        print(f"DOWN after {time.time() - began:.1f} s")
+        ended = select.select([asks], [], [], 30)[0]
+        print(f"who has asked hears of it after {time.time() - began:.1f} s")
+        ended += select.select([idle], [], [], 30)[0]
+        print(f"who is idle, after {time.time() - began:.1f} s")
+        assert len(ended) == 2, "HAProxy keeps sessions with a machine that is gone"
+    finally:
+        site.cluster.boot(node)
+    site.settled(heir)
+    site.assert_no_down(since, but=[node])
+
+
 def nothing_left(site, heir, listening):
     say("nothing resident, nothing failed")
     site.settled(heir)
@@ -307,6 +339,7 @@ def walk(site):
     reloads(site, primary)
     heir = failover(site, primary)
     xinetd(site, heir, listening)
+    gone(site, heir)
     nothing_left(site, heir, listening)
 
 
