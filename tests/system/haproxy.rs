@@ -420,6 +420,18 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     assert_eq!(up("postgres-read"), 2);
     assert_eq!(up("postgres-write"), 1);
 
+    println!("a weight of 0 is seen, and is healed by the command of its alert");
+    let weight = |weight: &str| {
+        let line = format!("haproxy_server_weight{{proxy=\"postgres-write\",server=\"pg1\"}} {weight}\n");
+        get().contains(&line)
+    };
+    assert!(weight("1"));
+    site.command("set server postgres-write/pg1 weight 0");
+    assert!(weight("0"));
+    assert_eq!(up("postgres-write"), 1, "no other alert sees it");
+    site.command("set server postgres-write/pg1 weight 100%");
+    assert!(weight("1"));
+
     let exported = get();
     let rules =
         fs::read_to_string(common::file("units/examples/prometheus-rules.yml")).expect("the rules");
