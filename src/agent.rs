@@ -1,7 +1,7 @@
 //! One agent check, from the connection to the reply, and many of them: the pipe. Knows all the steps and does none of
 //! them itself.
 
-use crate::before_stop::Note;
+use crate::before_stop::{Note, Patience};
 use crate::check::Check;
 use crate::connection::{self, Connection};
 use crate::decide::{self, Policy, Times, Unreachable};
@@ -52,9 +52,10 @@ pub fn one(options: &Options, mut connection: Connection, started: Instant) -> E
                 Ok(()) => {}
             }
         }
-        move |connection: &Connection, check: &Check, deadline| {
+        move |connection: &Connection, check: &Check, patience: &Patience| {
+            let deadline = patience.deadline;
             let asked = timed(|| match &prepared {
-                Ok(prepared) => prepared.ask(check, deadline),
+                Ok(prepared) => prepared.ask(check, patience),
                 Err(no_answer) => unheard(options, connection, no_answer.clone()),
             });
             let Connection::Standard = connection else { return asked };
@@ -90,9 +91,9 @@ pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitC
         Ok(options) => {
             let started = Instant::now();
             let prepare = |_: &Connection, _: &Memory| {
-                |connection: &Connection, check: &Check, deadline| {
+                |connection: &Connection, check: &Check, patience: &Patience| {
                     place.heard();
-                    together(&shared, options, connection, check, deadline)
+                    together(&shared, options, connection, check, patience)
                 }
             };
             let answered = answer(options, &mut connection, started, prepare);
@@ -151,14 +152,14 @@ fn together(
     options: &Options,
     connection: &Connection,
     check: &Check,
-    deadline: Instant,
+    patience: &Patience,
 ) -> Timed {
     let came = memory::now();
     let (patroni, local) = (&options.patroni, local(options, connection));
     let ask = || {
         let prepared = patroni.prepare(local);
         timed(|| match prepared {
-            Ok(prepared) => prepared.ask(check, deadline),
+            Ok(prepared) => prepared.ask(check, patience),
             Err(no_answer) => unheard(options, connection, no_answer),
         })
     };
@@ -166,7 +167,7 @@ fn together(
     // those who ask on localhost ask the same, whatever its address
     let ip = local.map(|local| local.ip()).filter(|ip| !ip.is_loopback());
     let (question, source) = ((check.path().to_owned(), ip), connection.source());
-    shared.ask(question, source, first, deadline, ask).unwrap_or_else(|missed| {
+    shared.ask(question, source, first, patience.deadline, ask).unwrap_or_else(|missed| {
         let why = match missed {
             Missed::Unasked => {
                 "no answer before the deadline (--timeout): too many others are waiting"
@@ -208,7 +209,7 @@ fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
 }
 
 /// One check, down the pipe. `prepare` comes before the first byte is read, and returns the step that asks.
-fn answer<Ask: FnOnce(&Connection, &Check, Instant) -> Timed>(
+fn answer<Ask: FnOnce(&Connection, &Check, &Patience) -> Timed>(
     options: &Options,
     connection: &mut Connection,
     started: Instant,
@@ -242,9 +243,8 @@ fn answer<Ask: FnOnce(&Connection, &Check, Instant) -> Timed>(
                 return Answered { reply, news: recalled.news_of_no_check() };
             }
         };
-        // A Patroni that stops may be silent until the end. HAProxy has to hear of the drain before that.
-        let deadline = started + options.timeout / if note.is_left() { 3 } else { 1 };
-        let (times, Heard { from, answer }) = ask(connection, &question.check, deadline);
+        let patience = Patience::new(started, options.timeout, note.clone());
+        let (times, Heard { from, answer }) = ask(connection, &question.check, &patience);
         let recalled = memory.recall(&from, Some(&question.check), connection.source());
         if let Some(error) = recalled.error() {
             connection.remark(&format!("no grace period: {error}"));

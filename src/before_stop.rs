@@ -4,25 +4,28 @@
 use crate::memory;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How long a note holds: a note that nobody takes away must not take a node out.
 const HOLDS: Duration = Duration::from_secs(10);
+/// How often a check that waits for Patroni looks for a note.
+const LOOK: Duration = Duration::from_millis(100);
 /// A note is twenty digits and a newline.
 const LENGTH: usize = 21;
 
 /// The note's file, opened before the sandbox is entered; none if it cannot be.
-#[derive(Debug)]
-pub struct Note(Option<File>);
+#[derive(Clone, Debug)]
+pub struct Note(Option<Arc<File>>);
 
 impl Note {
     /// Opens the file. Where there is none, there is no note.
     pub fn open(path: &Path) -> Note {
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-        Note(OpenOptions::new().read(true).custom_flags(flags).open(path).ok())
+        Note(OpenOptions::new().read(true).custom_flags(flags).open(path).ok().map(Arc::new))
     }
 
     /// Whether a hook has begun within the last ten seconds, as the file says now.
@@ -32,6 +35,45 @@ impl Note {
         let text = read.and_then(|length| std::str::from_utf8(&bytes[..length]).ok());
         let began = text.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);
         began.and_then(|began| memory::now().checked_sub(began)).is_some_and(|age| age < HOLDS)
+    }
+}
+
+/// How long a check waits for Patroni. One that stops may be silent until its end, and HAProxy has to hear of the drain
+/// before that: so it is until the deadline, but only for a third of the time if there is a note, also if it comes meanwhile.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    /// Never longer than until then.
+    pub deadline: Instant,
+    with_note: Instant,
+    note: Note,
+}
+
+impl Patience {
+    /// Of a check that began then.
+    pub fn new(started: Instant, timeout: Duration, note: Note) -> Patience {
+        Patience { deadline: started + timeout, with_note: started + timeout / 3, note }
+    }
+
+    /// Whatever may be noted.
+    pub fn until(deadline: Instant) -> Patience {
+        Patience { deadline, with_note: deadline, note: Note(None) }
+    }
+
+    /// How long to wait before the next look.
+    ///
+    /// # Errors
+    ///
+    /// The time is over.
+    pub fn left(&self) -> io::Result<Duration> {
+        let now = Instant::now();
+        if now < self.with_note {
+            return Ok(self.with_note - now);
+        }
+        let end = if self.note.is_left() { self.with_note } else { self.deadline };
+        match end.saturating_duration_since(now) {
+            Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+            left => Ok(left.min(LOOK)),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 #![deny(clippy::print_stdout, clippy::unwrap_used)]
 
 use lexopt::{Arg, Parser, ValueExt};
+use patroni_agent_check::before_stop::Patience;
 use patroni_agent_check::check::Check;
 use patroni_agent_check::memory::{self, Memory};
 use patroni_agent_check::options::{Options, Stop, duration};
@@ -128,7 +129,7 @@ impl Hook {
         let check: Check = "primary".parse()?;
         let heard = |inter: Duration| began + inter + CHECK;
         let mut end = began + self.bound;
-        match prepared.ask(&check, end.min(began + ANSWER)).answer {
+        match prepared.ask(&check, &Patience::until(end.min(began + ANSWER))).answer {
             Ok(answer) if answer.status == 200 => {
                 let outlives =
                     prepared.lock_outlives(end).ok_or("Patroni does not tell its ttl")?;
@@ -137,7 +138,8 @@ impl Hook {
                 let outlives = outlives.saturating_sub(stop);
                 let lock_left = |answer: &Answer| outlives.saturating_sub(age(answer));
                 end = end.min(Instant::now() + lock_left(&answer));
-                let again = |end: Instant| match prepared.ask(&check, end).answer {
+                let again = |end: Instant| match prepared.ask(&check, &Patience::until(end)).answer
+                {
                     Ok(answer) if answer.status == 200 => Ok(Instant::now() + lock_left(&answer)),
                     Ok(answer) => Err(format!("Patroni says {}", answer.status)),
                     Err(no_answer) => Err(no_answer.reason),
@@ -149,13 +151,12 @@ impl Hook {
                 Ok(None)
             }
             Ok(answer) => Err(format!("Patroni says {}", answer.status)),
-            // Patroni's own service stops, and its REST API first: the agent tells HAProxy by the note. A check that had
-            // begun before may hang for its whole time.
+            // Patroni's own service stops, and its REST API first: the agent tells HAProxy by the note.
             Err(_) => {
                 let _only_one = note?;
                 match left_in_memory(&options)? {
                     Some(left) => {
-                        let heard = heard(self.agent_inter.max(options.timeout));
+                        let heard = heard(self.agent_inter.max(options.timeout / 3));
                         self.wait_for_transactions(heard, end.min(Instant::now() + left), Ok)
                     }
                     None => {

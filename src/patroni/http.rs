@@ -1,8 +1,10 @@
-//! One GET by ureq, and a transport for https. The transport is here because ureq's own delays acknowledgements, which
-//! costs 40 ms with https, and takes no verifier of certificates. Knows nothing of what is asked and what comes back.
+//! One GET by ureq, and the transport for it. The transport is here because ureq's own takes no verifier of certificates,
+//! delays acknowledgements, which costs 40 ms with https, and cannot end sooner. Knows nothing of what is asked and what
+//! comes back.
 
 use super::tls;
 use super::{NoAnswer, Patroni, Prepared, blame, is_ours};
+use crate::before_stop::Patience;
 use rustix::net::sockopt::set_tcp_quickack;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
@@ -14,7 +16,7 @@ use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, TcpConnector, Transport,
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 use ureq::{Agent, Error};
 
@@ -39,13 +41,13 @@ pub fn get(
     prepared: &Prepared,
     addresses: &[SocketAddr],
     path: &str,
-    deadline: Instant,
+    patience: &Patience,
 ) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
     let patroni = prepared.patroni;
     let (mut refused, mut unasked) = (false, true);
     let mut nobody = None;
     for address in addresses {
-        match exchange(prepared, *address, path, deadline) {
+        match exchange(prepared, *address, path, patience) {
             // Not even connected, so the next one may be asked; the first error is told. ureq itself
             // would share the time between them.
             Err(Failure::Nobody(error)) => {
@@ -87,11 +89,11 @@ fn exchange(
     prepared: &Prepared,
     address: SocketAddr,
     path: &str,
-    deadline: Instant,
+    patience: &Patience,
 ) -> Result<Response, Failure> {
     let patroni = prepared.patroni;
     let in_words = |error| in_words(patroni, error);
-    let left = deadline.saturating_duration_since(Instant::now());
+    let left = patience.deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(in_words(Error::Timeout(ureq::Timeout::Global)).into());
     }
@@ -101,7 +103,8 @@ fn exchange(
         .path_and_query(path)
         .build()
         .map_err(|error| error.to_string())?;
-    let request = agent(prepared.tls.clone(), address, left).get(uri).header("Connection", "close");
+    let connect = Connect { tls: prepared.tls.clone(), patience: patience.clone() };
+    let request = agent(connect, address, left).get(uri).header("Connection", "close");
     let mut response = request.call().map_err(|error| match error {
         Error::Io(error) if nobody(&error) => Failure::Nobody(error),
         error => Failure::Answer(in_words(error)),
@@ -128,7 +131,7 @@ fn nobody(error: &io::Error) -> bool {
         || is_ours(error)
 }
 
-fn agent(tls: Option<Arc<ClientConfig>>, address: SocketAddr, left: Duration) -> Agent {
+fn agent(connect: Connect, address: SocketAddr, left: Duration) -> Agent {
     let config = Agent::config_builder()
         .timeout_global(Some(left))
         .http_status_as_error(false)
@@ -143,10 +146,7 @@ fn agent(tls: Option<Arc<ClientConfig>>, address: SocketAddr, left: Duration) ->
         .output_buffer_size(1024)
         // less than the buffer, or a full one is taken for the connection's end
         .max_response_header_size(HEADER_LIMIT - 1);
-    match tls {
-        None => Agent::with_parts(config.build(), TcpConnector::default(), To(address)),
-        Some(tls) => Agent::with_parts(config.build(), Https(tls), To(address)),
-    }
+    Agent::with_parts(config.build(), connect, To(address))
 }
 
 /// For ureq, whose own resolver starts a thread as soon as there is a deadline.
@@ -191,65 +191,82 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
     }
 }
 
-/// Connects by TLS, over TCP that acknowledges at once. Patroni sends an answer's header and body as two TLS records and,
-/// by Nagle's algorithm, the second only when the first is acknowledged. With a delayed acknowledgement both sides would
-/// wait 40 ms.
+/// Connects, by TLS if there is any.
 #[derive(Debug)]
-struct Https(Arc<ClientConfig>);
+struct Connect {
+    tls: Option<Arc<ClientConfig>>,
+    patience: Patience,
+}
 
-/// A connection made by [`Https`].
+/// A connection made by [`Connect`].
 #[derive(Debug)]
-struct HttpsTransport {
-    stream: StreamOwned<ClientConnection, Tcp>,
+struct Connected {
+    stream: Stream,
     buffers: LazyBuffers,
 }
 
-/// Until its deadline.
+#[derive(Debug)]
+enum Stream {
+    Http(Tcp),
+    Https(Box<StreamOwned<ClientConnection, Tcp>>),
+}
+
+/// As long as there is patience.
 #[derive(Debug)]
 struct Tcp {
     stream: TcpStream,
-    deadline: Instant,
+    patience: Patience,
+    /// Acknowledges at once. Patroni sends an answer's header and body as two TLS records and, by Nagle's algorithm, the
+    /// second only when the first is acknowledged. With a delayed acknowledgement both sides would wait 40 ms.
+    quick: bool,
 }
 
-impl Connector for Https {
-    type Out = HttpsTransport;
+impl Connector for Connect {
+    type Out = Connected;
 
-    fn connect(
-        &self,
-        to: &ConnectionDetails,
-        _: Option<()>,
-    ) -> Result<Option<HttpsTransport>, Error> {
+    fn connect(&self, to: &ConnectionDetails, _: Option<()>) -> Result<Option<Connected>, Error> {
         let connect = || {
+            let patience = self.patience.clone();
+            let stream = connect_to(to.addrs[0], &patience)?;
+            let Some(tls) = &self.tls else {
+                return Ok(Stream::Http(Tcp { stream, patience, quick: false }));
+            };
             let host = to.uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let name = ServerName::try_from(host).map_err(io::Error::other)?;
-            let deadline = Instant::now() + *to.timeout.after;
-            let stream = TcpStream::connect_timeout(&to.addrs[0], left(deadline)?)?;
             stream.set_nodelay(true)?;
-            let mut tcp = Tcp { stream, deadline };
-            let mut tls = ClientConnection::new(self.0.clone(), name).map_err(io::Error::other)?;
+            let mut tcp = Tcp { stream, patience, quick: true };
+            let mut tls = ClientConnection::new(tls.clone(), name).map_err(io::Error::other)?;
             tls.complete_io(&mut tcp)?;
-            Ok(StreamOwned::new(tls, tcp))
+            Ok(Stream::Https(Box::new(StreamOwned::new(tls, tcp))))
         };
         let stream = connect().map_err(|error| timed_out(error, to.timeout))?;
         let buffers =
             LazyBuffers::new(to.config.input_buffer_size(), to.config.output_buffer_size());
-        Ok(Some(HttpsTransport { stream, buffers }))
+        Ok(Some(Connected { stream, buffers }))
     }
 }
 
-impl Transport for HttpsTransport {
+impl Transport for Connected {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let output = &self.buffers.output()[..amount];
-        self.stream.write_all(output).map_err(|error| timed_out(error, timeout))
+        let written = match &mut self.stream {
+            Stream::Http(tcp) => tcp.write_all(output),
+            Stream::Https(tls) => tls.write_all(output),
+        };
+        written.map_err(|error| timed_out(error, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let input = self.buffers.input_append_buf();
-        let amount = self.stream.read(input).map_err(|error| timed_out(error, timeout))?;
+        let read = match &mut self.stream {
+            Stream::Http(tcp) => tcp.read(input),
+            Stream::Https(tls) => tls.read(input),
+        };
+        let amount = read.map_err(|error| timed_out(error, timeout))?;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }
@@ -259,23 +276,35 @@ impl Transport for HttpsTransport {
     }
 
     fn is_tls(&self) -> bool {
-        true
+        matches!(self.stream, Stream::Https(_))
     }
 }
 
 impl Read for Tcp {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
-        // it does not last: the kernel delays again once something is sent
-        set_tcp_quickack(&self.stream, true)?;
-        self.stream.read(buffer)
+        loop {
+            self.stream.set_read_timeout(Some(self.patience.left()?))?;
+            if self.quick {
+                // it does not last: the kernel delays again once something is sent
+                set_tcp_quickack(&self.stream, true)?;
+            }
+            match self.stream.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+        }
     }
 }
 
 impl Write for Tcp {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(Some(left(self.deadline)?))?;
-        self.stream.write(buffer)
+        loop {
+            self.stream.set_write_timeout(Some(self.patience.left()?))?;
+            match self.stream.write(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                written => return written,
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -283,10 +312,15 @@ impl Write for Tcp {
     }
 }
 
-fn left(deadline: Instant) -> io::Result<Duration> {
-    match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(ErrorKind::TimedOut.into()),
-        left => Ok(left),
+/// One that is silent takes no connection either when many wait. It is tried twice at the most.
+fn connect_to(patroni: SocketAddr, patience: &Patience) -> io::Result<TcpStream> {
+    match TcpStream::connect_timeout(&patroni, patience.left()?) {
+        Err(error) if error.kind() == ErrorKind::TimedOut => {
+            patience.left()?;
+            let left = patience.deadline.saturating_duration_since(Instant::now());
+            TcpStream::connect_timeout(&patroni, left.max(Duration::from_millis(1)))
+        }
+        connected => connected,
     }
 }
 

@@ -5,6 +5,7 @@ mod hosts;
 mod http;
 pub mod tls;
 
+use crate::before_stop::Patience;
 use crate::check::Check;
 use crate::sockets::{self, NotFound, Sockets};
 use http::Response;
@@ -272,8 +273,8 @@ impl Prepared<'_> {
     /// Asks Patroni once. If there is no answer, the text says who failed and, where there is one, the cure: nobody there, a
     /// stranger in its place, no answer before the deadline, no HTTP, a status other than 200 and 503, a body that is no
     /// status of Patroni's.
-    pub fn ask(&self, check: &Check, deadline: Instant) -> Heard {
-        let (from, response) = self.get(check.path(), deadline);
+    pub fn ask(&self, check: &Check, patience: &Patience) -> Heard {
+        let (from, response) = self.get(check.path(), patience);
         let from = match from {
             Some(ip) if self.patroni.elsewhere => vec![self.patroni.at(ip)],
             _ => self.patroni.would_be(self.asked),
@@ -288,9 +289,9 @@ impl Prepared<'_> {
     }
 
     /// One GET, and who answered it or failed to.
-    fn get(&self, path: &str, deadline: Instant) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
-        match self.addresses(deadline) {
-            Ok(addresses) => http::get(self, &addresses, path, deadline),
+    fn get(&self, path: &str, patience: &Patience) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
+        match self.addresses(patience.deadline) {
+            Ok(addresses) => http::get(self, &addresses, path, patience),
             Err(no_answer) => (None, Err(no_answer)),
         }
     }
@@ -328,7 +329,8 @@ impl Prepared<'_> {
 
     /// What Patroni says at another path. Not for HAProxy's checks, which ask once.
     fn keys(&self, path: &str, deadline: Instant) -> Option<BTreeMap<String, Box<RawValue>>> {
-        serde_json::from_slice(&self.get(path, deadline).1.ok()?.body).ok()
+        let answered = self.get(path, &Patience::until(deadline)).1.ok()?;
+        serde_json::from_slice(&answered.body).ok()
     }
 
     /// The name that Patroni's node gives itself: 3.3.11 tells it, 3.0.4 does not. By hand, as [`Prepared::lock_outlives`].

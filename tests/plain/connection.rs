@@ -4,6 +4,7 @@ use crate::common::{
     self, AGENT, FakePatroni, NotifySocket, Outcome, PRIMARY, READY, Start, check, check_with,
     connection, full_backlog, http, listen, start,
 };
+use patroni_agent_check::before_stop::Patience;
 use patroni_agent_check::connection::Connection;
 use patroni_agent_check::patroni::{Patroni, tls::Tls};
 use patroni_agent_check::question::NoQuestion;
@@ -95,7 +96,7 @@ fn patroni_at_the_address_that_haproxy_asked() {
         patroni.connect_to.port = port;
         let prepared = patroni.prepare(asked.parse().ok()).expect("addresses");
         let deadline = Instant::now() + Duration::from_secs(10);
-        let heard = prepared.ask(&"primary".parse().expect("a check"), deadline);
+        let heard = prepared.ask(&"primary".parse().expect("a check"), &Patience::until(deadline));
         (prepared.tried(), heard.answer.expect_err("none").reason)
     };
     let (here, there) = (format!("Patroni 127.0.0.1:{port}"), format!("10.1.0.2:{port}"));

@@ -422,7 +422,8 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
 
     println!("a weight of 0 is seen, and is healed by the command of its alert");
     let weight = |weight: &str| {
-        let line = format!("haproxy_server_weight{{proxy=\"postgres-write\",server=\"pg1\"}} {weight}\n");
+        let line =
+            format!("haproxy_server_weight{{proxy=\"postgres-write\",server=\"pg1\"}} {weight}\n");
         get().contains(&line)
     };
     assert!(weight("1"));
