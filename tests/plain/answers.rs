@@ -57,7 +57,7 @@ fn play(recorded: &Recorded) -> Outcome {
     let patroni = match recorded.status.as_str() {
         "refused" => None,
         "timeout" => {
-            timeout = "100ms";
+            timeout = "250ms";
             Some(FakePatroni::new(|stream| {
                 let _ = std::io::Read::read(stream, &mut [0]);
             }))
