@@ -31,8 +31,7 @@ SHORT = [
     "postmaster killed",
     "Patroni frozen, HAProxy reloaded before",
     "primary cut from the DCS",
-    "Patroni upgraded in pause",
-    "PostgreSQL frozen",
+    "Patroni's service restarted",
     "Patroni's loop hung, GET /cluster polled",
 ]
 RACE_FAULTS = ["switchover", "PostgreSQL stopped by hand", "power of the primary's machine cut"]
