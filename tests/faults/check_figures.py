@@ -9,7 +9,7 @@ from faults import KINDS
 from pools import OFFICIAL, OURS, POOLS, READS, ROUTES
 from watch import FAIL, NODES, OK, Called, Look, Read, Truth, Write
 
-Records = namedtuple("Records", "writes looks truths reads called operations")
+Records = namedtuple("Records", "writes looks truths reads called operations second_looks")
 Fault = namedtuple("Fault", f"{' '.join(KINDS)} takes", defaults=[False] * len(KINDS) + [frozenset()])
 BRIDGED = Fault(bridged=True)
 
@@ -20,14 +20,14 @@ def looks(*changes, pool=OURS):
     return [Look(time, calm | {(pool, "pg1"): shown}) for time, shown in changes]
 
 
-def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((0, 200),), held=None, operations=(), gone=()):
+def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((0, 200),), held=None, operations=(), gone=(), second=()):
     """Ten seconds, in which pg1 is (time, in recovery) and (time, Patroni's status for reads)."""
     truths = [Truth(time, "pg1", recovery) for time, recovery in truths]
     alive = [write(time, session=session) for time in (9.2, 9.8) for session in (True, False)]
     reads = [Read(READS[OURS], time, time + 0.01, "pg1", False, time, OK, {}) for time in reads]
     called = [Called(time, "pg1", status, time - 0.2) for time, status in called]
     operations = [*operations, *(operation(9.7, kind) for kind in RATES)]
-    records = Records([*writes, *alive], looks, truths, reads, called, operations)
+    records = Records([*writes, *alive], looks, truths, reads, called, operations, second)
     rows = [(*w.row, w.node) for w in [*records.writes, *(each.write for each in operations)] if w.done == OK]
     rows = [row for row in rows if row[:2] not in gone]
     return figures.Run(records, 0.0, 10.0, rows, dict.fromkeys(POOLS, 0), grace, held)
@@ -55,6 +55,18 @@ class Figures(unittest.TestCase):
         seen = run(looks((0, "UP")), [write(5)], operations=[operation(6)], gone=[by_watch, by_client])
         self.assertEqual(seen.lost, {by_watch, by_client})
         self.assertEqual(seen.figures(OURS).lost, 2)
+
+    def test_two_haproxies(self):
+        other = lambda *times: [Look(time, {(OURS, node): "UP"}) for time, node in times]
+        same = run(looks((0, "UP")), second=other((0, "pg1")))
+        self.assertEqual(same.figures(OURS).apart, 0)
+        # none of the first one's is UP
+        self.assertEqual(run(looks((0, "MAINT")), second=other((0, "pg2"))).figures(OURS).apart, 0)
+        apart = run(looks((0, "UP")), second=other((0, "pg1"), (1, "pg2"), (2, "pg1"), (3, "pg2"), (3 + figures.bound(3), "pg1")))
+        self.assertAlmostEqual(apart.figures(OURS).apart, figures.bound(3))
+        self.assertEqual(broken(apart, Fault()), [])
+        longer = run(looks((0, "UP")), second=other((0, "pg2"), (figures.bound(3) + 0.1, "pg1")))
+        self.assertIn("different servers UP for 6.7", broken(longer, Fault())[0])
 
     def test_down_within_the_grace_period(self):
         down = looks((0, "UP"), (5, "DOWN"), (5.5, "UP"))

@@ -13,6 +13,8 @@ What the agent's pool promises, and `broken_promises` holds it to:
   Patroni's business and counted, unless Patroni replicates synchronously: then nothing is lost, whatever happens;
 * no write that failed is there all the same, and no session sees less than it saw or wrote before (see history.py);
 * two servers are never UP at once;
+* two HAProxies, which ask at other times and over other paths, have different servers UP for no longer than one of them
+  may have a server UP that does not take writes;
 * a node that an operator holds gets no new session that writes;
 * a standby whose agent is silent takes writes when it is promoted, and not only when its agent speaks again;
 * nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN, but for trouble that others have
@@ -47,7 +49,7 @@ FALL, LONGEST_FALL = 4, 8
 Figures = namedtuple(
     "Figures",
     "refused late split lost phantom stale unknown cut two_up down most_down false_up first_write pause alerts to_held "
-    "late_read read_pause alive due delayed failed failed_by_kind in_flight longest kept gap",
+    "late_read read_pause apart alive due delayed failed failed_by_kind in_flight longest kept gap",
 )
 # What the table shows of them.
 COLUMNS = {
@@ -55,6 +57,7 @@ COLUMNS = {
     "first_write": "promotion to first write, s",
     "false_up": "UP without taking writes, s",
     "two_up": "two UP, s",
+    "apart": "two HAProxies apart, s",
     "down": "DOWN shown, s x servers",
     "refused": "refused as read-only",
     "split": "taken by two primaries",
@@ -134,6 +137,7 @@ class Run:
         written = self.writes + [operation.write for operation in self.operations]
         self.lost = {write.row for write in history.lost(written, rows)}
         self.looks = self._window(watch.looks, lambda look: "all")
+        self.second_looks = self._window(watch.second_looks, lambda look: "all")
         self.truths = self._window(watch.truths, lambda truth: truth.node)
         self.reads = [read for read in watch.reads if began <= read.ended < ended]
         self.called = self._window(watch.called, lambda called: called.node)
@@ -186,6 +190,18 @@ class Run:
             if look:
                 yield begin, end, look.shown
 
+    def longest_apart(self):
+        """How long both HAProxies had a server of our pool UP, and none in common."""
+        up = lambda look: {node for node in NODES if look and look.shown.get((OURS, node)) == "UP"}
+        everything = lambda look: True
+        times = sorted({look.time for look in [*self.looks, *self.second_looks]} | {self.ended})
+        longest = lasts = 0
+        for begin, end in zip(times, times[1:]):
+            first, second = (up(at(looks, begin, everything)) for looks in (self.looks, self.second_looks))
+            lasts = lasts + end - begin if first and second and not first & second else 0
+            longest = max(longest, lasts)
+        return longest
+
     def figures(self, pool):
         spans = list(self.spans())
         up = lambda shown: [node for node in NODES if shown.get((pool, node)) == "UP"]
@@ -222,6 +238,7 @@ class Run:
             to_held=sum(map(self.to_held, written)),
             late_read=max(map(self.called_out, reads), default=0) if pool in READS else None,
             read_pause=longest_pause(self.began, self.ended, [r.ended for r in reads]) if pool in READS else None,
+            apart=self.longest_apart() if pool == OURS else None,
             # each client that writes, and the one that reads, not long ago
             alive={w.row[0] for w in written if w.ended > self.ended - 1.5} >= writers(pool)
             and (pool not in READS or any(read.ended > self.ended - 1 for read in reads)),
@@ -338,6 +355,8 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
         broken.append(f"two servers UP for {figures.two_up:.2f} s")
     if figures.false_up > (LONGEST_FALL + BLINK if silent else bound(grace)) * primaries:
         broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes")
+    if figures.apart > (LONGEST_FALL + BLINK if silent else bound(grace)):
+        broken.append(f"two HAProxies had different servers UP for {figures.apart:.2f} s")
     if planned and silent and figures.pause > SILENCE:
         broken.append(f"no write for {figures.pause:.2f} s, until a silent agent spoke again")
     if figures.to_held:

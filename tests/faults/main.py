@@ -108,7 +108,8 @@ class Site:
         if haproxy:
             self.cluster.haproxy(haproxy)
         self.root = f"/proc/{self.cluster.leader('lb')}/root"
-        self.watch = watch.Watch(f"{self.root}/run/haproxy/admin.sock", pools.POOLS, pools.READ_PORTS)
+        sockets = f"{self.root}/run/haproxy/admin.sock", f"{self.root}/run/second-haproxy.sock"
+        self.watch = watch.Watch(sockets[0], pools.POOLS, pools.READ_PORTS, sockets[1])
         self.clients, self.cpus = clients.Clients(seed), None
         self.watch.operations = self.clients.operations
         self.ended, self.lost = None, set()
@@ -270,6 +271,7 @@ def seen(pool, found):
     words += [f"DOWN {found.down:.1f} s", f"false UP {found.false_up:.2f} s", f"no write {found.pause:.2f} s"]
     words += [f"first write {found.first_write:.2f} s"] if found.first_write is not None else []
     words += [f"late read {found.late_read:.2f} s", f"no read {found.read_pause:.2f} s"] if pool in pools.READS else []
+    words += [f"HAProxies apart {found.apart:.2f} s"] if pool == pools.OURS else []
     return words + [f"{found.alerts} alerts"]
 
 

@@ -88,15 +88,16 @@ def create_table(node):
 
 
 class Watch:
-    """Runs from `start` to `stop`; the records only grow. `pools` for writes and `reads`: {name: HAProxy's port}."""
+    """Runs from `start` to `stop`; the records only grow. `pools` for writes and `reads`: {name: HAProxy's port}. `second`:
+    the admin socket of another HAProxy, whose first pool is looked at."""
 
-    def __init__(self, admin_socket, pools, reads):
-        self.admin_socket, self.pools, self.read_pools = admin_socket, pools, reads
-        self.writes, self.reads, self.looks, self.truths, self.called = [], [], [], [], []
+    def __init__(self, admin_socket, pools, reads, second=None):
+        self.admin_socket, self.pools, self.read_pools, self.second = admin_socket, pools, reads, second
+        self.writes, self.reads, self.looks, self.truths, self.called, self.second_looks = [], [], [], [], [], []
         self.last_look, self.longest_between_looks = time.time(), 0
         self.ended, self.renewing = threading.Event(), threading.Event()
         self.broken, self.sessions = [], itertools.count()
-        tasks = [(self._look, ())]
+        tasks = [(self._look, ())] + ([(self._look_at_second, ())] if second else [])
         tasks += [(task, (node,)) for task in (self._ask_the_node, self._ask_patroni) for node in NODES]
         tasks += [(self._read, (pool, session)) for pool in reads for session in (True, False)]
         tasks += [(self._write, (pool, session)) for pool in pools for session in (True, False)]
@@ -233,6 +234,20 @@ class Watch:
             self.last_look = now
             if shown != last:
                 self.looks.append(Look(now, shown))
+                last = shown
+
+
+    def _look_at_second(self):
+        last = None
+        for _ in self._every(0.05):
+            try:
+                shown = look(self.second, [*self.pools][:1])
+            except OSError:
+                if self.second_looks:
+                    raise
+                continue  # it has just been started
+            if shown != last:
+                self.second_looks.append(Look(time.time(), shown))
                 last = shown
 
 
