@@ -79,7 +79,7 @@ pub struct Times {
 /// availability within the lease of the leader lock and decides nothing about who is primary: the lock outlives
 /// the last good answer ([`crate::patroni::Prepared::lock_outlives`]), and `--grace` must be less than that by HAProxy's
 /// `agent-inter` and two `--timeout`s. `stop_noted`: the before-stop hook has said that PostgreSQL is about to stop, which
-/// turns what would be bridged into a drain. An operator's hold comes last.
+/// turns what would be bridged into a drain, and what would be down after that into MAINT. An operator's hold comes last.
 pub fn decide(
     question: &Question,
     policy: Policy,
@@ -132,6 +132,10 @@ pub fn decide(
                     }
                     _ => Verdict::Keep,
                 };
+            } else if stop_noted && answer.as_ref().is_err_and(|no_answer| !no_answer.unasked) {
+                // expected, and for as long as the note holds
+                reply.reason = format!("PostgreSQL is about to stop: {}", reply.reason);
+                reply.verdict = Verdict::Out(Otherwise::Maint);
             }
         }
         Meaning::Other(answer) => {
@@ -819,7 +823,12 @@ mod tests {
             assert_eq!(reply.verdict, DRAIN);
             assert_eq!(reply.reason, "PostgreSQL is about to stop: connection refused");
             assert_eq!(node.hears(13.9, REFUSED()).verdict, DRAIN);
-            assert_eq!(node.hears(14.0, REFUSED()).verdict, Verdict::Down);
+            // the grace is over, and the note is not
+            let reply = node.hears(14.0, REFUSED());
+            assert_eq!(reply.verdict, MAINT);
+            assert_eq!(reply.reason, "PostgreSQL is about to stop: connection refused");
+            node.stop_noted = false;
+            assert_eq!(node.hears(14.5, REFUSED()).verdict, Verdict::Down);
             let policy = Policy { stopping: Otherwise::Maint, ..POLICY };
             let mut node = Node { policy, stop_noted: true, ..Node::new(check) };
             node.hears(10.0, good());
@@ -829,6 +838,10 @@ mod tests {
         let mut node = Node { stop_noted: true, ..Node::new("primary") };
         node.hears(10.0, Ok(STANDBY()));
         assert_eq!(node.hears(10.5, REFUSED()).verdict, Verdict::Keep);
+        // what Patroni says counts, and what this machine lacks says nothing
+        let unasked = || Err(NoAnswer { refused: false, unasked: true, reason: String::new() });
+        assert_eq!(node.hears(20.0, unasked()).verdict, Verdict::Keep);
+        assert_eq!(node.hears(20.0, Ok(answer(503, "primary", "crashed"))).verdict, Verdict::Fail);
     }
 
     const ROLES: [&str; 7] =

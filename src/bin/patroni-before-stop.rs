@@ -156,7 +156,8 @@ impl Hook {
                 let _only_one = note?;
                 match left_in_memory(&options)? {
                     Some(left) => {
-                        let heard = heard(self.agent_inter.max(options.timeout / 3));
+                        let heard =
+                            heard(self.agent_inter + before_stop::with_note(options.timeout));
                         self.wait_for_transactions(heard, end.min(Instant::now() + left), Ok)
                     }
                     None => {

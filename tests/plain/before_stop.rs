@@ -163,6 +163,9 @@ fn a_note_of_the_hook_makes_a_node_drain_whose_patroni_is_away() {
     note(&format!("{:020}\n", now()));
     assert!(node.asks(&url, &grace).reply.starts_with(&drains));
     assert!(node.asks(&url, &["--grace", "15s", "--stopping", "maint"]).reply.starts_with("!"));
+    // once the grace is over
+    let expected = drains.replace("up drain", "up maint");
+    assert!(node.asks(&url, &["--grace", "0"]).reply.starts_with(&expected));
     for text in [
         (now() - 10_000).to_string(),
         (now() + 60_000).to_string(),
