@@ -270,6 +270,9 @@ pub fn in_words(error: &io::Error, host: &str) -> Option<String> {
         InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
             "its certificate is not signed by the CA in --cacert".to_owned()
         }
+        InvalidCertificate(Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. }) => {
+            "its certificate is not for a server: extendedKeyUsage lacks serverAuth".to_owned()
+        }
         InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
             "its certificate has expired".to_owned()
         }
@@ -280,7 +283,7 @@ pub fn in_words(error: &io::Error, host: &str) -> Option<String> {
             Bad::UnsupportedSignatureAlgorithmContext { .. }
             | Bad::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
         ) => {
-            "its certificate needs RSA with 2048 bits or more, P-256, P-384 or Ed25519, and SHA-256 or more".to_owned()
+            "its certificate needs RSA from 2048 bits, P-256 or P-384 with SHA-256 or SHA-384, or Ed25519".to_owned()
         }
         InvalidCertificate(Bad::Other(error)) => match error.to_string().as_str() {
             CA => {
@@ -292,6 +295,13 @@ pub fn in_words(error: &io::Error, host: &str) -> Option<String> {
         InvalidMessage(_) => "it does not speak TLS; should --url be http://?".to_owned(),
         AlertReceived(AlertDescription::CertificateRequired) => {
             "it requires a client certificate: --cert and --key".to_owned()
+        }
+        // OpenSSL says so with TLS 1.2 where a client certificate is missing, and of a key that this side does not know
+        AlertReceived(AlertDescription::HandshakeFailure) => {
+            "HandshakeFailure: it requires --cert and --key, or its key is not RSA, P-256, P-384 or Ed25519".to_owned()
+        }
+        AlertReceived(AlertDescription::ProtocolVersion) => {
+            "it speaks neither TLS 1.2 nor 1.3".to_owned()
         }
         AlertReceived(alert) => format!("it refused the TLS connection: {alert:?} (--cert, --key)"),
         error => format!("TLS: {error}"),

@@ -162,13 +162,16 @@ fn a_certificate_that_cannot_be_used_names_the_cure() {
         ("version1", "its certificate has X.509 version 1; make one with version 3"),
         (
             "sha1",
-            "its certificate needs RSA with 2048 bits or more, P-256, P-384 or Ed25519, and SHA-256 or more",
+            "its certificate needs RSA from 2048 bits, P-256 or P-384 with SHA-256 or SHA-384, or Ed25519",
         ),
     ] {
         let patroni = plain(name);
         assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem")]), down(&patroni, reason), "{name}");
         assert_eq!(ask(&patroni, &["-k"]), READY, "{name}");
     }
+    let patroni = plain("client-only");
+    let reason = "its certificate is not for a server: extendedKeyUsage lacks serverAuth";
+    assert_eq!(ask(&patroni, &["--cacert", &pem("own.pem")]), down(&patroni, reason));
 }
 
 #[test]
@@ -287,6 +290,25 @@ fn https_where_http_is_spoken() {
         ask(&patroni, &["-k"]),
         down(&patroni, "it does not speak TLS; should --url be http://?")
     );
+}
+
+/// As OpenSSL refuses those who have nothing in common with it.
+#[test]
+fn a_handshake_that_is_refused_names_the_cure() {
+    for (alert, reason) in [
+        (
+            40,
+            "HandshakeFailure: it requires --cert and --key, or its key is not RSA, P-256, P-384 or Ed25519",
+        ),
+        (70, "it speaks neither TLS 1.2 nor 1.3"),
+        (80, "it refused the TLS connection: InternalError (--cert, --key)"),
+    ] {
+        let patroni = FakePatroni::raw(move |mut stream| {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(&[21, 3, 3, 0, 2, 2, alert]);
+        });
+        assert_eq!(ask(&patroni, &["-k"]), down(&patroni, reason));
+    }
 }
 
 #[test]
