@@ -209,3 +209,38 @@ fn a_reload_leaves_the_reserve_as_it_was() {
     machine.sh("systemd-run -q -p Type=exec socat TCP-LISTEN:8008,bind=127.0.0.11,fork /dev/null");
     machine.shows("reserve", "UP DRAIN (agent) ");
 }
+
+/// They would be refused in the old process after ten seconds.
+#[test]
+#[ignore = "needs root, systemd and HAProxy: tests/run"]
+fn a_reload_waits_for_clients_that_wait_for_a_server() {
+    let machine = LoadBalancer::boot();
+    machine.reaches("5432 127.0.0.11");
+    let command = |command: &str| {
+        machine.sh(&format!("echo '{command}' | socat stdio unix-connect:/run/haproxy/admin.sock"))
+    };
+    machine.sh("systemctl stop agent");
+    command("set server postgres-write/pg1 state maint");
+    machine.sh("for i in 1 2 3 4 5; do
+            (socat -u TCP:127.0.0.1:5000 - > /tmp/client$i) > /dev/null 2>&1 &
+        done
+        systemctl --no-block reload haproxy; sleep 2");
+    command("set server postgres-write/pg1 state ready");
+    let reached = machine.sh("for i in 1 2 3 4 5; do
+            for j in $(seq 600); do [ ! -s /tmp/client$i ] || break; sleep 0.02; done
+            cat /tmp/client$i
+        done
+        while [ $(systemctl show -P ActiveState haproxy) = reloading ]; do sleep 0.02; done");
+    assert_eq!(reached, "5432 127.0.0.11\n".repeat(5));
+    println!("and no longer than five seconds");
+    command("set server postgres-write/pg1 state maint");
+    machine.sh("(socat -u TCP:127.0.0.1:5000 -) > /dev/null 2>&1 & sleep 0.5");
+    let began = Instant::now();
+    machine.reload();
+    assert!(began.elapsed() > Duration::from_secs(4), "{:?}", began.elapsed());
+    println!("and not at all if nobody waits");
+    machine.sh("for i in $(seq 600); do pgrep -x -a socat | grep -q 'TCP:127.0.0.1:5000' || exit 0; sleep 0.02; done; exit 1");
+    let began = Instant::now();
+    machine.reload();
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
