@@ -487,7 +487,7 @@ fn a_silent_agent_is_bounded_by_the_check() {
         format!("backend {name}\n{lines}\n server pg 127.0.0.1:5555\n")
     };
     let default_server =
-        shipped.lines().find(|line| line.contains("default-server")).expect("the first");
+        shipped.lines().find(|line| line.contains("default-server agent-check")).expect("it");
     let configuration =
         [default_server.to_owned(), pool("postgres-write"), pool("postgres-read"), pool("agents")]
             .join("\n")
