@@ -161,8 +161,10 @@ fn an_administrator_wins_while_the_port_is_opened_again() {
                     (&*removal, ""),
                 ] {
                     machine.sh(&format!("systemctl unmask -q {units}.socket; systemctl enable -q {units}.socket; systemctl stop {other}.socket"));
+                    // once it has said so, it knows that the socket was enabled
+                    let said = machine.said();
                     machine.stranger_takes_the_port(units);
-                    machine.soon("it tries", |machine| machine.is_active(&reopen));
+                    machine.soon("it tries", |machine| machine.said() != said);
                     machine.sh(act);
                     if opens != units {
                         machine.soon(&format!("after {act}, it ends"), |machine| !machine.is_active(&reopen));
