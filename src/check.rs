@@ -191,6 +191,14 @@ mod tests {
     }
 
     #[test]
+    fn a_check_without_a_query_has_the_number_of_its_name() {
+        let number = |text: &str| text.parse::<Check>().expect(text).plain_number();
+        let numbers: Vec<_> = names().map(number).collect();
+        assert_eq!(numbers, (0..CHECKS.len()).map(Some).collect::<Vec<_>>());
+        assert_eq!(number("primary?lag=16MB"), None);
+    }
+
+    #[test]
     fn every_name_is_asked_as_it_is_written() {
         for (name, _) in CHECKS {
             assert_eq!(path(name), format!("/{name}"));

@@ -25,6 +25,7 @@ const PLACES: usize = SIZE / RECORD;
 const PLAIN: usize = 24;
 /// The place of what is no check, the last of them.
 const NO_CHECK: usize = PLAIN - 1;
+const _: () = assert!(NO_CHECK < PLAIN);
 /// What each record begins with, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
 /// In milliseconds, for some thousands of years.
