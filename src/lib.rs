@@ -69,3 +69,6 @@ pub mod reopen;
 
 /// A small plain file, read whole.
 pub mod file;
+
+/// Another program, for the machine that HAProxy runs on.
+pub mod pools;

@@ -436,7 +436,12 @@ pub fn help() -> String {
 }
 
 /// Adds words in a column of this width, beside what stands before its first line.
-fn wrap<'a>(text: &mut String, before: &str, width: usize, words: impl Iterator<Item = &'a str>) {
+pub fn wrap<'a>(
+    text: &mut String,
+    before: &str,
+    width: usize,
+    words: impl Iterator<Item = &'a str>,
+) {
     let (mut line, mut length) = (before.to_owned(), 0);
     for word in words {
         if length + word.len() > width {

@@ -1,0 +1,184 @@
+//! For the machine that HAProxy runs on: says which mistakes are in its configuration for Patroni, whether it does what was
+//! meant, and keeps the states of its servers over a reload. Reads the command line and prints; the work is in `pools`.
+
+#![deny(clippy::unwrap_used)]
+
+use patroni_agent_check::options::Stop;
+use patroni_agent_check::pools::configuration::Configuration;
+use patroni_agent_check::pools::options::{Command, NAME, Options};
+use patroni_agent_check::pools::pool::Pool;
+use patroni_agent_check::pools::rules::{self, RULES};
+use patroni_agent_check::pools::service::{self, Service};
+use patroni_agent_check::pools::{haproxy, states, status};
+use patroni_agent_check::reply::printable;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread;
+
+/// The longest line that is printed.
+const LINE: usize = 2000;
+/// The lines of HAProxy's that are shown.
+const LINES: usize = 40;
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args_os().skip(1)) {
+        Ok(options) => options,
+        Err(Stop::Print(text)) => {
+            text.lines().for_each(say);
+            return ExitCode::SUCCESS;
+        }
+        Err(Stop::Usage(error)) => {
+            complain(&error);
+            return ExitCode::from(64);
+        }
+    };
+    if options.rules {
+        return explain_rules();
+    }
+    let service = service(&options);
+    match options.command {
+        Command::Check => check(&options, &service),
+        Command::Status => see_status(&options, &service),
+        Command::SaveStates => {
+            states::save(&service, options.socket.as_deref())
+                .iter()
+                .for_each(|line| complain(line));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// The files and variables: those of the command line first, then those of haproxy.service.
+fn service(options: &Options) -> Service {
+    let service = service::service(Path::new("/"));
+    let own = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    // the shell's variables are not the service's
+    if options.files.is_empty() {
+        let environment = own.chain(service.environment).collect();
+        return Service { files: service.files, environment };
+    }
+    let environment = service.environment.into_iter().chain(own).collect();
+    Service { files: options.files.clone(), environment }
+}
+
+fn explain_rules() -> ExitCode {
+    for rule in RULES {
+        let only = if rule.agent { " (with the agent)" } else { "" };
+        say(&format!("{}{only}: {}", rule.name, rule.why));
+    }
+    ExitCode::SUCCESS
+}
+
+fn read(service: &Service) -> Result<Configuration, String> {
+    Configuration::read(&service.files, service.environment.clone(), &haproxy::version)
+}
+
+fn check(options: &Options, service: &Service) -> ExitCode {
+    if options.list {
+        return match read(service) {
+            Ok(configuration) => list(&configuration),
+            Err(error) => unreadable(&error),
+        };
+    }
+    // HAProxy reads while we do
+    let (judged, configuration) = thread::scope(|scope| {
+        let judge = scope.spawn(|| haproxy::judge(&service.files, &service.environment));
+        let configuration = read(service);
+        (judge.join(), configuration)
+    });
+    let configuration = match configuration {
+        Ok(configuration) => configuration,
+        Err(error) => return unreadable(&error),
+    };
+    let refused =
+        show_judgement(judged.unwrap_or_else(|_| Err("bug in asking HAProxy".to_owned())));
+    for (place, note) in &configuration.notes {
+        complain(&format!("{}: {note}", configuration.say(*place)));
+    }
+    let findings = rules::find(&configuration, options.agent);
+    for finding in &findings {
+        say(&format!("{}: {}: {}", configuration.say(finding.place), finding.rule, finding.text));
+    }
+    if !Pool::all(&configuration).iter().any(Pool::asks_patroni) {
+        complain("no server in these files asks Patroni");
+    }
+    match (refused, findings.is_empty()) {
+        (true, _) => ExitCode::from(2),
+        (false, true) => ExitCode::SUCCESS,
+        (false, false) => ExitCode::FAILURE,
+    }
+}
+
+fn unreadable(error: &str) -> ExitCode {
+    complain(error);
+    ExitCode::from(2)
+}
+
+/// Whether HAProxy refuses the files.
+fn show_judgement(judged: Result<Option<(bool, String)>, String>) -> bool {
+    let (taken, said) = match judged {
+        Ok(Some(judged)) => judged,
+        Ok(None) => {
+            complain(
+                "haproxy is not on this machine, so nobody has said whether these files are valid",
+            );
+            return false;
+        }
+        Err(error) => (false, error),
+    };
+    said.lines().take(LINES).for_each(|line| complain(&format!("haproxy: {line}")));
+    if !taken {
+        complain("HAProxy refuses these files");
+    }
+    !taken
+}
+
+fn list(configuration: &Configuration) -> ExitCode {
+    for pool in Pool::all(configuration) {
+        for server in &pool.servers {
+            if let Some(check) = pool.question(server) {
+                let place = configuration.say(server.place);
+                say(&format!("{place} {}/{} {check}", pool.name(), server.name));
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn see_status(options: &Options, service: &Service) -> ExitCode {
+    let configuration = read(service);
+    if let Err(error) = &configuration {
+        complain(&format!("{error}; only the servers with an agent are shown"));
+    }
+    let seen =
+        status::see(&configuration.unwrap_or_default(), options.socket.as_deref(), options.wait);
+    let seen = match seen {
+        Ok(seen) => seen,
+        Err(error) => {
+            if options.quiet {
+                say(&format!("UNKNOWN: {error}"));
+            } else {
+                complain(&error);
+            }
+            return ExitCode::from(2);
+        }
+    };
+    if options.quiet {
+        say(&seen.summary());
+    } else {
+        seen.lines().iter().for_each(|line| say(line));
+    }
+    if seen.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A line on stdout. Whoever reads it may have gone.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{}", printable(line, LINE));
+}
+
+/// A line on stderr.
+fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "{NAME}: {}", printable(line, LINE));
+}

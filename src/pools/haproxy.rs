@@ -1,0 +1,149 @@
+//! HAProxy itself: what its program says of a configuration, and what it answers on its admin socket. Knows how long it may
+//! take and how much it may say; knows nothing of what that means.
+
+use crate::pools::conditions::{self, Version};
+use crate::pools::words::Environment;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long HAProxy may take to read its configuration.
+const READING: Duration = Duration::from_secs(20);
+/// How much it may say then.
+const SAID: u64 = 64 << 10;
+/// How long it may take for an answer on its socket.
+pub const ANSWER: Duration = Duration::from_secs(5);
+/// The longest answer: some 30,000 servers.
+const ANSWERED: u64 = 64 << 20;
+/// Where it is if `PATH` does not say so, as for a user who is not root.
+const FOLDERS: &str = "/usr/sbin:/usr/local/sbin";
+
+/// HAProxy's program, if it is here.
+pub fn program() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(std::env::split_paths(FOLDERS));
+    folders.map(|folder| folder.join("haproxy")).find(|file| file.is_file())
+}
+
+/// HAProxy's version.
+pub fn version() -> Option<Version> {
+    let (_, said) = run(&program()?, ["-v"], &Environment::new()).ok()?;
+    conditions::version(said.split("version ").nth(1)?)
+}
+
+/// Whether HAProxy takes these files, and what it says of them.
+///
+/// # Errors
+///
+/// It could not be started, or did not end.
+pub fn judge(
+    files: &[PathBuf],
+    environment: &Environment,
+) -> Result<Option<(bool, String)>, String> {
+    let Some(program) = program() else { return Ok(None) };
+    let mut arguments = vec!["-c".into()];
+    for file in files {
+        arguments.extend(["-f".into(), file.clone()]);
+    }
+    let judged = run(&program, arguments, environment);
+    let (status, said) = judged.map_err(|error| format!("{} -c: {error}", program.display()))?;
+    let said = said
+        .lines()
+        .filter(|line| !line.trim().is_empty() && *line != "Configuration file is valid");
+    Ok(Some((status.success(), said.collect::<Vec<_>>().join("\n"))))
+}
+
+/// Runs HAProxy to its end, for a limited time.
+fn run(
+    program: &Path,
+    arguments: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>,
+    environment: &Environment,
+) -> io::Result<(ExitStatus, String)> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .envs(environment.iter().filter(|(name, value)| {
+            !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
+        }))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let (said, hear) = mpsc::channel();
+    for pipe in [
+        out.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>),
+        err.map(|pipe| Box::new(pipe) as _),
+    ] {
+        let said = said.clone();
+        thread::spawn(move || {
+            let mut text = Vec::new();
+            if let Some(pipe) = pipe {
+                let _ = pipe.take(SAID).read_to_end(&mut text);
+            }
+            said.send(text)
+        });
+    }
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if began.elapsed() > READING {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(io::Error::other(format!("no end within {} s", READING.as_secs())));
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let mut text = String::new();
+    for _ in 0..2 {
+        // a child of HAProxy's may keep the pipe open
+        let heard = hear.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
+        text += &String::from_utf8_lossy(&heard);
+    }
+    Ok((status, text))
+}
+
+/// The answer to one command on the admin socket.
+///
+/// # Errors
+///
+/// Who failed, and what to look at.
+pub fn ask(socket: &Path, command: &str) -> Result<String, String> {
+    let name = socket.display().to_string();
+    let (answered, answer) = mpsc::channel();
+    let (socket, command) = (socket.to_owned(), command.to_owned());
+    // a socket whose queue is full makes even connect() wait without end
+    thread::spawn(move || answered.send(asked(&socket, &command)));
+    let silent = || Err(io::Error::other(format!("no answer within {} s", ANSWER.as_secs())));
+    let answer = answer.recv_timeout(ANSWER).unwrap_or_else(|_| silent());
+    answer.map_err(|error| {
+        format!("HAProxy does not answer on {name}: {error}; is it running, is this its \"stats socket\", and may this user write there?")
+    })
+}
+
+fn asked(socket: &Path, command: &str) -> io::Result<String> {
+    let end = Instant::now() + ANSWER;
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_write_timeout(Some(ANSWER))?;
+    writeln!(stream, "{command}")?;
+    stream.shutdown(Shutdown::Write)?;
+    let (mut answer, mut part) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        let count = stream.read(&mut part)?;
+        answer.extend_from_slice(&part[..count]);
+        if count == 0 {
+            return Ok(String::from_utf8_lossy(&answer).into_owned());
+        }
+        if answer.len() as u64 > ANSWERED || Instant::now() > end {
+            return Err(io::Error::other("its answer has no end"));
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The command line of `patroni-pools`, from one table: what is said of it in the help, the manual and the completions is
+//! made from this. Knows nothing of what the commands do.
+
+use crate::options::{Stop, wrap};
+use lexopt::{Arg, Parser, ValueExt};
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// This program's name.
+pub const NAME: &str = "patroni-pools";
+
+/// The longest `--wait`.
+const WAIT: u64 = 3600;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Command {
+    /// Find the mistakes in haproxy.cfg.
+    #[default]
+    Check,
+    /// See what HAProxy does.
+    Status,
+    /// Save the states of the servers.
+    SaveStates,
+}
+
+/// The commands: name, which it is, and what it does.
+pub const COMMANDS: &[(&str, Command, &str)] = &[
+    (
+        "check",
+        Command::Check,
+        "find the mistakes in HAProxy's configuration; haproxy -c is asked as well",
+    ),
+    (
+        "status",
+        Command::Status,
+        "show what HAProxy does with each server that asks Patroni, and what is wrong with it",
+    ),
+    (
+        "save-states",
+        Command::SaveStates,
+        "save the states of HAProxy's servers to the server-state-file, before a reload",
+    ),
+];
+
+/// One option.
+#[derive(Clone, Copy, Debug)]
+pub struct Described {
+    /// Its letter, if it has one.
+    pub short: Option<char>,
+    /// Its name, without the dashes.
+    pub long: &'static str,
+    /// What it takes: `FILE` a file; empty if it takes nothing.
+    pub value: &'static str,
+    /// The commands that take it; none are all.
+    pub commands: &'static [Command],
+    /// What it means.
+    pub meaning: &'static str,
+}
+
+/// All options.
+pub const OPTIONS: &[Described] = &[
+    Described {
+        short: Some('f'),
+        long: "file",
+        value: "FILE",
+        commands: &[],
+        meaning: "read this file, or the .cfg files of this folder, as haproxy -f does; may be given several times (default: what haproxy.service names)",
+    },
+    Described {
+        short: None,
+        long: "agent",
+        value: "",
+        commands: &[Command::Check],
+        meaning: "also say what the pools without the agent lack for it",
+    },
+    Described {
+        short: None,
+        long: "list",
+        value: "",
+        commands: &[Command::Check],
+        meaning: "print a line for each server that asks Patroni, FILE:LINE POOL/SERVER CHECK, and nothing else",
+    },
+    Described {
+        short: None,
+        long: "rules",
+        value: "",
+        commands: &[Command::Check],
+        meaning: "explain the rules, and read no file",
+    },
+    Described {
+        short: None,
+        long: "socket",
+        value: "FILE",
+        commands: &[Command::Status, Command::SaveStates],
+        meaning: "HAProxy's admin socket (default: the stats socket of the configuration, or else /run/haproxy/admin.sock)",
+    },
+    Described {
+        short: None,
+        long: "wait",
+        value: "SECONDS",
+        commands: &[Command::Status],
+        meaning: "look again until all is well, for at most so long",
+    },
+    Described {
+        short: None,
+        long: "quiet",
+        value: "",
+        commands: &[Command::Status],
+        meaning: "print one line, for monitoring",
+    },
+    Described {
+        short: Some('h'),
+        long: "help",
+        value: "",
+        commands: &[],
+        meaning: "print this help and exit",
+    },
+    Described {
+        short: Some('V'),
+        long: "version",
+        value: "",
+        commands: &[],
+        meaning: "print the version and exit",
+    },
+];
+
+/// A valid command line.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What is to be done.
+    pub command: Command,
+    /// What HAProxy reads; empty for what its service names.
+    pub files: Vec<PathBuf>,
+    /// Whether pools without the agent shall have it.
+    pub agent: bool,
+    /// Whether only the servers are listed.
+    pub list: bool,
+    /// Whether only the rules are explained.
+    pub rules: bool,
+    /// The admin socket.
+    pub socket: Option<PathBuf>,
+    /// How long to wait until all is well.
+    pub wait: Duration,
+    /// Whether one line is enough.
+    pub quiet: bool,
+}
+
+impl Described {
+    /// The option with its value, such as `-f, --file FILE`.
+    pub fn usage(&self) -> String {
+        let short = self.short.map(|short| format!("-{short}, ")).unwrap_or_default();
+        let space = if self.value.is_empty() { "" } else { " " };
+        format!("{short}--{}{space}{}", self.long, self.value)
+    }
+
+    /// What it means, and to which commands.
+    pub fn meaning(&self) -> String {
+        let named = COMMANDS.iter().filter(|(_, command, _)| self.commands.contains(command));
+        let named: Vec<_> = named.map(|(name, _, _)| *name).collect();
+        let colon = if named.is_empty() { "" } else { ": " };
+        format!("{}{colon}{}", named.join(", "), self.meaning)
+    }
+}
+
+impl Options {
+    /// Reads the arguments, without the program's name.
+    ///
+    /// # Errors
+    ///
+    /// See [`Stop`].
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
+        let mut options = Options::default();
+        let (mut command, mut given) = (None, Vec::new());
+        let mut parser = Parser::from_args(arguments);
+        while let Some(argument) = parser.next().map_err(usage)? {
+            let option = OPTIONS.iter().find(|option| match &argument {
+                Arg::Long(long) => *long == option.long,
+                Arg::Short(short) => Some(*short) == option.short,
+                Arg::Value(_) => false,
+            });
+            let Some(option) = option else {
+                match argument {
+                    Arg::Value(value) if command.is_none() => {
+                        let known = COMMANDS.iter().find(|(name, _, _)| value == *name);
+                        let unknown =
+                            || Stop::Usage(format!("{value:?} is no command; see {NAME} --help"));
+                        command = Some(known.ok_or_else(unknown)?);
+                    }
+                    other => return Err(usage(other.unexpected())),
+                }
+                continue;
+            };
+            given.push(option);
+            match option.long {
+                "file" => options.files.push(parser.value().map_err(usage)?.into()),
+                "socket" => options.socket = Some(parser.value().map_err(usage)?.into()),
+                "wait" => {
+                    let value = parser.value().and_then(|value| value.string()).map_err(usage)?;
+                    let seconds = value.parse().ok().filter(|seconds| *seconds <= WAIT);
+                    let wrong =
+                        || Stop::Usage(format!("--wait {value}: write 0 to {WAIT} seconds"));
+                    options.wait = Duration::from_secs(seconds.ok_or_else(wrong)?);
+                }
+                "agent" => options.agent = true,
+                "list" => options.list = true,
+                "rules" => options.rules = true,
+                "quiet" => options.quiet = true,
+                "help" => return Err(Stop::Print(help())),
+                _ => {
+                    let version = env!("CARGO_PKG_VERSION");
+                    return Err(Stop::Print(format!("{NAME} {version}\n")));
+                }
+            }
+        }
+        let Some((name, command, _)) = command else {
+            return Err(Stop::Usage(format!("no command is given; see {NAME} --help")));
+        };
+        let strange = |option: &&&Described| {
+            !option.commands.is_empty() && !option.commands.contains(command)
+        };
+        if let Some(option) = given.iter().find(strange) {
+            return Err(Stop::Usage(format!(
+                "{name} takes no --{}; see {NAME} --help",
+                option.long
+            )));
+        }
+        options.command = *command;
+        Ok(options)
+    }
+}
+
+fn usage(error: lexopt::Error) -> Stop {
+    Stop::Usage(format!("{error}; see {NAME} --help"))
+}
+
+/// What `--help` prints.
+pub fn help() -> String {
+    let mut text = format!(
+        "Looks after the Patroni pools of a HAProxy, on its machine.\n\nUsage: {NAME} COMMAND [OPTIONS]\n\n"
+    );
+    for (name, _, does) in COMMANDS {
+        wrap(&mut text, &format!("  {name:26}"), 50, does.split(' '));
+    }
+    text += "\n";
+    for option in OPTIONS {
+        let meaning = option.meaning();
+        wrap(&mut text, &format!("  {:26}", option.usage()), 50, meaning.split(' '));
+    }
+    let _ = write!(
+        text,
+        "\nExit status: check 0 no mistake, 1 mistakes, 2 HAProxy or {NAME} cannot\n\
+         read the configuration; status 0 all is well, 1 not, 2 HAProxy does not answer;\n\
+         save-states 0; 64 usage. See {NAME}(8).\n"
+    );
+    text
+}

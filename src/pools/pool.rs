@@ -1,0 +1,614 @@
+//! The pools of a configuration: their servers, with all that `default-server` gives them, and what HAProxy's own check and
+//! the agent check ask. Knows HAProxy's keywords for that; knows nothing of what is a mistake.
+
+use crate::check::{self, Check};
+use crate::pools::configuration::{Configuration, Kind, Line, Place, Section};
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// Patroni's endpoints that are no health check of a role (its manual, "REST API").
+pub const NO_ROLE: &[&str] =
+    &["patroni", "liveness", "readiness", "cluster", "config", "history", "metrics", "failsafe"];
+/// Paths that other services have as well.
+const ANYBODYS: &[&str] =
+    &["", "health", "readiness", "liveness", "metrics", "config", "history", "cluster", "leader"];
+/// The usual ports of PostgreSQL and of PgBouncer.
+pub const POSTGRESQL: [u16; 2] = [5432, POOLER];
+/// The usual port of PgBouncer.
+pub const POOLER: u16 = 6432;
+/// Patroni's port where nothing else is said.
+const PATRONI: u16 = 8008;
+/// The servers of a pool that are looked at.
+const SERVERS: usize = 10_000;
+/// The server words that take nothing.
+const FLAGS: &[&str] = &[
+    "agent-check",
+    "allow-0rtt",
+    "backup",
+    "check",
+    "check-reuse-pool",
+    "check-send-proxy",
+    "check-sni-auto",
+    "check-ssl",
+    "check-via-socks4",
+    "disabled",
+    "enabled",
+    "force-sslv3",
+    "force-tlsv10",
+    "force-tlsv11",
+    "force-tlsv12",
+    "force-tlsv13",
+    "non-stick",
+    "renegotiate",
+    "send-proxy",
+    "send-proxy-v2",
+    "send-proxy-v2-ssl",
+    "send-proxy-v2-ssl-cn",
+    "sni-auto",
+    "ssl",
+    "ssl-reuse",
+    "stick",
+    "strict-maxconn",
+    "tfo",
+    "tls-tickets",
+];
+
+/// What a word of a server is set to, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its value; empty for a word that takes none.
+    pub value: String,
+    /// The line that says so.
+    pub place: Place,
+}
+
+/// A server of a pool.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// Its line.
+    pub place: Place,
+    /// Its address, without the port.
+    pub host: String,
+    /// Its port, if that is a number.
+    pub port: Option<u16>,
+    /// Whether a `server-template` makes it.
+    pub template: bool,
+    /// All words that it has, those of `default-server` too. `no-check` and its like are there if they stand there.
+    pub settings: HashMap<String, Setting>,
+}
+
+/// One step of HAProxy's own check that asks something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The port that it names.
+    pub port: Option<u16>,
+    /// The path that it asks by HTTP.
+    pub path: Option<String>,
+    /// The line that is sent, if it is no HTTP.
+    pub line: Option<String>,
+}
+
+/// How HAProxy itself checks the servers of a pool.
+#[derive(Clone, Debug, Default)]
+pub struct OwnCheck {
+    /// The option that says how, such as `httpchk`; empty for a plain connection.
+    pub option: String,
+    /// The line that says what is asked.
+    pub place: Option<Place>,
+    /// What it asks.
+    pub questions: Vec<Question>,
+    /// The ports that it connects to; none is the port of the server's check.
+    pub ports: Vec<Option<u16>>,
+    /// The lines that say what it expects.
+    pub expects: Vec<Line>,
+}
+
+/// What a pool is for, as far as it asks Patroni.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its servers must hold the leader lock.
+    Write,
+    /// Any other of Patroni's health checks.
+    Read,
+}
+
+/// A `listen` or `backend` section.
+#[derive(Clone, Debug)]
+pub struct Pool<'a> {
+    /// Its section.
+    pub section: &'a Section,
+    /// All lines that count in it.
+    pub lines: Vec<&'a Line>,
+    /// Its servers.
+    pub servers: Vec<Server>,
+    /// HAProxy's own check.
+    pub check: OwnCheck,
+    /// The frontends that lead to it, by their place in [`Configuration::sections`].
+    pub frontends: Vec<&'a Section>,
+}
+
+impl Server {
+    /// The value of a word.
+    pub fn get(&self, word: &str) -> Option<&str> {
+        self.settings.get(word).map(|setting| setting.value.as_str())
+    }
+
+    /// Whether it has a word.
+    pub fn has(&self, word: &str) -> bool {
+        self.settings.contains_key(word)
+    }
+
+    /// Whether it only makes clients wait: nobody is there, and nobody asks.
+    pub fn is_waiting_room(&self) -> bool {
+        let local = self.host.starts_with("127.") || matches!(&*self.host, "localhost" | "::1");
+        local && self.has("backup") && !self.has("check") && !self.has("agent-check")
+    }
+
+    /// The line that its agent is sent.
+    pub fn agent_send(&self) -> Option<&str> {
+        self.get("agent-send").filter(|_| self.has("agent-check"))
+    }
+
+    /// The port of its agent.
+    pub fn agent_port(&self) -> Option<u16> {
+        self.get("agent-port").or(self.get("port"))?.parse().ok()
+    }
+}
+
+impl<'a> Pool<'a> {
+    /// All pools, in order.
+    pub fn all(configuration: &'a Configuration) -> Vec<Pool<'a>> {
+        let sections = &configuration.sections;
+        let mut pools = HashMap::<&str, Vec<&Section>>::new();
+        for front in sections.iter().filter(|s| matches!(s.kind, Kind::Frontend | Kind::Listen)) {
+            let lines = configuration.lines(front);
+            let names = lines.iter().filter(|line| leads(line)).map(|line| line.word(1));
+            for name in names {
+                pools.entry(name).or_default().push(front);
+            }
+        }
+        let pool = |section| Pool::new(configuration, section, &pools);
+        sections
+            .iter()
+            .filter(|s| matches!(s.kind, Kind::Backend | Kind::Listen))
+            .map(pool)
+            .collect()
+    }
+
+    fn new(
+        configuration: &'a Configuration,
+        section: &'a Section,
+        fronts: &HashMap<&str, Vec<&'a Section>>,
+    ) -> Pool<'a> {
+        let lines = configuration.lines(section);
+        let mut frontends = fronts.get(&*section.name).cloned().unwrap_or_default();
+        frontends.dedup_by_key(|front| front.place);
+        let (servers, check) = (servers(&lines), own_check(&lines, section));
+        Pool { section, lines, servers, check, frontends }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'a str {
+        &self.section.name
+    }
+
+    /// The line that counts of those that begin so: the last.
+    pub fn last(&self, words: &[&str]) -> Option<&'a Line> {
+        last(&self.lines, words)
+    }
+
+    /// A time limit and its line. `timeout clitimeout` and its like are gone since HAProxy 2.1.
+    pub fn timeout(&self, name: &str) -> Option<(Duration, &'a Line)> {
+        timeout(&self.lines, name)
+    }
+
+    /// Whether an option is on.
+    pub fn option(&self, name: &str) -> Option<&'a Line> {
+        let mut on = None;
+        for line in &self.lines {
+            if line.begins(&["option", name]) {
+                on = Some(*line);
+            } else if line.begins(&["no", "option", name]) {
+                on = None;
+            }
+        }
+        on
+    }
+
+    /// The health check that HAProxy itself asks Patroni, without its `/`. None if it asks no endpoint of Patroni's.
+    pub fn own_question(&self, server: &Server) -> Option<&str> {
+        if !server.has("check") {
+            return None;
+        }
+        let asks = |question: &'_ &Question| {
+            let port = question.port.or(self.check_port(server));
+            question.path.as_deref().is_some_and(|path| is_patronis(path, port, server.port))
+        };
+        let question = self.check.questions.iter().find(asks)?;
+        let path = question.path.as_deref()?.trim_start_matches('/');
+        Some(if path.is_empty() { "primary" } else { path })
+    }
+
+    /// The port of HAProxy's own check.
+    pub fn check_port(&self, server: &Server) -> Option<u16> {
+        match server.get("port") {
+            Some(port) => port.parse().ok(),
+            None => server.port,
+        }
+    }
+
+    /// What Patroni is asked for this server, by whom ever. None if nobody asks.
+    pub fn question(&self, server: &Server) -> Option<String> {
+        let own = self.own_question(server).map(str::to_owned);
+        own.or_else(|| {
+            let sent = server.agent_send().unwrap_or("agent-check");
+            server
+                .has("agent-check")
+                .then(|| sent.split_whitespace().next().unwrap_or("").to_owned())
+        })
+    }
+
+    /// Whether clients reach Patroni's REST API here, and not PostgreSQL.
+    pub fn is_rest_api(&self) -> bool {
+        let rest = |server: &Server| {
+            let asked = self.check_port(server).filter(|_| self.own_question(server).is_some());
+            asked.is_some() && asked == server.port && !POSTGRESQL.contains(&asked.unwrap_or(0))
+        };
+        self.nodes().count() > 0 && self.nodes().all(rest)
+    }
+
+    /// Whether any server asks its agent.
+    pub fn has_agents(&self) -> bool {
+        self.servers.iter().any(|server| server.has("agent-check"))
+    }
+
+    /// Whether it asks Patroni of any server.
+    pub fn asks_patroni(&self) -> bool {
+        self.servers.iter().any(|server| self.question(server).is_some())
+    }
+
+    /// What it is for. None if it asks Patroni for no role.
+    pub fn purpose(&self) -> Option<Purpose> {
+        let mut purpose = None;
+        for server in &self.servers {
+            let agent = server.agent_send().and_then(|sent| sent.split_whitespace().next());
+            for asked in self.own_question(server).into_iter().chain(agent) {
+                match asks_for(asked) {
+                    Some(Purpose::Write) => return Some(Purpose::Write),
+                    other => purpose = purpose.or(other),
+                }
+            }
+        }
+        purpose
+    }
+
+    /// Whether it only makes HAProxy ask the agents' ports, as `agents` of the shipped haproxy.cfg.
+    pub fn watches_agents(&self) -> bool {
+        let line = |question: &Question| {
+            let line = question.line.as_deref().unwrap_or_default();
+            line.split_whitespace().next().is_some_and(|word| word.parse::<Check>().is_ok())
+        };
+        self.check.option == "tcp-check" && self.check.questions.iter().any(line)
+    }
+
+    /// The servers that clients are meant to reach.
+    pub fn nodes(&self) -> impl Iterator<Item = &Server> {
+        self.servers.iter().filter(|server| !server.is_waiting_room())
+    }
+
+    /// The servers that only make clients wait.
+    pub fn waiting_rooms(&self) -> usize {
+        self.servers.iter().filter(|server| server.is_waiting_room()).count()
+    }
+
+    /// The sections in which its clients come in.
+    pub fn entrances(&self) -> Vec<&'a Section> {
+        let mut all = self.frontends.clone();
+        if self.section.kind == Kind::Listen {
+            all.push(self.section);
+        }
+        all
+    }
+}
+
+/// The line that counts of those that begin so.
+pub fn last<'a>(lines: &[&'a Line], words: &[&str]) -> Option<&'a Line> {
+    lines.iter().rev().find(|line| line.begins(words)).copied()
+}
+
+/// A time limit of a section.
+pub fn timeout<'a>(lines: &[&'a Line], name: &str) -> Option<(Duration, &'a Line)> {
+    let line = last(lines, &["timeout", name])?;
+    Some((duration(line.word(2))?, line))
+}
+
+/// A time as HAProxy writes it: milliseconds, or with a unit.
+pub fn duration(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let microseconds = match unit {
+        "us" => 1,
+        "" | "ms" => 1_000,
+        "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        "d" => 86_400_000_000,
+        _ => return None,
+    };
+    Some(Duration::from_micros(number.checked_mul(microseconds)?))
+}
+
+/// What a health check is asked for. None for those that ask for no role.
+pub fn asks_for(asked: &str) -> Option<Purpose> {
+    let name = asked.split('?').next().unwrap_or_default();
+    let check = name.parse::<Check>().ok().filter(|_| name != "health")?;
+    Some(if check.asks_for_the_lock() { Purpose::Write } else { Purpose::Read })
+}
+
+/// Whether this path is one of Patroni's. Some are other services' as well; there, the port must be another than clients'.
+fn is_patronis(path: &str, port: Option<u16>, clients: Option<u16>) -> bool {
+    let name = path.split('?').next().unwrap_or_default();
+    let Some(name) = name.strip_prefix('/') else { return false };
+    let known =
+        name.is_empty() || check::names().any(|known| known == name) || NO_ROLE.contains(&name);
+    known
+        && (!ANYBODYS.contains(&name)
+            || port == Some(PATRONI)
+            || (port.is_some() && port != clients))
+}
+
+/// Whether a line sends clients to another pool.
+fn leads(line: &Line) -> bool {
+    matches!(line.word(0), "default_backend" | "use_backend")
+}
+
+/// The servers, each with what the `default-server` lines before it say.
+fn servers(lines: &[&Line]) -> Vec<Server> {
+    let (mut usual, mut servers) = (HashMap::new(), Vec::new());
+    for line in lines {
+        // nobody has as many; a template would go on to billions
+        if servers.len() > SERVERS {
+            break;
+        }
+        match line.word(0) {
+            "default-server" => set(&mut usual, line, 1),
+            "server" if line.words.len() > 2 => {
+                let mut settings = usual.clone();
+                set(&mut settings, line, 3);
+                servers.push(server(line, line.word(1).to_owned(), line.word(2), false, settings));
+            }
+            "server-template" if line.words.len() > 3 => {
+                let mut settings = usual.clone();
+                set(&mut settings, line, 4);
+                for number in range(line.word(2)) {
+                    let name = format!("{}{number}", line.word(1));
+                    servers.push(server(line, name, line.word(3), true, settings.clone()));
+                }
+            }
+            _ => {}
+        }
+    }
+    servers
+}
+
+fn server(
+    line: &Line,
+    name: String,
+    address: &str,
+    template: bool,
+    settings: HashMap<String, Setting>,
+) -> Server {
+    let (host, port) = address_of(address);
+    Server { name, place: line.place, host, port, template, settings }
+}
+
+/// The numbers of a template: `3` is 1 to 3.
+fn range(text: &str) -> std::ops::RangeInclusive<u32> {
+    let (first, last) = text.split_once('-').unwrap_or(("1", text));
+    let first = first.parse().unwrap_or(1);
+    first..=last.parse().unwrap_or(0).min(first.saturating_add(SERVERS as u32))
+}
+
+/// An address without its family and port, and its port.
+fn address_of(address: &str) -> (String, Option<u16>) {
+    let families = ["ipv4@", "ipv6@", "tcp@", "tcp4@", "tcp6@"];
+    let bare = families.iter().find_map(|family| address.strip_prefix(family));
+    let address = bare.unwrap_or(address);
+    let (host, port) = match address.rsplit_once(':') {
+        // an IPv6 address has more of them, and in brackets may be followed by the port
+        Some((host, port)) if !address.ends_with(']') => (host, port),
+        _ => (address, ""),
+    };
+    (host.trim_matches(['[', ']']).to_owned(), port.parse().ok())
+}
+
+/// Adds a line's words to what is set.
+fn set(settings: &mut HashMap<String, Setting>, line: &Line, from: usize) {
+    let mut words = line.words.iter().skip(from);
+    while let Some(word) = words.next() {
+        let opposite = match word.as_str() {
+            "disabled" => "enabled".to_owned(),
+            "enabled" => "disabled".to_owned(),
+            word => word.strip_prefix("no-").map_or_else(|| format!("no-{word}"), str::to_owned),
+        };
+        settings.remove(&opposite);
+        let flag = FLAGS.contains(&word.as_str()) || word.starts_with("no-");
+        // "source" may go on, but with words that take one themselves
+        let value = if flag { None } else { words.next() };
+        let value = value.cloned().unwrap_or_default();
+        settings.insert(word.clone(), Setting { value, place: line.place });
+    }
+}
+
+/// HAProxy's own check: the last option that says how, and the lines that belong to it.
+fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
+    let kinds = [
+        "httpchk",
+        "tcp-check",
+        "pgsql-check",
+        "ssl-hello-chk",
+        "mysql-check",
+        "redis-check",
+        "smtpchk",
+        "ldap-check",
+        "spop-check",
+        "external-check",
+    ];
+    let mut check = OwnCheck::default();
+    let mut option: Option<&Line> = None;
+    for line in lines {
+        if line.word(0) == "option" && kinds.contains(&line.word(1)) {
+            option = Some(line);
+        } else if line.begins(&["no", "option"])
+            && option.is_some_and(|o| o.word(1) == line.word(2))
+        {
+            option = None;
+        }
+    }
+    let Some(option) = option else { return check };
+    check.option = option.word(1).to_owned();
+    check.place = Some(option.place);
+    let rules = match option.word(1) {
+        "httpchk" => "http-check",
+        "tcp-check" => "tcp-check",
+        _ => return check,
+    };
+    // a section's own rules replace those of its defaults
+    let own: Vec<_> = section.lines.iter().filter(|line| line.word(0) == rules).collect();
+    let inherited = lines.iter().copied().filter(|line| line.word(0) == rules);
+    let rules = if own.is_empty() { inherited.collect() } else { own };
+    let http = check.option == "httpchk";
+    let usual = match option.words.len() {
+        2 => "/",
+        3 => option.word(2),
+        _ => option.word(3),
+    };
+    let mut port = None;
+    let first_send = rules.iter().position(|line| line.word(1).starts_with("send"));
+    for (at, line) in rules.iter().enumerate() {
+        let value = |word: &str| {
+            let at = line.words.iter().position(|other| other == word)?;
+            line.words.get(at + 1).map(String::as_str)
+        };
+        match line.word(1) {
+            "connect" => {
+                port = value("port").and_then(|port| port.parse().ok());
+                check.ports.push(port);
+            }
+            "expect" => check.expects.push((*line).clone()),
+            "send" | "send-lf" | "send-binary" | "send-binary-lf" if http => {
+                let path = value("uri").or(value("uri-lf"));
+                // the option's own path is for the first question
+                let path = path.unwrap_or(if Some(at) == first_send { usual } else { "/" });
+                check.questions.push(Question { port, path: Some(path_of(path)), line: None });
+                check.place = Some(line.place);
+            }
+            "send" | "send-lf" => {
+                check.questions.push(asked(port, line.word(2)));
+                check.place = Some(line.place);
+            }
+            "send-binary" | "send-binary-lf" => {
+                check.questions.push(asked(port, &binary(line.word(2))));
+                check.place = Some(line.place);
+            }
+            _ => {}
+        }
+    }
+    if http && check.questions.is_empty() {
+        check.questions.push(Question { port, path: Some(path_of(usual)), line: None });
+    }
+    check
+}
+
+/// The path of what may be a whole URL.
+fn path_of(uri: &str) -> String {
+    match uri.split_once("://") {
+        Some((_, rest)) => rest.find('/').map_or("/", |at| &rest[at..]).to_owned(),
+        None => uri.to_owned(),
+    }
+}
+
+/// What a TCP check sends: a request, or a line.
+fn asked(port: Option<u16>, sent: &str) -> Question {
+    let mut words = sent.split_whitespace();
+    let method = words.next().unwrap_or_default();
+    let path = words.next().filter(|_| matches!(method, "GET" | "HEAD" | "OPTIONS"));
+    let path = path.map(path_of);
+    let line = path.is_none().then(|| sent.to_owned());
+    Question { port, path, line }
+}
+
+/// What two digits for each byte stand for.
+fn binary(hex: &str) -> String {
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    hex.as_bytes().chunks(2).filter_map(byte).map(char::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pools::words::Environment;
+
+    fn of(text: &str) -> Configuration {
+        Configuration::of("x", text, Environment::new())
+    }
+
+    #[test]
+    fn what_a_server_has() {
+        let configuration = of(
+            "defaults a\n default-server inter 1s check\ndefaults b from a\n default-server disabled\n\
+             listen w from b\n server one [::1]:5432 no-check\n default-server enabled agent-send \"x y\\n\"\n\
+             server-template t 2-3 ipv4@h:5433 inter 2s\nlisten v from a\n server s 10.0.0.1\n",
+        );
+        let pools = Pool::all(&configuration);
+        let [one, two, three] = &pools[0].servers[..] else { panic!() };
+        assert_eq!((&*one.host, one.port, one.place.line), ("::1", Some(5432), 6));
+        assert!(!one.has("check") && one.has("disabled") && one.has("no-check"));
+        assert_eq!((&*two.name, &*three.name, &*two.host, two.port), ("t2", "t3", "h", Some(5433)));
+        assert!(two.has("check") && !two.has("disabled"));
+        assert_eq!((two.get("inter"), two.get("agent-send")), (Some("2s"), Some("x y\n")));
+        assert_eq!((&*pools[1].servers[0].host, pools[1].servers[0].port), ("10.0.0.1", None));
+    }
+
+    #[test]
+    fn what_patroni_is_asked() {
+        for (lines, wanted) in [
+            ("option httpchk", Some("primary")),
+            ("option httpchk OPTIONS /replica?lag=1MB", Some("replica?lag=1MB")),
+            ("option httpchk /master", Some("master")),
+            ("option httpchk\n http-check send meth GET uri /leader", Some("leader")),
+            ("option httpchk GET /primary\n http-check send hdr a b", Some("primary")),
+            (
+                "option tcp-check\n tcp-check connect port 8008\n tcp-check send \"GET /sync HTTP/1.0\\r\\n\"",
+                Some("sync"),
+            ),
+            (
+                "option tcp-check\n tcp-check send-binary 474554202f7072696d61727920",
+                Some("primary"),
+            ),
+            ("option httpchk GET /primary\n option tcp-check", None),
+            ("option httpchk GET /web", None),
+            ("option pgsql-check user x", None),
+            ("", None),
+        ] {
+            let configuration =
+                of(&format!("listen a\n {lines}\n server b c:5432 check port 8008\n"));
+            let pool = &Pool::all(&configuration)[0];
+            assert_eq!(pool.own_question(&pool.servers[0]), wanted, "{lines}");
+        }
+        let web = of("listen a\n option httpchk GET /health\n server b c:80 check\n");
+        assert!(!Pool::all(&web)[0].asks_patroni());
+    }
+
+    #[test]
+    fn haproxys_times() {
+        assert_eq!(duration("5000"), Some(Duration::from_secs(5)));
+        assert_eq!(duration("30m"), Some(Duration::from_secs(1800)));
+        for text in ["", "s", "5x", "99999999999999999999", "9999999999999999d"] {
+            assert_eq!(duration(text), None, "{text}");
+        }
+    }
+}
