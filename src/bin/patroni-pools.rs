@@ -116,7 +116,7 @@ fn unreadable(error: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Whether HAProxy refuses the files.
+/// Shows what HAProxy says of the files. Says whether it cannot read them.
 fn show_judgement(judged: Result<Option<(bool, String)>, String>) -> bool {
     let (taken, said) = match judged {
         Ok(Some(judged)) => judged,
@@ -128,9 +128,23 @@ fn show_judgement(judged: Result<Option<(bool, String)>, String>) -> bool {
         }
         Err(error) => (false, error),
     };
-    said.lines().take(LINES).for_each(|line| complain(&format!("haproxy: {line}")));
-    if !taken {
-        complain("HAProxy refuses these files");
+    // it names itself before it complains
+    let said: Vec<_> = said.lines().filter(|line| !line.starts_with("[NOTICE]")).collect();
+    said.iter().take(LINES).for_each(|line| complain(&format!("haproxy: {line}")));
+    // names are not known on every machine on which somebody looks at a file
+    let name = |line: &&str| {
+        line.contains("could not resolve address") || line.contains("initialize server(s) addr")
+    };
+    let alerts: Vec<_> = said.iter().filter(|line| line.starts_with("[ALERT]")).collect();
+    match taken {
+        true => {}
+        false if !alerts.is_empty() && alerts.iter().all(|line| name(line)) => {
+            complain(
+                "HAProxy can read these files, but will not start here: this machine does not know the names above",
+            );
+            return false;
+        }
+        false => complain("HAProxy refuses these files"),
     }
     !taken
 }

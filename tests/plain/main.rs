@@ -12,6 +12,7 @@ mod hold;
 mod hostile;
 mod manual;
 mod model;
+mod pools;
 mod properties;
 mod sandbox;
 mod serve;
