@@ -2,6 +2,7 @@
 //! take and how much it may say; knows nothing of what that means.
 
 use crate::pools::conditions::{self, Version};
+use crate::pools::configuration::Configuration;
 use crate::pools::words::Environment;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -14,12 +15,16 @@ use std::time::{Duration, Instant};
 
 /// How long HAProxy may take to read its configuration.
 const READING: Duration = Duration::from_secs(20);
+/// How long it may take to say its version.
+const VERSION: Duration = Duration::from_secs(2);
 /// How much it may say then.
 const SAID: u64 = 64 << 10;
 /// How long it may take for an answer on its socket.
 pub const ANSWER: Duration = Duration::from_secs(5);
 /// The longest answer: some 30,000 servers.
 const ANSWERED: u64 = 64 << 20;
+/// The admin socket of Debian's configuration.
+const SOCKET: &str = "/run/haproxy/admin.sock";
 /// Where it is if `PATH` does not say so, as for a user who is not root.
 const FOLDERS: &str = "/usr/sbin:/usr/local/sbin";
 
@@ -32,7 +37,7 @@ pub fn program() -> Option<PathBuf> {
 
 /// HAProxy's version.
 pub fn version() -> Option<Version> {
-    let (_, said) = run(&program()?, ["-v"], &Environment::new()).ok()?;
+    let (_, said) = run(&program()?, ["-v"], &Environment::new(), VERSION).ok()?;
     conditions::version(said.split("version ").nth(1)?)
 }
 
@@ -50,7 +55,7 @@ pub fn judge(
     for file in files {
         arguments.extend(["-f".into(), file.clone()]);
     }
-    let judged = run(&program, arguments, environment);
+    let judged = run(&program, arguments, environment, READING);
     let (status, said) = judged.map_err(|error| format!("{} -c: {error}", program.display()))?;
     let said = said
         .lines()
@@ -63,6 +68,7 @@ fn run(
     program: &Path,
     arguments: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>,
     environment: &Environment,
+    limit: Duration,
 ) -> io::Result<(ExitStatus, String)> {
     let mut child = Command::new(program)
         .args(arguments)
@@ -93,10 +99,10 @@ fn run(
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if began.elapsed() > READING {
+        if began.elapsed() > limit {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(io::Error::other(format!("no end within {} s", READING.as_secs())));
+            return Err(io::Error::other(format!("no end within {} s", limit.as_secs())));
         }
         thread::sleep(Duration::from_millis(5));
     };
@@ -107,6 +113,14 @@ fn run(
         text += &String::from_utf8_lossy(&heard);
     }
     Ok((status, text))
+}
+
+/// The admin socket: the first one of the configuration that is a file.
+pub fn socket(configuration: &Configuration) -> PathBuf {
+    let sockets = configuration.global().filter(|line| line.begins(&["stats", "socket"]));
+    let mut files =
+        sockets.map(|line| line.word(2)).map(|file| file.strip_prefix("unix@").unwrap_or(file));
+    files.find(|file| file.starts_with('/')).unwrap_or(SOCKET).into()
 }
 
 /// The answer to one command on the admin socket.

@@ -73,6 +73,8 @@ pub struct Server {
     pub host: String,
     /// Its port, if that is a number.
     pub port: Option<u16>,
+    /// Whether its address is not known here: a variable, another kind of port, or a name of DNS that has ports.
+    pub unknown: bool,
     /// Whether a `server-template` makes it.
     pub template: bool,
     /// All words that it has, those of `default-server` too. `no-check` and its like are there if they stand there.
@@ -401,8 +403,9 @@ fn server(
     template: bool,
     settings: HashMap<String, Setting>,
 ) -> Server {
-    let (host, port) = address_of(address);
-    Server { name, place: line.place, host, port, template, settings }
+    let (host, port, rest) = address_of(address);
+    let unknown = !rest.is_empty() || host.contains("${") || host.starts_with('_');
+    Server { name, place: line.place, host, port, unknown, template, settings }
 }
 
 /// The numbers of a template: `3` is 1 to 3.
@@ -412,8 +415,8 @@ fn range(text: &str) -> std::ops::RangeInclusive<u32> {
     first..=last.parse().unwrap_or(0).min(first.saturating_add(SERVERS as u32))
 }
 
-/// An address without its family and port, and its port.
-fn address_of(address: &str) -> (String, Option<u16>) {
+/// An address without its family and port, its port, and what stands there and is no port.
+fn address_of(address: &str) -> (String, Option<u16>, &str) {
     let families = ["ipv4@", "ipv6@", "tcp@", "tcp4@", "tcp6@"];
     let bare = families.iter().find_map(|family| address.strip_prefix(family));
     let address = bare.unwrap_or(address);
@@ -422,7 +425,9 @@ fn address_of(address: &str) -> (String, Option<u16>) {
         Some((host, port)) if !address.ends_with(']') => (host, port),
         _ => (address, ""),
     };
-    (host.trim_matches(['[', ']']).to_owned(), port.parse().ok())
+    let number = port.parse().ok().filter(|_| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let rest = if number.is_some() { "" } else { port };
+    (host.trim_matches(['[', ']']).to_owned(), number, rest)
 }
 
 /// Adds a line's words to what is set.

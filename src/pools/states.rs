@@ -1,7 +1,200 @@
-//! x
+//! The states of HAProxy's servers, saved before a reload so that the new process begins with them. Knows what a changed
+//! configuration must override, and what HAProxy's own state file does not say of agents. Whatever is not understood stays
+//! as HAProxy reported it, and nothing here keeps a reload from going on.
+
+use crate::file;
+use crate::pools::configuration::Configuration;
+use crate::pools::haproxy;
+use crate::pools::pool::{Pool, Server};
 use crate::pools::service::Service;
-use std::path::Path;
-/// x
-pub fn save(_: &Service, _: Option<&Path>) -> Vec<String> {
-    vec![]
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Where the states are saved if the configuration cannot be read.
+const STATES: &str = "/run/haproxy-state/servers";
+/// The longest file with states.
+const LIMIT: u64 = 64 << 20;
+/// The columns of a server (HAProxy's management guide, "show servers state"), and those that are kept.
+const COLUMNS: usize = 25;
+const KEPT: usize = 20;
+/// Bits of `srv_admin_state`: put into MAINT by an agent or an operator; by "disabled".
+const FORCED: u32 = 1;
+const DISABLED: u32 = 4;
+/// The bit of `srv_agent_state` of an agent that is asked.
+const ASKED: u32 = 4;
+/// The servers that are named where many have the same trouble.
+const NAMED: usize = 5;
+
+/// Saves the states. Returns what is to be said.
+pub fn save(service: &Service, socket: Option<&Path>) -> Vec<String> {
+    let mut said = Vec::new();
+    let read = Configuration::read(&service.files, service.environment.clone(), &haproxy::version);
+    let configuration = read.map_err(|error| said.push(error)).ok();
+    let file = match configuration.as_ref().map_or(Some(STATES.into()), state_file) {
+        Some(file) => file,
+        None => {
+            said.push("the states of HAProxy's servers were not saved: there is no server-state-file in global".to_owned());
+            return said;
+        }
+    };
+    let found = configuration.as_ref().map(haproxy::socket);
+    let socket = socket
+        .map(Path::to_owned)
+        .or(found)
+        .unwrap_or_else(|| haproxy::socket(&Configuration::default()));
+    if let Err(error) = write(&socket, &file, configuration.as_ref(), &mut said) {
+        said.push(format!("the states of HAProxy's servers were not saved, so the reload uses those that were saved last: {error}"));
+    }
+    said
+}
+
+/// Where HAProxy looks for the states.
+fn state_file(configuration: &Configuration) -> Option<PathBuf> {
+    let last =
+        |word| configuration.global().rfind(|line| line.word(0) == word).map(|line| line.word(1));
+    let file = last("server-state-file").filter(|file| !file.is_empty())?;
+    Some(Path::new(last("server-state-base").unwrap_or("/")).join(file))
+}
+
+/// What HAProxy says, or what it said last, becomes what the new process reads.
+fn write(
+    socket: &Path,
+    file: &Path,
+    configuration: Option<&Configuration>,
+    said: &mut Vec<String>,
+) -> Result<(), String> {
+    let answer = haproxy::ask(socket, "show servers state").and_then(|answer| {
+        // a whole answer begins with its version and ends with an empty line
+        let whole = answer.starts_with("1\n") && answer.ends_with("\n\n");
+        if whole {
+            Ok(answer)
+        } else {
+            Err(format!("{}: HAProxy's answer is not whole", socket.display()))
+        }
+    });
+    let reported = with_suffix(file, ".said");
+    let failed = |error: io::Error| {
+        format!(
+            "{}: {error}; does its folder exist, and may this user write there?",
+            file.display()
+        )
+    };
+    let (answer, error) = match answer {
+        Ok(answer) => {
+            replace(&reported, &answer).map_err(failed)?;
+            (answer, None)
+        }
+        // the configuration may have changed since
+        Err(error) => match file::read(&reported, LIMIT) {
+            Ok(last) => (String::from_utf8_lossy(&last).into_owned(), Some(error)),
+            Err(_) => return Err(error),
+        },
+    };
+    replace(file, &adapted(&answer, configuration, said)).map_err(failed)?;
+    error.map_or(Ok(()), Err)
+}
+
+fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// A file as a whole, or not at all.
+fn replace(file: &Path, text: &str) -> io::Result<()> {
+    let new = with_suffix(file, ".new");
+    let _ = fs::remove_file(&new);
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(&new)?
+        .write_all(text.as_bytes())?;
+    fs::rename(new, file)
+}
+
+/// The states as the new process needs them.
+pub fn adapted(
+    reported: &str,
+    configuration: Option<&Configuration>,
+    said: &mut Vec<String>,
+) -> String {
+    let pools = configuration.map(Pool::all).unwrap_or_default();
+    let servers = pools
+        .iter()
+        .flat_map(|pool| pool.servers.iter().map(|server| ((pool.name(), &*server.name), server)));
+    let servers: HashMap<_, _> = servers.collect();
+    let (mut states, mut strange, mut unknown) = (String::new(), Vec::new(), Vec::new());
+    for line in reported.lines() {
+        let columns: Vec<_> = line.split(' ').collect();
+        if columns.len() != COLUMNS || line.starts_with('#') {
+            states += line;
+            states.push('\n');
+            continue;
+        }
+        let name = format!("{}/{}", columns[1], columns[3]);
+        let server = servers.get(&(columns[1], columns[3])).copied();
+        match server {
+            None => strange.push(name),
+            Some(server) if server.unknown => unknown.push(name),
+            Some(_) => {}
+        }
+        if let Some(row) = row(&columns, server) {
+            states += &row;
+            states.push('\n');
+        }
+    }
+    let mut say = |names: &[String], what: &str| {
+        if !names.is_empty() {
+            let more = if names.len() > NAMED { ", ..." } else { "" };
+            let named = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+            said.push(format!("{named}{more}: {what}"));
+        }
+    };
+    say(&strange, "not found in the configuration, so the state stays as HAProxy reported it");
+    say(
+        &unknown,
+        "the address is not a name or number with a port, so it stays as HAProxy reported it",
+    );
+    states
+}
+
+/// A server's row; none if the configuration says too little, and the server shall start without a state.
+fn row(columns: &[&str], server: Option<&Server>) -> Option<String> {
+    let number = |at: usize| columns[at].parse::<u32>().unwrap_or(0);
+    let (down, mut administrative, asked) = (columns[5] == "0", number(6), number(14) & ASKED != 0);
+    let agent = server.map_or(asked, |server| server.has("agent-check"));
+    if agent {
+        // The state does not say what the agent said: a server that is DOWN would come UP until it answers again, or,
+        // with "disabled", until HAProxy's own check has failed.
+        if down {
+            administrative |= FORCED;
+        }
+        // HAProxy drops the state of a server to which "disabled" was added, or from which it was taken. With an agent,
+        // that is no order to stop.
+        if let Some(server) = server {
+            administrative &= !DISABLED;
+            administrative |= if server.has("disabled") { DISABLED } else { 0 };
+        }
+    } else if asked {
+        // No agent is left to end a MAINT: the server starts DOWN, and HAProxy's own check decides.
+        administrative = 0;
+    }
+    let administrative = administrative.to_string();
+    let mut row = columns.to_vec();
+    row[6] = &administrative;
+    let Some(server) = server.filter(|server| !server.unknown) else { return Some(row.join(" ")) };
+    // A changed configuration must take precedence, so nothing that would override it is left: address, name, and ports.
+    // Only where HAProxy was told to begin with the last address, it does so if the name is the same.
+    let last = server.get("init-addr").is_some_and(|ways| ways.split(',').any(|way| way == "last"));
+    if !(columns[17] == server.host && (last || server.has("resolvers"))) {
+        (row[4], row[17]) = ("-", "-");
+    }
+    let port = server.port?.to_string();
+    row[18] = &port;
+    row.truncate(KEPT);
+    Some(row.join(" "))
 }

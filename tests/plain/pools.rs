@@ -4,12 +4,16 @@ use crate::common::file;
 use patroni_agent_check::pools::configuration::Configuration;
 use patroni_agent_check::pools::pool::Pool;
 use patroni_agent_check::pools::rules::{self, RULES};
+use patroni_agent_check::pools::states;
 use patroni_agent_check::pools::words::Environment;
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 const POOLS: &str = env!("CARGO_BIN_EXE_patroni-pools");
 const GOOD: [&str; 2] = ["units/examples/haproxy.cfg", "units/examples/haproxy-pgbouncer.cfg"];
@@ -416,4 +420,206 @@ fn sed(change: &str, text: &str) -> String {
     let output = sed.wait_with_output().expect("sed");
     assert!(output.status.success(), "{change}");
     String::from_utf8(output.stdout).expect("text")
+}
+
+/// Two pools as HAProxy 2.6 reports them: what is UP, in MAINT by its agent, DOWN, and the waiting room.
+fn reported() -> String {
+    let row = |pool: &str,
+               server: &str,
+               address: &str,
+               op: u32,
+               admin: u32,
+               agent: u32,
+               name: &str,
+               port: u32| {
+        format!(
+            "3 {pool} 1 {server} {address} {op} {admin} 1 1 22 6 3 4 6 {agent} 0 0 {name} {port} - 0 8008 - - 5555\n"
+        )
+    };
+    let mut text = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight \
+        srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state \
+        bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr \
+        srv_agent_addr srv_agent_port\n".to_owned();
+    for pool in ["postgres-write", "postgres-read", "reserve", "agents", "gone"] {
+        for op in [0, 2] {
+            for admin in [0, 1, 4, 5, 8, 12] {
+                for agent in [0, 22] {
+                    for server in ["pg1", "pg2", "waiting-room", "pg9"] {
+                        text += &row(pool, server, "10.0.0.1", op, admin, agent, "pg1", 5432);
+                    }
+                }
+            }
+        }
+    }
+    text + "\n"
+}
+
+/// The same, without what is in no configuration.
+fn known() -> String {
+    let strange = [" gone ", " pg9 ", " agents 1 waiting-room "];
+    let known = |line: &&str| strange.iter().all(|strange| !line.contains(strange));
+    reported().lines().filter(known).map(|line| format!("{line}\n")).collect()
+}
+
+/// What `save-states` makes of a report.
+fn adapted(report: &str, configuration: &str) -> (String, Vec<String>) {
+    let mut said = Vec::new();
+    let states = states::adapted(report, Some(&of(configuration)), &mut said);
+    (states, said)
+}
+
+/// The awk of the drop-in, which read the layout of the shipped file and no other, made the same of it.
+#[test]
+fn the_states_are_what_the_drop_in_made_of_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let drop_in = text("units/examples/haproxy-reload.conf").replace("\\\n", "");
+    let line = drop_in.lines().find(|line| line.contains("awk '")).expect("awk");
+    let script = line.split_once("sh -c \"").expect("a script").1.trim_end_matches('"');
+    let script = script
+        .replace("$$", "$")
+        .replace("%%", "%")
+        .replace("\\\"", "\"")
+        .replace("/run/haproxy-state", &folder.path().display().to_string());
+    let report = known();
+    fs::write(folder.path().join("said"), &report).expect("a file");
+    for change in ["", "s/ disabled$//", "s/agent-check agent-port/agent-port/"] {
+        let configuration = sed(change, &text(GOOD[0]));
+        fs::write(folder.path().join("haproxy.cfg"), &configuration).expect("a file");
+        let ran = Command::new("sh")
+            .args(["-c", &script])
+            .env("CONFIG", folder.path().join("haproxy.cfg"))
+            .status();
+        assert!(ran.expect("sh").success());
+        let made = fs::read_to_string(folder.path().join("servers")).expect("states");
+        let (states, said) = adapted(&report, &configuration);
+        assert!(said.is_empty(), "{said:?}");
+        assert!(states == made, "{change}: {states}");
+    }
+}
+
+#[test]
+fn what_is_not_understood_stays_as_it_was_reported() {
+    let row = |line: &str| format!("1\n# x\n{line}\n\n");
+    let pg1 = "3 rw 1 pg1 10.0.0.1 2 0 0 1 22 6 3 4 6 22 0 0 pg.example 5432 - 0 8008 - - 5555";
+    let states = |server: &str, line: &str| {
+        let (states, said) = adapted(
+            &row(line),
+            &format!("listen rw\n default-server agent-check agent-port 5555\n {server}\n"),
+        );
+        let line = states.lines().nth(2).unwrap_or_default().to_owned();
+        (line.split(' ').map(str::to_owned).collect::<Vec<_>>().join(" "), said.len())
+    };
+    let same = "3 rw 1 pg1 10.0.0.1 2 0 0 1 22 6 3 4 6 22 0 0 pg.example 5433 -".to_owned();
+    let other = "3 rw 1 pg1 - 2 0 0 1 22 6 3 4 6 22 0 0 - 5433 -".to_owned();
+    // the address stays where HAProxy is told to begin with the last one, and the name is the same
+    for server in [
+        "server pg1 pg.example:5433 init-addr last,libc,none",
+        "server pg1 pg.example:5433 resolvers dns",
+        "server-template pg 3 pg.example:5433 init-addr last",
+    ] {
+        assert_eq!(states(server, pg1), (same.clone(), 0), "{server}");
+    }
+    for server in [
+        "server pg1 pg.example:5433",
+        "server pg1 pg2.example:5433 init-addr last",
+        "server pg1 10.0.0.2:5433 init-addr last",
+    ] {
+        assert_eq!(states(server, pg1), (other.clone(), 0), "{server}");
+    }
+    // an unknown address, an unknown server
+    for server in [
+        "server pg1 \"${PG1}:5433\"",
+        "server pg1 pg.example:+1",
+        "server-template pg 3 _pg._tcp.example",
+        "server pg2 pg.example:5432",
+    ] {
+        assert_eq!(states(server, pg1), (pg1.to_owned(), 1), "{server}");
+    }
+    // one with an agent that is DOWN stays out of the pool until its agent has answered
+    let down = pg1.replace(" 2 0 0 1 ", " 0 0 0 1 ");
+    for server in ["server pg2 pg.example:5432", "server pg1 \"${PG1}:5433\""] {
+        assert_eq!(states(server, &down), (down.replace(" 0 0 0 1 ", " 0 1 0 1 "), 1), "{server}");
+    }
+    // nobody knows what a longer or shorter row means
+    for line in ["x", "3 rw 1 pg1 10.0.0.1 0 0", &format!("{pg1} 1")] {
+        assert_eq!(states("server pg1 pg.example:5433", line), (line.to_owned(), 0));
+    }
+    // without a configuration, all is as it was
+    let mut said = Vec::new();
+    assert_eq!(states::adapted(&row(pg1), None, &mut said), row(pg1));
+}
+
+/// An admin socket that does to each connection what it is told to.
+fn admin_socket(folder: &Path, behave: impl Fn(&str, &mut UnixStream) + Send + 'static) -> PathBuf {
+    let socket = folder.join("admin.sock");
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut command = String::new();
+            let _ = BufReader::new(&stream).read_line(&mut command);
+            behave(command.trim(), &mut stream);
+        }
+    });
+    socket
+}
+
+#[test]
+fn saving_the_states_never_keeps_a_reload_waiting() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let states = folder.path().join("servers");
+    let config = folder.path().join("haproxy.cfg");
+    let site = text(GOOD[0]).replace("/run/haproxy-state/servers", &states.display().to_string());
+    fs::write(&config, &site).expect("a file");
+    let save = |socket: &Path| {
+        let began = Instant::now();
+        let output = Command::new(POOLS)
+            .args(["save-states", "-f"])
+            .arg(&config)
+            .arg("--socket")
+            .arg(socket)
+            .output();
+        let output = output.expect("the program");
+        assert_eq!(output.status.code(), Some(0));
+        assert!(began.elapsed() < Duration::from_secs(9));
+        (
+            fs::read_to_string(&states).unwrap_or_default(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    // nothing was ever saved
+    let (saved, said) = save(&folder.path().join("none"));
+    assert!(saved.is_empty() && said.contains("were not saved"), "{said}");
+    let report = known();
+    let whole = report.clone();
+    let socket = admin_socket(folder.path(), move |command, stream| {
+        assert_eq!(command, "show servers state");
+        let _ = stream.write_all(whole.as_bytes());
+    });
+    let (saved, said) = save(&socket);
+    assert!(saved == adapted(&report, &site).0 && said.is_empty(), "{said}");
+    // what was saved last stays, adapted to the configuration
+    let silent = admin_socket(folder.path(), |_, stream| {
+        let mut stream = stream.try_clone().expect("a socket");
+        thread::spawn(move || stream.read_to_end(&mut Vec::new()));
+        thread::sleep(Duration::from_secs(20));
+    });
+    let last = save(&silent);
+    assert!(last.0 == saved && last.1.contains("were not saved"), "{}", last.1);
+    for answer in ["", "1\n", "Permission denied\n\n"] {
+        let socket =
+            admin_socket(folder.path(), move |_, stream| drop(stream.write_all(answer.as_bytes())));
+        let last = save(&socket);
+        assert!(last.0 == saved && last.1.contains("were not saved"), "{}", last.1);
+    }
+    // an answer without an end
+    let socket =
+        admin_socket(folder.path(), |_, stream| while stream.write_all(&[b'x'; 65536]).is_ok() {});
+    let last = save(&socket);
+    assert!(last.0 == saved && last.1.contains("were not saved"), "{}", last.1);
+    // no state file, no configuration
+    fs::write(&config, "global\n").expect("a file");
+    assert!(save(&socket).1.contains("no server-state-file"));
+    fs::remove_file(&config).expect("a file");
+    assert!(save(&socket).1.contains("haproxy.cfg"));
 }
