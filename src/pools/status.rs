@@ -1,26 +1,430 @@
-//! x
+//! What HAProxy does with the pools at this moment, beside what its configuration means it to do and what each Patroni says.
+//! Knows HAProxy's states and what is wrong with them; changes nothing.
+
 use crate::pools::configuration::Configuration;
+use crate::pools::haproxy;
+use crate::pools::pool::{Pool, Purpose, Server};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
-/// x
-pub struct Seen;
-/// x
-/// # Errors
-/// x
-pub fn see(_: &Configuration, _: Option<&Path>, _: Duration) -> Result<Seen, String> {
-    Err("x".into())
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long a Patroni may take.
+const PATRONI: Duration = Duration::from_secs(1);
+/// How many of them are asked.
+const NODES: usize = 50;
+/// How much one may answer.
+const ANSWER: u64 = 64 << 10;
+/// The widest name that others are lined up with.
+const WIDTH: usize = 40;
+/// Bits of `srv_admin_state`: put into MAINT by somebody, into DRAIN, without an address.
+const MAINT: u32 = 0x01;
+const DRAIN: u32 = 0x08;
+const NO_ADDRESS: u32 = 0x20;
+/// Bits of `srv_check_state` and `srv_agent_state`: there is one, and it is asked.
+const THERE: u32 = 0x02;
+const ASKED: u32 = 0x04;
+
+/// What was seen.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    servers: Vec<Looked>,
+    /// What is wrong with a pool, or with HAProxy as a whole.
+    wrong: Vec<String>,
 }
+
+/// A server as HAProxy has it.
+#[derive(Clone, Debug, Default)]
+struct Looked {
+    name: String,
+    shown: Shown,
+    state: State,
+    patroni: String,
+    wrong: Vec<String>,
+}
+
+/// What "show stat" says of a server.
+#[derive(Clone, Debug, Default)]
+struct Shown(HashMap<String, String>);
+
+/// What "show servers state" says of a server.
+#[derive(Clone, Debug, Default)]
+struct State {
+    address: String,
+    administrative: u32,
+    weight: Option<u32>,
+    check: u32,
+    agent: u32,
+    check_port: u16,
+    agent_port: u16,
+}
+
+/// A server's pool and name.
+type Name = (String, String);
+
+/// Looks until all is well, or for this long.
+///
+/// # Errors
+///
+/// HAProxy does not answer.
+pub fn see(
+    configuration: &Configuration,
+    socket: Option<&Path>,
+    wait: Duration,
+) -> Result<Seen, String> {
+    let socket = socket.map_or_else(|| haproxy::socket(configuration), Path::to_owned);
+    let pools = Pool::all(configuration);
+    let began = Instant::now();
+    loop {
+        let seen = look(&pools, &socket);
+        if began.elapsed() >= wait || seen.as_ref().is_ok_and(Seen::is_well) {
+            let mut seen = seen?;
+            ask_patronis(&mut seen, &pools);
+            return Ok(seen);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
 impl Seen {
-    /// x
-    pub fn summary(&self) -> String {
-        String::new()
-    }
-    /// x
-    pub fn lines(&self) -> Vec<String> {
-        vec![]
-    }
-    /// x
+    /// Whether nothing is wrong.
     pub fn is_well(&self) -> bool {
-        true
+        self.wrong.is_empty() && self.servers.iter().all(|server| server.wrong.is_empty())
     }
+
+    /// A line for each server, and what is wrong below it.
+    pub fn lines(&self) -> Vec<String> {
+        let width = |length: fn(&Looked) -> usize| {
+            self.servers.iter().map(length).max().unwrap_or(0).min(WIDTH)
+        };
+        let name = width(|server| server.name.len());
+        let status = width(|server| server.shown.get("status").len());
+        let mut lines = Vec::new();
+        for server in &self.servers {
+            lines.push(format!(
+                "{:name$}  {:status$}  {}",
+                server.name,
+                server.shown.get("status"),
+                server.details()
+            ));
+            lines.extend(server.wrong.iter().map(|wrong| format!("    WRONG: {wrong}")));
+        }
+        lines.extend(self.wrong.iter().map(|wrong| format!("WRONG: {wrong}")));
+        lines
+    }
+
+    /// One line for monitoring.
+    pub fn summary(&self) -> String {
+        let of_servers = self.servers.iter().flat_map(|server| {
+            server.wrong.iter().map(|wrong| format!("{}: {wrong}", server.name))
+        });
+        let wrong: Vec<_> = self.wrong.iter().cloned().chain(of_servers).collect();
+        match wrong.len() {
+            0 => format!("OK: {} servers that ask Patroni", self.servers.len()),
+            count => format!("WRONG ({count}): {}", wrong.join("; ")),
+        }
+    }
+}
+
+impl Looked {
+    fn details(&self) -> String {
+        let mut details = Vec::new();
+        let (agent, check) = (self.shown.agent(), self.shown.check());
+        if self.state.agent & THERE != 0 {
+            let off = if self.state.agent & ASKED == 0 { "off" } else { agent };
+            details.push(format!("agent {off}: {}", self.shown.get("last_agt")));
+        }
+        details.push(match check {
+            "" if self.state.check & ASKED == 0 => "check off".to_owned(),
+            "" => "check paused".to_owned(),
+            check => format!("check {check}"),
+        });
+        details.push(format!("weight {}", self.shown.get("weight")));
+        details.push(format!("sessions {}", self.shown.get("scur")));
+        if !self.patroni.is_empty() {
+            details.push(format!("Patroni: {}", self.patroni));
+        }
+        details.join(", ")
+    }
+}
+
+impl Shown {
+    fn get(&self, field: &str) -> &str {
+        self.0.get(field).map_or("", String::as_str)
+    }
+
+    /// How the last agent check went. HAProxy marks one that is under way.
+    fn agent(&self) -> &str {
+        self.get("agent_status").trim_start_matches("* ")
+    }
+
+    /// How HAProxy's own last check went.
+    fn check(&self) -> &str {
+        self.get("check_status").trim_start_matches("* ")
+    }
+
+    /// Whether it takes clients.
+    fn is_up(&self) -> bool {
+        self.get("status").starts_with("UP") || self.get("status") == "no check"
+    }
+}
+
+/// One look at HAProxy.
+fn look(pools: &[Pool], socket: &Path) -> Result<Seen, String> {
+    let shown = shown(&haproxy::ask(socket, "show stat -1 4 -1 typed")?);
+    let states = states(&haproxy::ask(socket, "show servers state")?);
+    let info = haproxy::ask(socket, "show info")?;
+    if states.is_empty() && shown.is_empty() {
+        let socket = socket.display();
+        return Err(format!(
+            "{socket}: HAProxy shows no server there; is it its \"stats socket\" with \"level admin\"?"
+        ));
+    }
+    let mut seen = Seen::default();
+    if info.lines().any(|line| line.trim() == "Stopping: 1") {
+        seen.wrong.push(
+            "the process that answers has been replaced by a reload; ask the new one".to_owned(),
+        );
+    }
+    let asking: Vec<_> =
+        pools.iter().filter(|pool| pool.asks_patroni() && !pool.is_rest_api()).collect();
+    for ((pool, server), shown) in shown {
+        let state = states.get(&(pool.clone(), server.clone())).cloned().unwrap_or_default();
+        let meant = asking.iter().find(|asking| asking.name() == pool);
+        let server_meant =
+            meant.and_then(|meant| meant.servers.iter().find(|meant| meant.name == server));
+        // without a configuration, those with an agent are looked at
+        let counts = match meant {
+            Some(_) => !server_meant.is_some_and(Server::is_waiting_room),
+            None => pools.is_empty() && state.agent & THERE != 0,
+        };
+        if counts {
+            let wrong = wrong(&shown, &state, server_meant, meant.is_some());
+            seen.servers.push(Looked {
+                name: format!("{pool}/{server}"),
+                shown,
+                state,
+                wrong,
+                patroni: String::new(),
+            });
+        }
+    }
+    for pool in &asking {
+        seen.wrong.extend(wrong_with_pool(pool, &seen.servers));
+    }
+    if seen.servers.is_empty() {
+        seen.wrong.push("HAProxy has no server that asks Patroni".to_owned());
+    }
+    Ok(seen)
+}
+
+/// What is wrong with a server.
+fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let reload = "has HAProxy been reloaded since the file was changed?";
+    let agent_there = state.agent & THERE != 0;
+    match meant {
+        None if known => {
+            wrong.push("it is not in the configuration, so the next reload forgets it".to_owned())
+        }
+        Some(meant) if meant.has("agent-check") && !agent_there => {
+            wrong.push(format!("HAProxy knows no agent of it; {reload}"))
+        }
+        Some(meant) if !meant.has("agent-check") && agent_there => wrong
+            .push(format!("HAProxy asks an agent that the configuration does not name; {reload}")),
+        Some(meant)
+            if agent_there && meant.agent_port().is_some_and(|port| port != state.agent_port) =>
+        {
+            wrong.push(format!(
+                "HAProxy asks its agent on port {}, not as the configuration says; {reload}",
+                state.agent_port
+            ));
+        }
+        _ => {}
+    }
+    if meant.is_some_and(|meant| meant.has("check")) {
+        if state.check & THERE == 0 {
+            wrong.push(format!("HAProxy has no check of its own for it; {reload}"));
+        } else if state.check & ASKED == 0 {
+            wrong.push("somebody has turned off HAProxy's own check (enable health)".to_owned());
+        }
+    }
+    let (last, status) = (shown.get("last_agt"), shown.get("status"));
+    if agent_there && state.agent & ASKED == 0 {
+        wrong.push("somebody has turned off its agent check (enable agent)".to_owned());
+    } else if agent_there {
+        match shown.agent() {
+            "L7OK" | "L7OKC" | "L7STS" | "CHECKED" => {}
+            "INI" | "" => wrong.push("its agent has not been asked yet".to_owned()),
+            how => wrong.push(format!("its agent does not answer ({how}) on port {}, so it stays as it is; is the socket open, and open to this machine?", state.agent_port)),
+        }
+    }
+    let check = shown.check();
+    match status {
+        "DOWN (agent)" => wrong.push(format!("it is DOWN, as its agent says: {last}")),
+        _ if status.starts_with("DOWN") => {
+            // without an agent, a healthy node that is not meant is DOWN
+            if agent_there || check != "L7STS" {
+                wrong.push(format!(
+                    "it is DOWN, as HAProxy's own check says ({check}): {}",
+                    shown.get("last_chk")
+                ));
+            }
+        }
+        _ if status.starts_with("UP ") => match check {
+            "INI" => wrong.push("HAProxy's own check has not asked yet".to_owned()),
+            _ => wrong
+                .push(format!("HAProxy's own check fails ({check}): {}", shown.get("last_chk"))),
+        },
+        _ if status.starts_with("MAINT") => {
+            if state.administrative & NO_ADDRESS != 0 {
+                wrong.push("its name has no address".to_owned());
+            } else if agent_there && last.starts_with("up ready") {
+                wrong.push("it is in MAINT although its agent says ready".to_owned());
+            } else if !agent_there && state.administrative & MAINT != 0 {
+                wrong
+                    .push("somebody has put it into MAINT (set server ... state ready)".to_owned());
+            }
+        }
+        _ => {}
+    }
+    if state.administrative & DRAIN != 0 && agent_there && !last.contains("drain") {
+        wrong.push(
+            "somebody has put it into DRAIN, which the next ready of its agent ends".to_owned(),
+        );
+    }
+    if state.weight == Some(0) {
+        wrong
+            .push("its weight is 0, so it gets no clients (set server ... weight 100%)".to_owned());
+    }
+    wrong
+}
+
+/// What is wrong with a pool: servers that HAProxy does not have, none that is UP, or two for writes.
+fn wrong_with_pool(pool: &Pool, servers: &[Looked]) -> Vec<String> {
+    let name = pool.name();
+    let find = |server: &Server| {
+        servers.iter().find(|looked| looked.name == format!("{name}/{}", server.name))
+    };
+    let mut wrong = Vec::new();
+    let missing: Vec<_> = pool
+        .nodes()
+        .filter(|server| find(server).is_none())
+        .map(|server| server.name.as_str())
+        .collect();
+    if !missing.is_empty() {
+        wrong.push(format!(
+            "{name}: HAProxy has no {}; has it been reloaded since the file was changed?",
+            missing.join(", ")
+        ));
+    }
+    let up = pool.nodes().filter_map(find).filter(|looked| looked.shown.is_up()).count();
+    // a reserve shows nodes that do not serve it as NOLB
+    if up == 0 && missing.len() < pool.nodes().count() {
+        wrong.push(format!("{name}: no server is UP"));
+    }
+    if up > 1 && pool.purpose() == Some(Purpose::Write) {
+        wrong.push(format!("{name}: {up} servers are UP, and only one can take writes"));
+    }
+    wrong
+}
+
+/// The servers in HAProxy's order: `S.<proxy>.<server>.<field>.<name>.<process>:<tags>:<type>:<value>`.
+fn shown(answer: &str) -> Vec<(Name, Shown)> {
+    let mut servers: BTreeMap<(u64, u64), HashMap<String, String>> = BTreeMap::new();
+    for line in answer.lines() {
+        let mut parts = line.splitn(4, ':');
+        let (Some(key), Some(value)) = (parts.next(), parts.nth(2)) else { continue };
+        let key: Vec<_> = key.split('.').collect();
+        let ["S", proxy, server, _, field, _] = key[..] else { continue };
+        let (Ok(proxy), Ok(server)) = (proxy.parse(), server.parse()) else { continue };
+        servers.entry((proxy, server)).or_default().insert(field.to_owned(), value.to_owned());
+    }
+    let named = servers.into_values().map(Shown);
+    named
+        .map(|shown| ((shown.get("pxname").to_owned(), shown.get("svname").to_owned()), shown))
+        .collect()
+}
+
+/// The states of all servers.
+fn states(answer: &str) -> HashMap<Name, State> {
+    let mut states = HashMap::new();
+    for line in answer.lines().filter(|line| !line.starts_with('#')) {
+        let columns: Vec<_> = line.split(' ').collect();
+        if columns.len() < 25 {
+            continue;
+        }
+        let number = |at: usize| columns[at].parse().unwrap_or(0);
+        let port = |at: usize| columns[at].parse().unwrap_or(0);
+        let state = State {
+            address: columns[4].to_owned(),
+            administrative: number(6),
+            weight: columns[7].parse().ok(),
+            check: number(13),
+            agent: number(14),
+            check_port: port(21),
+            agent_port: port(24),
+        };
+        states.insert((columns[1].to_owned(), columns[3].to_owned()), state);
+    }
+    states
+}
+
+/// Asks each node's Patroni once, where HAProxy's own check asks it without TLS.
+fn ask_patronis(seen: &mut Seen, pools: &[Pool]) {
+    let mut nodes: HashMap<(IpAddr, u16), Vec<usize>> = HashMap::new();
+    for (at, looked) in seen.servers.iter().enumerate() {
+        let Some((pool, server)) = looked.name.split_once('/') else { continue };
+        let Some(pool) = pools.iter().find(|other| other.name() == pool) else { continue };
+        let Some(server) = pool.servers.iter().find(|other| other.name == server) else { continue };
+        let http = pool.own_question(server).is_some() && !server.has("check-ssl");
+        let asked = pool.check.questions.iter().find(|question| question.path.is_some());
+        let port = asked.and_then(|question| question.port).unwrap_or(looked.state.check_port);
+        let address = looked.state.address.parse().ok().filter(|_| http && port != 0);
+        if let Some(address) = address {
+            nodes.entry((address, port)).or_default().push(at);
+        }
+    }
+    let (said, hear) = mpsc::channel();
+    let asked = nodes.len().min(NODES);
+    for ((address, port), servers) in nodes.into_iter().take(NODES) {
+        let said = said.clone();
+        thread::spawn(move || said.send((servers, ask_patroni(address, port))));
+    }
+    let end = Instant::now() + PATRONI + PATRONI;
+    for _ in 0..asked {
+        let left = end.saturating_duration_since(Instant::now());
+        let Ok((servers, answer)) = hear.recv_timeout(left) else { break };
+        for at in servers {
+            seen.servers[at].patroni = answer.clone();
+        }
+    }
+}
+
+/// The role and the state that a Patroni names. `/patroni` needs no DCS and changes nothing there.
+fn ask_patroni(address: IpAddr, port: u16) -> String {
+    let address = match address {
+        IpAddr::V4(address) => format!("{address}:{port}"),
+        IpAddr::V6(address) => format!("[{address}]:{port}"),
+    };
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(PATRONI))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .build()
+        .into();
+    let answer =
+        agent.get(format!("http://{address}/patroni")).header("Connection", "close").call();
+    let body =
+        answer.and_then(|mut answer| answer.body_mut().with_config().limit(ANSWER).read_to_vec());
+    let body: Option<Value> = body.ok().and_then(|body| serde_json::from_slice(&body).ok());
+    let Some(body) = body else { return format!("no answer from {address}") };
+    let word = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
+    format!("{}, {}", word("role"), word("state"))
 }
