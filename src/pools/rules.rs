@@ -556,7 +556,8 @@ fn no_role(site: &Site, found: &mut Found) {
             continue;
         };
         let name = asked.split('?').next().unwrap_or_default();
-        if pool::NO_ROLE.contains(&name) && !(named_for_writes(pool) && !pool.has_agents()) {
+        let said_already = named_for_writes(pool) && !pool.has_agents();
+        if pool::NO_ROLE.contains(&name) && !said_already {
             let happens = format!(
                 "{}: /{name} says nothing of PostgreSQL, so a node that is stopped is UP",
                 pool.name()

@@ -267,15 +267,12 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
     let check = shown.check();
     match status {
         "DOWN (agent)" => wrong.push(format!("it is DOWN, as its agent says: {last}")),
-        _ if status.starts_with("DOWN") => {
-            // without an agent, a healthy node that is not meant is DOWN
-            if agent_there || check != "L7STS" {
-                wrong.push(format!(
-                    "it is DOWN, as HAProxy's own check says ({check}): {}",
-                    shown.get("last_chk")
-                ));
-            }
-        }
+        // without an agent, a healthy node that is not meant is DOWN
+        _ if status.starts_with("DOWN") && !agent_there && check == "L7STS" => {}
+        _ if status.starts_with("DOWN") => wrong.push(format!(
+            "it is DOWN, as HAProxy's own check says ({check}): {}",
+            shown.get("last_chk")
+        )),
         _ if status.starts_with("UP ") => match check {
             "INI" => wrong.push("HAProxy's own check has not asked yet".to_owned()),
             _ => wrong

@@ -5,6 +5,8 @@ use crate::common::file;
 use patroni_agent_check::NAME;
 use patroni_agent_check::check;
 use patroni_agent_check::options::{Described, OPTIONS, Options, help};
+use patroni_agent_check::pools::options as pools;
+use patroni_agent_check::pools::rules::RULES;
 use std::fmt::Write;
 use std::fs;
 use std::process::Command;
@@ -89,6 +91,36 @@ fn the_manual() {
 }
 
 #[test]
+fn the_manual_of_patroni_pools() {
+    let version = concat!("\"", env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"), "\"");
+    let file = "units/patroni-pools.8";
+    assert!(text(file).contains(version), "its .TH line has {version}");
+    let mut commands = String::new();
+    for (name, _, does) in pools::COMMANDS {
+        let _ = writeln!(commands, ".TP\n\\fB{}\\fR\n{}", roff(name), roff(does));
+    }
+    let mut options = String::new();
+    for option in pools::OPTIONS {
+        let short = option.short.map(|short| format!("\\fB\\-{short}\\fR, ")).unwrap_or_default();
+        let value =
+            if option.value.is_empty() { "" } else { &format!(" \\fI{}\\fR", roff(option.value)) };
+        let _ = writeln!(options, ".TP\n{short}\\fB\\-\\-{}\\fR{value}", roff(option.long));
+        let _ = writeln!(options, "{}", roff(&option.meaning()));
+    }
+    let mut rules = String::new();
+    for rule in RULES {
+        let agent = if rule.agent { " (with the agent)" } else { "" };
+        let _ = writeln!(rules, ".TP\n\\fB{}\\fR{agent}\n{}", roff(rule.name), roff(rule.why));
+    }
+    let mut manual = text(file);
+    for (name, made) in [("commands", commands), ("options", options), ("rules", rules)] {
+        let marks = [format!(".\\\" begin {name}\n"), format!(".\\\" end {name}\n")];
+        manual = between(&manual, [&marks[0], &marks[1]], &made);
+    }
+    assert_is(file, &manual);
+}
+
+#[test]
 fn the_readme() {
     let mut table = "\n| option | default | meaning |\n|---|---|---|\n".to_owned();
     for option in OPTIONS {
@@ -104,17 +136,45 @@ fn the_readme() {
     assert_is("README.md", &between(&text("README.md"), marks, &table));
 }
 
+/// An option, as completions need it.
+struct Completed {
+    short: Option<char>,
+    long: &'static str,
+    value: &'static str,
+    meaning: String,
+}
+
 #[test]
 fn the_completions() {
-    let checks = check::names().collect::<Vec<_>>().join(" ");
+    let options = OPTIONS.iter().map(|&Described { short, long, value, meaning, .. }| Completed {
+        short,
+        long,
+        value,
+        meaning: meaning.to_owned(),
+    });
+    let checks: Vec<_> = check::names().collect();
+    completions(NAME, "src/options.rs", options.collect(), "check", &checks);
+    let options = pools::OPTIONS.iter().map(|option| Completed {
+        short: option.short,
+        long: option.long,
+        value: option.value,
+        meaning: option.meaning(),
+    });
+    let commands: Vec<_> = pools::COMMANDS.iter().map(|(name, _, _)| *name).collect();
+    completions(pools::NAME, "src/pools/options.rs", options.collect(), "command", &commands);
+}
+
+/// The three files of a program, which takes these words besides its options.
+fn completions(program: &str, table: &str, options: Vec<Completed>, word: &str, given: &[&str]) {
+    let given = given.join(" ");
     let mut words = Vec::new();
     let (mut bash, mut zsh, mut fish) = (String::new(), String::new(), String::new());
-    for option in OPTIONS {
-        let Described { short, long, value, meaning, .. } = option;
+    for Completed { short, long, value, meaning } in &options {
         let flags: Vec<_> =
             short.iter().map(|short| format!("-{short}")).chain([format!("--{long}")]).collect();
         words.extend(flags.clone());
-        let (completes, zsh_value, fish_value) = match (choices(option), *value) {
+        let choices: Option<Vec<&str>> = value.contains('|').then(|| value.split('|').collect());
+        let (completes, zsh_value, fish_value) = match (choices, *value) {
             (Some(choices), _) => {
                 let choices = choices.join(" ");
                 let bash = format!("mapfile -t COMPREPLY < <(compgen -W '{choices}' -- \"$cur\")");
@@ -128,7 +188,8 @@ fn the_completions() {
             _ => (":".to_owned(), format!(":{long}:"), " -x".to_owned()),
         };
         if !value.is_empty() {
-            let _ = writeln!(bash, "        --{long}) {completes} ;;");
+            let flags = flags.join("|");
+            let _ = writeln!(bash, "        {flags}) {completes} ;;");
         }
         let mut said = meaning.replace('\'', r"'\''");
         for special in ["[", "]", ":"] {
@@ -142,28 +203,28 @@ fn the_completions() {
         let letter = short.map(|short| format!(" -s {short}")).unwrap_or_default();
         let _ = writeln!(
             fish,
-            "complete -c {NAME}{letter} -l {long}{fish_value} -d '{}'",
+            "complete -c {program}{letter} -l {long}{fish_value} -d '{}'",
             meaning.replace('\'', r"\'")
         );
     }
-    let words = words.join(" ");
-    let made = "# Made by tests/plain/manual.rs from the table in src/options.rs.";
+    let (words, function) = (words.join(" "), program.replace('-', "_"));
+    let made = format!("# Made by tests/plain/manual.rs from the table in {table}.");
     assert_is(
-        "units/packaging/completions/patroni-agent-check.bash",
+        &format!("units/packaging/completions/{program}.bash"),
         &format!(
-            "{made}\n_patroni_agent_check() {{\n    local cur=${{COMP_WORDS[COMP_CWORD]}}\n    \
+            "{made}\n_{function}() {{\n    local cur=${{COMP_WORDS[COMP_CWORD]}}\n    \
              case ${{COMP_WORDS[COMP_CWORD - 1]}} in\n{bash}        *) mapfile -t COMPREPLY < \
-             <(compgen -W '{words} {checks}' -- \"$cur\") ;;\n    esac\n}}\n\
-             complete -F _patroni_agent_check {NAME}\n"
+             <(compgen -W '{words} {given}' -- \"$cur\") ;;\n    esac\n}}\n\
+             complete -F _{function} {program}\n"
         ),
     );
     assert_is(
-        "units/packaging/completions/_patroni-agent-check",
-        &format!("#compdef {NAME}\n{made}\n_arguments \\\n{zsh}    ':check:({checks})'\n"),
+        &format!("units/packaging/completions/_{program}"),
+        &format!("#compdef {program}\n{made}\n_arguments \\\n{zsh}    ':{word}:({given})'\n"),
     );
     assert_is(
-        "units/packaging/completions/patroni-agent-check.fish",
-        &format!("{made}\ncomplete -c {NAME} -f\n{fish}complete -c {NAME} -a '{checks}'\n"),
+        &format!("units/packaging/completions/{program}.fish"),
+        &format!("{made}\ncomplete -c {program} -f\n{fish}complete -c {program} -a '{given}'\n"),
     );
 }
 
@@ -215,5 +276,39 @@ fn the_options() {
     }
     for line in help().lines() {
         assert!(line.len() <= 80, "{line}");
+    }
+}
+
+/// What the help of `patroni-pools` says may be given, to the commands that it names and to no others.
+#[test]
+fn the_options_of_patroni_pools() {
+    let help = pools::help();
+    for option in pools::OPTIONS.iter().filter(|option| !["help", "version"].contains(&option.long))
+    {
+        assert!(help.contains(&option.usage()));
+        for (name, command, _) in pools::COMMANDS {
+            let value = if option.value == "SECONDS" {
+                "=1"
+            } else if option.value.is_empty() {
+                ""
+            } else {
+                "=x"
+            };
+            let parsed =
+                pools::Options::parse([(*name).into(), format!("--{}{value}", option.long).into()]);
+            let takes = option.commands.is_empty() || option.commands.contains(command);
+            assert_eq!(parsed.is_ok(), takes, "{name} --{}", option.long);
+        }
+    }
+    assert!(help.lines().all(|line| line.len() <= 80), "{help}");
+    for wrong in [
+        &["--wait", "1"][..],
+        &["status", "--wait", "x"],
+        &["status", "--wait", "99999"],
+        &["x"],
+        &["check", "x"],
+        &[],
+    ] {
+        assert!(pools::Options::parse(wrong.iter().map(Into::into)).is_err(), "{wrong:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! `patroni-pools`: each mistake is found at its line, whatever the layout, and a good configuration has none.
 
-use crate::common::file;
+use crate::common::{FakePatroni, file, http};
 use patroni_agent_check::pools::configuration::Configuration;
 use patroni_agent_check::pools::pool::Pool;
 use patroni_agent_check::pools::rules::{self, RULES};
@@ -622,4 +622,238 @@ fn saving_the_states_never_keeps_a_reload_waiting() {
     assert!(save(&socket).1.contains("no server-state-file"));
     fs::remove_file(&config).expect("a file");
     assert!(save(&socket).1.contains("haproxy.cfg"));
+}
+
+/// A server as a fake HAProxy shows it: its state is made from what is changed here.
+#[derive(Clone)]
+struct Shown {
+    pool: &'static str,
+    name: &'static str,
+    status: &'static str,
+    check: &'static str,
+    agent: &'static str,
+    last: &'static str,
+    administrative: u32,
+    weight: u32,
+    check_state: u32,
+    agent_state: u32,
+    agent_port: u16,
+    patroni: u16,
+}
+
+const UP: Shown = Shown {
+    pool: "rw",
+    name: "a",
+    status: "UP",
+    check: "L7OK",
+    agent: "L7OK",
+    last: "up ready # primary, running",
+    administrative: 4,
+    weight: 1,
+    check_state: 6,
+    agent_state: 22,
+    agent_port: 5555,
+    patroni: 1,
+};
+const STANDBY: Shown = Shown {
+    name: "b",
+    status: "MAINT",
+    check: "",
+    last: "up maint # replica, streaming",
+    administrative: 5,
+    check_state: 14,
+    ..UP
+};
+
+/// What HAProxy answers to a command.
+fn answer(command: &str, servers: &[Shown], info: &str) -> String {
+    let mut text = match command {
+        "show servers state" => "1\n# be_id ...\n".to_owned(),
+        "show info" => return format!("Name: HAProxy\n{info}\n\n"),
+        "show stat -1 4 -1 typed" => String::new(),
+        other => panic!("{other}"),
+    };
+    for (number, shown) in servers.iter().enumerate() {
+        let Shown {
+            pool,
+            name,
+            status,
+            check,
+            agent,
+            last,
+            administrative,
+            weight,
+            check_state,
+            agent_state,
+            agent_port,
+            patroni,
+        } = shown;
+        if command == "show servers state" {
+            let op = if *status == "UP" { 2 } else { 0 };
+            text += &format!(
+                "2 {pool} {number} {name} 127.0.0.1 {op} {administrative} {weight} 1 22 6 3 4 {check_state} {agent_state} 0 0 - 5432 - 0 {patroni} - - {agent_port}\n"
+            );
+        } else {
+            let fields = [
+                ("pxname", *pool),
+                ("svname", name),
+                ("status", status),
+                ("check_status", check),
+                ("agent_status", agent),
+                ("last_agt", last),
+                ("last_chk", "a:b\u{1b}[31m"),
+                ("weight", "1"),
+                ("scur", "7"),
+            ];
+            for (at, (field, value)) in fields.iter().enumerate() {
+                text += &format!("S.2.{number}.{at}.{field}.1:MGP:str:{value}\n");
+            }
+        }
+    }
+    text + "\n"
+}
+
+/// The status by a fake HAProxy: exit status and what is printed.
+fn status(servers: Vec<Shown>, info: &'static str, arguments: &[&str]) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("haproxy.cfg");
+    let socket = admin_socket(folder.path(), move |command, stream| {
+        let _ = stream.write_all(answer(command, &servers, info).as_bytes());
+    });
+    let site = "listen rw\n option httpchk OPTIONS /primary\n default-server check port 1 agent-check agent-port 5555 agent-send \"primary\\n\" disabled\n \
+        server a 127.0.0.1:5432\n server b 127.0.0.1:5432\n server w 127.0.0.1 backup no-check no-agent-check\n\
+        listen ro\n option httpchk OPTIONS /replica\n server a 127.0.0.1:5432 check port 1\n server b 127.0.0.1:5432 check port 1\n\
+        listen web\n server x 127.0.0.1:80\n";
+    fs::write(
+        &config,
+        format!("global\n stats socket {} mode 600 level admin\n{site}", socket.display()),
+    )
+    .expect("a file");
+    let output = Command::new(POOLS)
+        .args(["status", "-f"])
+        .arg(&config)
+        .args(arguments)
+        .output()
+        .expect("the program");
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A site where all is well, and one of its servers changed.
+fn site(change: impl Fn(&mut Shown)) -> Vec<Shown> {
+    let plain = Shown { pool: "ro", agent: "", agent_state: 0, agent_port: 0, last: "", ..UP };
+    let mut site = vec![
+        UP,
+        STANDBY,
+        Shown {
+            name: "w",
+            status: "no check",
+            check: "",
+            check_state: 0,
+            agent_state: 0,
+            weight: 0,
+            ..UP
+        },
+        Shown { name: "a", status: "DOWN", check: "L7STS", administrative: 0, ..plain.clone() },
+        Shown { name: "b", ..plain },
+        Shown { pool: "web", name: "x", status: "DOWN", check: "L4CON", agent_state: 0, ..UP },
+    ];
+    site.iter_mut().for_each(change);
+    site
+}
+
+#[test]
+fn what_is_wrong_is_said_in_words() {
+    let (code, said) = status(site(|_| {}), "Stopping: 0", &[]);
+    assert_eq!((code, said.lines().count()), (Some(0), 4), "{said}");
+    assert!(said.starts_with("rw/a  UP     agent L7OK: up ready # primary, running, check L7OK, weight 1, sessions 7, Patroni: no answer"), "{said}");
+    let (code, said) = status(site(|_| {}), "Stopping: 0", &["--quiet"]);
+    assert_eq!((code, &*said), (Some(0), "OK: 4 servers that ask Patroni\n"));
+    type Change = fn(&mut Shown);
+    let changes: [(&str, Change, &str); 16] = [
+        ("rw/a", |s| s.agent = "* L4CON", "its agent does not answer (L4CON) on port 5555"),
+        ("rw/b", |s| s.agent = "L4TOUT", "its agent does not answer"),
+        ("rw/b", |s| (s.agent, s.last) = ("INI", ""), "not been asked yet"),
+        (
+            "rw/a",
+            |s| (s.status, s.last) = ("DOWN (agent)", "fail ready # gone"),
+            "DOWN, as its agent says: fail ready # gone",
+        ),
+        ("rw/a", |s| (s.status, s.check) = ("DOWN", "L7TOUT"), "own check says (L7TOUT): a:b?[31m"),
+        ("rw/a", |s| (s.status, s.check) = ("UP 1/3", "L4CON"), "own check fails (L4CON)"),
+        ("ro/b", |s| (s.status, s.check) = ("DOWN", "L4CON"), "ro: no server is UP"),
+        ("rw/b", |s| (s.status, s.last) = ("UP", "up ready"), "rw: 2 servers are UP"),
+        ("rw/a", |s| s.weight = 0, "weight is 0"),
+        ("rw/a", |s| s.agent_state = 18, "turned off its agent check"),
+        ("rw/a", |s| s.agent_state = 0, "knows no agent"),
+        ("rw/a", |s| s.agent_port = 5554, "on port 5554"),
+        ("rw/a", |s| (s.check, s.check_state) = ("", 2), "turned off HAProxy's own check"),
+        ("rw/a", |s| s.name = "c", "rw: HAProxy has no a"),
+        ("rw/b", |s| s.last = "up ready", "MAINT although"),
+        ("ro/b", |s| (s.status, s.administrative) = ("MAINT", 1), "somebody has put it into MAINT"),
+    ];
+    for (server, change, wanted) in changes {
+        let changed = site(|shown| {
+            if format!("{}/{}", shown.pool, shown.name) == server {
+                change(shown)
+            }
+        });
+        let (code, said) = status(changed, "Stopping: 0", &[]);
+        assert!(
+            code == Some(1) && said.contains(wanted) && said.contains("WRONG"),
+            "{server} {wanted}: {said}"
+        );
+    }
+    let (code, said) = status(site(|_| {}), "Stopping: 1", &["--quiet"]);
+    assert!(
+        code == Some(1) && said.lines().count() == 1 && said.contains("replaced by a reload"),
+        "{said}"
+    );
+}
+
+/// As soon as all is well, and not later than it was told.
+#[test]
+fn waiting_until_all_is_well() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let began = Instant::now();
+    let socket = admin_socket(folder.path(), move |command, stream| {
+        let ready = began.elapsed() > Duration::from_secs(1);
+        let change = |shown: &mut Shown| {
+            if !ready {
+                shown.agent = "INI"
+            }
+        };
+        let _ = stream.write_all(answer(command, &site(change), "").as_bytes());
+    });
+    let run = |wait: &str| {
+        let began = Instant::now();
+        let output = Command::new(POOLS)
+            .args(["status", "-f", "/nowhere", "--quiet", "--wait", wait, "--socket"])
+            .arg(&socket)
+            .output();
+        (output.expect("the program").status.code(), began.elapsed())
+    };
+    assert_eq!(run("0").0, Some(1));
+    let (code, took) = run("30");
+    assert!(code == Some(0) && took < Duration::from_secs(10), "{code:?} {took:?}");
+    fs::remove_file(&socket).expect("the socket");
+    let (code, took) = run("1");
+    assert!(
+        code == Some(2) && took >= Duration::from_secs(1) && took < Duration::from_secs(9),
+        "{took:?}"
+    );
+}
+
+/// Patroni is asked for `/patroni` only, and what it says is shown as far as it can be printed.
+#[test]
+fn each_patroni_is_asked_once() {
+    let patroni = FakePatroni::new(|stream| {
+        let _ = stream
+            .write_all(&http(200, "{\"role\": \"primary\", \"state\": \"run\\u001b[31mning\"}"));
+    });
+    let port = patroni.address.port();
+    let (code, said) = status(site(|shown| shown.patroni = port), "", &[]);
+    assert_eq!(code, Some(0));
+    assert_eq!(said.matches("Patroni: primary, run?[31mning").count(), 4, "{said}");
+    assert_eq!(patroni.requests().len(), 1);
+    assert!(patroni.requests()[0].starts_with("GET /patroni HTTP/1.1\r\n"));
 }
