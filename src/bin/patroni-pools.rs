@@ -101,7 +101,15 @@ fn check(options: &Options, service: &Service) -> ExitCode {
     for finding in &findings {
         say(&format!("{}: {}: {}", configuration.say(finding.place), finding.rule, finding.text));
     }
-    if !Pool::all(&configuration).iter().any(Pool::asks_patroni) {
+    let pools = Pool::all(&configuration);
+    for pool in pools.iter().filter(|pool| pool.check.option == "external-check") {
+        let place = configuration.say(pool.section.place);
+        complain(&format!(
+            "{place}: {}: what its external-check asks is not known here",
+            pool.name()
+        ));
+    }
+    if !pools.iter().any(Pool::asks_patroni) {
         complain("no server in these files asks Patroni");
     }
     match (refused, findings.is_empty()) {

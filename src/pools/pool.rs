@@ -11,7 +11,7 @@ pub const NO_ROLE: &[&str] =
     &["patroni", "liveness", "readiness", "cluster", "config", "history", "metrics", "failsafe"];
 /// Paths that other services have as well.
 const ANYBODYS: &[&str] =
-    &["", "health", "readiness", "liveness", "metrics", "config", "history", "cluster", "leader"];
+    &["", "health", "readiness", "liveness", "metrics", "config", "history", "cluster"];
 /// The usual ports of PostgreSQL and of PgBouncer.
 pub const POSTGRESQL: [u16; 2] = [5432, POOLER];
 /// The usual port of PgBouncer.
@@ -224,9 +224,13 @@ impl<'a> Pool<'a> {
         if !server.has("check") {
             return None;
         }
+        let named = ["pg", "postgres", "patroni"].iter().any(|word| self.name().contains(word));
+        let postgresql =
+            named || server.port.is_some_and(|port| matches!(port, 5430..=5439 | POOLER));
         let asks = |question: &'_ &Question| {
             let port = question.port.or(self.check_port(server));
-            question.path.as_deref().is_some_and(|path| is_patronis(path, port, server.port))
+            let patronis = port == Some(PATRONI) || (postgresql && port != server.port);
+            question.path.as_deref().is_some_and(|path| is_patronis(path, patronis))
         };
         let question = self.check.questions.iter().find(asks)?;
         let path = question.path.as_deref()?.trim_start_matches('/');
@@ -350,16 +354,14 @@ pub fn asks_for(asked: &str) -> Option<Purpose> {
     Some(if check.asks_for_the_lock() { Purpose::Write } else { Purpose::Read })
 }
 
-/// Whether this path is one of Patroni's. Some are other services' as well; there, the port must be another than clients'.
-fn is_patronis(path: &str, port: Option<u16>, clients: Option<u16>) -> bool {
+/// Whether this path is one of Patroni's. Some are other services' as well, so the port must be Patroni's.
+fn is_patronis(path: &str, port: bool) -> bool {
     let name = path.split('?').next().unwrap_or_default();
     let Some(name) = name.strip_prefix('/') else { return false };
-    let known =
-        name.is_empty() || check::names().any(|known| known == name) || NO_ROLE.contains(&name);
-    known
-        && (!ANYBODYS.contains(&name)
-            || port == Some(PATRONI)
-            || (port.is_some() && port != clients))
+    if ANYBODYS.contains(&name) {
+        return port;
+    }
+    check::names().any(|known| known == name) || NO_ROLE.contains(&name)
 }
 
 /// Whether a line sends clients to another pool.
@@ -604,8 +606,10 @@ mod tests {
             let pool = &Pool::all(&configuration)[0];
             assert_eq!(pool.own_question(&pool.servers[0]), wanted, "{lines}");
         }
-        let web = of("listen a\n option httpchk GET /health\n server b c:80 check\n");
-        assert!(!Pool::all(&web)[0].asks_patroni());
+        for web in ["GET /health\n server b c:80 check", "GET /\n server b c:443 check port 80"] {
+            let web = of(&format!("listen a\n option httpchk {web}\n"));
+            assert!(!Pool::all(&web)[0].asks_patroni());
+        }
     }
 
     #[test]

@@ -351,6 +351,12 @@ impl<'a> Site<'a> {
         self.pools.iter().filter(|pool| pool.asks_patroni())
     }
 
+    /// The pools whose clients talk to PostgreSQL, as far as that can be known.
+    fn of_postgresql(&self) -> impl Iterator<Item = &Pool<'a>> {
+        let port = |server: &Server| server.port.is_some_and(|port| POSTGRESQL.contains(&port));
+        self.pools.iter().filter(move |pool| pool.asks_patroni() || pool.nodes().any(port))
+    }
+
     /// The pools that have the agent, or shall have it; no reserve.
     fn with_agent(&self) -> impl Iterator<Item = &Pool<'a>> {
         self.asking().filter(|pool| {
@@ -423,13 +429,15 @@ fn named_for_writes(pool: &Pool) -> bool {
 }
 
 fn sessions_kept(site: &Site, found: &mut Found) {
-    for pool in site.asking().filter(|pool| pool.purpose() == Some(Purpose::Write)) {
-        let kept = |server: &&Server| server.get("on-marked-down") != Some("shutdown-sessions");
-        let asked = |server: &&Server| pool.question(server).is_some();
-        let kept: Vec<_> = pool.nodes().filter(asked).filter(kept).collect();
+    for pool in site.of_postgresql().filter(|pool| is_for_writes(pool)) {
+        let checked =
+            |server: &&Server| ["check", "agent-check"].iter().any(|word| server.has(word));
+        let checked: Vec<_> = pool.nodes().filter(checked).collect();
+        let kept = |server: &&&Server| server.get("on-marked-down") != Some("shutdown-sessions");
+        let kept: Vec<_> = checked.iter().filter(kept).collect();
         let happens =
             "sessions to a former primary go on, and it takes their writes if its Patroni hangs";
-        if kept.len() == pool.nodes().filter(asked).count() && !kept.is_empty() {
+        if kept.len() == checked.len() && !kept.is_empty() {
             let write =
                 "write \"default-server on-marked-down shutdown-sessions\" above its servers";
             found.add(pool.section.place, &format!("{}: {happens}", pool.name()), write);
@@ -439,6 +447,15 @@ fn sessions_kept(site: &Site, found: &mut Found) {
                 found.add(server.place, &happens, "add \"on-marked-down shutdown-sessions\"");
             }
         }
+    }
+}
+
+/// Whether clients write here: by what is asked, or by its name where nothing tells.
+fn is_for_writes(pool: &Pool) -> bool {
+    let word = |line: &Line| ["primary", "master"].iter().any(|word| line.from(2).contains(word));
+    match pool.purpose() {
+        Some(purpose) => purpose == Purpose::Write,
+        None => role_line(pool).is_some_and(word) || named_for_writes(pool),
     }
 }
 
@@ -462,12 +479,14 @@ fn no_lock(site: &Site, found: &mut Found) {
             }
             continue;
         }
-        if pool.asks_patroni() || pool.nodes().count() < 2 {
+        // nobody knows what a program asks
+        let program = pool.check.option == "external-check";
+        if pool.asks_patroni() || pool.nodes().count() < 2 || program {
             continue;
         }
         for server in pool.nodes().filter(|server| server.has("check")) {
             let port = server.port.unwrap_or(0);
-            let known = if hosts.is_empty() {
+            let known = if hosts.is_empty() || named_for_writes(pool) {
                 port == POSTGRESQL[0]
             } else {
                 hosts.contains(&(&*server.host, server.port))
@@ -483,15 +502,13 @@ fn no_lock(site: &Site, found: &mut Found) {
                     "{}: {with} does not ask Patroni, so any node that listens is UP, a standby or a former primary as well",
                     full(pool, server)
                 );
-                let write = if named_for_writes(pool) {
-                    "primary"
-                } else {
-                    "primary (for reads: /replica)"
-                };
+                let reads = if named_for_writes(pool) { "" } else { " (for reads: /replica)" };
                 found.add(
                     server.place,
                     &happens,
-                    &format!("write \"option httpchk OPTIONS /{write}\" and \"check port 8008\""),
+                    &format!(
+                        "write \"option httpchk OPTIONS /primary\"{reads} and \"check port 8008\""
+                    ),
                 );
             }
         }
@@ -648,7 +665,11 @@ fn slow_timeout_check(site: &Site, found: &mut Found) {
 
 fn pooler_unchecked(site: &Site, found: &mut Found) {
     for pool in site.asking() {
-        for server in pool.nodes().filter(|server| server.port == Some(POOLER)) {
+        let pooler = |server: &&Server| {
+            let named = pool.name().contains("bouncer") || server.name.contains("bouncer");
+            server.port == Some(POOLER) || named
+        };
+        for server in pool.nodes().filter(pooler) {
             let reached = |port: Option<u16>| port.or(pool.check_port(server)) == server.port;
             let asks = pool.own_question(server).is_some();
             if server.has("check")
@@ -671,7 +692,7 @@ fn pooler_unchecked(site: &Site, found: &mut Found) {
 }
 
 fn http_mode(site: &Site, found: &mut Found) {
-    for pool in site.asking() {
+    for pool in site.of_postgresql() {
         let mut sections = pool.frontends.clone();
         sections.push(pool.section);
         for section in sections {
@@ -692,7 +713,7 @@ fn http_rules(site: &Site, found: &mut Found) {
     let starts = ["http-request", "http-response", "http-after-response", "cookie"];
     let options =
         ["forwardfor", "http-server-close", "httpclose", "http-keep-alive", "http-buffer-request"];
-    for pool in site.asking() {
+    for pool in site.of_postgresql() {
         let mut sections: Vec<&Section> = pool.frontends.clone();
         sections.push(pool.section);
         for section in sections {
@@ -712,7 +733,7 @@ fn http_rules(site: &Site, found: &mut Found) {
 }
 
 fn short_timeout(site: &Site, found: &mut Found) {
-    for pool in site.asking() {
+    for pool in site.of_postgresql() {
         let entrance = site.entrance_lines(pool);
         let tunnel = pool.timeout("tunnel");
         let times = match tunnel {
@@ -737,9 +758,12 @@ fn short_timeout(site: &Site, found: &mut Found) {
     }
 }
 
-/// The health check that a server's agent shall be asked: the site's own.
+/// The health check that a server's agent shall be asked: the site's own, if it asks for a role.
 fn wanted<'a>(pool: &'a Pool, server: &'a Server) -> Option<&'a str> {
-    pool.own_question(server).or_else(|| pool.nodes().find_map(|server| pool.own_question(server)))
+    let own = pool.own_question(server);
+    let own = own.or_else(|| pool.nodes().find_map(|server| pool.own_question(server)));
+    let no_role = |asked: &str| pool::NO_ROLE.contains(&asked.split('?').next().unwrap_or(asked));
+    own.filter(|asked| !no_role(asked)).or(is_for_writes(pool).then_some("primary"))
 }
 
 fn agent_missing(site: &Site, found: &mut Found) {
@@ -770,6 +794,10 @@ fn agent_missing(site: &Site, found: &mut Found) {
             let asked = wanted(pool, server).filter(|_| !server.has("agent-send"));
             write.extend(asked.map(|asked| format!("agent-send \"{asked}\\n\"")));
             write.extend((!server.has("disabled")).then(|| "disabled".to_owned()));
+            let unknown = asked.and_then(|asked| asked.parse::<Check>().err());
+            write.extend(unknown.map(|error| {
+                format!("(but the agent does not understand this health check: {error})")
+            }));
             found.add(server.place, &happens, &format!("add {}", write.join(" ")));
         }
     }
@@ -1214,14 +1242,11 @@ fn agents_watched(site: &Site, found: &mut Found) {
     let Some(first) = site.first_with_agent() else { return };
     let port = site.port();
     let Some(watch) = site.watch else {
-        let nodes: Vec<_> = first
-            .nodes()
-            .map(|server| format!("\"server {} {}:{port}\"", server.name, server.host))
-            .take(20)
-            .collect();
+        let nodes = first.nodes().take(20);
+        let nodes = nodes.map(|server| format!(" / server {} {}:{port}", server.name, server.host));
         let write = format!(
-            "write a backend \"agents\" with \"option tcp-check\", \"tcp-check send \\\"primary\\\\n\\\"\", \"tcp-check expect rstring \\\"^(up|down|fail|stopped|!)\\\"\", \"default-server check fall 2 no-agent-check enabled\" and {}",
-            nodes.join(", ")
+            "write a backend \"agents\" with these lines: option tcp-check / tcp-check send \"primary\\n\" / tcp-check expect rstring \"^(up|down|fail|stopped|!)\" / default-server check fall 2 no-agent-check enabled{}",
+            nodes.collect::<String>()
         );
         return found.add(
             first.section.place,
@@ -1306,10 +1331,14 @@ fn reserve(site: &Site, found: &mut Found) {
                 && line.word(1) != name
         });
         let Some(line) = line else {
+            let agents = pool.nodes().count();
+            let write = format!(
+                "write the backend \"reserve\" of the example haproxy.cfg with these servers, and here two waiting rooms, \"option allbackups\" and \"use_backend reserve if {{ nbsrv({name}) eq 2 }} {{ nbsrv(agents) lt {agents} }} {{ nbsrv(reserve) eq 1 }}\""
+            );
             let happens = format!(
                 "{name}: if a standby whose agent is silent is promoted, no server takes writes until somebody acts"
             );
-            found.add(pool.section.place, &happens, "write the backend \"reserve\" of the example haproxy.cfg with your servers, and \"use_backend reserve if ...\" here");
+            found.add(pool.section.place, &happens, &write);
             continue;
         };
         let Some(reserve) = site.pools.iter().find(|pool| pool.name() == line.word(1)) else {

@@ -139,6 +139,40 @@ fn each_mistake_is_found_at_its_line() {
     assert_eq!(found(&tunnel, false), BTreeSet::new());
 }
 
+/// PostgreSQL's traffic, whatever it is called, and what is none.
+#[test]
+fn what_other_services_do_is_their_affair() {
+    let others = "defaults\n mode http\n timeout client 5s\n timeout server 5s\nfrontend web\n bind :80\n \
+        http-request deny if FALSE\n default_backend webs\nbackend webs\n option httpchk GET /health\n cookie X insert\n \
+        server w1 10.0.0.1:8080 check port 8081\n server w2 10.0.0.2:8080 check port 8081\nbackend tls\n mode tcp\n \
+        option httpchk GET /\n server w1 10.0.0.1:443 check port 80 inter 30s\n server w2 10.0.0.2:443 check port 80\n\
+        listen redis\n mode tcp\n option tcp-check\n tcp-check send \"ROLE\\r\\n\"\n tcp-check expect string master\n \
+        server r1 10.0.0.1:6379 check\n server r2 10.0.0.2:6379 check\nlisten api\n option httpchk GET /primary\n \
+        server a 10.0.0.1:8008 check\n server b 10.0.0.2:8008 check\npeers all\n server a 10.0.0.1:5432\n";
+    for agent in [false, true] {
+        assert_eq!(found(others, agent), BTreeSet::new());
+        assert_eq!(found(&format!("{SITE}{others}"), false), BTreeSet::new());
+    }
+    // a program may ask whatever it likes
+    let program = SITE.replace("option httpchk OPTIONS /primary", "option external-check");
+    assert_eq!(found(&program, false), BTreeSet::new());
+    // without any Patroni
+    let plain = "defaults\n mode http\n timeout client 50000\nfrontend in\n default_backend db_write\nbackend db_write\n \
+        option tcp-check\n server a 10.0.0.1:5432 check\n server b 10.0.0.2:5432 check\n";
+    assert_eq!(
+        found(plain, false),
+        [
+            (3, "short-timeout"),
+            (4, "http-mode"),
+            (6, "http-mode"),
+            (6, "sessions-kept"),
+            (8, "no-lock"),
+            (9, "no-lock"),
+        ]
+        .into()
+    );
+}
+
 /// With the agent: each setting of the shipped file that tests/settings takes out.
 #[test]
 fn each_setting_that_is_taken_out_is_missed() {
@@ -215,6 +249,8 @@ fn what_the_agent_needs() {
         "add agent-check agent-port 5555 agent-inter 500ms agent-send \"primary\\n\" disabled"
     ));
     assert!(missing(27).ends_with("agent-send \"replica\\n\" disabled"), "{}", missing(27));
+    let reserve = findings.iter().find(|finding| finding.rule == "reserve").expect("a finding");
+    assert!(reserve.text.contains("{ nbsrv(pgcluster_rw) eq 2 } { nbsrv(agents) lt 3 }"));
     let rules: BTreeSet<_> = findings.iter().map(|finding| finding.rule).collect();
     for rule in
         ["state-file", "old-process", "waiting-room", "agents-watched", "reserve", "gone-machine"]
