@@ -245,6 +245,12 @@ impl<'a> Pool<'a> {
         }
     }
 
+    /// The port on which HAProxy's own check asks Patroni.
+    pub fn patroni_port(&self, server: &Server) -> Option<u16> {
+        let asked = self.check.questions.iter().find(|question| question.path.is_some());
+        asked.and_then(|question| question.port).or(self.check_port(server))
+    }
+
     /// What Patroni is asked for this server, by whom ever. None if nobody asks.
     pub fn question(&self, server: &Server) -> Option<String> {
         let own = self.own_question(server).map(str::to_owned);

@@ -237,6 +237,46 @@ fn each_mistake_with_the_agent_is_found_at_its_line() {
     }
 }
 
+/// Two clusters behind one HAProxy, each with its own pools, and conditions that have names.
+#[test]
+fn two_clusters() {
+    let good = text(GOOD[0]);
+    let (head, pools) = good.split_once("\nlisten postgres-write").expect("pools");
+    let pools =
+        format!("\nlisten postgres-write{}", pools.split("\nlisten stats").next().expect("pools"));
+    let words = [
+        "postgres-write",
+        "postgres-read",
+        "reserve",
+        "agents",
+        "pg1",
+        "pg2",
+        "pg3",
+        ":5000",
+        ":5001",
+    ];
+    let news =
+        ["other-write", "other-read", "spare", "watch", "db1", "db2", "db3", ":6000", ":6001"];
+    let mut other = pools.clone();
+    for (word, new) in words.iter().zip(news) {
+        other = other.replace(word, new);
+    }
+    let both = format!("{head}{pools}{other}");
+    assert_eq!(found(&both, true), BTreeSet::new());
+    let changed = both.replacen("db2:5555", "db2:5556", 1);
+    assert_eq!(found(&changed, false).len(), 1);
+    let names = good.replace(
+        "use_backend reserve if { nbsrv(postgres-write) eq 2 } { nbsrv(agents) lt 3 }",
+        "acl nobody nbsrv(postgres-write) eq 2\n    acl silent nbsrv(agents) lt 3\n    use_backend reserve if nobody silent",
+    );
+    assert_ne!(names, good);
+    assert_eq!(found(&names, false), BTreeSet::new());
+    assert!(!found(&names.replace("lt 3", "lt 30"), false).is_empty());
+    // the backend of the agents by addresses
+    let addresses = good.replace("pg1:5555", "10.0.0.1:5555").replace("pg2:5555", "10.0.0.2:5555");
+    assert_eq!(found(&addresses, false), BTreeSet::new());
+}
+
 /// With `--agent`, all that is missing is found, and each server keeps the site's own health check.
 #[test]
 fn what_the_agent_needs() {

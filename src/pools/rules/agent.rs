@@ -1,0 +1,633 @@
+//! The mistakes of pools with the agent: what takes an answer away, what a start or a reload forgets, and what clients need
+//! while no server is UP.
+
+use super::{
+    AGENT, Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, seconds, time,
+};
+use crate::check::Check;
+use crate::pools::configuration::Line;
+use crate::pools::pool::{self, POSTGRESQL, Pool, Purpose, Server};
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+/// The longest line that an agent reads.
+const AGENT_SEND: usize = 256;
+/// The agent's own `--timeout`.
+const AGENT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// The longest `agent-inter` with which the old primary is asked before the new one is promoted.
+const WRITE_INTER: Duration = Duration::from_secs(1);
+/// The longest `agent-inter` of other pools.
+const READ_INTER: Duration = Duration::from_secs(5);
+/// The longest `hard-stop-after`: Patroni's `ttl` - `loop_wait` - 2 s.
+const HARD_STOP: Duration = Duration::from_secs(18);
+/// The shortest wait that outlasts a switchover.
+const WAIT: Duration = Duration::from_secs(5);
+/// HAProxy's longest pause before it tries a server again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The health check that a server's agent shall be asked: the site's own, if it asks for a role.
+fn wanted<'a>(pool: &'a Pool, server: &'a Server) -> Option<&'a str> {
+    let own = pool.own_question(server);
+    let own = own.or_else(|| pool.nodes().find_map(|server| pool.own_question(server)));
+    let no_role = |asked: &str| pool::NO_ROLE.contains(&asked.split('?').next().unwrap_or(asked));
+    own.filter(|asked| !no_role(asked)).or(is_for_writes(pool).then_some("primary"))
+}
+
+pub(super) fn agent_missing(site: &Site, found: &mut Found) {
+    let (port, with): (_, HashSet<_>) = (site.port(), site.with_agent().map(Pool::name).collect());
+    for pool in site.pools {
+        for server in
+            pool.nodes().filter(|server| !server.has("agent-check") && !server.has("track"))
+        {
+            let mut words =
+                ["agent-send", "agent-port", "agent-inter"].iter().filter(|word| server.has(word));
+            let excepted = server.has("no-agent-check");
+            let happens = match words.next() {
+                Some(word) if !excepted => {
+                    format!("{}: {word} without agent-check asks no agent", full(pool, server))
+                }
+                _ if with.contains(pool.name()) && !excepted => {
+                    format!(
+                        "{}: HAProxy asks no agent, so a healthy node that is not meant is DOWN and not MAINT",
+                        full(pool, server)
+                    )
+                }
+                _ => continue,
+            };
+            let inter = if pool.purpose() == Some(Purpose::Read) { "2s" } else { "500ms" };
+            let mut write = vec!["agent-check".to_owned()];
+            write.extend((!server.has("agent-port")).then(|| format!("agent-port {port}")));
+            write.extend((!server.has("agent-inter")).then(|| format!("agent-inter {inter}")));
+            let asked = wanted(pool, server).filter(|_| !server.has("agent-send"));
+            write.extend(asked.map(|asked| format!("agent-send \"{asked}\\n\"")));
+            write.extend((!server.has("disabled")).then(|| "disabled".to_owned()));
+            let unknown = asked.and_then(|asked| asked.parse::<Check>().err());
+            write.extend(unknown.map(|error| {
+                format!("(but the agent does not understand this health check: {error})")
+            }));
+            found.add(server.place, &happens, &format!("add {}", write.join(" ")));
+        }
+    }
+}
+
+pub(super) fn own_check_missing(site: &Site, found: &mut Found) {
+    for pool in site.pools {
+        for server in
+            pool.nodes().filter(|server| server.has("agent-check") && !server.has("check"))
+        {
+            let happens = format!(
+                "{}: without a check of HAProxy's own it stays as it is when its agent is silent, a dead primary stays UP",
+                full(pool, server)
+            );
+            found.add(server.place, &happens, "add \"check port 8008 inter 2s fall 3 rise 1\"");
+        }
+    }
+}
+
+/// A health check by one of its names.
+fn canonical(asked: &str) -> String {
+    let (name, query) = asked.split_once('?').unwrap_or((asked, ""));
+    let name = match name {
+        "master" | "read-write" => "primary",
+        "synchronous" => "sync",
+        "asynchronous" => "async",
+        "standby_leader" => "standby-leader",
+        name => name,
+    };
+    format!("{name}?{query}")
+}
+
+pub(super) fn own_check_differs(site: &Site, found: &mut Found) {
+    for pool in site.pools {
+        for server in pool.nodes().filter(|server| server.has("agent-check") && server.has("check"))
+        {
+            let sent = server.agent_send().and_then(|sent| sent.split_whitespace().next());
+            let (happens, write) = match (pool.own_question(server), sent) {
+                (_, Some("hold")) => continue,
+                (None, sent) => {
+                    let asked = sent
+                        .map(|sent| sent.split('\\').next().unwrap_or_default())
+                        .unwrap_or("primary");
+                    ("HAProxy's own check does not ask Patroni, so a former primary whose agent is silent stays UP".to_owned(), asked)
+                }
+                (Some(own), Some(sent))
+                    if sent.parse::<Check>().is_ok() && canonical(own) != canonical(sent) =>
+                {
+                    (format!("HAProxy's own check asks /{own} and the agent {sent}"), sent)
+                }
+                _ => continue,
+            };
+            let happens = format!("{}: {happens}", full(pool, server));
+            found.add(
+                server.place,
+                &happens,
+                &format!("let both ask the same, such as \"option httpchk OPTIONS /{write}\""),
+            );
+        }
+    }
+}
+
+pub(super) fn agent_send(site: &Site, found: &mut Found) {
+    for pool in site.pools {
+        let with: Vec<_> = pool.nodes().filter(|server| server.has("agent-check")).collect();
+        let asked = with.iter().filter(|server| server.agent_send().is_some()).count();
+        let lacking = asked > 0 && asked < with.len();
+        for server in with {
+            let asked = wanted(pool, server).unwrap_or("primary");
+            let write = format!("write agent-send \"{asked}\\n\"");
+            let Some(sent) = server.agent_send() else {
+                if lacking {
+                    let happens = format!(
+                        "{}: HAProxy sends this agent no question, other than to those beside it",
+                        full(pool, server)
+                    );
+                    found.add(server.place, &happens, &write);
+                }
+                continue;
+            };
+            let words = sent.trim_end_matches("\\n").trim_end_matches('\n');
+            let write = match words {
+                words if understood(words).is_ok() => {
+                    format!("write agent-send \"{words}\\n\", in double quotes")
+                }
+                _ => write,
+            };
+            let wrong = match () {
+                () if sent.ends_with("\\n") => {
+                    "\\n is no newline in single quotes, so the agent waits for the end of the line"
+                        .to_owned()
+                }
+                () if !sent.ends_with('\n') => {
+                    "the line has no \\n at its end, so the agent waits for the rest".to_owned()
+                }
+                () if sent.len() > AGENT_SEND => {
+                    format!("the line has more than {AGENT_SEND} bytes")
+                }
+                () => match understood(words) {
+                    Ok(()) => continue,
+                    Err(error) => format!("the agent does not understand it: {error}"),
+                },
+            };
+            found.add(server.place, &format!("{}: {wrong}", full(pool, server)), &write);
+        }
+    }
+}
+
+/// Whether the agent understands what it is sent: `CHECK [maint|drain|down]` or `hold`.
+fn understood(words: &str) -> Result<(), String> {
+    let mut words = words.split(' ');
+    let check = words.next().unwrap_or_default();
+    if check != "hold" {
+        check.parse::<Check>()?;
+    }
+    match (words.next(), words.next()) {
+        (None | Some("maint" | "drain" | "down"), None) => Ok(()),
+        _ => Err("after the health check only maint, drain or down may stand".to_owned()),
+    }
+}
+
+pub(super) fn agent_port(site: &Site, found: &mut Found) {
+    // A node is its address and Patroni's port: several Patronis on one machine have an agent each.
+    type Asked<'a> = Vec<(&'a Pool<'a>, &'a Server, u16)>;
+    let mut nodes: BTreeMap<(&str, Option<u16>), Asked> = BTreeMap::new();
+    for pool in site.pools {
+        for server in pool.nodes().filter(|server| !server.has("agent-addr")) {
+            if let Some(port) = agents_port(server) {
+                let node = (server.host.as_str(), pool.patroni_port(server));
+                nodes.entry(node).or_default().push((pool, server, port));
+            }
+        }
+    }
+    for ((host, _), asked) in &nodes {
+        let watched =
+            site.watches.iter().flat_map(|watch| watch.servers.iter().map(move |s| (watch, s)));
+        let watched: Vec<_> = watched.filter(|(_, server)| server.host == *host).collect();
+        let is_watched = |port: u16| watched.iter().any(|(_, server)| server.port == Some(port));
+        let alone =
+            watched.len() == 1 && nodes.keys().filter(|(other, _)| other == host).count() == 1;
+        let times = |port: u16| asked.iter().filter(|(_, _, asked)| *asked == port).count();
+        let right = if times(AGENT) > 0 || (alone && is_watched(AGENT)) {
+            AGENT
+        } else {
+            let ports = asked.iter().map(|(_, _, port)| *port);
+            ports.max_by_key(|port| (is_watched(*port), times(*port))).unwrap_or(AGENT)
+        };
+        for (pool, server, port) in asked.iter().filter(|(_, _, port)| *port != right) {
+            let who = if times(right) > 0 {
+                "other pools ask"
+            } else {
+                "the backend that watches the agents asks"
+            };
+            let happens = format!(
+                "{}: agent-port is {port}, but {who} it on {right}; an agent that is asked in vain changes nothing",
+                full(pool, server)
+            );
+            let write = format!("write \"agent-port {right}\", or the same port everywhere");
+            found.add(server.place, &happens, &write);
+        }
+        for (watch, server) in watched.iter().filter(|_| alone && !is_watched(right)) {
+            let happens = format!(
+                "{}: the pools ask this agent on {right}, so it is not theirs that is watched",
+                full(watch, server)
+            );
+            let write = format!("write {}:{right}, or the same port everywhere", server.host);
+            found.add(server.place, &happens, &write);
+        }
+    }
+}
+
+pub(super) fn agent_inter(site: &Site, found: &mut Found) {
+    for pool in site.with_agent() {
+        let writes = pool.purpose() != Some(Purpose::Read);
+        let (longest, write) = if writes { (WRITE_INTER, "500ms") } else { (READ_INTER, "2s") };
+        for server in pool.nodes().filter(|server| server.has("agent-check")) {
+            let inter = time(server, "agent-inter").unwrap_or(INTER);
+            if inter > longest {
+                let happens = format!(
+                    "{}: HAProxy asks the agent only every {}",
+                    full(pool, server),
+                    seconds(inter)
+                );
+                let happens = if writes {
+                    format!("{happens}, so after a switchover two servers may be UP")
+                } else {
+                    happens
+                };
+                found.add(server.place, &happens, &format!("write \"agent-inter {write}\""));
+            }
+        }
+    }
+}
+
+pub(super) fn not_disabled(site: &Site, found: &mut Found) {
+    for pool in site.with_agent() {
+        for server in
+            pool.nodes().filter(|server| server.has("agent-check") && !server.has("disabled"))
+        {
+            let happens = format!(
+                "{}: at a start it is UP and gets clients until its agent has answered",
+                full(pool, server)
+            );
+            found.add(server.place, &happens, "add \"disabled\"");
+        }
+    }
+}
+
+pub(super) fn state_file(site: &Site, found: &mut Found) {
+    let Some(place) = site.global_place() else { return };
+    if site.with_agent().next().is_some()
+        && !site.configuration.global().any(|line| line.word(0) == "server-state-file")
+    {
+        let happens = "a reload forgets the states of the servers, and clients are refused until the agents have answered";
+        found.add(place, happens, "write \"server-state-file /run/haproxy-state/servers\" in global and let a drop-in save them");
+    }
+    for pool in site.with_agent() {
+        let load = pool.last(&["load-server-state-from-file"]);
+        if !load.is_some_and(|line| matches!(line.word(1), "global" | "local")) {
+            let happens = format!(
+                "{}: after a reload it does not take over the states that were saved",
+                pool.name()
+            );
+            found.add(
+                load.map_or(pool.section.place, |line| line.place),
+                &happens,
+                "write \"load-server-state-from-file global\" in defaults",
+            );
+        }
+    }
+}
+
+pub(super) fn old_process(site: &Site, found: &mut Found) {
+    let Some(place) = site.global_place().filter(|_| site.with_agent().next().is_some()) else {
+        return;
+    };
+    let line = site.configuration.global().rfind(|line| line.word(0) == "hard-stop-after");
+    let time = line.and_then(|line| pool::duration(line.word(1)));
+    let happens = "after a reload, the sessions of the old process go on, unchecked, and may write to a former primary";
+    match (line, time) {
+        (Some(line), Some(time)) if time > HARD_STOP => {
+            found.add(
+                line.place,
+                &format!("{happens} for {}", seconds(time)),
+                "write \"hard-stop-after 15s\"",
+            );
+        }
+        (Some(_), _) => {}
+        (None, _) => found.add(place, happens, "write \"hard-stop-after 15s\" in global"),
+    }
+}
+
+pub(super) fn late_answer(site: &Site, found: &mut Found) {
+    for pool in site.with_agent() {
+        let limit = pool.timeout("check");
+        let inter = pool.nodes().map(|server| time(server, "agent-inter").unwrap_or(INTER)).min();
+        let (time, place) = match limit {
+            Some((time, line)) => (Some(time), line.place),
+            None => (inter.filter(|_| pool.has_agents()), pool.section.place),
+        };
+        if let Some(time) = time.filter(|time| *time <= AGENT_TIMEOUT) {
+            let happens = format!(
+                "{}: HAProxy ignores an answer that takes longer than {}, and the agent may take 1.5 s",
+                pool.name(),
+                seconds(time)
+            );
+            found.add(place, &happens, "write \"timeout check 2s\"");
+        }
+    }
+}
+
+pub(super) fn waiting_room(site: &Site, found: &mut Found) {
+    for pool in site.with_agent() {
+        let (name, place) = (pool.name(), pool.section.place);
+        let elsewhere = site.entrance_lines(pool).iter().any(|line| {
+            line.word(0) == "use_backend" && line.from(2).contains(&format!("nbsrv({name})"))
+        });
+        if pool.waiting_rooms() == 0 {
+            if pool.purpose() == Some(Purpose::Write) || !elsewhere {
+                let happens = format!(
+                    "{name}: clients are refused at once while no server is UP, as in each switchover"
+                );
+                found.add(place, &happens, "write \"tcp-request content set-dst-port int(0)\" and \"server waiting-room 127.0.0.1 backup no-check no-agent-check enabled maxconn 0\" behind its servers, with \"retries 50\", \"timeout connect 200ms\" and \"option redispatch 1\"");
+            }
+            continue;
+        }
+        let no_port =
+            pool.servers.iter().any(|server| server.is_waiting_room() && server.port.is_none());
+        let port = site
+            .entrance_lines(pool)
+            .into_iter()
+            .chain(pool.lines.iter().copied())
+            .any(|line| line.from(0).contains("set-dst-port int(0)"));
+        if no_port && !port {
+            let happens = format!(
+                "{name}: its waiting room has the port on which clients come in, so they are sent to HAProxy itself"
+            );
+            found.add(place, &happens, "write \"tcp-request content set-dst-port int(0)\"");
+        }
+        let connect = pool.timeout("connect");
+        let retries = pool.last(&["retries"]);
+        let tries: u32 = retries.and_then(|line| line.word(1).parse().ok()).unwrap_or(3);
+        let pause = connect.map_or(PAUSE, |(time, _)| time.min(PAUSE));
+        if pause.saturating_mul(tries) < WAIT {
+            let happens = format!(
+                "{name}: clients wait only {} for a server, less than a switchover takes",
+                seconds(pause.saturating_mul(tries))
+            );
+            found.add(
+                retries.map_or(place, |line| line.place),
+                &happens,
+                "write \"retries 50\" and \"timeout connect 200ms\"",
+            );
+        }
+        if let Some((time, line)) = connect.filter(|(time, _)| *time > PAUSE) {
+            let happens = format!(
+                "{name}: a server that does not answer holds a client for {}, and those who wait try again only once a second",
+                seconds(time)
+            );
+            found.add(line.place, &happens, "write \"timeout connect 200ms\" and \"retries 50\"");
+        }
+        let redispatch = pool.option("redispatch");
+        if redispatch.is_none_or(|line| line.word(2) != "1") {
+            let happens =
+                format!("{name}: a client that waits is not given the server that is UP by then");
+            found.add(
+                redispatch.map_or(place, |line| line.place),
+                &happens,
+                "write \"option redispatch 1\"",
+            );
+        }
+    }
+}
+
+pub(super) fn crowd(site: &Site, found: &mut Found) {
+    for pool in site.with_agent().filter(|pool| pool.waiting_rooms() > 0) {
+        let (name, place) = (pool.name(), pool.section.place);
+        let entrance = site.entrance_lines(pool);
+        for server in
+            pool.nodes().filter(|server| server.get("maxconn").is_none_or(|limit| limit == "0"))
+        {
+            let happens = format!(
+                "{}: those who waited come all at once, and PostgreSQL refuses what is above its max_connections",
+                full(pool, server)
+            );
+            found.add(server.place, &happens, "add \"maxconn\" with max_connections, less what does not come through HAProxy, divided by the number of HAProxies");
+        }
+        let mut lacks = |is: bool, happens: &str, write: &str| {
+            if !is {
+                found.add(place, &format!("{name}: {happens}"), write);
+            }
+        };
+        let limited = entrance.iter().any(|line| {
+            (line.word(0) == "tcp-request"
+                && line.word(2) == "reject"
+                && line.from(3).contains("fe_conn"))
+                || line.word(0) == "maxconn"
+        });
+        lacks(
+            limited || entrance.is_empty(),
+            "a waiting room without a limit takes the connections of all other pools",
+            "write \"tcp-request connection reject if { fe_conn gt 1000 }\"",
+        );
+        lacks(
+            pool.timeout("queue").is_some(),
+            "without \"timeout queue\" those who wait for a session wait only as long as \"timeout connect\" says",
+            "write \"timeout queue 10s\"",
+        );
+        lacks(
+            pool.option("abortonclose").is_some(),
+            "a client that gave up while it waited still takes a session",
+            "write \"option abortonclose\"",
+        );
+    }
+}
+
+pub(super) fn gone_machine(site: &Site, found: &mut Found) {
+    for pool in site.with_agent() {
+        let option = ["srvtcpka", "tcpka"].iter().any(|option| pool.option(option).is_some());
+        if !option {
+            let happens =
+                format!("{}: sessions to a machine that is gone without a word hang", pool.name());
+            found.add(
+                pool.section.place,
+                &happens,
+                "write \"option srvtcpka\", \"srvtcpka-idle 5s\" and \"srvtcpka-intvl 1s\"",
+            );
+        }
+        let lacking: Vec<_> = pool.nodes().filter(|server| !server.has("tcp-ut")).collect();
+        let happens =
+            "what was sent to a machine that is gone without a word is waited for, for minutes";
+        if lacking.len() == pool.nodes().count() {
+            found.add(
+                pool.section.place,
+                &format!("{}: {happens}", pool.name()),
+                "write \"default-server tcp-ut 10s\" above its servers",
+            );
+        } else {
+            for server in lacking {
+                found.add(
+                    server.place,
+                    &format!("{}: {happens}", full(pool, server)),
+                    "add \"tcp-ut 10s\"",
+                );
+            }
+        }
+    }
+}
+
+pub(super) fn agents_watched(site: &Site, found: &mut Found) {
+    let Some(first) = site.with_agent().next() else { return };
+    let port = site.port();
+    if site.watches.is_empty() {
+        let nodes = first.nodes().take(20);
+        let nodes = nodes.map(|server| format!(" / server {} {}:{port}", server.name, server.host));
+        let write = format!(
+            "write a backend \"agents\" with these lines: option tcp-check / tcp-check send \"primary\\n\" / tcp-check expect rstring \"^(up|down|fail|stopped|!)\" / default-server check fall 2 no-agent-check enabled{}",
+            nodes.collect::<String>()
+        );
+        let happens =
+            "nothing shows that an agent is silent, and neither an alert nor a reserve can tell";
+        return found.add(first.section.place, happens, &write);
+    }
+    for watch in &site.watches {
+        if watch.check.expects.is_empty() {
+            let happens = "any program that listens there is taken for an agent that answers";
+            let happens = format!("{}: {happens}", watch.name());
+            let write = "write tcp-check expect rstring \"^(up|down|fail|stopped|!)\"";
+            found.add(watch.section.place, &happens, write);
+        }
+        for server in watch.servers.iter().filter(|server| !server.has("check")) {
+            let happens = "it is not checked, so a silent agent is not noticed";
+            found.add(
+                server.place,
+                &format!("{}: {happens}", full(watch, server)),
+                "add \"check\"",
+            );
+        }
+    }
+    let mut said = HashSet::new();
+    for pool in site.with_agent() {
+        for server in pool.nodes().filter(|server| server.has("agent-check")) {
+            let watched = site.watches.iter().any(|watch| has_node(watch, server));
+            if !watched && said.insert(&server.host) {
+                let watch = site.watch(pool).map_or("agents", |watch| watch.name());
+                let write =
+                    format!("write \"server {} {}:{port}\" in {watch}", server.name, server.host);
+                let happens = "nothing shows that its agent is silent";
+                found.add(server.place, &format!("{}: {happens}", full(pool, server)), &write);
+            }
+        }
+    }
+}
+
+pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
+    for pool in site.with_agent().filter(|pool| pool.waiting_rooms() > 0) {
+        let Some(watch) = site.watch(pool) else { continue };
+        let (name, asked) = (pool.name(), format!("nbsrv({})", watch.name()));
+        let lines = site.entrance_lines(pool);
+        let reject = lines.iter().find(|line| {
+            line.begins(&["tcp-request", "connection", "reject"])
+                && condition(&lines, line).contains(&asked)
+        });
+        let reached = "with an acl \"reached\" of srv_is_up for each server of the reserve";
+        match reject {
+            None => {
+                let happens = "if HAProxy reaches no agent and no Patroni, clients wait for nothing and do not go on to the other HAProxy";
+                let write = format!(
+                    "write \"tcp-request connection reject if {{ {asked} eq 0 }} !reached\", {reached}"
+                );
+                found.add(pool.section.place, &format!("{name}: {happens}"), &write);
+            }
+            Some(line) if !line.words.iter().any(|word| word.starts_with('!')) => {
+                let happens = "if only the agents are silent, clients are refused although the reserve has the primary";
+                let write = format!("add \"!reached\", {reached}");
+                found.add(line.place, &format!("{name}: {happens}"), &write);
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+pub(super) fn reserve(site: &Site, found: &mut Found) {
+    for pool in site.with_agent().filter(|pool| pool.purpose() != Some(Purpose::Read)) {
+        let (name, place) = (pool.name(), pool.section.place);
+        let lines = site.entrance_lines(pool);
+        let leads = |line: &&&Line| {
+            let other = line.word(1);
+            line.word(0) == "use_backend" && other != name && site.reserves.contains(other)
+        };
+        let line = lines.iter().find(leads);
+        let reserve =
+            line.and_then(|line| site.pools.iter().find(|pool| pool.name() == line.word(1)));
+        let (Some(line), Some(reserve)) = (line, reserve) else {
+            let agents = pool.nodes().count();
+            let write = format!(
+                "write the backend \"reserve\" of the example haproxy.cfg with these servers, and here two waiting rooms, \"option allbackups\" and \"use_backend reserve if {{ nbsrv({name}) eq 2 }} {{ nbsrv(agents) lt {agents} }} {{ nbsrv(reserve) eq 1 }}\""
+            );
+            let happens = "if a standby whose agent is silent is promoted, no server takes writes until somebody acts";
+            found.add(place, &format!("{name}: {happens}"), &write);
+            continue;
+        };
+        conditions_of_reserve(site, pool, reserve, line, found);
+        for server in reserve.nodes() {
+            let sent = server.agent_send().map(|sent| sent.trim().trim_end_matches("\\n"));
+            if sent != Some("hold") {
+                let happens = "a node that an operator has taken out gets writes here";
+                let write = "add agent-check agent-send \"hold\\n\"";
+                found.add(server.place, &format!("{}: {happens}", full(reserve, server)), write);
+            }
+        }
+        if pool.waiting_rooms() > 0 && reserve.waiting_rooms() == 0 {
+            let happens = "a client that is sent here is refused when the primary is not there yet";
+            let happens = format!("{}: {happens}", reserve.name());
+            found.add(reserve.section.place, &happens, "write the waiting room here as well");
+        }
+        for server in pool.nodes().filter(|server| !has_node(reserve, server)) {
+            let happens = format!("{}: it is not in {}", full(pool, server), reserve.name());
+            let port = server.port.unwrap_or(POSTGRESQL[0]);
+            let write = format!("write \"server {} {}:{port}\" there", server.name, server.host);
+            found.add(server.place, &happens, &write);
+        }
+    }
+}
+
+/// When the reserve is used: only if no server takes clients, an agent is silent, and there is one primary.
+fn conditions_of_reserve(site: &Site, pool: &Pool, reserve: &Pool, line: &Line, found: &mut Found) {
+    let (name, rooms) = (pool.name(), pool.waiting_rooms());
+    // nbsrv counts the waiting rooms only where no server is UP
+    let count = if pool.option("allbackups").is_some() { rooms } else { rooms.min(1) };
+    let mut wanted = vec![
+        (
+            format!("nbsrv({name}) eq {count}"),
+            "it is not known that no server takes clients, so the reserve takes them too early or never",
+        ),
+        (
+            format!("nbsrv({}) eq 1", reserve.name()),
+            "the reserve is used although it has no primary, or two",
+        ),
+    ];
+    if let Some(watch) = site.watch(pool) {
+        wanted.push((
+            format!("nbsrv({}) lt {}", watch.name(), watch.servers.len()),
+            "the reserve is used although all agents answer, or not although one is silent",
+        ));
+    }
+    let said = condition(&site.entrance_lines(pool), line);
+    for (wanted, happens) in wanted {
+        // "lt 3" is not "lt 30"
+        if !format!("{said} ").contains(&format!("{wanted} ")) {
+            let write = format!("write the condition {{ {wanted} }}");
+            found.add(line.place, &format!("{name}: {happens}"), &write);
+        }
+    }
+    if rooms > 0 && count < 2 {
+        let (happens, write) = if rooms < 2 {
+            ("one waiting room counts", "write a second waiting room and \"option allbackups\"")
+        } else {
+            ("only the first waiting room counts", "write \"option allbackups\"")
+        };
+        let happens = format!(
+            "{name}: {happens} as much as one server that is UP, so the reserve takes clients from a healthy primary"
+        );
+        found.add(pool.section.place, &happens, write);
+    }
+}

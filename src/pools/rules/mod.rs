@@ -1,0 +1,454 @@
+//! The mistakes that are known: what finds each, the harm that was measured, and the words to write instead. Knows what a
+//! good configuration of HAProxy for Patroni looks like (units/examples/haproxy.cfg); knows nothing of files and sockets.
+
+use crate::pools::configuration::{Configuration, Kind, Line, Place};
+use crate::pools::pool::{self, POSTGRESQL, Pool, Purpose, Server};
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+mod agent;
+mod plain;
+
+/// The agent's port where nothing else is said.
+const AGENT: u16 = 5555;
+/// HAProxy's default for `inter` and `agent-inter`.
+const INTER: Duration = Duration::from_secs(2);
+
+/// A mistake that is known.
+pub struct Rule {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it is about pools with the agent only.
+    pub agent: bool,
+    /// What it looks for and why.
+    pub why: &'static str,
+    look: fn(&Site, &mut Found),
+}
+
+/// A mistake that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Where.
+    pub place: Place,
+    /// Which rule.
+    pub rule: &'static str,
+    /// What happens, and what to write.
+    pub text: String,
+}
+
+/// What a rule looks at.
+struct Site<'a> {
+    configuration: &'a Configuration,
+    /// The pools that clients of PostgreSQL reach.
+    pools: &'a [Pool<'a>],
+    /// Whether pools without the agent shall have it.
+    agent: bool,
+    /// The pools that only watch agents: one, or one for each cluster.
+    watches: Vec<&'a Pool<'a>>,
+    /// The names of the pools that are used only while others have no server.
+    reserves: HashSet<&'a str>,
+}
+
+/// What a rule has found.
+#[derive(Default)]
+struct Found(Vec<(Place, String)>);
+
+impl Found {
+    fn add(&mut self, place: Place, happens: &str, write: &str) {
+        self.0.push((place, format!("{happens}; {write}")));
+    }
+}
+
+/// All rules.
+pub const RULES: &[Rule] = &[
+    Rule {
+        name: "sessions-kept",
+        agent: false,
+        why: "A write pool needs \"on-marked-down shutdown-sessions\". Without it, sessions to a former primary stay \
+              open. If its Patroni hangs, they go on writing there after another node was promoted, and these writes \
+              are lost.",
+        look: plain::sessions_kept,
+    },
+    Rule {
+        name: "no-lock",
+        agent: false,
+        why: "HAProxy must ask Patroni who holds the leader lock (\"option httpchk OPTIONS /primary\"). With a plain TCP \
+              check or a check of PostgreSQL alone, every node that listens is UP: standbys get writes, and a former \
+              primary keeps them.",
+        look: plain::no_lock,
+    },
+    Rule {
+        name: "role-word",
+        agent: false,
+        why: "The status of /primary says who holds the leader lock; the word \"role\" in the answer does not. Two nodes \
+              said role=primary at the same moment, and one did so for 31 s after it had lost the lock.",
+        look: plain::role_word,
+    },
+    Rule {
+        name: "no-role",
+        agent: false,
+        why: "/patroni, /liveness, /cluster and their like are answered with 200 by every node, even by one whose \
+              PostgreSQL is stopped.",
+        look: plain::no_role,
+    },
+    Rule {
+        name: "unchecked-server",
+        agent: false,
+        why: "A server without \"check\" is always UP, whatever its node does, and gets its share of the clients.",
+        look: plain::unchecked_server,
+    },
+    Rule {
+        name: "asks-postgresql",
+        agent: false,
+        why: "HTTP that is sent to PostgreSQL's own port gets no answer, and the server is DOWN for ever. Patroni's REST \
+              API has a port of its own (8008).",
+        look: plain::asks_postgresql,
+    },
+    Rule {
+        name: "slow-check",
+        agent: false,
+        why: "HAProxy takes out a dead server after \"fall\" checks, \"inter\" apart. With \"inter 30s fall 3\" clients \
+              are sent to it for up to 90 s. Patroni promotes another node after some 20 s, so it must be less than \
+              that (15 s).",
+        look: plain::slow_check,
+    },
+    Rule {
+        name: "slow-timeout-check",
+        agent: false,
+        why: "A node that hangs is noticed only when \"timeout check\" has passed, \"fall\" times. More than 5s is longer \
+              than Patroni takes to promote another node.",
+        look: plain::slow_timeout_check,
+    },
+    Rule {
+        name: "pooler-unchecked",
+        agent: false,
+        why: "Patroni knows nothing of PgBouncer. If only Patroni is asked, a server whose PgBouncer is dead or hangs \
+              stays UP, and every client that it gets fails.",
+        look: plain::pooler_unchecked,
+    },
+    Rule {
+        name: "http-mode",
+        agent: false,
+        why: "In \"mode http\" HAProxy takes PostgreSQL's clients for bad HTTP and refuses each of them.",
+        look: plain::http_mode,
+    },
+    Rule {
+        name: "http-rules",
+        agent: false,
+        why: "PostgreSQL's traffic is no HTTP: HAProxy ignores these lines in \"mode tcp\", or refuses the clients in \
+              \"mode http\".",
+        look: plain::http_rules,
+    },
+    Rule {
+        name: "short-timeout",
+        agent: false,
+        why: "\"timeout client\" and \"timeout server\" (or \"timeout tunnel\") end a session in which nothing is sent for \
+              that long: an idle one of a connection pool, and a query that runs longer.",
+        look: plain::short_timeout,
+    },
+    Rule {
+        name: "agent-missing",
+        agent: true,
+        why: "A server without the agent beside others that have it, or words for the agent without \"agent-check\", \
+              which ask nobody. With --agent, each server that asks Patroni.",
+        look: agent::agent_missing,
+    },
+    Rule {
+        name: "own-check-missing",
+        agent: true,
+        why: "HAProxy takes a silent agent for \"no change\". Without \"check\", nothing notices that a machine or its \
+              agent is gone, and a dead primary stays UP.",
+        look: agent::own_check_missing,
+    },
+    Rule {
+        name: "own-check-differs",
+        agent: true,
+        why: "HAProxy's own check must ask Patroni the same as the agent. With a plain TCP check, a former primary whose \
+              agent is silent stays UP; with another health check, the two contradict each other.",
+        look: agent::own_check_differs,
+    },
+    Rule {
+        name: "agent-send",
+        agent: true,
+        why: "The line for the agent is a health check of Patroni's in double quotes that ends with \\n. In single quotes, \
+              \\n is no newline; without one, the agent waits for the rest of the line and HAProxy gets no good answer.",
+        look: agent::agent_send,
+    },
+    Rule {
+        name: "agent-port",
+        agent: true,
+        why: "An agent that is asked on a wrong port never answers: servers keep the state they have, and at the next \
+              switchover there were no writes for 17.6 s. The reserve asks the agents on the port of its own backend, \
+              so that port must be the same.",
+        look: agent::agent_port,
+    },
+    Rule {
+        name: "agent-inter",
+        agent: true,
+        why: "In a write pool the old primary must be asked before the new one is promoted. With \"agent-inter 2s\", 4 of \
+              25 switchovers had two servers UP for up to 0.42 s; with 500ms none of 20, and the median time without a \
+              write fell from 3.05 s to 1.65 s.",
+        look: agent::agent_inter,
+    },
+    Rule {
+        name: "not-disabled",
+        agent: true,
+        why: "At a start and at a reload HAProxy has every server UP until its agent has answered: 33 of 222 connections \
+              went to standbys. \"disabled\" starts a server in MAINT, and the agent's first answer ends that.",
+        look: agent::not_disabled,
+    },
+    Rule {
+        name: "state-file",
+        agent: true,
+        why: "A reload forgets the states of the servers: each begins in MAINT, and clients are refused until the agents \
+              have answered. server-state-file and load-server-state-from-file keep them.",
+        look: agent::state_file,
+    },
+    Rule {
+        name: "old-process",
+        agent: true,
+        why: "After a reload, the old process keeps its sessions and checks nothing. If the primary's Patroni hangs, they \
+              go on writing after another node was promoted: 107 writes were lost, and none with \"hard-stop-after 15s\". \
+              It must be less than Patroni's ttl - loop_wait - 2 s (18 s by default).",
+        look: agent::old_process,
+    },
+    Rule {
+        name: "late-answer",
+        agent: true,
+        why: "HAProxy ignores an answer that comes later than \"timeout check\" or, without it, agent-inter. The agent's \
+              own --timeout is 1500ms, so 2s is needed.",
+        look: agent::late_answer,
+    },
+    Rule {
+        name: "waiting-room",
+        agent: true,
+        why: "HAProxy closes a connection at once if no server is UP: of 1,500 new ones in a switchover, 558 failed, and \
+              none with a waiting room, a last server on a port where nobody can listen, which is tried again every \
+              200 ms for 10 s.",
+        look: agent::waiting_room,
+    },
+    Rule {
+        name: "crowd",
+        agent: true,
+        why: "Those who waited come all at once. Of 4,300 clients, PostgreSQL refused 1,800 to 2,700 without maxconn on \
+              the servers. A full room must refuse, a wait must end, and a client that gives up must leave nothing.",
+        look: agent::crowd,
+    },
+    Rule {
+        name: "gone-machine",
+        agent: true,
+        why: "A machine that is gone without a word ends no session: a kept one hung 26.6 s beyond DOWN. \"tcp-ut 10s\" and \
+              \"option srvtcpka\" end it.",
+        look: agent::gone_machine,
+    },
+    Rule {
+        name: "agents-watched",
+        agent: true,
+        why: "HAProxy shows nobody that an agent is silent, and a standby with a silent agent stays in MAINT when it is \
+              promoted. A backend that only asks the agents' ports shows it, to alerts and to the reserve.",
+        look: agent::agents_watched,
+    },
+    Rule {
+        name: "nobody-reached",
+        agent: true,
+        why: "If HAProxy reaches no agent and no Patroni, there is nothing to wait for. It must refuse at once, so that \
+              clients with two hosts go on to the other HAProxy.",
+        look: agent::nobody_reached,
+    },
+    Rule {
+        name: "reserve",
+        agent: true,
+        why: "If a standby whose agent is silent is promoted, no server takes writes until somebody acts (21 s when it \
+              was tried). With a backend in which HAProxy itself asks Patroni, it was 1.5 to 2.0 s.",
+        look: agent::reserve,
+    },
+];
+
+/// All mistakes in a configuration, as they stand. With `agent`, also what pools without the agent lack for it.
+pub fn find(configuration: &Configuration, agent: bool) -> Vec<Finding> {
+    let all = Pool::all(configuration);
+    let watches = all.iter().filter(|pool| pool.watches_agents()).collect();
+    let mut reserves = HashSet::new();
+    for pool in &all {
+        let holds = |server: &Server| server.agent_send().is_some_and(|sent| sent.trim() == "hold");
+        if pool.servers.iter().any(holds) || is_reserve(configuration, &all, pool) {
+            reserves.insert(pool.name());
+        }
+    }
+    let pools: Vec<_> =
+        all.iter().filter(|pool| !pool.watches_agents() && !pool.is_rest_api()).cloned().collect();
+    let site = Site { configuration, pools: &pools, agent, watches, reserves };
+    let mut findings = Vec::new();
+    for rule in RULES {
+        let mut found = Found::default();
+        (rule.look)(&site, &mut found);
+        let found = found.0.into_iter();
+        findings.extend(found.map(|(place, text)| Finding { place, rule: rule.name, text }));
+    }
+    findings.sort_by(|one, other| {
+        (one.place, one.rule, &one.text).cmp(&(other.place, other.rule, &other.text))
+    });
+    // a line of `defaults` is found once, for the first pool that has it
+    findings.dedup_by(|one, other| {
+        (one.place, one.rule) == (other.place, other.rule) && !same_section(configuration, one)
+    });
+    findings.dedup();
+    findings
+}
+
+/// Whether a finding's line is in a pool of its own, where several findings of a rule may be different ones.
+fn same_section(configuration: &Configuration, finding: &Finding) -> bool {
+    let sections = configuration.sections.iter();
+    let section =
+        sections.rev().find(|s| s.place <= finding.place && s.place.file == finding.place.file);
+    section.is_some_and(|section| section.kind != Kind::Defaults && section.kind != Kind::Global)
+}
+
+/// Whether a pool's clients are sent to that reserve where they have no server.
+fn is_reserve(configuration: &Configuration, pools: &[Pool], reserve: &Pool) -> bool {
+    let own = format!("nbsrv({})", reserve.name());
+    pools.iter().filter(|pool| pool.name() != reserve.name()).any(|pool| {
+        let room = format!("nbsrv({})", pool.name());
+        pool.entrances().iter().any(|section| {
+            let lines = configuration.lines(section);
+            lines.iter().filter(|line| line.begins(&["use_backend", reserve.name()])).any(|line| {
+                let condition = condition(&lines, line);
+                condition.contains(&room) && condition.contains(&own)
+            })
+        })
+    })
+}
+
+/// The condition of a line, and what each acl that it names says.
+fn condition(lines: &[&Line], line: &Line) -> String {
+    let mut condition = line.from(2);
+    for word in &line.words {
+        let name = word.trim_start_matches('!');
+        for acl in lines.iter().filter(|other| other.begins(&["acl", name])) {
+            condition += " ";
+            condition += &acl.from(2);
+        }
+    }
+    condition
+}
+
+impl<'a> Site<'a> {
+    /// The pools of which Patroni is asked.
+    fn asking(&self) -> impl Iterator<Item = &Pool<'a>> {
+        self.pools.iter().filter(|pool| pool.asks_patroni())
+    }
+
+    /// The pools whose clients talk to PostgreSQL, as far as that can be known.
+    fn of_postgresql(&self) -> impl Iterator<Item = &Pool<'a>> {
+        let port = |server: &Server| server.port.is_some_and(|port| POSTGRESQL.contains(&port));
+        self.pools.iter().filter(move |pool| pool.asks_patroni() || pool.nodes().any(port))
+    }
+
+    /// The pools that have the agent, or shall have it; no reserve.
+    fn with_agent(&self) -> impl Iterator<Item = &Pool<'a>> {
+        self.asking().filter(|pool| {
+            (self.agent || pool.has_agents()) && !self.reserves.contains(pool.name())
+        })
+    }
+
+    /// The lines of all sections in which a pool's clients come in.
+    fn entrance_lines(&self, pool: &Pool<'a>) -> Vec<&'a Line> {
+        pool.entrances().iter().flat_map(|section| self.configuration.lines(section)).collect()
+    }
+
+    /// The agent's port: the usual one, or that of most servers.
+    fn port(&self) -> u16 {
+        let mut count = BTreeMap::new();
+        for port in self.pools.iter().flat_map(|pool| &pool.servers).filter_map(agents_port) {
+            *count.entry(port).or_insert(0) += 1;
+        }
+        let most = count.iter().max_by_key(|(_, count)| **count).map(|(port, _)| *port);
+        if count.contains_key(&AGENT) { AGENT } else { most.unwrap_or(AGENT) }
+    }
+
+    /// The first line of `global` or, without it, of the first pool.
+    fn global_place(&self) -> Option<Place> {
+        let sections = &self.configuration.sections;
+        let global = sections.iter().find(|section| section.kind == Kind::Global);
+        global.or(self.pools.first().map(|pool| pool.section)).map(|section| section.place)
+    }
+
+    /// The pool that watches the agents of this one.
+    fn watch(&self, pool: &Pool) -> Option<&'a Pool<'a>> {
+        let has = |watch: &&&Pool| pool.nodes().any(|server| has_node(watch, server));
+        self.watches.iter().find(has).or(self.watches.first()).copied()
+    }
+}
+
+/// Whether a pool has that node. One is written by its name here and by its address there.
+fn has_node(pool: &Pool, node: &Server) -> bool {
+    pool.servers.iter().any(|server| server.host == node.host || server.name == node.name)
+}
+
+/// The port of an agent that is asked.
+fn agents_port(server: &Server) -> Option<u16> {
+    server.agent_port().filter(|_| server.has("agent-check"))
+}
+
+/// A time of a server, or its default.
+fn time(server: &Server, word: &str) -> Option<Duration> {
+    server.get(word).and_then(pool::duration)
+}
+
+/// How long HAProxy goes on believing in a server that is dead.
+fn noticed(server: &Server) -> Duration {
+    let inter = time(server, "inter").unwrap_or(INTER);
+    let fall = server.get("fall").and_then(|fall| fall.parse::<u32>().ok()).unwrap_or(3).max(1);
+    let fast = time(server, "fastinter").unwrap_or(inter);
+    inter.saturating_add(fast.saturating_mul(fall - 1))
+}
+
+/// A name in full.
+fn full(pool: &Pool, server: &Server) -> String {
+    format!("{}/{}", pool.name(), server.name)
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{} s", time.as_secs_f32())
+}
+
+/// A pool's server for writes goes by such a name where its check does not tell.
+fn named_for_writes(pool: &Pool) -> bool {
+    let name = pool.name().to_lowercase();
+    let words: Vec<_> = name.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+    let reads = ["read", "ro", "replica", "replicas", "slave", "slaves", "standby", "standbys"];
+    let writes = ["write", "writes", "rw", "primary", "master", "leader", "readwrite", "writer"];
+    words.iter().any(|word| writes.contains(word)) && !words.iter().any(|word| reads.contains(word))
+}
+
+/// Whether clients write here: by what is asked, or by its name where nothing tells.
+fn is_for_writes(pool: &Pool) -> bool {
+    let word = |line: &Line| ["primary", "master"].iter().any(|word| line.from(2).contains(word));
+    match pool.purpose() {
+        Some(purpose) => purpose == Purpose::Write,
+        None => role_line(pool).is_some_and(word) || named_for_writes(pool),
+    }
+}
+
+/// The line with which a pool expects a word for the role, where the status of the answer does not count.
+fn role_line<'a>(pool: &'a Pool) -> Option<&'a Line> {
+    let role = |line: &&Line| {
+        let words = line.from(2).to_lowercase();
+        let body =
+            line.words.iter().any(|word| matches!(&**word, "string" | "rstring" | "string-lf"));
+        let role = ["role", "primary", "master", "leader", "replica", "standby"]
+            .iter()
+            .any(|role| words.contains(role));
+        body && role
+    };
+    let status = pool
+        .check
+        .expects
+        .iter()
+        .any(|line| line.words.iter().any(|word| matches!(&**word, "status" | "rstatus")));
+    let no_role = pool
+        .nodes()
+        .find_map(|server| pool.own_question(server))
+        .is_some_and(|asked| pool::asks_for(asked).is_none());
+    pool.check.expects.iter().find(role).filter(|_| no_role || !status)
+}

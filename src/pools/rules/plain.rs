@@ -1,0 +1,312 @@
+//! The mistakes of any pool in front of PostgreSQL, with the agent or without. Knows what HAProxy's own check must ask, and
+//! what PostgreSQL's sessions need.
+
+use super::{Found, Site, full, is_for_writes, named_for_writes, noticed, role_line, seconds};
+use crate::pools::configuration::Section;
+use crate::pools::pool::{self, POOLER, POSTGRESQL, Pool, Server};
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// How long HAProxy may go on believing in a dead primary: less than it takes to promote another (`ttl` - `loop_wait`).
+const NOTICED: Duration = Duration::from_secs(15);
+/// The longest `timeout check` that fits `fall 3` into the same.
+const TIMEOUT_CHECK: Duration = Duration::from_secs(5);
+/// Sessions that are idle, or run a query, for longer than this are usual.
+const SESSION: Duration = Duration::from_secs(300);
+
+pub(super) fn sessions_kept(site: &Site, found: &mut Found) {
+    for pool in site.of_postgresql().filter(|pool| is_for_writes(pool)) {
+        let checked =
+            |server: &&Server| ["check", "agent-check"].iter().any(|word| server.has(word));
+        let checked: Vec<_> = pool.nodes().filter(checked).collect();
+        let kept = |server: &&&Server| server.get("on-marked-down") != Some("shutdown-sessions");
+        let kept: Vec<_> = checked.iter().filter(kept).collect();
+        let happens =
+            "sessions to a former primary go on, and it takes their writes if its Patroni hangs";
+        if kept.len() == checked.len() && !kept.is_empty() {
+            let write =
+                "write \"default-server on-marked-down shutdown-sessions\" above its servers";
+            found.add(pool.section.place, &format!("{}: {happens}", pool.name()), write);
+        } else {
+            for server in kept {
+                let happens = format!("{}: {happens}", full(pool, server));
+                found.add(server.place, &happens, "add \"on-marked-down shutdown-sessions\"");
+            }
+        }
+    }
+}
+
+pub(super) fn no_lock(site: &Site, found: &mut Found) {
+    let hosts: HashSet<_> = site
+        .asking()
+        .flat_map(|pool| pool.nodes().filter(|server| pool.question(server).is_some()))
+        .map(|server| (server.host.as_str(), server.port))
+        .collect();
+    for pool in site.pools {
+        let own = pool.nodes().find_map(|server| pool.own_question(server));
+        if let Some(asked) = own.filter(|asked| pool::asks_for(asked).is_none()) {
+            // whoever wants any node may ask for any
+            if named_for_writes(pool) && !asks_for_a_role_word(pool) && !pool.has_agents() {
+                let happens = format!(
+                    "{}: /{asked} asks for no leader lock, so a standby or a former primary is UP",
+                    pool.name()
+                );
+                let place = pool.check.place.unwrap_or(pool.section.place);
+                found.add(place, &happens, "write \"option httpchk OPTIONS /primary\"");
+            }
+            continue;
+        }
+        // nobody knows what a program asks
+        let program = pool.check.option == "external-check";
+        if pool.asks_patroni() || pool.nodes().count() < 2 || program {
+            continue;
+        }
+        for server in pool.nodes().filter(|server| server.has("check")) {
+            let port = server.port.unwrap_or(0);
+            let known = if hosts.is_empty() || named_for_writes(pool) {
+                port == POSTGRESQL[0]
+            } else {
+                hosts.contains(&(&*server.host, server.port))
+                    || (POSTGRESQL.contains(&port)
+                        && hosts.iter().any(|(host, _)| *host == server.host))
+            };
+            if known && !is_web(pool) {
+                let with = match &*pool.check.option {
+                    "" => "a TCP check".to_owned(),
+                    option => format!("option {option}"),
+                };
+                let happens = format!(
+                    "{}: {with} does not ask Patroni, so any node that listens is UP, a standby or a former primary as well",
+                    full(pool, server)
+                );
+                let reads = if named_for_writes(pool) { "" } else { " (for reads: /replica)" };
+                found.add(
+                    server.place,
+                    &happens,
+                    &format!(
+                        "write \"option httpchk OPTIONS /primary\"{reads} and \"check port 8008\""
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// Whether it is HTTP, whose checks are its own affair.
+fn is_web(pool: &Pool) -> bool {
+    pool.last(&["mode"]).is_some_and(|line| line.word(1) == "http")
+        && pool.check.option == "httpchk"
+}
+
+fn asks_for_a_role_word(pool: &Pool) -> bool {
+    role_line(pool).is_some()
+}
+
+pub(super) fn role_word(site: &Site, found: &mut Found) {
+    for pool in site
+        .asking()
+        .filter(|pool| pool.check.option == "httpchk" || pool.check.option == "tcp-check")
+    {
+        if pool.nodes().any(|server| pool.own_question(server).is_some()) {
+            // HAProxy's own check may look at the status line by itself
+            let Some(line) = role_line(pool).filter(|line| !line.from(2).contains("HTTP/")) else {
+                continue;
+            };
+            let happens = format!(
+                "{}: the role word stays for up to 31 s after the leader lock is lost, and two nodes had it at once",
+                pool.name()
+            );
+            found.add(line.place, &happens, "write \"option httpchk OPTIONS /primary\" (for reads: /replica) and \"http-check expect status 200\"");
+        }
+    }
+}
+
+pub(super) fn no_role(site: &Site, found: &mut Found) {
+    for pool in site.asking().filter(|pool| !asks_for_a_role_word(pool)) {
+        let Some(asked) = pool.nodes().find_map(|server| pool.own_question(server)) else {
+            continue;
+        };
+        let name = asked.split('?').next().unwrap_or_default();
+        let said_already = named_for_writes(pool) && !pool.has_agents();
+        if pool::NO_ROLE.contains(&name) && !said_already {
+            let happens = format!(
+                "{}: /{name} says nothing of PostgreSQL, so a node that is stopped is UP",
+                pool.name()
+            );
+            let place = pool.check.place.unwrap_or(pool.section.place);
+            found.add(
+                place,
+                &happens,
+                "ask /primary, /replica or, for any node that runs, /health",
+            );
+        }
+    }
+}
+
+pub(super) fn unchecked_server(site: &Site, found: &mut Found) {
+    for pool in site.pools {
+        let words = ["check", "agent-check", "track"];
+        let unchecked = |server: &&Server| !words.iter().any(|word| server.has(word));
+        // whether its check would ask Patroni if there were any
+        let asks = pool.asks_patroni()
+            || pool.nodes().any(|server| {
+                let mut checked = server.clone();
+                checked.settings.insert(
+                    "check".to_owned(),
+                    pool::Setting { value: String::new(), place: server.place },
+                );
+                pool.own_question(&checked).is_some()
+            });
+        for server in pool.nodes().filter(unchecked).filter(|_| asks) {
+            let happens = format!(
+                "{}: nobody checks it, so it is always UP and gets clients whatever it is",
+                full(pool, server)
+            );
+            found.add(server.place, &happens, "add \"check port 8008\"");
+        }
+    }
+}
+
+pub(super) fn asks_postgresql(site: &Site, found: &mut Found) {
+    for pool in site.asking() {
+        for server in pool.nodes().filter(|server| pool.own_question(server).is_some()) {
+            let port = pool.patroni_port(server);
+            if let Some(port) = port.filter(|port| POSTGRESQL.contains(port)) {
+                let happens = format!(
+                    "{}: its check sends HTTP to port {port}, where PostgreSQL does not answer it, so it is DOWN",
+                    full(pool, server)
+                );
+                found.add(
+                    server.place,
+                    &happens,
+                    "write \"check port 8008\", the port of Patroni's REST API",
+                );
+            }
+        }
+    }
+}
+
+pub(super) fn slow_check(site: &Site, found: &mut Found) {
+    for pool in site.asking() {
+        for server in pool.nodes().filter(|server| pool.own_question(server).is_some()) {
+            let noticed = noticed(server);
+            if noticed > NOTICED {
+                let happens = format!(
+                    "{}: HAProxy sends clients to it for up to {} after it died",
+                    full(pool, server),
+                    seconds(noticed)
+                );
+                found.add(server.place, &happens, "write \"inter 2s fall 3\"");
+            }
+        }
+    }
+}
+
+pub(super) fn slow_timeout_check(site: &Site, found: &mut Found) {
+    for pool in site.asking() {
+        if let Some((time, line)) = pool.timeout("check").filter(|(time, _)| *time > TIMEOUT_CHECK)
+        {
+            let happens = format!(
+                "{}: a node that hangs is noticed after {} for each check",
+                pool.name(),
+                seconds(time)
+            );
+            found.add(line.place, &happens, "write \"timeout check 2s\"");
+        }
+    }
+}
+
+pub(super) fn pooler_unchecked(site: &Site, found: &mut Found) {
+    for pool in site.asking() {
+        let pooler = |server: &&Server| {
+            let named = pool.name().contains("bouncer") || server.name.contains("bouncer");
+            server.port == Some(POOLER) || named
+        };
+        for server in pool.nodes().filter(pooler) {
+            let reached = |port: Option<u16>| port.or(pool.check_port(server)) == server.port;
+            let asks = pool.own_question(server).is_some();
+            if server.has("check")
+                && asks
+                && !pool.check.ports.iter().any(|port| reached(*port))
+                && !site.reserves.contains(pool.name())
+            {
+                let happens = format!(
+                    "{}: only Patroni is asked, so it stays UP when its PgBouncer is dead or hangs",
+                    full(pool, server)
+                );
+                found.add(
+                    server.place,
+                    &happens,
+                    "let a tcp-check ask both, as haproxy-pgbouncer.cfg of the examples does",
+                );
+            }
+        }
+    }
+}
+
+pub(super) fn http_mode(site: &Site, found: &mut Found) {
+    for pool in site.of_postgresql() {
+        let mut sections = pool.frontends.clone();
+        sections.push(pool.section);
+        for section in sections {
+            let lines = site.configuration.lines(section);
+            let Some(mode) = pool::last(&lines, &["mode"]).filter(|line| line.word(1) == "http")
+            else {
+                continue;
+            };
+            let own = section.lines.iter().any(|line| line.place == mode.place);
+            let place = if own { mode.place } else { section.place };
+            let happens = format!("{}: mode http refuses every client of PostgreSQL", section.name);
+            found.add(place, &happens, "write \"mode tcp\"");
+        }
+    }
+}
+
+pub(super) fn http_rules(site: &Site, found: &mut Found) {
+    let starts = ["http-request", "http-response", "http-after-response", "cookie"];
+    let options =
+        ["forwardfor", "http-server-close", "httpclose", "http-keep-alive", "http-buffer-request"];
+    for pool in site.of_postgresql() {
+        let mut sections: Vec<&Section> = pool.frontends.clone();
+        sections.push(pool.section);
+        for section in sections {
+            for line in &section.lines {
+                let option = line.word(0) == "option" && options.contains(&line.word(1));
+                if starts.contains(&line.word(0)) || option {
+                    let words = if option { line.from(0) } else { line.word(0).to_owned() };
+                    let happens = format!(
+                        "{}: \"{words}\" is for HTTP, and PostgreSQL's traffic is none",
+                        section.name
+                    );
+                    found.add(line.place, &happens, "remove this line");
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn short_timeout(site: &Site, found: &mut Found) {
+    for pool in site.of_postgresql() {
+        let entrance = site.entrance_lines(pool);
+        let tunnel = pool.timeout("tunnel");
+        let times = match tunnel {
+            Some(tunnel) => vec![("tunnel", Some(tunnel))],
+            None => vec![
+                ("client", pool::timeout(&entrance, "client")),
+                ("server", pool.timeout("server")),
+            ],
+        };
+        for (name, time) in times {
+            let Some((time, line)) = time.filter(|(time, _)| *time < SESSION && !time.is_zero())
+            else {
+                continue;
+            };
+            let happens = format!(
+                "{}: a session that is idle for {}, or a query that takes longer, is cut",
+                pool.name(),
+                seconds(time)
+            );
+            found.add(line.place, &happens, &format!("write \"timeout {name} 30m\""));
+        }
+    }
+}
