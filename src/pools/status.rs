@@ -22,9 +22,9 @@ const NODES: usize = 50;
 const ANSWER: u64 = 64 << 10;
 /// The widest name that others are lined up with.
 const WIDTH: usize = 40;
-/// Bits of `srv_admin_state`: put into MAINT by somebody, into DRAIN, without an address.
+/// Bits of `srv_admin_state`: put into MAINT by an agent or an operator, which is all that HAProxy knows, and without an
+/// address.
 const MAINT: u32 = 0x01;
-const DRAIN: u32 = 0x08;
 const NO_ADDRESS: u32 = 0x20;
 /// Bits of `srv_check_state` and `srv_agent_state`: there is one, and it is asked.
 const THERE: u32 = 0x02;
@@ -137,7 +137,7 @@ impl Looked {
         let (agent, check) = (self.shown.agent(), self.shown.check());
         if self.state.agent & THERE != 0 {
             let off = if self.state.agent & ASKED == 0 { "off" } else { agent };
-            details.push(format!("agent {off}: {}", self.shown.get("last_agt")));
+            details.push(format!("agent {off}: {}", self.shown.last()));
         }
         details.push(match check {
             "" if self.state.check & ASKED == 0 => "check off".to_owned(),
@@ -166,6 +166,11 @@ impl Shown {
     /// How HAProxy's own last check went.
     fn check(&self) -> &str {
         self.get("check_status").trim_start_matches("* ")
+    }
+
+    /// What the agent said last: its health word, and its reason. HAProxy does not keep the other word.
+    fn last(&self) -> &str {
+        self.get("last_agt").trim_start_matches("via agent : ")
     }
 
     /// Whether it takes clients.
@@ -254,7 +259,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
             wrong.push("somebody has turned off HAProxy's own check (enable health)".to_owned());
         }
     }
-    let (last, status) = (shown.get("last_agt"), shown.get("status"));
+    let (last, status) = (shown.last(), shown.get("status"));
     if agent_there && state.agent & ASKED == 0 {
         wrong.push("somebody has turned off its agent check (enable agent)".to_owned());
     } else if agent_there {
@@ -281,19 +286,12 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
         _ if status.starts_with("MAINT") => {
             if state.administrative & NO_ADDRESS != 0 {
                 wrong.push("its name has no address".to_owned());
-            } else if agent_there && last.starts_with("up ready") {
-                wrong.push("it is in MAINT although its agent says ready".to_owned());
             } else if !agent_there && state.administrative & MAINT != 0 {
                 wrong
                     .push("somebody has put it into MAINT (set server ... state ready)".to_owned());
             }
         }
         _ => {}
-    }
-    if state.administrative & DRAIN != 0 && agent_there && !last.contains("drain") {
-        wrong.push(
-            "somebody has put it into DRAIN, which the next ready of its agent ends".to_owned(),
-        );
     }
     if state.weight == Some(0) {
         wrong

@@ -5,6 +5,7 @@
 mod common;
 
 mod haproxy;
+mod pools;
 mod port_stays;
 mod reload;
 mod shutdown;

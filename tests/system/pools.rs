@@ -1,0 +1,175 @@
+//! `patroni-pools` beside a real HAProxy: what HAProxy refuses, what it does, and what a reload begins with. Needs HAProxy,
+//! and no root.
+
+use crate::common::{FakePatroni, file, http};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const POOLS: &str = env!("CARGO_BIN_EXE_patroni-pools");
+
+/// HAProxy, in a folder of its own.
+struct HaProxy {
+    folder: TempDir,
+    process: Option<Child>,
+}
+
+impl HaProxy {
+    fn new(configuration: &str) -> HaProxy {
+        let haproxy = HaProxy { folder: tempfile::tempdir().expect("a folder"), process: None };
+        fs::write(haproxy.path("servers"), "").expect("a file");
+        haproxy.write(configuration);
+        haproxy
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, configuration: &str) {
+        let folder = self.folder.path().display();
+        let global = format!(
+            "global\n stats socket {folder}/admin.sock mode 600 level admin\n server-state-file {folder}/servers\n hard-stop-after 1s\n"
+        );
+        fs::write(self.path("haproxy.cfg"), global + configuration).expect("a file");
+    }
+
+    fn start(&mut self) {
+        let start = Command::new("haproxy")
+            .args(["-W", "-db", "-f"])
+            .arg(self.path("haproxy.cfg"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.process = Some(start.expect("haproxy"));
+    }
+
+    /// As haproxy.service does it: the states, then the signal.
+    fn reload(&self) {
+        let (_, _, said) = self.run(&["save-states"]);
+        assert_eq!(said, "");
+        let process = self.process.as_ref().expect("a process").id().to_string();
+        let signal = Command::new("kill").args(["-USR2", &process]).status();
+        assert!(signal.expect("kill").success());
+        thread::sleep(Duration::from_secs(2));
+    }
+
+    /// Exit status, what is printed, and what is said besides.
+    fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let command = Command::new(POOLS)
+            .args(arguments)
+            .arg("-f")
+            .arg(self.path("haproxy.cfg"))
+            .output()
+            .expect("the program");
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        (command.status.code(), text(&command.stdout), text(&command.stderr))
+    }
+}
+
+impl Drop for HaProxy {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // the master ends its workers, too
+            let _ = Command::new("kill").arg(process.id().to_string()).status();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// An agent that gives everybody this answer.
+fn agent(answer: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = BufReader::new(&stream).read_line(&mut String::new());
+            let _ = writeln!(stream, "{answer}");
+        }
+    });
+    port
+}
+
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn haproxy_is_the_judge_of_its_language() {
+    let haproxy = HaProxy::new("listen a\n bind 127.0.0.1:1\n nonsense\n");
+    let (status, found, said) = haproxy.run(&["check"]);
+    assert!(status == Some(2) && found.is_empty(), "{found}");
+    assert!(said.contains("unknown keyword 'nonsense'") && said.contains("HAProxy refuses"));
+    // names that this machine does not know are not a matter of the language
+    let example = fs::read_to_string(file("units/examples/haproxy.cfg")).expect("an example");
+    let example = example.split_once("\ndefaults").expect("defaults").1;
+    let example = format!("defaults{example}").replace("pg1:", "pg1.invalid:");
+    haproxy.write(&example);
+    let (status, found, said) = haproxy.run(&["check"]);
+    assert_eq!((status, &*found), (Some(0), ""), "{said}");
+    assert!(said.contains("does not know the names"), "{said}");
+}
+
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn what_haproxy_does_is_seen_and_kept_over_a_reload() {
+    let (ready, maint) = (agent("up ready # primary"), agent("up maint # replica"));
+    let primary = FakePatroni::new(|stream| {
+        let _ = stream.write_all(&http(200, "{\"role\": \"primary\", \"state\": \"running\"}"));
+    });
+    let patroni = primary.address.port();
+    let free = || {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("an address").port()
+    };
+    let clients = free();
+    let pool = |ready: u16| {
+        format!(
+            "defaults\n mode tcp\n timeout client 1m\n timeout server 1m\n timeout connect 200ms\n load-server-state-from-file global\n\
+             listen rw\n bind 127.0.0.1:{clients}\n option httpchk OPTIONS /primary\n\
+             \tdefault-server check port {patroni} inter 200ms agent-check agent-inter 200ms agent-send \"primary\\n\" disabled\n\
+             \tserver a 127.0.0.1:5432 agent-port {ready}\n server b 127.0.0.1:5432 agent-port {maint}\n\
+             \tserver-template t 1 localhost:5432 agent-port {maint} init-addr last,libc\n\
+             \tserver waiting-room 127.0.0.1 backup no-check no-agent-check enabled maxconn 0\n"
+        )
+    };
+    let mut haproxy = HaProxy::new(&pool(ready));
+    let began = Instant::now();
+    haproxy.start();
+    let (status, shown, _) = haproxy.run(&["status", "--wait", "15"]);
+    assert_eq!(status, Some(0), "{shown}");
+    assert!(began.elapsed() < Duration::from_secs(10));
+    let lines: Vec<_> = shown.lines().collect();
+    assert_eq!(lines.len(), 3, "{shown}");
+    assert!(
+        lines[0].starts_with("rw/a   UP") && lines[0].contains("agent L7OK: up (primary)"),
+        "{shown}"
+    );
+    assert!(lines[0].ends_with("Patroni: primary, running"), "{shown}");
+    assert!(lines[1].starts_with("rw/b   MAINT") && lines[1].contains("up (replica)"));
+
+    println!("a wrong port for the agent: the states are kept, and status says so");
+    haproxy.write(&pool(free()));
+    let (status, shown, _) = haproxy.run(&["status"]);
+    assert!(status == Some(1) && shown.contains("has HAProxy been reloaded"), "{shown}");
+    haproxy.reload();
+    let (status, shown, _) = haproxy.run(&["status"]);
+    assert!(status == Some(1) && shown.starts_with("rw/a   UP"), "{shown}");
+    assert!(shown.contains("its agent does not answer (L4CON)"), "{shown}");
+
+    println!("and back");
+    haproxy.write(&pool(ready));
+    haproxy.reload();
+    let (status, shown, _) = haproxy.run(&["status", "--wait", "5", "--quiet"]);
+    assert_eq!((status, &*shown), (Some(0), "OK: 3 servers that ask Patroni\n"));
+
+    let mut stopped = haproxy.process.take().expect("a process");
+    let _ = Command::new("kill").arg(stopped.id().to_string()).status();
+    let _ = stopped.wait();
+    let (status, _, said) = haproxy.run(&["status"]);
+    assert!(status == Some(2) && said.contains("HAProxy does not answer"), "{said}");
+    let (status, _, said) = haproxy.run(&["save-states"]);
+    assert!(status == Some(0) && said.contains("were not saved"), "{said}");
+}
