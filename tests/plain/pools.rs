@@ -237,6 +237,35 @@ fn each_mistake_with_the_agent_is_found_at_its_line() {
     }
 }
 
+/// What all servers of a pool lack is said once, where the pool begins.
+#[test]
+fn what_is_missing_is_said_where_the_section_begins() {
+    let good = text(GOOD[0]);
+    let line =
+        |words: &str| good.lines().position(|line| line.starts_with(words)).expect("there") + 1;
+    let (write, read) = (line("listen postgres-write"), line("listen postgres-read"));
+    let (reserve, watch) = (line("backend reserve"), line("backend agents"));
+    for (change, at) in [
+        ("s/ disabled$//", vec![write, read]),
+        ("s/ check inter / inter /", vec![write, reserve, read]),
+        ("s/ agent-inter 500ms on/ on/", vec![75, 76, 77]),
+        ("s/default-server maxconn 90/default-server/", vec![write, read]),
+        ("s/(agent-inter 500ms) on-marked-down shutdown-sessions/\\1/", vec![write]),
+        ("/^ *tcp-check expect /d", vec![watch]),
+        ("s/^ *server-state-file .*/#/", vec![line("global")]),
+        ("s/^ *hard-stop-after .*/#/", vec![line("global")]),
+        ("s/^ *retries .*/#/", vec![write, read]),
+        ("s/^ *option httpchk OPTIONS .primary$/#/", vec![75, 76, 77]),
+    ] {
+        let changed = sed(change, &good);
+        assert_ne!(changed, good, "{change}");
+        let found = found(&changed, false);
+        let lines: BTreeSet<_> = found.iter().map(|(line, _)| *line).collect();
+        let wanted = at.into_iter().collect::<BTreeSet<_>>();
+        assert!(wanted.is_subset(&lines) && lines.len() <= wanted.len() + 3, "{change}: {found:?}");
+    }
+}
+
 /// Two clusters behind one HAProxy, each with its own pools, and conditions that have names.
 #[test]
 fn two_clusters() {
@@ -479,7 +508,7 @@ fn a_thousand_servers() {
     let began = Instant::now();
     let findings = rules::find(&of(&text), true);
     println!("1,000 servers, {} findings: {:.3} s", findings.len(), began.elapsed().as_secs_f32());
-    assert!(findings.len() > 1000);
+    assert!(!findings.is_empty());
 }
 
 /// What sed -E makes of a text.

@@ -70,17 +70,20 @@ pub(super) fn agent_missing(site: &Site, found: &mut Found) {
     }
 }
 
+/// The servers of a pool that ask their agents.
+fn asking<'p>(pool: &'p Pool) -> impl Iterator<Item = &'p Server> {
+    pool.nodes().filter(|server| server.has("agent-check"))
+}
+
 pub(super) fn own_check_missing(site: &Site, found: &mut Found) {
     for pool in site.pools {
-        for server in
-            pool.nodes().filter(|server| server.has("agent-check") && !server.has("check"))
-        {
-            let happens = format!(
-                "{}: without a check of HAProxy's own it stays as it is when its agent is silent, a dead primary stays UP",
-                full(pool, server)
-            );
-            found.add(server.place, &happens, "add \"check port 8008 inter 2s fall 3 rise 1\"");
-        }
+        found.lacking(
+            pool,
+            asking(pool),
+            |server| !server.has("check"),
+            "without a check of HAProxy's own it stays as it is when its agent is silent, a dead primary stays UP",
+            "check port 8008 inter 2s fall 3 rise 1",
+        );
     }
 }
 
@@ -240,36 +243,33 @@ pub(super) fn agent_inter(site: &Site, found: &mut Found) {
     for pool in site.with_agent() {
         let writes = pool.purpose() != Some(Purpose::Read);
         let (longest, write) = if writes { (WRITE_INTER, "500ms") } else { (READ_INTER, "2s") };
-        for server in pool.nodes().filter(|server| server.has("agent-check")) {
-            let inter = time(server, "agent-inter").unwrap_or(INTER);
-            if inter > longest {
-                let happens = format!(
-                    "{}: HAProxy asks the agent only every {}",
-                    full(pool, server),
-                    seconds(inter)
-                );
-                let happens = if writes {
-                    format!("{happens}, so after a switchover two servers may be UP")
-                } else {
-                    happens
-                };
-                found.add(server.place, &happens, &format!("write \"agent-inter {write}\""));
-            }
+        let harm = if writes { ", so after a switchover two servers may be UP" } else { "" };
+        let words = format!("agent-inter {write}");
+        if longest < INTER {
+            let happens = format!("HAProxy asks the agents only every {}{harm}", seconds(INTER));
+            let lacks = |server: &Server| !server.has("agent-inter");
+            found.lacking(pool, asking(pool), lacks, &happens, &words);
+        }
+        for server in asking(pool) {
+            let Some(inter) = time(server, "agent-inter").filter(|inter| *inter > longest) else {
+                continue;
+            };
+            let happens = format!("HAProxy asks the agent only every {}{harm}", seconds(inter));
+            let happens = format!("{}: {happens}", full(pool, server));
+            found.add(server.place, &happens, &format!("write \"{words}\""));
         }
     }
 }
 
 pub(super) fn not_disabled(site: &Site, found: &mut Found) {
     for pool in site.with_agent() {
-        for server in
-            pool.nodes().filter(|server| server.has("agent-check") && !server.has("disabled"))
-        {
-            let happens = format!(
-                "{}: at a start it is UP and gets clients until its agent has answered",
-                full(pool, server)
-            );
-            found.add(server.place, &happens, "add \"disabled\"");
-        }
+        found.lacking(
+            pool,
+            asking(pool),
+            |server| !server.has("disabled"),
+            "at a start it is UP and gets clients until its agent has answered",
+            "disabled",
+        );
     }
 }
 
@@ -403,15 +403,13 @@ pub(super) fn crowd(site: &Site, found: &mut Found) {
     for pool in site.with_agent().filter(|pool| pool.waiting_rooms() > 0) {
         let (name, place) = (pool.name(), pool.section.place);
         let entrance = site.entrance_lines(pool);
-        for server in
-            pool.nodes().filter(|server| server.get("maxconn").is_none_or(|limit| limit == "0"))
-        {
-            let happens = format!(
-                "{}: those who waited come all at once, and PostgreSQL refuses what is above its max_connections",
-                full(pool, server)
-            );
-            found.add(server.place, &happens, "add \"maxconn\" with max_connections, less what does not come through HAProxy, divided by the number of HAProxies");
-        }
+        found.lacking(
+            pool,
+            pool.nodes(),
+            |server| server.get("maxconn").is_none_or(|limit| limit == "0"),
+            "those who waited come all at once, and PostgreSQL refuses what is above its max_connections (write those, less what does not come through HAProxy, divided by the number of HAProxies)",
+            "maxconn 90",
+        );
         let mut lacks = |is: bool, happens: &str, write: &str| {
             if !is {
                 found.add(place, &format!("{name}: {happens}"), write);
@@ -453,24 +451,13 @@ pub(super) fn gone_machine(site: &Site, found: &mut Found) {
                 "write \"option srvtcpka\", \"srvtcpka-idle 5s\" and \"srvtcpka-intvl 1s\"",
             );
         }
-        let lacking: Vec<_> = pool.nodes().filter(|server| !server.has("tcp-ut")).collect();
-        let happens =
-            "what was sent to a machine that is gone without a word is waited for, for minutes";
-        if lacking.len() == pool.nodes().count() {
-            found.add(
-                pool.section.place,
-                &format!("{}: {happens}", pool.name()),
-                "write \"default-server tcp-ut 10s\" above its servers",
-            );
-        } else {
-            for server in lacking {
-                found.add(
-                    server.place,
-                    &format!("{}: {happens}", full(pool, server)),
-                    "add \"tcp-ut 10s\"",
-                );
-            }
-        }
+        found.lacking(
+            pool,
+            pool.nodes(),
+            |server| !server.has("tcp-ut"),
+            "what was sent to a machine that is gone without a word is waited for, for minutes",
+            "tcp-ut 10s",
+        );
     }
 }
 

@@ -57,6 +57,27 @@ impl Found {
     fn add(&mut self, place: Place, happens: &str, write: &str) {
         self.0.push((place, format!("{happens}; {write}")));
     }
+
+    /// Words that servers lack: said once, where the section begins, if all of these do.
+    fn lacking<'s>(
+        &mut self,
+        pool: &Pool,
+        of: impl Iterator<Item = &'s Server>,
+        lacks: impl Fn(&Server) -> bool,
+        happens: &str,
+        words: &str,
+    ) {
+        let of: Vec<_> = of.collect();
+        if !of.is_empty() && of.iter().all(|server| lacks(server)) {
+            let happens = format!("{}: {happens}", pool.name());
+            let write = format!("write \"default-server {words}\" above its servers");
+            return self.add(pool.section.place, &happens, &write);
+        }
+        for server in of.into_iter().filter(|server| lacks(server)) {
+            let happens = format!("{}: {happens}", full(pool, server));
+            self.add(server.place, &happens, &format!("add \"{words}\""));
+        }
+    }
 }
 
 /// All rules.

@@ -18,21 +18,13 @@ pub(super) fn sessions_kept(site: &Site, found: &mut Found) {
     for pool in site.of_postgresql().filter(|pool| is_for_writes(pool)) {
         let checked =
             |server: &&Server| ["check", "agent-check"].iter().any(|word| server.has(word));
-        let checked: Vec<_> = pool.nodes().filter(checked).collect();
-        let kept = |server: &&&Server| server.get("on-marked-down") != Some("shutdown-sessions");
-        let kept: Vec<_> = checked.iter().filter(kept).collect();
-        let happens =
-            "sessions to a former primary go on, and it takes their writes if its Patroni hangs";
-        if kept.len() == checked.len() && !kept.is_empty() {
-            let write =
-                "write \"default-server on-marked-down shutdown-sessions\" above its servers";
-            found.add(pool.section.place, &format!("{}: {happens}", pool.name()), write);
-        } else {
-            for server in kept {
-                let happens = format!("{}: {happens}", full(pool, server));
-                found.add(server.place, &happens, "add \"on-marked-down shutdown-sessions\"");
-            }
-        }
+        found.lacking(
+            pool,
+            pool.nodes().filter(checked),
+            |server| server.get("on-marked-down") != Some("shutdown-sessions"),
+            "sessions to a former primary go on, and it takes their writes if its Patroni hangs",
+            "on-marked-down shutdown-sessions",
+        );
     }
 }
 
