@@ -88,8 +88,10 @@ fn run(
         let said = said.clone();
         thread::spawn(move || {
             let mut text = Vec::new();
-            if let Some(pipe) = pipe {
-                let _ = pipe.take(SAID).read_to_end(&mut text);
+            if let Some(mut pipe) = pipe {
+                let _ = pipe.by_ref().take(SAID).read_to_end(&mut text);
+                // it must not wait for somebody who reads the rest
+                let _ = io::copy(&mut pipe, &mut io::sink());
             }
             said.send(text)
         });

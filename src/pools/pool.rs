@@ -6,9 +6,9 @@ use crate::pools::configuration::{Configuration, Kind, Line, Place, Section};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Patroni's endpoints that are no health check of a role (its manual, "REST API").
+/// Patroni's endpoints that look at no PostgreSQL (its manual, "REST API").
 pub const NO_ROLE: &[&str] =
-    &["patroni", "liveness", "readiness", "cluster", "config", "history", "metrics", "failsafe"];
+    &["patroni", "liveness", "cluster", "config", "history", "metrics", "failsafe"];
 /// Paths that other services have as well.
 const ANYBODYS: &[&str] =
     &["", "health", "readiness", "liveness", "metrics", "config", "history", "cluster"];
@@ -127,8 +127,10 @@ pub struct Pool<'a> {
     pub servers: Vec<Server>,
     /// HAProxy's own check.
     pub check: OwnCheck,
-    /// The frontends that lead to it, by their place in [`Configuration::sections`].
+    /// The frontends that lead to it.
     pub frontends: Vec<&'a Section>,
+    /// Whether it is another service's, whose agents are no concern of Patroni's.
+    pub foreign: bool,
 }
 
 impl Server {
@@ -188,7 +190,21 @@ impl<'a> Pool<'a> {
         let mut frontends = fronts.get(&*section.name).cloned().unwrap_or_default();
         frontends.dedup_by_key(|front| front.place);
         let (servers, check) = (servers(&lines), own_check(&lines, section));
-        Pool { section, lines, servers, check, frontends }
+        let mut pool = Pool { section, lines, servers, check, frontends, foreign: false };
+        pool.foreign = pool.is_foreign();
+        pool
+    }
+
+    /// HTTP that nobody asks Patroni about. With PostgreSQL's port or a health check of Patroni's, the mode is a mistake.
+    fn is_foreign(&self) -> bool {
+        let patronis = |server: &Server| {
+            let sent = server.agent_send().and_then(|sent| sent.split_whitespace().next());
+            let sent = sent.is_some_and(|sent| sent.parse::<Check>().is_ok());
+            let port = server.port.is_some_and(|port| POSTGRESQL.contains(&port));
+            sent || port || self.own_question(server).is_some()
+        };
+        let http = self.last(&["mode"]).is_some_and(|line| line.word(1) == "http");
+        http && !self.servers.iter().any(patronis)
     }
 
     /// Its name.
@@ -255,6 +271,9 @@ impl<'a> Pool<'a> {
     pub fn question(&self, server: &Server) -> Option<String> {
         let own = self.own_question(server).map(str::to_owned);
         own.or_else(|| {
+            if self.foreign {
+                return None;
+            }
             let sent = server.agent_send().unwrap_or("agent-check");
             server
                 .has("agent-check")

@@ -148,7 +148,8 @@ fn what_other_services_do_is_their_affair() {
         option httpchk GET /\n server w1 10.0.0.1:443 check port 80 inter 30s\n server w2 10.0.0.2:443 check port 80\n\
         listen redis\n mode tcp\n option tcp-check\n tcp-check send \"ROLE\\r\\n\"\n tcp-check expect string master\n \
         server r1 10.0.0.1:6379 check\n server r2 10.0.0.2:6379 check\nlisten api\n option httpchk GET /primary\n \
-        server a 10.0.0.1:8008 check\n server b 10.0.0.2:8008 check\npeers all\n server a 10.0.0.1:5432\n";
+        server a 10.0.0.1:8008 check\n server b 10.0.0.2:8008 check\npeers all\n server a 10.0.0.1:5432\n\
+        backend load\n server w1 10.0.0.1:80 agent-check agent-port 9999 agent-send \"load\\n\"\n";
     for agent in [false, true] {
         assert_eq!(found(others, agent), BTreeSet::new());
         assert_eq!(found(&format!("{SITE}{others}"), false), BTreeSet::new());
@@ -652,6 +653,23 @@ fn what_is_not_understood_stays_as_it_was_reported() {
     // without a configuration, all is as it was
     let mut said = Vec::new();
     assert_eq!(states::adapted(&row(pg1), None, &mut said), row(pg1));
+}
+
+/// Whatever HAProxy reports, something is made of it.
+#[test]
+fn no_report_makes_it_fail() {
+    let (report, configuration) = (reported(), of(&text(GOOD[0])));
+    let report: Vec<char> = report.chars().take(4000).collect();
+    for at in 0..report.len() {
+        let mut changed = report.clone();
+        match at % 3 {
+            0 => drop(changed.remove(at)),
+            1 => changed[at] = ['\n', ' ', '9', 'x', '\u{fffd}'][at % 5],
+            _ => changed.truncate(at),
+        }
+        let changed: String = changed.into_iter().collect();
+        states::adapted(&changed, Some(&configuration), &mut Vec::new());
+    }
 }
 
 /// An admin socket that does to each connection what it is told to.

@@ -35,7 +35,7 @@ fn wanted<'a>(pool: &'a Pool, server: &'a Server) -> Option<&'a str> {
 
 pub(super) fn agent_missing(site: &Site, found: &mut Found) {
     let (port, with): (_, HashSet<_>) = (site.port(), site.with_agent().map(Pool::name).collect());
-    for pool in site.pools {
+    for pool in site.of_postgresql() {
         for server in
             pool.nodes().filter(|server| !server.has("agent-check") && !server.has("track"))
         {

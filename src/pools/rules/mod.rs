@@ -296,8 +296,11 @@ pub fn find(configuration: &Configuration, agent: bool) -> Vec<Finding> {
             reserves.insert(pool.name());
         }
     }
-    let pools: Vec<_> =
-        all.iter().filter(|pool| !pool.watches_agents() && !pool.is_rest_api()).cloned().collect();
+    let pools: Vec<_> = all
+        .iter()
+        .filter(|pool| !pool.watches_agents() && !pool.is_rest_api() && !pool.foreign)
+        .cloned()
+        .collect();
     let site = Site { configuration, pools: &pools, agent, watches, reserves };
     let mut findings = Vec::new();
     for rule in RULES {
