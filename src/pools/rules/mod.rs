@@ -436,13 +436,17 @@ fn seconds(time: Duration) -> String {
     format!("{} s", time.as_secs_f32())
 }
 
-/// A pool's server for writes goes by such a name where its check does not tell.
+/// Whether a pool's name says that clients write there.
 fn named_for_writes(pool: &Pool) -> bool {
     let name = pool.name().to_lowercase();
-    let words: Vec<_> = name.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-    let reads = ["read", "ro", "replica", "replicas", "slave", "slaves", "standby", "standbys"];
-    let writes = ["write", "writes", "rw", "primary", "master", "leader", "readwrite", "writer"];
-    words.iter().any(|word| writes.contains(word)) && !words.iter().any(|word| reads.contains(word))
+    let name =
+        ["read-write", "read_write", "readwrite"].iter().fold(name, |n, w| n.replace(w, "rw"));
+    let says = |parts: &[&str], word: &str| {
+        let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
+        parts.iter().any(|part| name.contains(part)) || words.any(|other| other == word)
+    };
+    let reads = says(&["read", "replica", "slave", "standby"], "ro");
+    !reads && says(&["write", "primary", "master", "leader"], "rw")
 }
 
 /// Whether clients write here: by what is asked, or by its name where nothing tells.

@@ -3,7 +3,7 @@
 
 use super::{Found, Site, full, is_for_writes, named_for_writes, noticed, role_line, seconds};
 use crate::pools::configuration::Section;
-use crate::pools::pool::{self, POOLER, POSTGRESQL, Pool, Server};
+use crate::pools::pool::{self, POOLER, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -35,10 +35,12 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
         .map(|server| (server.host.as_str(), server.port))
         .collect();
     for pool in site.pools {
-        let own = pool.nodes().find_map(|server| pool.own_question(server));
-        if let Some(asked) = own.filter(|asked| pool::asks_for(asked).is_none()) {
+        if let Some(asked) = pool.nodes().find_map(|server| pool.own_question(server)) {
+            // a cluster that follows another has no lock for writes
+            let lock =
+                pool::asks_for(asked) == Some(Purpose::Write) || asked.starts_with("standby");
             // whoever wants any node may ask for any
-            if named_for_writes(pool) && !asks_for_a_role_word(pool) && !pool.has_agents() {
+            if named_for_writes(pool) && !lock && role_line(pool).is_none() && !pool.has_agents() {
                 let happens = format!(
                     "{}: /{asked} asks for no leader lock, so a standby or a former primary is UP",
                     pool.name()
@@ -90,10 +92,6 @@ fn is_web(pool: &Pool) -> bool {
         && pool.check.option == "httpchk"
 }
 
-fn asks_for_a_role_word(pool: &Pool) -> bool {
-    role_line(pool).is_some()
-}
-
 pub(super) fn role_word(site: &Site, found: &mut Found) {
     for pool in site
         .asking()
@@ -114,7 +112,7 @@ pub(super) fn role_word(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn no_role(site: &Site, found: &mut Found) {
-    for pool in site.asking().filter(|pool| !asks_for_a_role_word(pool)) {
+    for pool in site.asking().filter(|pool| role_line(pool).is_none()) {
         let Some(asked) = pool.nodes().find_map(|server| pool.own_question(server)) else {
             continue;
         };
