@@ -40,6 +40,14 @@ pub fn save(service: &Service, socket: Option<&Path>) -> Vec<String> {
             return said;
         }
     };
+    let pools = configuration.as_ref().map(Pool::all).unwrap_or_default();
+    for pool in &pools {
+        let load = pool.last(&["load-server-state-from-file"]);
+        if load.is_some_and(|line| line.word(1) == "local") {
+            let name = pool.name();
+            said.push(format!("{name}: it loads a file of its own, which is not written; write \"load-server-state-from-file global\""));
+        }
+    }
     let found = configuration.as_ref().map(haproxy::socket);
     let socket = socket
         .map(Path::to_owned)

@@ -60,6 +60,7 @@ struct State {
     weight: Option<u32>,
     check: u32,
     agent: u32,
+    port: u16,
     check_port: u16,
     agent_port: u16,
 }
@@ -246,11 +247,17 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
             if agent_there && meant.agent_port().is_some_and(|port| port != state.agent_port) =>
         {
             wrong.push(format!(
-                "HAProxy asks its agent on port {}, not as the configuration says; {reload}",
+                "HAProxy asks its agent on port {}, and the configuration says another; {reload}",
                 state.agent_port
             ));
         }
         _ => {}
+    }
+    if let Some(port) = meant.and_then(|meant| meant.port).filter(|port| *port != state.port) {
+        let now = state.port;
+        wrong.push(format!(
+            "HAProxy sends clients to port {now}, and the configuration says {port}; {reload}"
+        ));
     }
     if meant.is_some_and(|meant| meant.has("check")) {
         if state.check & THERE == 0 {
@@ -362,6 +369,7 @@ fn states(answer: &str) -> HashMap<Name, State> {
             weight: columns[7].parse().ok(),
             check: number(13),
             agent: number(14),
+            port: port(18),
             check_port: port(21),
             agent_port: port(24),
         };

@@ -761,6 +761,7 @@ struct Shown {
     weight: u32,
     check_state: u32,
     agent_state: u32,
+    port: u16,
     agent_port: u16,
     patroni: u16,
 }
@@ -776,6 +777,7 @@ const UP: Shown = Shown {
     weight: 1,
     check_state: 6,
     agent_state: 22,
+    port: 5432,
     agent_port: 5555,
     patroni: 1,
 };
@@ -809,13 +811,14 @@ fn answer(command: &str, servers: &[Shown], info: &str) -> String {
             weight,
             check_state,
             agent_state,
+            port,
             agent_port,
             patroni,
         } = shown;
         if command == "show servers state" {
             let op = if *status == "UP" { 2 } else { 0 };
             text += &format!(
-                "2 {pool} {number} {name} 127.0.0.1 {op} {administrative} {weight} 1 22 6 3 4 {check_state} {agent_state} 0 0 - 5432 - 0 {patroni} - - {agent_port}\n"
+                "2 {pool} {number} {name} 127.0.0.1 {op} {administrative} {weight} 1 22 6 3 4 {check_state} {agent_state} 0 0 - {port} - 0 {patroni} - - {agent_port}\n"
             );
         } else {
             let fields = [
@@ -893,7 +896,7 @@ fn what_is_wrong_is_said_in_words() {
     let (code, said) = status(site(|_| {}), "Stopping: 0", &["--quiet"]);
     assert_eq!((code, &*said), (Some(0), "OK: 4 servers that ask Patroni\n"));
     type Change = fn(&mut Shown);
-    let changes: [(&str, Change, &str); 15] = [
+    let changes: [(&str, Change, &str); 16] = [
         ("rw/a", |s| s.agent = "* L4CON", "its agent does not answer (L4CON) on port 5555"),
         ("rw/b", |s| s.agent = "L4TOUT", "its agent does not answer"),
         ("rw/b", |s| (s.agent, s.last) = ("INI", ""), "not been asked yet"),
@@ -910,6 +913,7 @@ fn what_is_wrong_is_said_in_words() {
         ("rw/a", |s| s.agent_state = 18, "turned off its agent check"),
         ("rw/a", |s| s.agent_state = 0, "knows no agent"),
         ("rw/a", |s| s.agent_port = 5554, "on port 5554"),
+        ("rw/a", |s| s.port = 6432, "clients to port 6432, and the configuration says 5432"),
         ("rw/a", |s| (s.check, s.check_state) = ("", 2), "turned off HAProxy's own check"),
         ("rw/a", |s| s.name = "c", "rw: HAProxy has no a"),
         ("ro/b", |s| (s.status, s.administrative) = ("MAINT", 1), "somebody has put it into MAINT"),
