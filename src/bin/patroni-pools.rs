@@ -94,28 +94,30 @@ fn check(options: &Options, service: &Service) -> ExitCode {
     };
     let refused =
         show_judgement(judged.unwrap_or_else(|_| Err("bug in asking HAProxy".to_owned())));
-    for (place, note) in &configuration.notes {
-        complain(&format!("{}: {note}", configuration.say(*place)));
-    }
+    say_what_is_unknown(&configuration);
     let findings = rules::find(&configuration, options.agent);
     for finding in &findings {
         say(&format!("{}: {}: {}", configuration.say(finding.place), finding.rule, finding.text));
-    }
-    let pools = Pool::all(&configuration);
-    for pool in pools.iter().filter(|pool| pool.check.option == "external-check") {
-        let place = configuration.say(pool.section.place);
-        complain(&format!(
-            "{place}: {}: what its external-check asks is not known here",
-            pool.name()
-        ));
-    }
-    if !pools.iter().any(Pool::asks_patroni) {
-        complain("no server in these files asks Patroni");
     }
     match (refused, findings.is_empty()) {
         (true, _) => ExitCode::from(2),
         (false, true) => ExitCode::SUCCESS,
         (false, false) => ExitCode::FAILURE,
+    }
+}
+
+/// What was not understood, and what nobody can know from the files.
+fn say_what_is_unknown(configuration: &Configuration) {
+    for (place, note) in &configuration.notes {
+        complain(&format!("{}: {note}", configuration.say(*place)));
+    }
+    let pools = Pool::all(configuration);
+    for pool in pools.iter().filter(|pool| pool.check.option == "external-check") {
+        let (name, place) = (pool.name(), configuration.say(pool.section.place));
+        complain(&format!("{place}: {name}: what its external-check asks is not known here"));
+    }
+    if !pools.iter().any(Pool::asks_patroni) {
+        complain("no server in these files asks Patroni");
     }
 }
 
@@ -158,6 +160,7 @@ fn show_judgement(judged: Result<Option<(bool, String)>, String>) -> bool {
 }
 
 fn list(configuration: &Configuration) -> ExitCode {
+    say_what_is_unknown(configuration);
     for pool in Pool::all(configuration) {
         for server in &pool.servers {
             if let Some(check) = pool.question(server) {

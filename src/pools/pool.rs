@@ -490,16 +490,8 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
         "external-check",
     ];
     let mut check = OwnCheck::default();
-    let mut option: Option<&Line> = None;
-    for line in lines {
-        if line.word(0) == "option" && kinds.contains(&line.word(1)) {
-            option = Some(line);
-        } else if line.begins(&["no", "option"])
-            && option.is_some_and(|o| o.word(1) == line.word(2))
-        {
-            option = None;
-        }
-    }
+    let says_how = |line: &&&Line| line.word(0) == "option" && kinds.contains(&line.word(1));
+    let option = lines.iter().rev().find(says_how);
     let Some(option) = option else { return check };
     check.option = option.word(1).to_owned();
     check.place = Some(option.place);

@@ -152,7 +152,9 @@ pub(super) fn unchecked_server(site: &Site, found: &mut Found) {
                 "{}: nobody checks it, so it is always UP and gets clients whatever it is",
                 full(pool, server)
             );
-            found.add(server.place, &happens, "add \"check port 8008\"");
+            let write =
+                if server.has("port") { "add \"check\"" } else { "add \"check port 8008\"" };
+            found.add(server.place, &happens, write);
         }
     }
 }
