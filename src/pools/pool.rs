@@ -319,7 +319,9 @@ impl<'a> Pool<'a> {
     pub fn watches_agents(&self) -> bool {
         let line = |question: &Question| {
             let line = question.line.as_deref().unwrap_or_default();
-            line.split_whitespace().next().is_some_and(|word| word.parse::<Check>().is_ok())
+            // in single quotes, \n is no newline, and yet meant
+            let word = line.trim_end_matches("\\n").split_whitespace().next();
+            word.is_some_and(|word| word.parse::<Check>().is_ok())
         };
         self.check.option == "tcp-check" && self.check.questions.iter().any(line)
     }

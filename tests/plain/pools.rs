@@ -224,6 +224,12 @@ fn each_mistake_with_the_agent_is_found_at_its_line() {
         ),
         ("s/timeout check 2s/timeout check 1s/", vec![line("timeout check 2s")], "late-answer"),
         ("s/lt 3/lt 2/", vec![line("lt 3 }")], "reserve"),
+        ("s/^ *option allbackups/#/", vec![line("listen postgres-write")], "reserve"),
+        (
+            r#"s/check send "primary\\n"/check send 'primary\\n'/"#,
+            vec![line("tcp-check send")],
+            "agents-watched",
+        ),
         (
             "/server pg1 pg1:5555/d",
             vec![line("use_backend reserve if"), write],

@@ -48,7 +48,7 @@ pub(super) fn agent_missing(site: &Site, found: &mut Found) {
                 }
                 _ if with.contains(pool.name()) && !excepted => {
                     format!(
-                        "{}: HAProxy asks no agent, so a healthy node that is not meant is DOWN and not MAINT",
+                        "{}: HAProxy asks no agent, so a healthy node that does not match is DOWN and not MAINT",
                         full(pool, server)
                     )
                 }
@@ -81,7 +81,7 @@ pub(super) fn own_check_missing(site: &Site, found: &mut Found) {
             pool,
             asking(pool),
             |server| !server.has("check"),
-            "without a check of HAProxy's own it stays as it is when its agent is silent, a dead primary stays UP",
+            "HAProxy itself checks nothing, so a server whose agent is silent keeps its state, and a dead primary stays UP",
             "check port 8008 inter 2s fall 3 rise 1",
         );
     }
@@ -267,7 +267,7 @@ pub(super) fn not_disabled(site: &Site, found: &mut Found) {
             pool,
             asking(pool),
             |server| !server.has("disabled"),
-            "at a start it is UP and gets clients until its agent has answered",
+            "at a start a server is UP and gets clients until its agent has answered",
             "disabled",
         );
     }
@@ -482,13 +482,22 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
             let write = "write tcp-check expect rstring \"^(up|down|fail|stopped|!)\"";
             found.add(watch.section.place, &happens, write);
         }
-        for server in watch.servers.iter().filter(|server| !server.has("check")) {
-            let happens = "it is not checked, so a silent agent is not noticed";
-            found.add(
-                server.place,
-                &format!("{}: {happens}", full(watch, server)),
-                "add \"check\"",
-            );
+        found.lacking(
+            watch,
+            watch.servers.iter(),
+            |server| !server.has("check"),
+            "it is not checked, so a silent agent is not noticed",
+            "check",
+        );
+        let cut = |question: &&pool::Question| {
+            question.line.as_deref().is_some_and(|line| !line.ends_with('\n'))
+        };
+        if let Some(question) = watch.check.questions.iter().find(cut) {
+            let sent = question.line.as_deref().unwrap_or_default().trim_end_matches("\\n");
+            let happens = "the line has no newline at its end, so the agents wait for the rest";
+            let place = watch.check.place.unwrap_or(watch.section.place);
+            let write = format!("write tcp-check send \"{sent}\\n\", in double quotes");
+            found.add(place, &format!("{}: {happens}", watch.name()), &write);
         }
     }
     let mut said = HashSet::new();
@@ -580,8 +589,9 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
 /// When the reserve is used: only if no server takes clients, an agent is silent, and there is one primary.
 fn conditions_of_reserve(site: &Site, pool: &Pool, reserve: &Pool, line: &Line, found: &mut Found) {
     let (name, rooms) = (pool.name(), pool.waiting_rooms());
-    // nbsrv counts the waiting rooms only where no server is UP
-    let count = if pool.option("allbackups").is_some() { rooms } else { rooms.min(1) };
+    // nbsrv counts the waiting rooms only where no server is UP, and only the first one without allbackups
+    let all = pool.option("allbackups").is_some();
+    let count = if rooms == 0 { 0 } else { rooms.max(2) };
     let mut wanted = vec![
         (
             format!("nbsrv({name}) eq {count}"),
@@ -606,7 +616,7 @@ fn conditions_of_reserve(site: &Site, pool: &Pool, reserve: &Pool, line: &Line, 
             found.add(line.place, &format!("{name}: {happens}"), &write);
         }
     }
-    if rooms > 0 && count < 2 {
+    if rooms == 1 || (rooms > 1 && !all) {
         let (happens, write) = if rooms < 2 {
             ("one waiting room counts", "write a second waiting room and \"option allbackups\"")
         } else {
