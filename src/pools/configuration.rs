@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// The longest file that is read.
 const FILE: u64 = 16 << 20;
 /// The longest condition that is looked at.
-const CONDITION: usize = 1000;
+const CONDITION: usize = 300;
 /// Names of sections that hold no pool.
 const OTHERS: &[&str] = &[
     "acme",

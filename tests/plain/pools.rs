@@ -274,6 +274,46 @@ fn what_is_missing_is_said_where_the_section_begins() {
     }
 }
 
+/// The shipped file with frontends and backends, and with the agent's port in a variable, is as good as it is.
+#[test]
+fn a_good_configuration_in_other_layouts() {
+    let good = text(GOOD[0]);
+    let (mut split, mut front, mut back) = (String::new(), String::new(), String::new());
+    for line in good.lines().chain([""]) {
+        let word = line.split_whitespace().next().unwrap_or_default();
+        let clients = ["bind", "tcp-request", "acl", "use_backend"].contains(&word);
+        if let Some(pool) = line.strip_prefix("listen postgres-") {
+            front = format!("frontend in-{pool}\n    default_backend postgres-{pool}\n");
+            back = format!("backend postgres-{pool}\n");
+        } else if front.is_empty() || line.is_empty() {
+            split += &format!("{front}{back}{line}\n");
+            (front, back) = Default::default();
+        } else {
+            let part = if clients { &mut front } else { &mut back };
+            *part += &format!("{line}\n");
+        }
+    }
+    assert_eq!(split.matches("default_backend").count(), 2);
+    let variable = good
+        .replace("global\n", "global\n    setenv AGENT 5556\n")
+        .replace("agent-port 5555", "agent-port \"${AGENT}\"")
+        .replace(":5555", ":\"${AGENT}\"");
+    let tabs = good.replace("    ", "\t");
+    for layout in [&split, &variable, &tabs] {
+        for agent in [false, true] {
+            assert_eq!(found(layout, agent), BTreeSet::new(), "{layout}");
+        }
+        let listed = list(&of(layout));
+        assert_eq!(listed.len(), 9);
+        let changed = layout.replacen("on-marked-down shutdown-sessions", "", 1);
+        assert_eq!(found(&changed, false).len(), 1);
+        let changed =
+            layout.replacen("tcp-request connection reject if { fe_conn gt 1000 }", "", 1);
+        let changed = changed.replacen("# a full room refuses", "", 1);
+        assert_eq!(found(&changed, false).len(), usize::from(changed != *layout));
+    }
+}
+
 /// Two clusters behind one HAProxy, each with its own pools, and conditions that have names.
 #[test]
 fn two_clusters() {

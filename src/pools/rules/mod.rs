@@ -289,13 +289,7 @@ pub const RULES: &[Rule] = &[
 pub fn find(configuration: &Configuration, agent: bool) -> Vec<Finding> {
     let all = Pool::all(configuration);
     let watches = all.iter().filter(|pool| pool.watches_agents()).collect();
-    let mut reserves = HashSet::new();
-    for pool in &all {
-        let holds = |server: &Server| server.agent_send().is_some_and(|sent| sent.trim() == "hold");
-        if pool.servers.iter().any(holds) || is_reserve(configuration, &all, pool) {
-            reserves.insert(pool.name());
-        }
-    }
+    let reserves = all.iter().flat_map(|pool| reserves(configuration, pool)).collect();
     let pools: Vec<_> = all
         .iter()
         .filter(|pool| !pool.watches_agents() && !pool.is_rest_api() && !pool.foreign)
@@ -328,19 +322,33 @@ fn same_section(configuration: &Configuration, finding: &Finding) -> bool {
     section.is_some_and(|section| section.kind != Kind::Defaults && section.kind != Kind::Global)
 }
 
-/// Whether a pool's clients are sent to that reserve where they have no server.
-fn is_reserve(configuration: &Configuration, pools: &[Pool], reserve: &Pool) -> bool {
-    let own = format!("nbsrv({})", reserve.name());
-    pools.iter().filter(|pool| pool.name() != reserve.name()).any(|pool| {
-        let room = format!("nbsrv({})", pool.name());
-        pool.entrances().iter().any(|section| {
-            let lines = configuration.lines(section);
-            lines.iter().filter(|line| line.begins(&["use_backend", reserve.name()])).any(|line| {
-                let condition = condition(&lines, line);
-                condition.contains(&room) && condition.contains(&own)
-            })
-        })
-    })
+/// The reserves that a pool shows: where its clients are sent while it has no server, and itself if it asks agents for an
+/// operator's hold alone.
+fn reserves<'a>(configuration: &'a Configuration, pool: &Pool<'a>) -> Vec<&'a str> {
+    let hold = |server: &Server| server.agent_send().is_some_and(|sent| sent.trim() == "hold");
+    let mut reserves = Vec::new();
+    if pool.servers.iter().any(hold) {
+        reserves.push(pool.name());
+    }
+    let here = format!("nbsrv({})", pool.name());
+    for section in pool.entrances() {
+        let lines = configuration.lines(section);
+        // few have it, and a frontend may lead to hundreds of pools
+        if !lines.iter().any(|line| line.words.contains(&here)) {
+            continue;
+        }
+        for line in lines.iter().filter(|line| line.word(0) == "use_backend") {
+            let condition = condition(&lines, line);
+            let there = format!("nbsrv({})", line.word(1));
+            if line.word(1) != pool.name()
+                && condition.contains(&here)
+                && condition.contains(&there)
+            {
+                reserves.push(line.word(1));
+            }
+        }
+    }
+    reserves
 }
 
 /// The condition of a line, and what each acl that it names says.
