@@ -111,6 +111,13 @@ fn say_what_is_unknown(configuration: &Configuration) {
     for (place, note) in &configuration.notes {
         complain(&format!("{}: {note}", configuration.say(*place)));
     }
+    for line in configuration.sections.iter().flat_map(|section| &section.lines) {
+        let leads = ["use_backend", "default_backend"].contains(&line.word(0));
+        if leads && line.word(1).contains("%[") {
+            let (place, name) = (configuration.say(line.place), line.word(1));
+            complain(&format!("{place}: {name}: which pool this leads to is not known here"));
+        }
+    }
     let pools = Pool::all(configuration);
     for pool in pools.iter().filter(|pool| pool.check.option == "external-check") {
         let (name, place) = (pool.name(), configuration.say(pool.section.place));
