@@ -237,9 +237,11 @@ impl<'a> Pool<'a> {
 
     /// The health check that HAProxy itself asks Patroni, without its `/`. None if it asks no endpoint of Patroni's.
     pub fn own_question(&self, server: &Server) -> Option<&str> {
-        if !server.has("check") {
-            return None;
-        }
+        self.meant_question(server).filter(|_| server.has("check"))
+    }
+
+    /// The same, if the server had a check.
+    pub fn meant_question(&self, server: &Server) -> Option<&str> {
         let named = ["pg", "postgres", "patroni"].iter().any(|word| self.name().contains(word));
         let postgresql =
             named || server.port.is_some_and(|port| matches!(port, 5430..=5439 | POOLER));

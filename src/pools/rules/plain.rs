@@ -135,18 +135,11 @@ pub(super) fn no_role(site: &Site, found: &mut Found) {
 
 pub(super) fn unchecked_server(site: &Site, found: &mut Found) {
     for pool in site.pools {
-        let words = ["check", "agent-check", "track"];
+        // who is disabled gets no clients
+        let words = ["check", "agent-check", "track", "disabled"];
         let unchecked = |server: &&Server| !words.iter().any(|word| server.has(word));
-        // whether its check would ask Patroni if there were any
-        let asks = pool.asks_patroni()
-            || pool.nodes().any(|server| {
-                let mut checked = server.clone();
-                checked.settings.insert(
-                    "check".to_owned(),
-                    pool::Setting { value: String::new(), place: server.place },
-                );
-                pool.own_question(&checked).is_some()
-            });
+        let meant = pool.nodes().any(|server| pool.meant_question(server).is_some());
+        let asks = pool.asks_patroni() || meant;
         for server in pool.nodes().filter(unchecked).filter(|_| asks) {
             let happens = format!(
                 "{}: nobody checks it, so it is always UP and gets clients whatever it is",
@@ -255,7 +248,15 @@ pub(super) fn http_mode(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn http_rules(site: &Site, found: &mut Found) {
-    let starts = ["http-request", "http-response", "http-after-response", "cookie"];
+    let starts = [
+        "http-request",
+        "http-response",
+        "http-after-response",
+        "http-reuse",
+        "cookie",
+        "compression",
+        "redirect",
+    ];
     let options =
         ["forwardfor", "http-server-close", "httpclose", "http-keep-alive", "http-buffer-request"];
     for pool in site.of_postgresql() {
