@@ -18,7 +18,7 @@ use std::thread;
 
 /// The longest line that is printed.
 const LINE: usize = 2000;
-/// The lines of HAProxy's that are shown.
+/// The lines that are shown of what HAProxy says, and of what was not understood.
 const LINES: usize = 40;
 
 fn main() -> ExitCode {
@@ -76,28 +76,28 @@ fn read(service: &Service) -> Result<Configuration, String> {
 }
 
 fn check(options: &Options, service: &Service) -> ExitCode {
-    if options.list {
-        return match read(service) {
-            Ok(configuration) => list(&configuration),
-            Err(error) => unreadable(&error),
-        };
-    }
-    // HAProxy reads while we do
-    let (judged, configuration) = thread::scope(|scope| {
-        let judge = scope.spawn(|| haproxy::judge(&service.files, &service.environment));
-        let configuration = read(service);
-        (judge.join(), configuration)
-    });
-    let configuration = match configuration {
+    let configuration = match read(service) {
         Ok(configuration) => configuration,
-        Err(error) => return unreadable(&error),
+        Err(error) => {
+            complain(&error);
+            return ExitCode::from(2);
+        }
     };
-    let refused =
-        show_judgement(judged.unwrap_or_else(|_| Err("bug in asking HAProxy".to_owned())));
+    if options.list {
+        return list(&configuration);
+    }
+    // HAProxy reads while we look
+    let (judged, findings) = thread::scope(|scope| {
+        let judge = scope.spawn(|| haproxy::judge(&service.files, &service.environment));
+        let findings = rules::find(&configuration, options.agent);
+        (judge.join(), findings)
+    });
+    let judged = judged.unwrap_or_else(|_| Err("bug in asking HAProxy".to_owned()));
+    let refused = show_judgement(judged);
     say_what_is_unknown(&configuration);
-    let findings = rules::find(&configuration, options.agent);
     for finding in &findings {
-        say(&format!("{}: {}: {}", configuration.say(finding.place), finding.rule, finding.text));
+        let place = configuration.say(finding.place);
+        say(&format!("{place}: {}: {}", finding.rule, finding.text));
     }
     match (refused, findings.is_empty()) {
         (true, _) => ExitCode::from(2),
@@ -108,8 +108,11 @@ fn check(options: &Options, service: &Service) -> ExitCode {
 
 /// What was not understood, and what nobody can know from the files.
 fn say_what_is_unknown(configuration: &Configuration) {
-    for (place, note) in &configuration.notes {
+    for (place, note) in configuration.notes.iter().take(LINES) {
         complain(&format!("{}: {note}", configuration.say(*place)));
+    }
+    if configuration.notes.len() > LINES {
+        complain(&format!("... and {} more", configuration.notes.len() - LINES));
     }
     for line in configuration.sections.iter().flat_map(|section| &section.lines) {
         let leads = ["use_backend", "default_backend"].contains(&line.word(0));
@@ -126,11 +129,6 @@ fn say_what_is_unknown(configuration: &Configuration) {
     if !pools.iter().any(Pool::asks_patroni) {
         complain("no server in these files asks Patroni");
     }
-}
-
-fn unreadable(error: &str) -> ExitCode {
-    complain(error);
-    ExitCode::from(2)
 }
 
 /// Shows what HAProxy says of the files. Says whether it cannot read them.
