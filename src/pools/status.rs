@@ -6,11 +6,16 @@ use crate::pools::haproxy;
 use crate::pools::pool::{Pool, Purpose, Server};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{NextTimeout, TcpConnector};
+use ureq::{Agent, Error};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -380,7 +385,7 @@ fn states(answer: &str) -> HashMap<Name, State> {
 
 /// Asks each node's Patroni once, where HAProxy's own check asks it without TLS.
 fn ask_patronis(seen: &mut Seen, pools: &[Pool]) {
-    let mut nodes: HashMap<(IpAddr, u16), Vec<usize>> = HashMap::new();
+    let mut nodes: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
     for (at, looked) in seen.servers.iter().enumerate() {
         let Some((pool, server)) = looked.name.split_once('/') else { continue };
         let Some(pool) = pools.iter().find(|other| other.name() == pool) else { continue };
@@ -390,14 +395,14 @@ fn ask_patronis(seen: &mut Seen, pools: &[Pool]) {
         let port = asked.and_then(|question| question.port).unwrap_or(looked.state.check_port);
         let address = looked.state.address.parse().ok().filter(|_| http && port != 0);
         if let Some(address) = address {
-            nodes.entry((address, port)).or_default().push(at);
+            nodes.entry(SocketAddr::new(address, port)).or_default().push(at);
         }
     }
     let (said, hear) = mpsc::channel();
     let asked = nodes.len().min(NODES);
-    for ((address, port), servers) in nodes.into_iter().take(NODES) {
+    for (address, servers) in nodes.into_iter().take(NODES) {
         let said = said.clone();
-        thread::spawn(move || said.send((servers, ask_patroni(address, port))));
+        thread::spawn(move || said.send((servers, ask_patroni(address))));
     }
     let end = Instant::now() + PATRONI + PATRONI;
     for _ in 0..asked {
@@ -410,24 +415,33 @@ fn ask_patronis(seen: &mut Seen, pools: &[Pool]) {
 }
 
 /// The role and the state that a Patroni names. `/patroni` needs no DCS and changes nothing there.
-fn ask_patroni(address: IpAddr, port: u16) -> String {
-    let address = match address {
-        IpAddr::V4(address) => format!("{address}:{port}"),
-        IpAddr::V6(address) => format!("[{address}]:{port}"),
-    };
-    let agent: ureq::Agent = ureq::Agent::config_builder()
+fn ask_patroni(address: SocketAddr) -> String {
+    let config = Agent::config_builder()
         .timeout_global(Some(PATRONI))
         .http_status_as_error(false)
         .max_redirects(0)
         .proxy(None)
-        .build()
-        .into();
-    let answer =
-        agent.get(format!("http://{address}/patroni")).header("Connection", "close").call();
-    let body =
-        answer.and_then(|mut answer| answer.body_mut().with_config().limit(ANSWER).read_to_vec());
+        .build();
+    let agent = Agent::with_parts(config, TcpConnector::default(), To(address));
+    let asked = agent.get(format!("http://{address}/patroni")).header("Connection", "close").call();
+    let body = asked.and_then(|mut answer| {
+        let body = answer.body_mut().with_config().limit(ANSWER);
+        body.read_to_vec()
+    });
     let body: Option<Value> = body.ok().and_then(|body| serde_json::from_slice(&body).ok());
     let Some(body) = body else { return format!("no answer from {address}") };
     let word = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
     format!("{}, {}", word("role"), word("state"))
+}
+
+/// The address is HAProxy's, and the static program has no name service.
+#[derive(Debug)]
+struct To(SocketAddr);
+
+impl Resolver for To {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let mut addresses = self.empty();
+        addresses.push(self.0);
+        Ok(addresses)
+    }
 }
