@@ -7,6 +7,7 @@ use crate::pools::configuration::Configuration;
 use crate::pools::haproxy;
 use crate::pools::pool::{Pool, Server};
 use crate::pools::service::Service;
+use crate::question::HOLD;
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -170,6 +171,10 @@ pub fn adapted(
     states
 }
 
+fn asks_for_the_hold(server: &Server) -> bool {
+    server.agent_send().is_some_and(|sent| sent.trim() == HOLD)
+}
+
 /// A server's row; none if the configuration says too little, and the server shall start without a state.
 fn row(columns: &[&str], server: Option<&Server>) -> Option<String> {
     let number = |at: usize| columns[at].parse::<u32>().unwrap_or(0);
@@ -177,8 +182,9 @@ fn row(columns: &[&str], server: Option<&Server>) -> Option<String> {
     let agent = server.map_or(asked, |server| server.has("agent-check"));
     if agent {
         // The state does not say what the agent said: a server that is DOWN would come UP until it answers again, or,
-        // with "disabled", until HAProxy's own check has failed.
-        if down {
+        // with "disabled", until HAProxy's own check has failed. Not in the reserve, whose agents only say whether an
+        // operator holds the node, and may be silent.
+        if down && !server.is_some_and(asks_for_the_hold) {
             administrative |= FORCED;
         }
         // HAProxy drops the state of a server to which "disabled" was added, or from which it was taken. With an agent,
