@@ -39,7 +39,7 @@ impl Note {
 }
 
 /// How long a check waits for Patroni. One that stops may be silent until its end, and HAProxy has to hear of the drain
-/// before that: so it is until the deadline, but only for a fifth of the time if there is a note, also if it comes meanwhile.
+/// before that: so it is until the deadline, but only for a third of the time if there is a note, also if it comes meanwhile.
 #[derive(Clone, Debug)]
 pub struct Patience {
     /// Never longer than until then.
@@ -50,7 +50,7 @@ pub struct Patience {
 
 /// How long a check waits for Patroni if there is a note.
 pub fn with_note(timeout: Duration) -> Duration {
-    timeout / 5
+    timeout / 3
 }
 
 impl Patience {

@@ -132,6 +132,9 @@ pub fn decide(
                     }
                     _ => Verdict::Keep,
                 };
+            } else if answer.as_ref().is_err_and(|no_answer| no_answer.unasked) {
+                // HAProxy leaves it where it is, so an operator's hold counts
+                in_the_pool = was_ready;
             } else if stop_noted && answer.as_ref().is_err_and(|no_answer| !no_answer.unasked) {
                 // expected, and for as long as the note holds
                 reply.reason = format!("PostgreSQL is about to stop: {}", reply.reason);
@@ -754,6 +757,20 @@ mod tests {
         }
     }
 
+    const UNASKED: fn() -> Result<Answer, NoAnswer> =
+        || Err(NoAnswer { refused: false, unasked: true, reason: String::new() });
+
+    #[test]
+    fn a_hold_counts_where_nobody_could_ask() {
+        let hold = || Some(Hold { word: Word::Maint, reason: "by hand".to_owned() });
+        for (last, expected) in [(PRIMARY(), MAINT), (STANDBY(), Verdict::Keep)] {
+            let mut node = Node::new("primary");
+            node.hears(10.0, Ok(last));
+            node.hold = hold();
+            assert_eq!(node.hears(20.0, UNASKED()).verdict, expected);
+        }
+    }
+
     const STOPPING: fn() -> Answer = || answer(200, "primary", "stopping");
     const DRAIN: Verdict = Verdict::Out(Otherwise::Drain);
     const MAINT: Verdict = Verdict::Out(Otherwise::Maint);
@@ -839,8 +856,7 @@ mod tests {
         node.hears(10.0, Ok(STANDBY()));
         assert_eq!(node.hears(10.5, REFUSED()).verdict, Verdict::Keep);
         // what Patroni says counts, and what this machine lacks says nothing
-        let unasked = || Err(NoAnswer { refused: false, unasked: true, reason: String::new() });
-        assert_eq!(node.hears(20.0, unasked()).verdict, Verdict::Keep);
+        assert_eq!(node.hears(20.0, UNASKED()).verdict, Verdict::Keep);
         assert_eq!(node.hears(20.0, Ok(answer(503, "primary", "crashed"))).verdict, Verdict::Fail);
     }
 

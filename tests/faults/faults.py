@@ -72,8 +72,8 @@ def others(node):
 def lasting(seconds, begin, end=lambda: None):
     """Does `begin`, and `end` after that time. Returns, and prints, how long it was until `end` was done."""
     started = time.monotonic()
-    begin()
     try:
+        begin()
         time.sleep(seconds)
     finally:
         end()
@@ -356,8 +356,12 @@ def cannot_fork(cluster, times):
     with subprocess.Popen(command) as strace:
         try:
             time.sleep(5)
+            if strace.poll() is not None:
+                raise RuntimeError("PID 1 was not traced")
         finally:
             strace.terminate()
+    if "has closed patroni-agent-check.socket" not in cluster.run(node, "journalctl -q -o cat -t patroni-agent-check"):
+        raise RuntimeError("no fork of PID 1 has failed")
 
 
 @fault("PID 1 cannot fork, once", silent=True, takes="agents", needs="agents machines")

@@ -238,14 +238,15 @@ class Watch:
 
 
     def _look_at_second(self):
-        last = None
+        last, began = None, time.time()
         for _ in self._every(0.05):
             try:
                 shown = look(self.second, [*self.pools][:1])
             except OSError:
-                if self.second_looks:
+                # it has just been started
+                if self.second_looks or time.time() > began + 20:
                     raise
-                continue  # it has just been started
+                continue
             if shown != last:
                 self.second_looks.append(Look(time.time(), shown))
                 last = shown

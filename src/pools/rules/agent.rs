@@ -451,13 +451,16 @@ pub(super) fn gone_machine(site: &Site, found: &mut Found) {
                 "write \"option srvtcpka\", \"srvtcpka-idle 5s\" and \"srvtcpka-intvl 1s\"",
             );
         }
-        found.lacking(
-            pool,
-            pool.nodes(),
-            |server| !server.has("tcp-ut"),
-            "what was sent to a machine that is gone without a word is waited for, for minutes",
-            "tcp-ut 10s",
-        );
+        // the section's line, for all of them: each server's own line needs it
+        if pool.nodes().any(|server| !server.has("tcp-ut")) {
+            let happens = format!(
+                "{}: a session that has sent something to a machine that is gone without a word hangs for minutes",
+                pool.name()
+            );
+            let write =
+                "add \"tcp-ut 10s\" to each server's line (in default-server, HAProxy ignores it)";
+            found.add(pool.section.place, &happens, write);
+        }
     }
 }
 
