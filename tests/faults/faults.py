@@ -6,7 +6,8 @@ there for: such a function returns how many seconds the longest trouble really l
 says nothing either; `everywhere` trouble that other nodes may have as well; `gone` that a node is away for longer
 than a moment, so that DOWN is no lie. In a `seamless` change no client may notice more than a delay. A `costly` one
 may cost our clients more errors than others: the order of an operator who wants no clients on his node, a HAProxy that
-is away, and a promotion that takes longer than clients wait.
+is away, a promotion that takes longer than clients wait, and a path that is lost for so short a time that it costs less
+to keep the sessions than to end them.
 
 `takes` names what a fault takes away or changes, and `needs` what must stay as it is from its beginning to its end: two
 faults can be made at once if neither takes what the other needs. One that cannot bear its like both takes and needs.
@@ -332,7 +333,10 @@ def unmute(cluster, node):
     cluster.run(node, f"ip neighbour delete {LB} dev eth0")
 
 
-@fault("HAProxy hears nothing from the primary, 8 s", silent=True, takes="agents machines", needs="agents machines")
+@fault(
+    "HAProxy hears nothing from the primary, 8 s", silent=True, costly=True,
+    takes="agents machines", needs="agents machines",
+)
 def lose_answers_of_primary(cluster, random):
     """The primary stays one, and its replicas and the DCS hear it."""
     primary = cluster.primary()
