@@ -127,6 +127,7 @@ fn nobody(error: &io::Error) -> bool {
         io::ErrorKind::ConnectionRefused
             | io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::PermissionDenied
     ) || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
         || is_ours(error)
 }
@@ -184,6 +185,9 @@ fn in_words(patroni: &Patroni, error: Error) -> String {
             }
             io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
             io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
+            io::ErrorKind::PermissionDenied => {
+                "a rule of this machine forbids the connection".to_owned()
+            }
             _ => error.to_string(),
         },
         Error::Protocol(error) => format!("answer is not HTTP: {error}"),
@@ -348,7 +352,8 @@ mod tests {
             (ErrorKind::ConnectionReset.into(), false, "closed the connection early"),
             (ErrorKind::UnexpectedEof.into(), false, "closed the connection early"),
             (io::Error::from_raw_os_error(libc::EMFILE), true, ""),
-            (io::Error::from_raw_os_error(libc::EPERM), true, ""),
+            (io::Error::from_raw_os_error(libc::EPERM), true, "a rule of this machine"),
+            (io::Error::from_raw_os_error(libc::EACCES), true, "a rule of this machine"),
             (io::Error::from_raw_os_error(libc::EIO), false, ""),
         ] {
             assert_eq!(nobody(&error), gone, "{error}");

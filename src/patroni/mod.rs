@@ -224,10 +224,10 @@ impl Patroni {
     }
 }
 
-/// Whether an error is this machine's own: no port, descriptor or memory is left, or its rules forbid the connection.
+/// Whether an error is this machine's own, and may be over in the next moment: no port, descriptor or memory is left.
 pub fn is_ours(error: &io::Error) -> bool {
-    use libc::{EACCES, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM};
-    let ours = [EACCES, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM];
+    use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    let ours = [EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM];
     error.raw_os_error().is_some_and(|number| ours.contains(&number))
 }
 

@@ -230,8 +230,7 @@ impl ServerCertVerifier for Verifier {
 
 fn read(path: &Path) -> Result<Vec<u8>, Unread> {
     file::read(path, FILE_LIMIT).map_err(|error| Unread {
-        // a file that may not be read is no want of the machine's
-        unasked: is_ours(&error) && error.kind() != io::ErrorKind::PermissionDenied,
+        unasked: is_ours(&error),
         text: format!("cannot read {}: {error}", path.display()),
     })
 }
