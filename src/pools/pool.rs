@@ -407,11 +407,7 @@ fn servers(lines: &[&Line]) -> Vec<Server> {
             break;
         }
         match line.word(0) {
-            "default-server" => {
-                set(&mut usual, line, 1);
-                // HAProxy 2.6, 3.0 and 3.2 take it there and ignore it
-                usual.remove("tcp-ut");
-            }
+            "default-server" => set(&mut usual, line, 1),
             "server" if line.words.len() > 2 => {
                 let mut settings = usual.clone();
                 set(&mut settings, line, 3);

@@ -197,54 +197,26 @@ fn each_mistake_with_the_agent_is_found_at_its_line() {
     let good = text(GOOD[0]);
     let line = |words: &str| good.lines().position(|line| line.contains(words)).expect("there") + 1;
     let (write, read, watch) = (
-        line("server pg1 pg1:5432 tcp-ut 10s agent-send \"primary"),
-        line("server pg1 pg1:5432 tcp-ut 10s agent-send \"replica"),
+        line("server pg1 pg1:5432 agent-send \"primary"),
+        line("server pg1 pg1:5432 agent-send \"replica"),
         line("server pg1 pg1:5555"),
     );
     for (change, at, rule) in [
+        (r#"s/(pg1:5432 agent-send) "primary\\n"/\1 "primary"/"#, vec![write], "agent-send"),
+        (r#"s/(pg1:5432 agent-send) "primary\\n"/\1 'primary\\n'/"#, vec![write], "agent-send"),
+        (r#"s/(pg1:5432 agent-send) "primary\\n"/\1 "primery\\n"/"#, vec![write], "agent-send"),
+        (r#"s/(pg1:5432) agent-send "primary\\n"/\1/"#, vec![write], "agent-send"),
         (
-            r#"s/(pg1:5432 tcp-ut 10s agent-send) "primary\\n"/\1 "primary"/"#,
-            vec![write],
-            "agent-send",
-        ),
-        (
-            r#"s/(pg1:5432 tcp-ut 10s agent-send) "primary\\n"/\1 'primary\\n'/"#,
-            vec![write],
-            "agent-send",
-        ),
-        (
-            r#"s/(pg1:5432 tcp-ut 10s agent-send) "primary\\n"/\1 "primery\\n"/"#,
-            vec![write],
-            "agent-send",
-        ),
-        (r#"s/(pg1:5432 tcp-ut 10s) agent-send "primary\\n"/\1/"#, vec![write], "agent-send"),
-        (
-            r#"s/(pg1:5432 tcp-ut 10s agent-send) "replica.lag=16MB\\n"/\1 "replica\\n"/"#,
+            r#"s/(pg1:5432 agent-send) "replica.lag=16MB\\n"/\1 "replica\\n"/"#,
             vec![read],
             "own-check-differs",
         ),
-        (
-            r#"s/(pg1:5432 tcp-ut 10s agent-send) "primary\\n"/& agent-port 5554/"#,
-            vec![write],
-            "agent-port",
-        ),
+        (r#"s/(pg1:5432 agent-send) "primary\\n"/& agent-port 5554/"#, vec![write], "agent-port"),
         ("s/pg1:5555/pg1:5554/", vec![watch], "agent-port"),
-        (
-            r#"s/(pg1:5432 tcp-ut 10s agent-send) "primary\\n"/& no-check/"#,
-            vec![write],
-            "own-check-missing",
-        ),
-        (
-            r#"s/(pg1:5432 tcp-ut 10s agent-send) "primary\\n"/& enabled/"#,
-            vec![write],
-            "not-disabled",
-        ),
-        (r#"s/(pg1:5432 tcp-ut 10s agent-send) "primary\\n"/& maxconn 0/"#, vec![write], "crowd"),
-        (
-            r#"s/(pg1:5432 tcp-ut 10s agent-send) "primary\\n"/& agent-inter 3s/"#,
-            vec![write],
-            "agent-inter",
-        ),
+        (r#"s/(pg1:5432 agent-send) "primary\\n"/& no-check/"#, vec![write], "own-check-missing"),
+        (r#"s/(pg1:5432 agent-send) "primary\\n"/& enabled/"#, vec![write], "not-disabled"),
+        (r#"s/(pg1:5432 agent-send) "primary\\n"/& maxconn 0/"#, vec![write], "crowd"),
+        (r#"s/(pg1:5432 agent-send) "primary\\n"/& agent-inter 3s/"#, vec![write], "agent-inter"),
         (
             "s/hard-stop-after 15s/hard-stop-after 1h/",
             vec![line("hard-stop-after 15s")],
@@ -281,17 +253,19 @@ fn what_is_missing_is_said_where_the_section_begins() {
         |words: &str| good.lines().position(|line| line.starts_with(words)).expect("there") + 1;
     let (write, read) = (line("listen postgres-write"), line("listen postgres-read"));
     let (reserve, watch) = (line("backend reserve"), line("backend agents"));
+    let first = line("    server pg1 ");
+    let servers = vec![first, first + 1, first + 2];
     for (change, at) in [
         ("s/ disabled$//", vec![write, read]),
         ("s/ check inter / inter /", vec![write, reserve, read]),
-        ("s/ agent-inter 500ms on/ on/", vec![75, 76, 77]),
+        ("s/ agent-inter 500ms on/ on/", servers.clone()),
         ("s/default-server maxconn 90/default-server/", vec![write, read]),
         ("s/(agent-inter 500ms) on-marked-down shutdown-sessions/\\1/", vec![write]),
         ("/^ *tcp-check expect /d", vec![watch]),
         ("s/^ *server-state-file .*/#/", vec![line("global")]),
         ("s/^ *hard-stop-after .*/#/", vec![line("global")]),
         ("s/^ *retries .*/#/", vec![write, read]),
-        ("s/^ *option httpchk OPTIONS .primary$/#/", vec![75, 76, 77]),
+        ("s/^ *option httpchk OPTIONS .primary$/#/", servers.clone()),
     ] {
         let changed = sed(change, &good);
         assert!(changed != good, "{change}");

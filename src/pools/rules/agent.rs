@@ -451,16 +451,6 @@ pub(super) fn gone_machine(site: &Site, found: &mut Found) {
                 "write \"option srvtcpka\", \"srvtcpka-idle 5s\" and \"srvtcpka-intvl 1s\"",
             );
         }
-        // the section's line, for all of them: each server's own line needs it
-        if pool.nodes().any(|server| !server.has("tcp-ut")) {
-            let happens = format!(
-                "{}: a session that has sent something to a machine that is gone without a word hangs for minutes",
-                pool.name()
-            );
-            let write =
-                "add \"tcp-ut 10s\" to each server's line (in default-server, HAProxy ignores it)";
-            found.add(pool.section.place, &happens, write);
-        }
     }
 }
 

@@ -258,8 +258,8 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "gone-machine",
         agent: true,
-        why: "A machine that is gone without a word ends no session: a kept one hung 26.6 s beyond DOWN. \"tcp-ut 10s\" and \
-              \"option srvtcpka\" end it.",
+        why: "A machine that is gone without a word ends no session: a kept one hung 26.6 s beyond DOWN. \
+              \"option srvtcpka\" ends it.",
         look: agent::gone_machine,
     },
     Rule {
