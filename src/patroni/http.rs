@@ -152,7 +152,7 @@ fn agent(connect: Connect, address: SocketAddr, left: Duration) -> Agent {
 
 /// For ureq, whose own resolver starts a thread as soon as there is a deadline.
 #[derive(Debug)]
-struct To(SocketAddr);
+pub struct To(pub SocketAddr);
 
 impl Resolver for To {
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {

@@ -2,7 +2,7 @@
 //! means for HAProxy.
 
 mod hosts;
-mod http;
+pub(crate) mod http;
 pub mod tls;
 
 use crate::before_stop::Patience;

@@ -1,6 +1,7 @@
 //! What HAProxy does with the pools at this moment, beside what its configuration means it to do and what each Patroni says.
 //! Knows HAProxy's states and what is wrong with them; changes nothing.
 
+use crate::patroni::http::To;
 use crate::pools::configuration::Configuration;
 use crate::pools::haproxy;
 use crate::pools::pool::{Pool, Purpose, Server};
@@ -11,11 +12,8 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
-use ureq::config::Config;
-use ureq::http::Uri;
-use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{NextTimeout, TcpConnector};
-use ureq::{Agent, Error};
+use ureq::Agent;
+use ureq::unversioned::transport::TcpConnector;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -422,6 +420,7 @@ fn ask_patroni(address: SocketAddr) -> String {
         .max_redirects(0)
         .proxy(None)
         .build();
+    // the address is HAProxy's, and the static program has no name service
     let agent = Agent::with_parts(config, TcpConnector::default(), To(address));
     let asked = agent.get(format!("http://{address}/patroni")).header("Connection", "close").call();
     let body = asked.and_then(|mut answer| {
@@ -432,16 +431,4 @@ fn ask_patroni(address: SocketAddr) -> String {
     let Some(body) = body else { return format!("no answer from {address}") };
     let word = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
     format!("{}, {}", word("role"), word("state"))
-}
-
-/// The address is HAProxy's, and the static program has no name service.
-#[derive(Debug)]
-struct To(SocketAddr);
-
-impl Resolver for To {
-    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
-        let mut addresses = self.empty();
-        addresses.push(self.0);
-        Ok(addresses)
-    }
 }

@@ -254,11 +254,7 @@ def reboot_primary(cluster, random):
 def shut_down_primary(cluster, random):
     primary = cluster.primary()
     cluster.shut_down(primary)
-    try:
-        cluster.primary(but=primary)
-        time.sleep(random.length(5))
-    finally:
-        cluster.boot(primary)
+    after_failover(cluster, primary, random, lambda: cluster.boot(primary))
 
 
 @fault(
@@ -269,27 +265,14 @@ def reboot_standby(cluster, random):
     cluster.reboot(random.choice(others(cluster.primary())))
 
 
-def power_off(cluster, node, wait):
-    """And on again after that wait."""
-    cluster.power_off(node)
-    try:
-        wait()
-    finally:
-        cluster.boot(node)
-
-
 @fault(
     "power of the primary's machine cut", silent=True,
     takes=AWAY, needs="patroni postgres automation agents machine machines",
 )
 def power_off_primary(cluster, random):
     primary = cluster.primary()
-
-    def wait():
-        cluster.primary(but=primary)
-        time.sleep(random.length(5))
-
-    power_off(cluster, primary, wait)
+    cluster.power_off(primary)
+    after_failover(cluster, primary, random, lambda: cluster.boot(primary))
 
 
 @fault(
@@ -297,7 +280,8 @@ def power_off_primary(cluster, random):
     takes="standbys machines", needs="leader dcs postgres standbys agents machines",
 )
 def power_off_standby(cluster, random):
-    power_off(cluster, random.choice(others(cluster.primary())), lambda: time.sleep(random.length(8)))
+    standby = random.choice(others(cluster.primary()))
+    lasting(random.length(8), lambda: cluster.power_off(standby), lambda: cluster.boot(standby))
 
 
 @fault(
@@ -308,11 +292,7 @@ def cut_link_of_primary(cluster, random):
     """Patroni there loses its lock, and nobody hears of it until the link is back."""
     primary = cluster.primary()
     cluster.unplug(primary)
-    try:
-        cluster.primary(but=primary)
-        time.sleep(random.length(5))
-    finally:
-        cluster.plug(primary)
+    after_failover(cluster, primary, random, lambda: cluster.plug(primary))
 
 
 @fault(
@@ -389,12 +369,17 @@ def kill_postmaster(cluster, random):
     cluster.kill_postmaster(cluster.primary())
 
 
-def start_after_failover(cluster, node, random):
+def after_failover(cluster, node, random, undo):
+    """Undoes it once another node is the primary, and a while later."""
     try:
         cluster.primary(but=node)
         time.sleep(random.length(5))
     finally:
-        cluster.patroni(node, "start")
+        undo()
+
+
+def start_after_failover(cluster, node, random):
+    after_failover(cluster, node, random, lambda: cluster.patroni(node, "start"))
 
 
 @fault("Patroni killed", takes="leader patroni", needs="patroni automation")
