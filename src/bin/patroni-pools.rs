@@ -41,9 +41,9 @@ fn main() -> ExitCode {
         Command::Check => check(&options, &service),
         Command::Status => see_status(&options, &service),
         Command::SaveStates => {
-            states::save(&service, options.socket.as_deref())
-                .iter()
-                .for_each(|line| complain(line));
+            let wait = options.wait.unwrap_or(states::WAIT);
+            let said = states::save(&service, options.socket.as_deref(), wait);
+            said.iter().for_each(|line| complain(line));
             ExitCode::SUCCESS
         }
     }
@@ -182,8 +182,8 @@ fn see_status(options: &Options, service: &Service) -> ExitCode {
     if let Err(error) = &configuration {
         complain(&format!("{error}; only the servers with an agent are shown"));
     }
-    let seen =
-        status::see(&configuration.unwrap_or_default(), options.socket.as_deref(), options.wait);
+    let wait = options.wait.unwrap_or_default();
+    let seen = status::see(&configuration.unwrap_or_default(), options.socket.as_deref(), wait);
     let seen = match seen {
         Ok(seen) => seen,
         Err(error) => {

@@ -25,6 +25,9 @@ pub mod rules;
 /// HAProxy itself: its program, and its admin socket.
 pub mod haproxy;
 
+/// What HAProxy reports of its servers.
+pub mod reported;
+
 /// What HAProxy does with the pools at this moment.
 pub mod status;
 

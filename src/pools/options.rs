@@ -101,8 +101,8 @@ pub const OPTIONS: &[Described] = &[
         short: None,
         long: "wait",
         value: "SECONDS",
-        commands: &[Command::Status],
-        meaning: "look again until all is well, for at most so long",
+        commands: &[Command::Status, Command::SaveStates],
+        meaning: "look again, for at most so long, until all is well (status; default 0) or until no client waits for a server in a switchover (save-states; default 5)",
     },
     Described {
         short: None,
@@ -142,8 +142,8 @@ pub struct Options {
     pub rules: bool,
     /// The admin socket.
     pub socket: Option<PathBuf>,
-    /// How long to wait until all is well.
-    pub wait: Duration,
+    /// How long to look again; none for the command's default.
+    pub wait: Option<Duration>,
     /// Whether one line is enough.
     pub quiet: bool,
 }
@@ -202,7 +202,7 @@ impl Options {
                     let seconds = value.parse().ok().filter(|seconds| *seconds <= WAIT);
                     let wrong =
                         || Stop::Usage(format!("--wait {value}: write 0 to {WAIT} seconds"));
-                    options.wait = Duration::from_secs(seconds.ok_or_else(wrong)?);
+                    options.wait = Some(Duration::from_secs(seconds.ok_or_else(wrong)?));
                 }
                 "agent" => options.agent = true,
                 "list" => options.list = true,

@@ -6,6 +6,7 @@ use crate::file;
 use crate::pools::configuration::Configuration;
 use crate::pools::haproxy;
 use crate::pools::pool::{Pool, Server};
+use crate::pools::reported::{self, ASKED, COLUMNS, DISABLED, FORCED};
 use crate::pools::service::Service;
 use crate::question::HOLD;
 use std::collections::HashMap;
@@ -13,24 +14,24 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+/// How long a reload waits for the end of a switchover, if nothing else is said.
+pub const WAIT: Duration = Duration::from_secs(5);
+/// Between two looks meanwhile.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Where the states are saved if the configuration cannot be read.
 const STATES: &str = "/run/haproxy-state/servers";
 /// The longest file with states.
 const LIMIT: u64 = 64 << 20;
-/// The columns of a server (HAProxy's management guide, "show servers state"), and those that are kept.
-const COLUMNS: usize = 25;
+/// The columns of a server that are kept.
 const KEPT: usize = 20;
-/// Bits of `srv_admin_state`: put into MAINT by an agent or an operator; by "disabled".
-const FORCED: u32 = 1;
-const DISABLED: u32 = 4;
-/// The bit of `srv_agent_state` of an agent that is asked.
-const ASKED: u32 = 4;
 /// The servers that are named where many have the same trouble.
 const NAMED: usize = 5;
 
-/// Saves the states. Returns what is to be said.
-pub fn save(service: &Service, socket: Option<&Path>) -> Vec<String> {
+/// Saves the states, once no client waits for a server or this long has passed. Returns what is to be said.
+pub fn save(service: &Service, socket: Option<&Path>, wait: Duration) -> Vec<String> {
     let mut said = Vec::new();
     let read = Configuration::read(&service.files, service.environment.clone(), &haproxy::version);
     let configuration = read.map_err(|error| said.push(error)).ok();
@@ -54,10 +55,37 @@ pub fn save(service: &Service, socket: Option<&Path>) -> Vec<String> {
         .map(Path::to_owned)
         .or(found)
         .unwrap_or_else(|| haproxy::socket(&Configuration::default()));
-    if let Err(error) = write(&socket, &file, configuration.as_ref(), &mut said) {
+    let answer = wait_for_clients(&socket, &pools, wait).and_then(|()| report(&socket));
+    if let Err(error) = write(answer, &file, configuration.as_ref(), &mut said) {
         said.push(format!("the states of HAProxy's servers were not saved, so the reload uses those that were saved last: {error}"));
     }
     said
+}
+
+/// The old process asks nobody any more, so clients that wait in it for a server would be refused: waits for the end of a
+/// switchover.
+fn wait_for_clients(socket: &Path, pools: &[Pool], wait: Duration) -> Result<(), String> {
+    let end = Instant::now() + wait;
+    while Instant::now() < end {
+        if !clients_wait(pools, &haproxy::ask(socket, "show stat -1 6 -1 typed")?) {
+            break;
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// Whether a pool with a waiting room has no server UP, and has clients that no server has.
+fn clients_wait(pools: &[Pool], answer: &str) -> bool {
+    let rows = reported::shown(answer);
+    pools.iter().filter(|pool| pool.waiting_rooms() > 0).any(|pool| {
+        let find =
+            |name: &str| rows.iter().find(|((of, named), _)| of == pool.name() && named == name);
+        let shown: Vec<_> = pool.nodes().filter_map(|server| find(&server.name)).collect();
+        let served: u64 = shown.iter().map(|(_, shown)| shown.sessions()).sum();
+        let all = find("BACKEND").map_or(0, |(_, shown)| shown.sessions());
+        all > served && !shown.iter().any(|(_, shown)| shown.is_up())
+    })
 }
 
 /// Where HAProxy looks for the states.
@@ -68,22 +96,24 @@ fn state_file(configuration: &Configuration) -> Option<PathBuf> {
     Some(Path::new(last("server-state-base").unwrap_or("/")).join(file))
 }
 
+/// What HAProxy says of its servers.
+fn report(socket: &Path) -> Result<String, String> {
+    let answer = haproxy::ask(socket, "show servers state")?;
+    // a whole answer begins with its version and ends with an empty line
+    if answer.starts_with("1\n") && answer.ends_with("\n\n") {
+        Ok(answer)
+    } else {
+        Err(format!("{}: HAProxy's answer is not whole", socket.display()))
+    }
+}
+
 /// What HAProxy says, or what it said last, becomes what the new process reads.
 fn write(
-    socket: &Path,
+    answer: Result<String, String>,
     file: &Path,
     configuration: Option<&Configuration>,
     said: &mut Vec<String>,
 ) -> Result<(), String> {
-    let answer = haproxy::ask(socket, "show servers state").and_then(|answer| {
-        // a whole answer begins with its version and ends with an empty line
-        let whole = answer.starts_with("1\n") && answer.ends_with("\n\n");
-        if whole {
-            Ok(answer)
-        } else {
-            Err(format!("{}: HAProxy's answer is not whole", socket.display()))
-        }
-    });
     let reported = with_suffix(file, ".said");
     let failed = |error: io::Error| {
         format!(

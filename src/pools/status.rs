@@ -5,8 +5,9 @@ use crate::patroni::http::To;
 use crate::pools::configuration::Configuration;
 use crate::pools::haproxy;
 use crate::pools::pool::{Pool, Purpose, Server};
+use crate::pools::reported::{self, ASKED, FORCED, NO_ADDRESS, Shown, State, THERE};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::mpsc;
@@ -25,13 +26,6 @@ const NODES: usize = 50;
 const ANSWER: u64 = 64 << 10;
 /// The widest name that others are lined up with.
 const WIDTH: usize = 40;
-/// Bits of `srv_admin_state`: put into MAINT by an agent or an operator, which is all that HAProxy knows, and without an
-/// address.
-const MAINT: u32 = 0x01;
-const NO_ADDRESS: u32 = 0x20;
-/// Bits of `srv_check_state` and `srv_agent_state`: there is one, and it is asked.
-const THERE: u32 = 0x02;
-const ASKED: u32 = 0x04;
 
 /// What was seen.
 #[derive(Clone, Debug, Default)]
@@ -50,26 +44,6 @@ struct Looked {
     patroni: String,
     wrong: Vec<String>,
 }
-
-/// What "show stat" says of a server.
-#[derive(Clone, Debug, Default)]
-struct Shown(HashMap<String, String>);
-
-/// What "show servers state" says of a server.
-#[derive(Clone, Debug, Default)]
-struct State {
-    address: String,
-    administrative: u32,
-    weight: Option<u32>,
-    check: u32,
-    agent: u32,
-    port: u16,
-    check_port: u16,
-    agent_port: u16,
-}
-
-/// A server's pool and name.
-type Name = (String, String);
 
 /// Looks until all is well, or for this long.
 ///
@@ -157,36 +131,10 @@ impl Looked {
     }
 }
 
-impl Shown {
-    fn get(&self, field: &str) -> &str {
-        self.0.get(field).map_or("", String::as_str)
-    }
-
-    /// How the last agent check went. HAProxy marks one that is under way.
-    fn agent(&self) -> &str {
-        self.get("agent_status").trim_start_matches("* ")
-    }
-
-    /// How HAProxy's own last check went.
-    fn check(&self) -> &str {
-        self.get("check_status").trim_start_matches("* ")
-    }
-
-    /// What the agent said last: its health word, and its reason. HAProxy does not keep the other word.
-    fn last(&self) -> &str {
-        self.get("last_agt").trim_start_matches("via agent : ")
-    }
-
-    /// Whether it takes clients.
-    fn is_up(&self) -> bool {
-        self.get("status").starts_with("UP") || self.get("status") == "no check"
-    }
-}
-
 /// One look at HAProxy.
 fn look(pools: &[Pool], socket: &Path) -> Result<Seen, String> {
-    let shown = shown(&haproxy::ask(socket, "show stat -1 4 -1 typed")?);
-    let states = states(&haproxy::ask(socket, "show servers state")?);
+    let shown = reported::shown(&haproxy::ask(socket, "show stat -1 4 -1 typed")?);
+    let states = reported::states(&haproxy::ask(socket, "show servers state")?);
     let info = haproxy::ask(socket, "show info")?;
     if states.is_empty() && shown.is_empty() {
         let socket = socket.display();
@@ -200,8 +148,8 @@ fn look(pools: &[Pool], socket: &Path) -> Result<Seen, String> {
             "the process that answers has been replaced by a reload; ask the new one".to_owned(),
         );
     }
-    let asking: Vec<_> =
-        pools.iter().filter(|pool| pool.asks_patroni() && !pool.is_rest_api()).collect();
+    let counts = |pool: &&Pool| pool.watches_agents() || pool.asks_patroni() && !pool.is_rest_api();
+    let asking: Vec<_> = pools.iter().filter(counts).collect();
     for ((pool, server), shown) in shown {
         let state = states.get(&(pool.clone(), server.clone())).cloned().unwrap_or_default();
         let meant = asking.iter().find(|asking| asking.name() == pool);
@@ -296,7 +244,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
         _ if status.starts_with("MAINT") => {
             if state.administrative & NO_ADDRESS != 0 {
                 wrong.push("its name has no address".to_owned());
-            } else if !agent_there && state.administrative & MAINT != 0 {
+            } else if !agent_there && state.administrative & FORCED != 0 {
                 wrong
                     .push("somebody has put it into MAINT (set server ... state ready)".to_owned());
             }
@@ -337,48 +285,6 @@ fn wrong_with_pool(pool: &Pool, servers: &[Looked]) -> Vec<String> {
         wrong.push(format!("{name}: {up} servers are UP, and only one can take writes"));
     }
     wrong
-}
-
-/// The servers in HAProxy's order: `S.<proxy>.<server>.<field>.<name>.<process>:<tags>:<type>:<value>`.
-fn shown(answer: &str) -> Vec<(Name, Shown)> {
-    let mut servers: BTreeMap<(u64, u64), HashMap<String, String>> = BTreeMap::new();
-    for line in answer.lines() {
-        let mut parts = line.splitn(4, ':');
-        let (Some(key), Some(value)) = (parts.next(), parts.nth(2)) else { continue };
-        let key: Vec<_> = key.split('.').collect();
-        let ["S", proxy, server, _, field, _] = key[..] else { continue };
-        let (Ok(proxy), Ok(server)) = (proxy.parse(), server.parse()) else { continue };
-        servers.entry((proxy, server)).or_default().insert(field.to_owned(), value.to_owned());
-    }
-    let named = servers.into_values().map(Shown);
-    named
-        .map(|shown| ((shown.get("pxname").to_owned(), shown.get("svname").to_owned()), shown))
-        .collect()
-}
-
-/// The states of all servers.
-fn states(answer: &str) -> HashMap<Name, State> {
-    let mut states = HashMap::new();
-    for line in answer.lines().filter(|line| !line.starts_with('#')) {
-        let columns: Vec<_> = line.split(' ').collect();
-        if columns.len() < 25 {
-            continue;
-        }
-        let number = |at: usize| columns[at].parse().unwrap_or(0);
-        let port = |at: usize| columns[at].parse().unwrap_or(0);
-        let state = State {
-            address: columns[4].to_owned(),
-            administrative: number(6),
-            weight: columns[7].parse().ok(),
-            check: number(13),
-            agent: number(14),
-            port: port(18),
-            check_port: port(21),
-            agent_port: port(24),
-        };
-        states.insert((columns[1].to_owned(), columns[3].to_owned()), state);
-    }
-    states
 }
 
 /// Asks each node's Patroni once, where HAProxy's own check asks it without TLS.

@@ -8,7 +8,7 @@ use patroni_agent_check::pools::pool::Pool;
 use patroni_agent_check::pools::words::Environment;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -274,4 +274,42 @@ fn what_haproxy_does_is_seen_and_kept_over_a_reload() {
     assert!(status == Some(2) && said.contains("HAProxy does not answer"), "{said}");
     let (status, _, said) = haproxy.run(&["save-states"]);
     assert!(status == Some(0) && said.contains("were not saved"), "{said}");
+}
+
+/// In the old process, they would be refused: it asks nobody any more.
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn the_states_are_saved_once_no_client_waits() {
+    let free = || {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("an address").port()
+    };
+    let clients = free();
+    let mut haproxy = HaProxy::new(&format!(
+        "defaults\n mode tcp\n timeout client 1m\n timeout server 1m\n timeout connect 200ms\n retries 1000\n\
+         option redispatch 1\n option abortonclose\n\
+         listen rw\n bind 127.0.0.1:{clients}\n\
+         \tserver a 127.0.0.1:5432 agent-check agent-inter 200ms agent-send \"primary\\n\" agent-port {} disabled\n\
+         \ttcp-request content set-dst-port int(0)\n\
+         \tserver waiting-room 127.0.0.1 backup no-check no-agent-check enabled maxconn 0\n",
+        agent("up maint # replica")
+    ));
+    haproxy.start();
+    let end = Instant::now() + Duration::from_secs(20);
+    let client = loop {
+        match TcpStream::connect(("127.0.0.1", clients)) {
+            Ok(client) => break client,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+    };
+    let save = |wait: u64| {
+        let began = Instant::now();
+        let (status, _, said) = haproxy.run(&["save-states", "--wait", &wait.to_string()]);
+        assert_eq!((status, &*said), (Some(0), ""));
+        began.elapsed()
+    };
+    thread::sleep(Duration::from_secs(1));
+    assert!(save(2) >= Duration::from_secs(2));
+    drop(client);
+    assert!(save(60) < Duration::from_secs(60));
 }

@@ -6,6 +6,10 @@ use std::fs;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
+/// Takes HAProxy's admin socket away, and puts it back.
+const NO_SOCKET: &str = "mv /run/haproxy/admin.sock /run/haproxy/away";
+const SOCKET: &str = "mv /run/haproxy/away /run/haproxy/admin.sock";
+
 /// HAProxy with the shipped drop-in and `global` section; servers say which address and port took the connection.
 struct LoadBalancer(Machine);
 
@@ -27,6 +31,7 @@ impl LoadBalancer {
             &common::file("units/examples/haproxy-reload.conf"),
             "/etc/systemd/system/haproxy.service.d/reload.conf",
         );
+        machine.put(env!("CARGO_BIN_EXE_patroni-pools").as_ref(), "/usr/bin/patroni-pools");
         let shipped =
             fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
         let (settings, pools) = shipped.split_once("listen postgres-write").expect("a write pool");
@@ -126,29 +131,46 @@ fn a_reload_takes_over_the_states_and_the_configuration_wins() {
     machine.reaches("6432 127.0.0.31");
     assert_eq!(machine.complaints(), 0);
 
-    let mut complaints = 0;
-    for (what, breaks, mends) in [
-        (
-            "an answer without its end",
-            "printf '#!/bin/sh\\nsocat.real \"$@\" | head -c -1\\n' > /usr/bin/new; chmod +x /usr/bin/new
-            mv /usr/bin/socat /usr/bin/socat.real; mv /usr/bin/new /usr/bin/socat",
-            "mv /usr/bin/socat.real /usr/bin/socat",
-        ),
-        ("no socat", "mv /usr/bin/socat /usr/bin/socat.real", "mv /usr/bin/socat.real /usr/bin/socat"),
-        ("no stats socket", "mv /run/haproxy/admin.sock /run/haproxy/away", "mv /run/haproxy/away /run/haproxy/admin.sock"),
-    ] {
-        println!("{what}: the states are those saved last, the port that of the configuration");
-        machine.sh(&format!("sed -i s/:6432/:5432/ /etc/haproxy/haproxy.cfg; {breaks}"));
-        machine.reload();
-        machine.sh(mends);
-        machine.reaches("5432 127.0.0.31");
-        complaints += 1;
-        assert_eq!(machine.complaints(), complaints, "{what}");
-        machine.sh("sed -i s/:5432/:6432/ /etc/haproxy/haproxy.cfg");
-        machine.reload();
-        machine.reaches("6432 127.0.0.31");
-        assert_eq!(machine.complaints(), complaints, "{what}");
-    }
+    println!(
+        "no stats socket: the states are those saved last, the port that of the configuration"
+    );
+    machine.sh(&format!("sed -i s/:6432/:5432/ /etc/haproxy/haproxy.cfg; {NO_SOCKET}"));
+    machine.reload();
+    machine.sh(SOCKET);
+    machine.reaches("5432 127.0.0.31");
+    assert_eq!(machine.complaints(), 1);
+    machine.sh("sed -i s/:5432/:6432/ /etc/haproxy/haproxy.cfg");
+    machine.reload();
+    machine.reaches("6432 127.0.0.31");
+    assert_eq!(machine.complaints(), 1);
+
+    println!("no patroni-pools: old states would override the configuration, so there are none");
+    machine.sh("mv /usr/bin/patroni-pools /usr/bin/away");
+    machine.reload();
+    machine.sh("mv /usr/bin/away /usr/bin/patroni-pools");
+    machine.shows("postgres-write", "MAINT MAINT MAINT ");
+
+    println!("a configuration that HAProxy refuses");
+    machine.sh("cp /etc/haproxy/haproxy.cfg /etc/haproxy/good
+        echo nonsense >> /etc/haproxy/haproxy.cfg
+        ! systemctl reload haproxy 2> /dev/null
+        cp /etc/haproxy/good /etc/haproxy/haproxy.cfg");
+    machine.shows("postgres-write", "MAINT MAINT MAINT ");
+
+    println!("the variables of RHEL's haproxy.service");
+    machine.sh("mkdir /etc/haproxy/conf.d
+        printf '[Service]\nEnvironment=CFGDIR=/etc/haproxy/conf.d \"OPTIONS=-f /etc/haproxy/more.cfg\"\n\
+            ExecStart=\nExecStart=/usr/sbin/haproxy -Ws -f $CONFIG -f $CFGDIR -p $PIDFILE $OPTIONS\n' \
+            > /etc/systemd/system/haproxy.service.d/rhel.conf
+        touch /etc/haproxy/more.cfg
+        systemctl daemon-reload; systemctl restart haproxy
+        systemctl reload haproxy
+        for file in conf.d/more.cfg more.cfg; do
+            echo nonsense > /etc/haproxy/$file
+            ! systemctl reload haproxy 2> /dev/null
+            : > /etc/haproxy/$file
+        done
+        systemctl reload haproxy");
 
     println!("a start begins with nothing");
     machine.sh("systemctl stop haproxy && [ ! -e /run/haproxy-state ]");
@@ -165,8 +187,7 @@ fn a_reload_keeps_the_states_when_a_word_comes_or_goes() {
     machine.reaches("5432 127.0.0.11");
     machine.sh("systemctl stop agent");
     machine.reload();
-    for (complaints, breaks) in ["true", "mv /usr/bin/socat /usr/bin/socat.real"].iter().enumerate()
-    {
+    for (complaints, breaks) in ["true", NO_SOCKET].iter().enumerate() {
         for (what, change, shown) in [
             ("`disabled` removed", "s/ disabled$//", "UP MAINT MAINT "),
             ("`agent-check` removed", "s/ agent-check / /", "UP DOWN DOWN "),
@@ -183,7 +204,7 @@ fn a_reload_keeps_the_states_when_a_word_comes_or_goes() {
             let before = machine.complaints();
             machine.sh(&format!("sed -i '{change}' /etc/haproxy/haproxy.cfg; {breaks}"));
             machine.reload();
-            machine.sh("[ -e /usr/bin/socat ] || mv /usr/bin/socat.real /usr/bin/socat");
+            machine.sh(&format!("[ ! -e /run/haproxy/away ] || {SOCKET}"));
             assert_eq!(machine.shown("postgres-write"), shown);
             machine.reaches("5432 127.0.0.11");
             assert_eq!(machine.complaints(), before + complaints);
