@@ -17,7 +17,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -41,7 +40,6 @@ const DROP_INS: [&str; 2] = [
 ///
 /// See [`settled`].
 pub fn parse(arguments: Vec<OsString>) -> Result<Options, Stop> {
-    let own = has_options(&arguments);
     // while it may still be root, who is told more
     let options = settled(arguments)?;
     if options.reopen.is_some() {
@@ -50,7 +48,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Options, Stop> {
     }
     // HAProxy's checks see no more than this user does, whatever else is asked
     let unlike = options.user.is_none().then(|| user::become_user(NAME).err()).flatten();
-    if let Some(error) = unlike.as_ref().filter(|_| !own && !options.explain) {
+    if let Some(error) = unlike.as_ref().filter(|_| options.own.is_none() && !options.explain) {
         complain(&format!("the units would answer fail to HAProxy: --user {NAME}: {error}"));
     }
     let why = unlike.map_or(String::new(), |error| format!("; not here: {error}"));
@@ -66,24 +64,22 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Options, Stop> {
 }
 
 /// Reads the command line as [`Options::parse`]. Where it has no option of its own but `--explain`, the settings of the
-/// units hold, so that the answer is the one that HAProxy gets; a CHECK takes the place of theirs.
+/// units hold, so that the answer is the one that HAProxy gets, or those of `--settings`; a CHECK takes the place of theirs.
 ///
 /// # Errors
 ///
 /// See [`Stop`]; with the file's name, if the settings are wrong.
 pub fn settled(arguments: Vec<OsString>) -> Result<Options, Stop> {
-    let own = has_options(&arguments);
-    let check = arguments.iter().any(|argument| argument != "--explain");
     let given = Options::parse(arguments)?;
+    if let (Some(own), Some(_)) = (given.own, &given.settings) {
+        return Err(Stop::Usage(format!(
+            "--{own} does not go with --settings, whose file has the options"
+        )));
+    }
     if given.explain {
         machine().iter().for_each(|text| complain(text));
     }
-    if own { Ok(given) } else { with_settings(&given, check) }
-}
-
-fn has_options(arguments: &[OsString]) -> bool {
-    let mut words = arguments.iter().filter(|argument| *argument != "--explain");
-    words.any(|argument| argument.as_bytes().starts_with(b"-"))
+    if given.own.is_some() { Ok(given) } else { with_settings(&given) }
 }
 
 fn explain(options: &Options, text: &str) {
@@ -92,51 +88,79 @@ fn explain(options: &Options, text: &str) {
     }
 }
 
-/// With the settings of the units, if there are any.
-fn with_settings(given: &Options, check: bool) -> Result<Options, Stop> {
-    let Some((file, settings)) = settings() else { return Ok(given.clone()) };
+/// With the settings that are tried or, if there are any, of the units.
+fn with_settings(given: &Options) -> Result<Options, Stop> {
+    let settings = match &given.settings {
+        Some(file) => Some(tried(file).map_err(Stop::Usage)?),
+        None => installed(),
+    };
+    let Some((file, settings)) = settings else { return Ok(given.clone()) };
     explain(given, &format!("settings: {file}: {settings}"));
-    let wrong = |stop| match stop {
-        Stop::Usage(error) => Stop::Usage(format!("{file}: {error}")),
-        Stop::Print(_) => Stop::Usage(format!("{file}: {FOR_A_TERMINAL}")),
+    let wrong = |stop| {
+        let stop = match stop {
+            Stop::Usage(error) => Stop::Usage(format!("{file}: {error}")),
+            Stop::Print(_) => Stop::Usage(format!("{file}: {FOR_A_TERMINAL}")),
+        };
+        if given.settings.is_some() { stop } else { stop.with_cure() }
     };
     let theirs =
-        Options::parse(words_of(&settings).into_iter().map(OsString::from)).map_err(wrong)?;
+        Options::of_units(words_of(&settings).into_iter().map(OsString::from)).map_err(wrong)?;
     let asked = match (theirs.asked, given.asked.clone()) {
-        (Asked::Fixed(theirs), _) if !check => Asked::Fixed(theirs),
+        (Asked::Fixed(theirs), _) if !given.named => Asked::Fixed(theirs),
         (
             Asked::Fixed(Question { otherwise, .. }) | Asked::AgentSend(otherwise),
             Asked::Fixed(mine),
         ) => Asked::Fixed(Question { otherwise, ..mine }),
         (_, mine) => mine,
     };
-    Ok(Options { asked, explain: given.explain, ..theirs })
+    Ok(Options { asked, explain: given.explain, own: None, ..theirs })
 }
 
 /// The settings file that counts and its `OPTIONS=`. What is wrong with one is said.
-fn settings() -> Option<(&'static str, String)> {
-    let read = |file| match read(Path::new(file)) {
-        Ok(value) => Some((file, value?)),
-        Err(error) => {
-            complain(&format!("settings: {file}: {error}"));
-            None
+fn installed() -> Option<(String, String)> {
+    let read = |file: &str| {
+        let value = match file::read(Path::new(file), LIMIT) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(error) => Err(format!("{error}, so the defaults hold here")),
+            Ok(bytes) => value(&bytes),
+        };
+        match value {
+            Ok(value) => Some((file.to_owned(), value?)),
+            Err(error) => {
+                complain(&format!("settings: {file}: {error}"));
+                None
+            }
         }
     };
     SETTINGS.into_iter().filter_map(read).next_back()
 }
 
-/// The value of `OPTIONS=` in a settings file, as systemd.exec(5) reads it (`EnvironmentFile=`); none without such a file.
+/// The file of `--settings` and its `OPTIONS=`.
 ///
 /// # Errors
 ///
-/// The file cannot be read, or it has settings and `OPTIONS=` is none of them, so that the units do not see them.
-fn read(path: &Path) -> Result<Option<String>, String> {
-    let bytes = match file::read(path, LIMIT) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("{error}, so the defaults hold here")),
-    };
-    let text = String::from_utf8_lossy(&bytes);
+/// It cannot be read, or see [`value`]: what is tried must be what will count.
+fn tried(file: &Path) -> Result<(String, String), String> {
+    let name = file.display().to_string();
+    let bytes = file::read(file, LIMIT).map_err(|error| error.to_string());
+    let value =
+        bytes.and_then(|bytes| value(&bytes)).map_err(|error| format!("{name}: {error}"))?;
+    if value.is_none() {
+        complain(&format!(
+            "settings: {name}: none in it, so the defaults hold: the units ask for primary, whatever HAProxy sends"
+        ));
+    }
+    Ok((name, value.unwrap_or_default()))
+}
+
+/// The value of `OPTIONS=` in a settings file, as systemd.exec(5) reads it (`EnvironmentFile=`); none in a file without
+/// settings.
+///
+/// # Errors
+///
+/// It has settings and `OPTIONS=` is none of them, or they are not UTF-8, so that the units do not see them.
+fn value(bytes: &[u8]) -> Result<Option<String>, String> {
+    let text = String::from_utf8_lossy(bytes);
     let assigned = assignments(&text, systemd_version);
     if assigned
         .iter()

@@ -20,7 +20,13 @@ fn main() -> ExitCode {
         syslog::open();
     }
     let by_hand = matches!(activation, Ok(Activation::Here(Connection::Standard)));
-    let parse = || if by_hand { by_hand::parse(arguments) } else { Options::parse(arguments) };
+    let parse = || {
+        if by_hand {
+            by_hand::parse(arguments)
+        } else {
+            Options::of_units(arguments).map_err(Stop::with_cure)
+        }
+    };
     let bug = || Err(Stop::Usage("bug in reading the command line".to_owned()));
     let options = panic::catch_unwind(parse).unwrap_or_else(|_| bug()).and_then(become_user);
     match (activation, options) {

@@ -57,6 +57,7 @@ struct Given {
     user: Option<String>,
     tls: Tls,
     connect_to: Option<String>,
+    settings: Option<PathBuf>,
     explain: bool,
     reopen: Option<String>,
 }
@@ -209,6 +210,13 @@ pub const OPTIONS: &[Described] = &[
         "connect to this address, but verify and send the host name of --url",
         |given, value| set(&mut given.connect_to, text(value).map(|text| Some(text.to_owned()))),
     ),
+    takes(
+        "settings",
+        "FILE",
+        "",
+        "by hand: try the settings in this file before they count, in place of those of the units; with no other option but --explain",
+        |given, value| set(&mut given.settings, Ok(Some(value.into()))),
+    ),
     flag(
         None,
         "explain",
@@ -247,6 +255,12 @@ pub struct Options {
     pub user: Option<String>,
     /// What is asked, and by whom.
     pub asked: Asked,
+    /// Whether a CHECK was given.
+    pub named: bool,
+    /// The last option that was given, if any was but `--settings` and `--explain`.
+    pub own: Option<&'static str>,
+    /// By hand: the file whose settings are tried.
+    pub settings: Option<PathBuf>,
     /// By hand: all is said.
     pub explain: bool,
     /// No check, but a socket unit that has failed.
@@ -267,7 +281,18 @@ pub enum Stop {
 
 impl From<lexopt::Error> for Stop {
     fn from(error: lexopt::Error) -> Stop {
-        Stop::Usage(format!("{error}; see {NAME} --help"))
+        Stop::Usage(format!("{error}; see --help"))
+    }
+}
+
+impl Stop {
+    /// With what would have shown the mistake before it counted. It comes last, since HAProxy's line may be cut.
+    #[must_use]
+    pub fn with_cure(self) -> Stop {
+        match self {
+            Stop::Usage(error) => Stop::Usage(format!("{error}; try a copy: --settings FILE")),
+            print @ Stop::Print(_) => print,
+        }
     }
 }
 
@@ -285,9 +310,24 @@ impl Options {
         })
     }
 
+    /// Reads the arguments that HAProxy's checks get.
+    ///
+    /// # Errors
+    ///
+    /// See [`Stop`]; also if something is among them that is not for HAProxy's checks.
+    pub fn of_units(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
+        let options = Options::parse(arguments)?;
+        if options.settings.is_some() {
+            let error = "--settings is for a check by hand, and not for the settings";
+            return Err(Stop::Usage(error.to_owned()));
+        }
+        Ok(options)
+    }
+
     fn parsed(arguments: &[OsString]) -> Result<Options, Stop> {
         let mut given = Given::defaults().map_err(Stop::Usage)?;
         let mut check: Option<Check> = None;
+        let mut own = None;
         let mut parser = Parser::from_args(arguments);
         while let Some(argument) = parser.next()? {
             let option = OPTIONS.iter().find(|option| match &argument {
@@ -304,6 +344,9 @@ impl Options {
                 }
                 continue;
             };
+            if !["settings", "explain"].contains(&option.long) {
+                own = Some(option.long);
+            }
             match option.set {
                 Set::Flag(set) => set(&mut given),
                 Set::Print(text) => return Err(Stop::Print(text())),
@@ -316,7 +359,7 @@ impl Options {
                 }
             }
         }
-        given.options(check).map_err(Stop::Usage)
+        given.options(check, own).map_err(Stop::Usage)
     }
 }
 
@@ -331,8 +374,8 @@ impl Given {
         Ok(given)
     }
 
-    fn options(self, check: Option<Check>) -> Result<Options, String> {
-        let otherwise = self.otherwise;
+    fn options(self, check: Option<Check>, own: Option<&'static str>) -> Result<Options, String> {
+        let (otherwise, named) = (self.otherwise, check.is_some());
         let asked = match (check, self.agent_send) {
             (Some(_), true) => {
                 return Err(
@@ -364,6 +407,9 @@ impl Given {
             idle: self.idle,
             user: self.user,
             asked,
+            named,
+            own,
+            settings: self.settings,
             explain: self.explain,
             reopen: self.reopen,
         })

@@ -7,6 +7,7 @@
 #![deny(clippy::print_stdout, clippy::unwrap_used)]
 
 use lexopt::{Arg, Parser, ValueExt};
+use patroni_agent_check::NAME as AGENT;
 use patroni_agent_check::before_stop::Patience;
 use patroni_agent_check::check::Check;
 use patroni_agent_check::memory::{self, Memory};
@@ -114,7 +115,7 @@ impl Hook {
     /// What kept it from waiting longer.
     fn wait(&self, began: Instant) -> Result<Option<String>, String> {
         let options = by_hand::settled(self.agent.clone()).map_err(|stop| match stop {
-            Stop::Usage(text) | Stop::Print(text) => text,
+            Stop::Usage(text) | Stop::Print(text) => format!("{AGENT}: {text}"),
         })?;
         let file = &options.before_stop_file;
         let note = match before_stop::note(file) {

@@ -474,6 +474,162 @@ fn help_and_version() {
     assert_eq!(text(&run(Stdio::null(), &["-V"])).1, version);
 }
 
+// --settings
+
+/// A check by hand that tries a file of these bytes; and the file's name.
+fn try_settings(bytes: &[u8], more: &[&str]) -> ((Option<i32>, String, String), String) {
+    let folder = common::folder("settings");
+    let file = common::path_in(&folder, "new");
+    std::fs::write(&file, bytes).expect("written");
+    let arguments = [&["--settings", &file], more].concat();
+    (text(&run(Stdio::null(), &arguments)), file)
+}
+
+#[test]
+fn settings_that_are_tried_are_used() {
+    let replica = replica();
+    let settings = format!("# new\nOPTIONS=--url {} \\\n  '--else' drain\n", replica.url());
+    let ((code, reply, said), _) = try_settings(settings.as_bytes(), &[]);
+    assert_eq!((code, reply.as_str()), (Some(1), "up drain # replica, streaming\n"), "{said}");
+    // a CHECK takes the place of theirs
+    for theirs in ["--agent-send", "health"] {
+        let settings = format!("OPTIONS='--url {} --else down {theirs}'\n", replica.url());
+        let ((_, reply, said), file) = try_settings(settings.as_bytes(), &["async", "--explain"]);
+        let told = "down ready # replica, streaming, 503 for /async\n";
+        assert_eq!(reply, told, "{said}");
+        assert!(said.contains(&format!("settings: {file}: --url http")), "{said}");
+        assert!(said.contains("for /async\n") && said.contains("user: uid "), "{said}");
+    }
+    let settings = format!("OPTIONS='--url {} leader'\n", replica.url());
+    let (_, reply, said) = try_settings(settings.as_bytes(), &[]).0;
+    assert_eq!(reply, "up maint # replica, streaming\n");
+    assert!(said.contains("patroni-agent-check: leader: replica, streaming\n"), "{said}");
+}
+
+#[test]
+fn settings_without_any_are_the_defaults() {
+    for text in ["", "\n# OPTIONS=--grase\n; x\n"] {
+        let ((code, _, said), file) = try_settings(text.as_bytes(), &["--explain"]);
+        let told = format!("settings: {file}: none in it, so the defaults hold: ");
+        assert!(said.contains(&told) && said.contains(" for /primary\n"), "{said}");
+        assert_ne!(code, Some(64), "{said}");
+    }
+}
+
+#[test]
+fn settings_that_are_wrong_do_no_check() {
+    let patroni = FakePatroni::primary();
+    let and = |more: &str| format!("OPTIONS='--url {} {more}'\n", patroni.url()).into_bytes();
+    let wrong = |said: &str, file: &str, cause: &str| {
+        assert!(said.starts_with(&format!("patroni-agent-check: {file}: {cause}")), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(!said.contains("try a copy"), "{said}");
+    };
+    for (bytes, cause) in [
+        (and("--grase 4s"), "invalid option '--grase'; see --help\n"),
+        (and("--grace 4"), "--grace 4: write 0 to 15s"),
+        (and("primry"), "unknown health check 'primry'"),
+        (and("--agent-send primary"), "with --agent-send HAProxy sends the check"),
+        (and("--help"), "--help and --version are for a terminal\n"),
+        (and("--settings /none"), "--settings is for a check by hand, and not for the settings\n"),
+        (b"export OPTIONS=--agent-send\n".to_vec(), "'export OPTIONS=--agent-send' is not OPTIONS"),
+        (b"OPTIONS=--agent-send \xe4\n".to_vec(), "a setting is not UTF-8"),
+        ([b'#'; 64 * 1024 + 1].to_vec(), "longer than 65536 bytes\n"),
+    ] {
+        let ((code, reply, said), file) = try_settings(&bytes, &["primary"]);
+        assert_eq!((code, reply.as_str()), (Some(64), ""), "{said}");
+        wrong(&said, &file, cause);
+    }
+    let folder = common::folder("no-settings");
+    let [fifo, none] = ["fifo", "none"].map(|name| common::path_in(&folder, name));
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
+    for (file, cause) in [
+        (fifo, "not a regular file\n"),
+        (common::path_in(&folder, ""), "not a regular file\n"),
+        (none, "No such file or directory"),
+    ] {
+        let (code, reply, said) = text(&run(Stdio::null(), &["--settings", &file]));
+        assert_eq!((code, reply.as_str()), (Some(64), ""), "{said}");
+        wrong(&said, &file, cause);
+    }
+    assert_eq!(patroni.connections(), 0);
+}
+
+#[test]
+fn settings_are_tried_alone_and_by_hand() {
+    let patroni = FakePatroni::primary();
+    let settings = format!("OPTIONS='--url {}'\n", patroni.url());
+    let ((code, reply, said), _) =
+        try_settings(settings.as_bytes(), &["--explain", "--timeout", "1s"]);
+    assert_eq!((code, reply.as_str()), (Some(64), ""), "{said}");
+    let cause = "--timeout does not go with --settings, whose file has the options\n";
+    assert_eq!(said, format!("patroni-agent-check: {cause}"));
+    let folder = common::folder("settings");
+    let file = common::path_in(&folder, "new");
+    std::fs::write(&file, &settings).expect("written");
+    for how in STARTS {
+        let outcome = check_with(how, "127.0.0.1:0", &["--syslog", "--settings", &file], listen);
+        let told = "fail ready # patroni-agent-check: --settings is for a check by hand, and not for the settings";
+        assert!(outcome.reply.starts_with(told), "{outcome:?}");
+        assert_eq!(outcome.code, Some(0));
+    }
+    assert_eq!(patroni.connections(), 0);
+}
+
+/// What HAProxy is told of wrong settings: the cause and, where there is room, the cure.
+#[test]
+fn wrong_settings_name_the_cure() {
+    for (arguments, told) in [
+        (
+            &["--agent-send", "--grase", "4s"][..],
+            "invalid option '--grase'; see --help; try a copy: --settings FILE",
+        ),
+        (
+            &["--grace", "4"],
+            "--grace 4: write 0 to 15s, such as 3s or 2500ms; try a copy: --settings FILE",
+        ),
+        (
+            &["primry"],
+            "unknown health check 'primry'; try primary, replica, read-only (all: --help); t",
+        ),
+    ] {
+        let outcome = check(arguments);
+        assert_eq!(outcome.reply, format!("fail ready # patroni-agent-check: {told}\n"));
+        assert!(outcome.stderr.ends_with("; try a copy: --settings FILE\n"), "{outcome:?}");
+    }
+}
+
+/// On a node whose settings are wrong, in a mount namespace: a check by hand says so, and a copy of them can be tried.
+#[test]
+fn a_copy_of_wrong_settings_is_tried() {
+    let patroni = FakePatroni::primary();
+    let node = |arguments: &str| {
+        let script = r#"
+            mount -t tmpfs none /etc/default
+            [ ! -d /etc/sysconfig ] || mount -t tmpfs none /etc/sysconfig
+            cd /etc/default
+            echo "root:x:0:0::/:/bin/sh" > passwd
+            mount --bind passwd /etc/passwd
+            echo "OPTIONS='--url $1 --grase 4s'" > patroni-agent-check
+            sed s/grase/grace/ patroni-agent-check > new
+            exec $0 $2"#;
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-ec", script, AGENT])
+            .args([&patroni.url(), arguments])
+            .stdin(Stdio::null())
+            .output();
+        text(&output.expect("unshare"))
+    };
+    let (code, reply, said) = node("primary");
+    let told = "patroni-agent-check: /etc/default/patroni-agent-check: invalid option '--grase'; see --help; try a copy: --settings FILE\n";
+    assert_eq!((code, reply.as_str(), said.as_str()), (Some(64), "", told));
+    let (code, reply, said) = node("--settings new");
+    assert_eq!((code, reply.as_str()), (Some(0), READY), "{said}");
+    // as a check with theirs does
+    let unlike = "patroni-agent-check: the units would answer fail to HAProxy: --user patroni-agent-check: not in /etc/passwd";
+    assert!(said.starts_with(unlike), "{said}");
+}
+
 // agent-send
 
 /// Sends these pieces, each a moment after the other, and listens.

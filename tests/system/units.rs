@@ -628,6 +628,10 @@ fn by_hand_it_says_what_haproxy_is_told() {
     // but for the settings, which systemd reads as root
     machine.sh(&format!("chmod 600 {settings}"));
     assert!(by_hand("").starts_with(told.trim()), "{told}: {}", by_hand(""));
+    // nor for a copy that is tried and that nobody but root can read
+    machine.sh(&format!("cp {settings} /root/settings; chmod 600 /root/settings"));
+    let tried = by_hand("--settings /root/settings");
+    assert!(tried.starts_with(told.trim()), "{told}: {tried}");
     let joe = machine.sh("setpriv --reuid 65534 --clear-groups patroni-agent-check 2>&1");
     let unread = "settings: /etc/default/patroni-agent-check: Permission denied (os error 13), so the defaults hold here";
     assert!(joe.contains(unread) && joe.contains("up ready # primary, running"), "{joe}");

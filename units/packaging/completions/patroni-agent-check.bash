@@ -18,8 +18,9 @@ _patroni_agent_check() {
         --cert) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --key) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --connect-to) : ;;
+        --settings) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --reopen) : ;;
-        *) mapfile -t COMPREPLY < <(compgen -W '--url --patroni-user --timeout --else --unreachable --stopping --agent-send --hold-file --before-stop-file --grace --memory-file --idle --user --syslog --cacert --cert --key -k --insecure --connect-to --explain --reopen -h --help -V --version primary read-write master leader standby-leader standby_leader replica read-only sync synchronous async asynchronous quorum read-only-sync read-only-quorum health read-only-synchronous' -- "$cur") ;;
+        *) mapfile -t COMPREPLY < <(compgen -W '--url --patroni-user --timeout --else --unreachable --stopping --agent-send --hold-file --before-stop-file --grace --memory-file --idle --user --syslog --cacert --cert --key -k --insecure --connect-to --settings --explain --reopen -h --help -V --version primary read-write master leader standby-leader standby_leader replica read-only sync synchronous async asynchronous quorum read-only-sync read-only-quorum health read-only-synchronous' -- "$cur") ;;
     esac
 }
 complete -F _patroni_agent_check patroni-agent-check
