@@ -351,6 +351,9 @@ fn wrong_arguments_are_named() {
         let (_, said, code) = node.waits("http://127.0.0.1:1", &own);
         assert!(said.contains(error) && code == Some(1), "{said}");
     }
+    let (_, said, code) = node.waits_with(&["--grase", "4s"], &[]);
+    let wrong = "patroni-before-stop: patroni-agent-check: invalid option '--grase'; see --help";
+    assert!(said.starts_with(wrong) && code == Some(1), "{said}");
 }
 
 #[test]
