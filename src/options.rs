@@ -317,11 +317,14 @@ impl Options {
     /// See [`Stop`]; also if something is among them that is not for HAProxy's checks.
     pub fn of_units(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
         let options = Options::parse(arguments)?;
-        if options.settings.is_some() {
-            let error = "--settings is for a check by hand, and not for the settings";
-            return Err(Stop::Usage(error.to_owned()));
-        }
-        Ok(options)
+        let error = match &options {
+            Options { settings: Some(_), .. } => {
+                "--settings is for a check by hand, and not for the settings"
+            }
+            Options { reopen: Some(_), .. } => "--reopen is no check, and not for the settings",
+            _ => return Ok(options),
+        };
+        Err(Stop::Usage(error.to_owned()))
     }
 
     fn parsed(arguments: &[OsString]) -> Result<Options, Stop> {

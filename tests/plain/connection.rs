@@ -6,6 +6,7 @@ use crate::common::{
 };
 use patroni_agent_check::before_stop::Patience;
 use patroni_agent_check::connection::Connection;
+use patroni_agent_check::options::{Options, Stop};
 use patroni_agent_check::patroni::{Patroni, tls::Tls};
 use patroni_agent_check::question::NoQuestion;
 use std::io::{Read, Write};
@@ -574,6 +575,16 @@ fn settings_are_tried_alone_and_by_hand() {
         assert_eq!(outcome.code, Some(0));
     }
     assert_eq!(patroni.connections(), 0);
+}
+
+#[test]
+fn what_is_no_check_is_not_for_the_settings() {
+    for option in ["--settings", "--reopen"] {
+        let Err(Stop::Usage(error)) = Options::of_units([option, "x"].map(Into::into)) else {
+            panic!("{option}")
+        };
+        assert!(error.starts_with(option) && error.ends_with("not for the settings"), "{error}");
+    }
 }
 
 /// What HAProxy is told of wrong settings: the cause and, where there is room, the cure.
