@@ -161,7 +161,7 @@ class Site:
             if time.monotonic() > end:
                 raise RuntimeError(f"not settled: agents answer: {self.agents_answer()}, {self.watch.looks[-1].shown}, {self.watch.truths[-6:]}")
             since = (since or time.monotonic()) if self.settled() else None
-            if since and time.monotonic() >= since + 2 and not self.agents_answer():
+            if since and time.monotonic() >= since + 2 and not (self.agents_answer() and self.standbys_stream()):
                 since = None
             time.sleep(0.05)
         self.cluster.candidates(self.cluster.primary())
@@ -177,6 +177,11 @@ class Site:
             except OSError:
                 return False
         return True
+
+    def standbys_stream(self):
+        """Patroni promotes none that still waits for the WAL of its own timeline, as after a failover."""
+        query = "select count(*) from pg_stat_replication where state = 'streaming'"
+        return self.cluster.sql(self.cluster.primary(), query).strip() == "2"
 
     def rows(self):
         primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
