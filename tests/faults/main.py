@@ -194,6 +194,12 @@ class Site:
         lines = self.cluster.run("lb", f"journalctl -q -t haproxy -p alert -o cat --since=@{since:.3f}").splitlines()
         return {pool: sum(pool in line for line in lines) for pool in pools.POOLS}
 
+    def print_journals(self, since):
+        """What each Patroni has said since then, for whoever has to find out why a fault could not be made."""
+        for node in watch.NODES:
+            said = self.cluster.run(node, f"journalctl -q -o short-precise -u patroni --since=@{since:.3f} | grep -v LOG: | tail -60")
+            print(f"  {node}\n{said}", flush=True)
+
     def fault(self, names, chances, wait, offset=0):
         """What was seen of one or two faults, and how long each was, if it is bridged how long its trouble was."""
         self.settle()
@@ -229,6 +235,7 @@ class Site:
         run = figures.Run(self.watch, began, self.ended, *seen)
         self.lost |= run.lost
         if errors:
+            self.print_journals(began)
             raise errors[0]
         delay = max(each.begun - each.due for each in run.operations)
         (idle, all), (idle_now, all_now) = busy
