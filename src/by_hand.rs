@@ -28,6 +28,12 @@ const SETTINGS: [&str; 2] =
 const LIMIT: u64 = 64 * 1024;
 /// The port of the units.
 const PORT: u16 = 5555;
+/// What an administrator adds to the sockets, that of both pairs and that of one.
+const SOCKETS: [&str; 3] = [
+    "etc/systemd/system/patroni-agent-.socket.d",
+    "etc/systemd/system/patroni-agent-check.socket.d",
+    "etc/systemd/system/patroni-agent-check-listen.socket.d",
+];
 /// What an administrator adds to the services.
 const DROP_INS: [&str; 2] = [
     "/etc/systemd/system/patroni-agent-check@.service.d",
@@ -287,19 +293,45 @@ fn words_of(text: &str) -> Vec<String> {
     words
 }
 
+/// The ports of the sockets: that of the units, as drop-ins change it. systemd reads them in the order of their names.
+fn ports(root: &Path) -> Vec<u16> {
+    let folders = SOCKETS.iter().filter_map(|folder| fs::read_dir(root.join(folder)).ok());
+    let mut files: Vec<_> = folders.flatten().flatten().map(|file| file.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "conf"));
+    files.sort_by(|one, other| one.file_name().cmp(&other.file_name()));
+    let mut ports = vec![PORT];
+    for text in files.iter().filter_map(|file| file::read(file, LIMIT).ok()) {
+        let text = String::from_utf8_lossy(&text).into_owned();
+        for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
+            if key.trim() != "ListenStream" {
+                continue;
+            }
+            if value.trim().is_empty() {
+                ports.clear();
+            }
+            ports.extend(value.trim().rsplit(':').next().and_then(|port| port.parse::<u16>().ok()));
+        }
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
 /// `--explain`, of this machine: whether HAProxy could ask, and what holds for its checks alone.
 fn machine() -> Vec<String> {
-    let port = if !sockets::is_listening(PORT) {
-        Some(format!(
-            "nobody listens on port {PORT} of this machine; if HAProxy asks there: systemctl enable --now {NAME}.socket"
-        ))
-    } else if sockets::is_foreign(PORT) {
-        Some(format!(
-            "not systemd, but xinetd or another program listens on port {PORT} of this machine: see ss -ltnp sport = :{PORT}"
-        ))
-    } else {
-        None
-    };
+    let port = ports(Path::new("/")).into_iter().filter_map(|port| {
+        if !sockets::is_listening(port) {
+            Some(format!(
+                "nobody listens on port {port} of this machine; if HAProxy asks there: systemctl enable --now {NAME}.socket"
+            ))
+        } else if sockets::is_foreign(port) {
+            Some(format!(
+                "not systemd, but xinetd or another program listens on port {port} of this machine: see ss -ltnp sport = :{port}"
+            ))
+        } else {
+            None
+        }
+    });
     let files = DROP_INS.into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
     let mut files: Vec<_> = files.flatten().map(|file| file.path().display().to_string()).collect();
     files.retain(|file| file.ends_with(".conf"));
@@ -310,7 +342,7 @@ fn machine() -> Vec<String> {
             files.join(", ")
         )
     });
-    port.into_iter().chain(drop_ins).collect()
+    port.chain(drop_ins).collect()
 }
 
 /// `--explain`, of Patroni: where it was asked for what, whose Patroni it is, and what it said.
@@ -371,6 +403,33 @@ mod tests {
     fn value(text: &str, version: u32) -> Option<String> {
         let mut found = assignments(text, || version).into_iter();
         found.rfind(|(name, _)| name == "OPTIONS").map(|(_, value)| value)
+    }
+
+    #[test]
+    fn the_ports_are_those_that_drop_ins_leave() {
+        let root = tempfile::tempdir().expect("a folder");
+        assert_eq!(ports(root.path()), [PORT]);
+        for (folder, file, text, wanted) in [
+            (SOCKETS[0], "port.conf", "[Socket]\nListenStream=5556\n", &[5555, 5556][..]),
+            (
+                SOCKETS[1],
+                "fence.conf",
+                "[Socket]\nIPAddressDeny=any\nListenStream=[::1]:5557",
+                &[5555, 5556, 5557],
+            ),
+            (SOCKETS[2], "old", "[Socket]\nListenStream=1\n", &[5555, 5556, 5557]),
+            (
+                SOCKETS[0],
+                "port.conf",
+                "[Socket]\nListenStream =\nListenStream= 0.0.0.0:5558\n",
+                &[5558],
+            ),
+            (SOCKETS[0], "fence.conf", "[Socket]\nListenStream=/run/x\n", &[5558]),
+        ] {
+            fs::create_dir_all(root.path().join(folder)).expect("a folder");
+            fs::write(root.path().join(folder).join(file), text).expect("a file");
+            assert_eq!(ports(root.path()), wanted, "{file}");
+        }
     }
 
     #[test]

@@ -253,8 +253,10 @@ class Watch:
 
 
 def look(admin_socket, pools):
-    """What HAProxy shows now, of these pools."""
-    shown = {server: state for server, state in haproxy.shown(admin_socket).items() if server[0] in pools and server[1] in NODES}
+    """What HAProxy shows now, of these pools. A server is known by its address, whatever its name."""
+    nodes = {address: node for node, address in NODES.items()}
+    rows = [(pool, row) for (pool, _), row in haproxy.servers(admin_socket).items() if pool in pools and row[4] in nodes]
+    shown = {(pool, nodes[row[4]]): haproxy.state(int(row[5]), int(row[6])) for pool, row in rows}
     if len(shown) != len(pools) * len(NODES):
         raise OSError(f"an incomplete answer from HAProxy: {shown}")
     return shown

@@ -1,7 +1,8 @@
-"""Walks the moves of units/MIGRATION.md. Started by tests/moves/run."""
+"""Walks the moves of units/MIGRATION.md, on each site of tests/moves/sites. Started by tests/moves/run."""
 
 import pathlib
 import re
+import subprocess
 import sys
 import time
 
@@ -10,9 +11,18 @@ import haproxy
 import watch
 
 DOCUMENT = pathlib.Path("units/MIGRATION.md")
-WRITE, READ = "postgres-write", "postgres-read"
-PORTS = {WRITE: 5000, READ: 5001}
-EXAMPLES = "/usr/share/doc/patroni-agent-check/examples"
+SITES = pathlib.Path("tests/moves/sites")
+EXAMPLES = "/usr/share/doc/patroni-pools/examples"
+# {site: its pools for writes and for reads}. The last one goes on to https. A site's folder has the configuration without the agent, and what the
+# administrator writes in the two steps of the first move.
+POOLS = {
+    "debian": ("pgcluster_rw", "pgcluster_ro"),
+    "collection": ("master", "replicas"),
+    "dns": ("orders-write", "orders-read"),
+    "template": ("postgres-write", "postgres-read"),
+}
+FIRST, SECOND = "state-file-and-agents.patch", "agent-check.patch"
+CHANGE = "Change HAProxy's configuration"
 # through PgBouncer the address is the node's own, and the same on each
 watch.NODE = "rtrim(pg_read_file('/proc/sys/kernel/hostname'), chr(10))"
 
@@ -28,25 +38,83 @@ def steps(heading):
     return [found.groups() for found in found]
 
 
+class Site:
+    """One kind of site: its files, and the names of its pools."""
+
+    def __init__(self, moves, name):
+        self.name, self.moves, self.folder = name, moves, SITES / name
+        self.write, self.read = POOLS[name]
+        self.ports = {self.write: 5000, self.read: 5001}
+        self.etc = pathlib.Path(f"{moves.root}/etc/haproxy")
+        self.files = sorted(file.relative_to(self.folder) for file in self.folder.rglob("*.cfg"))
+
+    def begin(self):
+        """The site as it was before anybody thought of an agent."""
+        for file in self.files:
+            (self.etc / file).parent.mkdir(exist_ok=True)
+            (self.etc / file).write_text((self.folder / file).read_text())
+        folder = "-f /etc/haproxy/conf.d" if (self.folder / "conf.d").exists() else ""
+        drop_ins = "/etc/systemd/system/haproxy.service.d"
+        self.moves.run(
+            f"rm -rf {drop_ins}; systemctl daemon-reload; systemctl reset-failed haproxy 2> /dev/null || true\n"
+            f"echo 'EXTRAOPTS=\"-S /run/haproxy-master.sock {folder}\"' > /etc/default/haproxy; systemctl restart haproxy"
+        )
+
+    def end(self):
+        self.moves.run("systemctl stop haproxy")
+        for file in self.files:
+            (self.etc / file).unlink()
+
+    def text(self):
+        return {file: (self.etc / file).read_text() for file in self.files}
+
+    def put(self, text):
+        """What an editor or a template does: another file takes the place of the old one."""
+        for file, content in text.items():
+            (self.etc / "new").write_text(content)
+            (self.etc / "new").rename(self.etc / file)
+
+    def patch(self, name):
+        patch = self.folder / name
+        subprocess.run(["patch", "-s", "-p0", "-d", self.etc], stdin=patch.open(), check=True)
+
+    def replace(self, *changes):
+        """Each of these (old, new), wherever it stands; it must stand somewhere."""
+        text = self.text()
+        for old, new in changes:
+            assert any(old in content for content in text.values()), f"no {old!r}"
+            text = {file: content.replace(old, new) for file, content in text.items()}
+        self.put(text)
+
+
 class Moves:
     def __init__(self):
         self.cluster = cluster.Cluster()
         self.root = f"/proc/{self.cluster.leader('lb')}/root"
         self.socket = f"{self.root}/run/haproxy/admin.sock"
         self.failed = False
+        self.site = None
         watch.local.patience = 10
+
+    def run(self, commands):
+        return self.cluster.run("lb", f"set -e\n{commands}")
 
     def nodes(self):
         """What is there before the moves: the clients' table, PgBouncer, and certificates that nobody uses yet."""
         self.primary = self.cluster.primary()
         watch.create_table(self.primary)
-        self.cluster.run(
-            "lb",
+        self.run(
             "cd /etc/haproxy; make='openssl req -x509 -newkey rsa -nodes'\n"
             "$make -subj /CN=ca -keyout ca.key -out patroni-ca.pem 2>&1\n"
             "$make -subj /CN=patroni -keyout server.key -out server.pem -CA patroni-ca.pem -CAkey ca.key "
-            "-extensions usr_cert -addext subjectAltName=DNS:pg1,DNS:pg2,DNS:pg3 2>&1",
+            "-extensions usr_cert -addext subjectAltName=DNS:pg1,DNS:pg2,DNS:pg3 2>&1\n"
+            f"mkdir -p {EXAMPLES}"
         )
+        for example in pathlib.Path("units/examples").iterdir():
+            self.cluster.put("lb", example, f"{EXAMPLES}/{example.name}")
+        self.cluster.put("lb", "tests/moves/dns.py", "/usr/local/bin/dns")
+        addresses = " ".join(watch.NODES.values())
+        self.run(f"systemd-run -q --unit=dns /usr/bin/python3 /usr/local/bin/dns {addresses}")
         there = pathlib.Path(f"{self.root}/etc/haproxy")
         in_blocks = r"s/^restapi: {\(.*\), \(.*\)}/restapi:\n  \1\n  \2/"  # as most configurations are
         for node in watch.NODES:
@@ -59,8 +127,18 @@ class Moves:
                 "systemd-tmpfiles --create postgresql-common.conf; systemctl start pgbouncer",
             )
 
+    def begin(self, name):
+        """Another site: as it was before anybody thought of an agent. Debian's Patroni listens on the node's address."""
+        self.site = Site(self, name)
+        for node in watch.NODES:
+            listen = f"/^  listen:/ s|'.*'|'{node if name == 'debian' else '*'}:8008'|"
+            self.cluster.run(node, f'sed -i "{listen}" /etc/patroni/config.yml; systemctl reload patroni')
+        self.site.begin()
+        self.see("DOWN")
+
     def poolers(self):
         """units/examples/haproxy-pgbouncer.cfg: PgBouncers that are dead or hang are DOWN where they are needed."""
+        self.site = Site(self, "template")
         self.cluster.haproxy("units/examples/haproxy-pgbouncer.cfg")
         self.see("MAINT")
         standby = next(node for node in watch.NODES if node != self.primary)
@@ -75,36 +153,22 @@ class Moves:
             self.see("MAINT")
             print(f"PgBouncer of the primary and of a standby, after SIG{' and SIG'.join(signals)}: DOWN", flush=True)
 
-    def before(self):
-        """The site without the agent in HAProxy, as Patroni's template has it, and what the package puts there."""
-        drop_ins = "/etc/systemd/system/haproxy.service.d"
-        self.cluster.run("lb", f"rm -rf {drop_ins}; mkdir -p {EXAMPLES}; systemctl daemon-reload")
-        for example in pathlib.Path("units/examples").iterdir():
-            self.cluster.put("lb", example, f"{EXAMPLES}/{example.name}")
-        self.cluster.haproxy("tests/moves/before.cfg")
-        self.see("DOWN")
-
     def shown(self):
         try:
-            return watch.look(self.socket, PORTS)
+            return watch.look(self.socket, self.site.ports)
         except OSError:  # a reload puts a new socket into its place
             return None
 
-    def words(self, field):
-        """What "show stat" has there of the servers, without the mark of a check that is under way."""
-        rows = [row for row in haproxy.stat(self.socket) if row["pxname"] in PORTS and row["svname"] in watch.NODES]
-        return [row[field].lstrip("* ") for row in rows]
-
     def meant(self, pool, node):
         """Whether that node is there for the clients of that pool."""
-        return (node == self.primary) == (pool == WRITE)
+        return (node == self.primary) == (pool == self.site.write)
 
     def see(self, others, down=(), seconds=3):
         """Waits until those that are not meant for a pool are shown so, and the others UP, or DOWN if they are among
         these; they must stay so for these seconds."""
         wanted = {
             (pool, node): others if not self.meant(pool, node) else "DOWN" if node in down else "UP"
-            for pool in PORTS for node in watch.NODES
+            for pool in self.site.ports for node in watch.NODES
         }
         end, since = time.monotonic() + 30, None
         while since is None or time.monotonic() < since + seconds:
@@ -114,36 +178,39 @@ class Moves:
             time.sleep(0.05)
 
     def step(self, where, commands):
+        # by hand, exit status 1 is a healthy node that is not what was asked for
+        commands = re.sub("^patroni-agent-check$", "patroni-agent-check || [ $? = 1 ]", commands, flags=re.M)
+        if where != "each node":
+            return self.run(commands)
         standbys_first = sorted(watch.NODES, key=lambda node: node == self.primary)
-        nodes = standbys_first if where == "each node" else ["lb"]
-        return "".join(self.cluster.run(node, f"set -e\n{commands}") for node in nodes)
+        return "".join(self.cluster.run(node, f"set -e\n{commands}") for node in standbys_first)
 
-    def reloaded(self):
-        """Reloads that did not save the states would say so here."""
-        said = self.cluster.run("lb", "journalctl -q -o cat -u haproxy | grep 'were not saved' || true")
+    def change(self, others="MAINT"):
+        """The three commands after each change of HAProxy's configuration."""
+        for where, commands in steps(CHANGE):
+            self.step(where, commands)
+        said = self.run("journalctl -q -o cat -u haproxy | grep 'were not saved' || true")
         assert not said, said
+        self.see(others)
 
-    def move(self, heading, seen, times=1, others=("MAINT",)):
-        """`seen`: what must be seen after each step of the document, given what the step said. `others`: how those that
-        are not meant for a pool may be shown meanwhile; the others must be UP all the time."""
-        blocks = steps(heading)
-        assert len(blocks) == len(seen), f"{heading!r} has {len(blocks)} steps"
+    def move(self, name, do, others=("MAINT",)):
+        """`others`: how those that are not meant for a pool may be shown meanwhile; the others must be UP all the time."""
         began = time.time()
-        clients = watch.Watch(self.socket, {WRITE: PORTS[WRITE]}, {READ: PORTS[READ]})
+        ports = self.site.ports
+        clients = watch.Watch(self.socket, {self.site.write: 5000}, {self.site.read: 5001})
+        assert list(ports.values()) == [5000, 5001]
         clients.start()
         try:
             time.sleep(2)
-            for (where, commands), look in list(zip(blocks, seen)) * times:
-                look(self.step(where, commands))
-                self.reloaded()
+            do()
             time.sleep(2)
         finally:
             clients.stop()
-        self.judge(heading, clients, others)
+        self.judge(f"{self.site.name}: {name}", clients, others)
         if bridged := self.bridged(began):
             print(f"    an agent bridged {max(bridged)} s", flush=True)
 
-    def judge(self, heading, clients, others):
+    def judge(self, name, clients, others):
         failed = [f"{write.pool}: {write.outcome}" for write in clients.writes if write.done != watch.OK]
         failed += [f"{read.pool}: no answer" for read in clients.reads if read.done != watch.OK]
         failed += [f"{read.pool}: read from the primary" for read in clients.reads if read.node == self.primary]
@@ -154,7 +221,7 @@ class Moves:
             if done == watch.OK:
                 served.setdefault(client, []).append(ended)
         gap = max(later - earlier for times in served.values() for earlier, later in zip(times, times[1:]))
-        print(f"{heading}: {len(tried)} attempts, {len(failed)} failures, longest gap {gap:.2f} s", flush=True)
+        print(f"{name}: {len(tried)} attempts, {len(failed)} failures, longest gap {gap:.2f} s", flush=True)
         if clients.longest_between_looks > 1:
             print(f"    this machine is busy: nobody looked for {clients.longest_between_looks:.1f} s", flush=True)
         for failure in failed[:10]:
@@ -173,103 +240,178 @@ class Moves:
         )
         return [float(seconds) for seconds in re.findall(r"after ([0-9.]+) s of trouble", said)]
 
-    def answers(self, said):
-        """Of the agents and of HAProxy, as an operator sees them."""
-        self.agents(said)
-        self.listed(said)
+    # what is done in each move
 
-    def listed(self, said):
-        for pool in PORTS:
-            for node in watch.NODES:
-                assert f" {pool} " in said and f" {node} " in said, said
-
-    def reached(self, said):
-        """HAProxy itself reaches each agent."""
-        assert sorted(said.split()) == [f"{node},UP,L7OK" for node in watch.NODES], said
-
-    def agents(self, said):
+    def by_hand(self, said):
         """Each node's agent answers as an operator sees it."""
         assert said.count("up ready") == 1 and said.count("up maint") == 2, said
 
-    def pairs(self, said):
-        """The same, and HAProxy hears all of them."""
-        self.agents(said)
-        self.hears(said)
+    def to_the_agent(self):
+        on_nodes, on_haproxy = steps("From `option httpchk` to the agent")
+        self.by_hand(self.step(*on_nodes))
+        self.step(*on_haproxy)
+        self.lacks("state-file", "agents-watched", "agent-missing")
+        self.site.patch(FIRST)
+        self.change("DOWN")
+        self.copy = self.site.text()
+        self.lacks("agent-missing", "waiting-room")
+        self.site.patch(SECOND)
+        self.change()
+        self.lacks()
 
-    def hears(self, said):
-        self.see("MAINT")
-        heard = self.words("agent_status")
-        assert len(heard) == 6 and set(heard) <= {"L7OK", "L7STS"}, heard
+    def lacks(self, *rules):
+        """What `check --agent` says is missing, and nothing if nothing is given."""
+        said = self.run("patroni-pools check --agent 2>&1 || [ $? = 1 ]")
+        assert all(f": {rule}: " in said for rule in rules), f"{rules}: {said}"
+        assert rules or not re.search(r"^/etc/haproxy/", said, re.M), said
 
-    def poolers_answer(self, said):
-        assert sorted(said.split()) == ["f", "t", "t"], said
+    def back(self):
+        self.site.put(self.copy)
+        self.change("DOWN")
+
+    def reload_often(self):
+        for _ in range(5):
+            self.change()
+
+    def by(self, heading):
+        """A move of which each step is a block of the document."""
+        def walk():
+            for where, commands in steps(heading):
+                said = self.step(where, commands)
+                if where == "each node":
+                    self.by_hand(said)
+            self.see("MAINT")
+        return walk
+
+    def to_another_port(self):
+        both, only, status = steps("Another port for the agent")
+        self.step(*both)
+        self.site.replace(("AGENT_PORT 5555", "AGENT_PORT 5556"))
+        self.change()
+        self.step(*only)
+        self.step(*status)
+        for node in watch.NODES:
+            said = self.run(f"socat -u TCP:{node}:5555 - 2>&1 || true")
+            assert "refused" in said, f"{node}: {said!r}"
+
+    def to_https(self):
+        (block,) = steps("https to Patroni")
+        self.site.replace(("fall 3", "fall 1000"))
+        said = self.run("patroni-pools check 2>&1 || [ $? = 1 ]")
+        assert {found.split(": ")[1] for found in said.splitlines() if found.startswith("/")} == {"slow-check"}, said
+        self.run("systemctl reload haproxy; patroni-pools status --wait 15")
+        restapi = r"/^restapi:/a\  certfile: /etc/patroni/server.pem\n  keyfile: /etc/patroni/server.key\n  cafile: /etc/patroni/ca.pem"
+        for node in sorted(watch.NODES, key=lambda node: node == self.primary):
+            said = self.cluster.run(node, f"set -e\nsed -i '{restapi}' /etc/patroni/config.yml\n{block[1]}")
+            assert said.count("up ready") == 1, said
+        # an administrator takes his time, in which HAProxy's own check would fail three times
+        self.see("MAINT", seconds=12)
+        tls = "fall 3 check-ssl verify required ca-file /etc/haproxy/patroni-ca.pem"
+        self.site.replace(("fall 1000", tls))
+        self.change()
+        # the way back must ask Patroni as it is now
+        self.copy = {file: text.replace("fall 3", tls).replace("5555", "5556") for file, text in self.copy.items()}
+
+    def to_poolers(self):
+        ((where, asks),) = steps("From PostgreSQL's port to PgBouncer")
+        assert sorted(self.step(where, asks).split()) == ["f", "t", "t"]
+        self.before_poolers = self.site.text()
+        own = (
+            "option tcp-check\n    tcp-check connect port 6432\n    tcp-check send-binary 0000000804d2162f\n"
+            '    tcp-check expect rstring "^[NS]"\n    tcp-check connect port 8008\n'
+            '    tcp-check send "{} HTTP/1.0\\r\\n\\r\\n"\n    tcp-check expect rstring "^HTTP/1.. 200"'
+        )
+        expect = "\n    http-check expect status 200"
+        checks = [f"OPTIONS {path}" for path in ("/primary", "/replica?lag=16MB")]
+        self.site.replace((":5432", ":6432"), *((f"option httpchk {asked}{expect}", own.format(asked)) for asked in checks))
+        self.change()
+        self.port("6432")
+
+    def from_poolers(self):
+        self.site.put(self.before_poolers)
+        self.change()
+        self.port("5432")
 
     def port(self, port):
-        """HAProxy shows the same as ever, for servers with this port."""
+        rows = haproxy.servers(self.socket)
+        ports = {rows[pool, node][18] for pool in self.site.ports for node in watch.NODES}
+        assert ports == {port}, ports
 
-        def look(said):
-            self.see("MAINT")
-            rows = haproxy.servers(self.socket)
-            ports = {rows[pool, node][18] for pool in PORTS for node in watch.NODES}
-            assert ports == {port}, ports
+    def uninstall(self):
+        for where, commands in steps("Uninstall"):
+            self.step(where, commands)
+        self.see("DOWN")
 
-        return look
+    # what goes wrong: it must be named before anybody relies on it, and the way back refuses nobody
 
-    def closed(self, said):
-        """The agent's old port is closed on each node."""
-        for node in watch.NODES:
-            said = self.cluster.run("lb", f"socat -u TCP:{node}:5555 - 2>&1 || true")
-            assert "refused" in said, f"{node}: {said!r}"
-        self.hears(said)
+    def named(self, command, *words):
+        said = self.run(f"{command} 2>&1 && exit 3; [ $? -le 2 ]")
+        assert all(word in said for word in words), f"{words}: {said}"
 
-    def https(self, said):
-        """An operator takes his time: HAProxy's own check would fail three times meanwhile."""
-        assert said.count("up ready") == 3, said
-        self.see("MAINT", seconds=12)
-        self.hears(said)
-
-    def checks(self, others):
-        """HAProxy's own check is at work where a server is not in MAINT, and agrees."""
-        agrees = {("UP", "L7OK"), ("DOWN", "L7STS"), ("MAINT", "")}
-
-        def look(said):
-            self.see(others)
-            end = time.monotonic() + 10
-            while not (found := set(zip(self.words("status"), self.words("check_status")))) <= agrees:
-                assert time.monotonic() < end, found
-                time.sleep(0.05)
-
-        return look
-
-    def stays(self, others):
-        return lambda said: self.see(others)
+    def wrong_steps(self):
+        good = self.site.text()
+        back = lambda: (self.site.put(good), self.change())
+        print("    a wrong port", flush=True)
+        self.site.replace(('agent-port "${AGENT_PORT}"', "agent-port 5554"))
+        self.named("patroni-pools check", "agent-port")
+        self.run("systemctl reload haproxy")
+        self.named("patroni-pools status --wait 3", "its agent does not answer (L4CON) on port 5554")
+        back()
+        print("    a wrong port for all", flush=True)
+        self.site.replace(("AGENT_PORT 5555", "AGENT_PORT 5554"))
+        self.run("patroni-pools check; systemctl reload haproxy")
+        self.named("patroni-pools status --wait 3", "its agent does not answer (L4CON) on port 5554", "agents/")
+        back()
+        print("    a lost newline", flush=True)
+        self.site.replace(('agent-send "primary\\n"', 'agent-send "primary"'))
+        self.named("patroni-pools check", "agent-send")
+        self.run("systemctl reload haproxy")
+        self.named("patroni-pools status --wait 5", "its agent does not answer (")
+        back()
+        print("    HAProxy refuses the file", flush=True)
+        self.site.replace(("retries", "retrys"))
+        self.named("patroni-pools check", "retrys", "HAProxy refuses these files")
+        self.named("systemctl reload haproxy", "Job for haproxy.service failed")
+        back()
+        print("    the old file is forgotten", flush=True)
+        self.site.replace(("AGENT_PORT 5555", "AGENT_PORT 5556"))
+        self.named("patroni-pools status --wait 1", "the configuration says another", "has HAProxy been reloaded")
+        back()
+        print("    an agent that HAProxy does not reach", flush=True)
+        standby = next(node for node in watch.NODES if node != self.primary)
+        self.cluster.run(standby, "systemctl stop patroni-agent-check.socket")
+        self.named("patroni-pools status --wait 6", "its agent does not answer (L4CON)")
+        self.cluster.run(standby, "systemctl start patroni-agent-check.socket")
+        self.run("patroni-pools status --wait 15")
+        print("    a check that was turned off and stays so", flush=True)
+        server = next(server for pool, server in haproxy.servers(self.socket) if pool == self.site.write)
+        self.run(f"echo 'disable agent {self.site.write}/{server}' | socat stdio /run/haproxy/admin.sock")
+        self.named("patroni-pools status", "somebody has turned off its agent check (enable agent)")
+        self.run(f"echo 'enable agent {self.site.write}/{server}' | socat stdio /run/haproxy/admin.sock")
+        self.run("patroni-pools status --wait 15")
 
 
 def main():
     moves = Moves()
     moves.nodes()
     moves.poolers()
-    maint, down = moves.stays("MAINT"), moves.checks("DOWN")
     changes = ("MAINT", "DOWN")
-    steps_to_it = [down, moves.answers, moves.listed, moves.reached, maint, maint]
-    agent = ["From `option httpchk` to the agent", steps_to_it, 1, changes]
-    back = ["Back to `option httpchk`", [down], 1, changes]
-    # without `disabled`, the drop-in alone keeps clients from standbys whose agent is gone
-    moves.cluster.haproxy("units/examples/haproxy.cfg")
-    moves.cluster.run("lb", "sed -i 's/ disabled$//' /etc/haproxy/haproxy.cfg && systemctl reload haproxy")
-    moves.see("MAINT")
-    moves.move(*back)
-    moves.before()
-    moves.move(*agent)
-    moves.move("Reload HAProxy", [maint], times=5)
-    moves.move("From the usual pair of units to the listening pair", [moves.pairs])
-    moves.move("From the listening pair of units to the usual pair", [moves.pairs])
-    moves.move("From PostgreSQL's port to PgBouncer", [moves.poolers_answer, moves.port("6432")])
-    moves.move("From PgBouncer to PostgreSQL's port", [moves.port("5432")])
-    moves.move("Another port for the agent", [maint, moves.agents, moves.hears, moves.closed])
-    moves.move("https to Patroni", [maint, moves.https, moves.checks("MAINT")])
-    moves.move(*back)
-    moves.move("Uninstall", [down], others=("DOWN",))
+    for name in POOLS:
+        moves.begin(name)
+        moves.move("from httpchk to the agent", moves.to_the_agent, changes)
+        moves.move("wrong steps", moves.wrong_steps)
+        if name == "template":
+            moves.move("reloads", moves.reload_often)
+            for pair in "the usual pair of units to the listening pair", "the listening pair of units to the usual pair":
+                moves.move(pair, moves.by(f"From {pair}"))
+            moves.move("from PostgreSQL to PgBouncer", moves.to_poolers)
+            moves.move("and back", moves.from_poolers)
+            moves.move("another port", moves.to_another_port)
+            moves.move("https", moves.to_https)
+        moves.move("back to httpchk", moves.back, changes)
+        if name == "template":
+            moves.move("uninstall", moves.uninstall, ("DOWN",))
+        moves.site.end()
     sys.exit(moves.failed)
 
 

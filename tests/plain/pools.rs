@@ -86,7 +86,7 @@ fn a_good_configuration_has_no_mistake() {
         }
     }
     assert_eq!(found(SITE, false), BTreeSet::new());
-    assert_eq!(found(&text("tests/moves/before.cfg"), false), BTreeSet::new());
+    assert_eq!(found(&text("tests/moves/sites/template/haproxy.cfg"), false), BTreeSet::new());
     // what README says of a pool without the agent
     let reserve = "listen x\n option httpchk\n http-check connect port 8008\n http-check send meth GET uri /primary\n \
         http-check expect error-status L7STS status 200,503\n \
