@@ -32,6 +32,7 @@ SHORT = [
     "Patroni frozen, HAProxy reloaded before",
     "primary cut from the DCS",
     "Patroni's service restarted",
+    "the primary's machine rebooted",
     "Patroni's loop hung, GET /cluster polled",
 ]
 RACE_FAULTS = ["switchover", "PostgreSQL stopped by hand", "power of the primary's machine cut"]
