@@ -68,6 +68,21 @@ class Figures(unittest.TestCase):
         longer = run(looks((0, "UP")), second=other((0, "pg2"), (figures.bound(3) + 0.1, "pg1")))
         self.assertIn("different servers UP for 6.7", broken(longer, Fault())[0])
 
+    def test_two_primaries(self):
+        def until(stop, promoted=5):
+            truths = [Truth(0, "pg1", False), Truth(0, "pg2", True), Truth(stop, "pg1", None), Truth(promoted, "pg2", False)]
+            seen = run(looks((0, "UP"), (3, "MAINT")))
+            seen.truths, seen.promotions = truths, figures.promotions(sorted(truths))
+            return seen
+
+        self.assertAlmostEqual(until(3).without_primary(), 2)
+        self.assertAlmostEqual(until(6).without_primary(), -1)
+        self.assertIsNone(run(looks((0, "UP"))).without_primary())
+        demoted = Fault(demoted=True)
+        self.assertEqual([words for words in broken(until(3), demoted) if "former" in words], [])
+        self.assertIn("a former primary took writes for 1.00 s", "".join(broken(until(6), demoted)))
+        self.assertNotIn("a former primary", "".join(broken(until(6), Fault())))
+
     def test_down_within_the_grace_period(self):
         down = looks((0, "UP"), (5, "DOWN"), (5.5, "UP"))
         self.assertIn("DOWN for 0.50 s", broken(run(down))[0])

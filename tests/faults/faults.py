@@ -7,7 +7,8 @@ says nothing either; `everywhere` trouble that other nodes may have as well; `go
 than a moment, so that DOWN is no lie. In a `seamless` change no client may notice more than a delay. A `costly` one
 may cost our clients more errors than others: the order of an operator who wants no clients on his node, a HAProxy that
 is away, a promotion that takes longer than clients wait, and a path that is lost for so short a time that it costs less
-to keep the sessions than to end them.
+to keep the sessions than to end them. `demoted`: its own Patroni stops the old primary, and no hook may delay that until
+another one is promoted.
 
 `takes` names what a fault takes away or changes, and `needs` what must stay as it is from its beginning to its end: two
 faults can be made at once if neither takes what the other needs. One that cannot bear its like both takes and needs.
@@ -34,7 +35,7 @@ from pools import HARD_STOP, SILENCE
 from watch import LB, NODES
 
 FAULTS = {}
-KINDS = "planned bridged silent everywhere gone seamless costly".split()
+KINDS = "planned bridged silent everywhere gone seamless costly demoted".split()
 # what patronictl needs
 ORDERLY = "leader dcs patroni postgres standbys automation"
 
@@ -83,13 +84,13 @@ def lasting(seconds, begin, end=lambda: None):
     return lasted
 
 
-@fault("switchover", planned=True, seamless=True, takes="leader", needs=ORDERLY)
+@fault("switchover", demoted=True, planned=True, seamless=True, takes="leader", needs=ORDERLY)
 def switchover(cluster, random):
     primary = cluster.primary()
     cluster.switchover(primary, random.choice(cluster.candidates(primary)))
 
 
-@fault("switchover, 100 clients a second", planned=True, seamless=True, takes="leader", needs=ORDERLY)
+@fault("switchover, 100 clients a second", demoted=True, planned=True, seamless=True, takes="leader", needs=ORDERLY)
 def busy_switchover(cluster, random):
     """Clients that come again and again while the old primary stops, and find nobody there."""
     options = "127.0.0.1 5000 --from 127.0.0.0/8 --rate 100 --seconds 12".split()
@@ -116,7 +117,10 @@ def delay_stop(cluster, node, seconds):
     cluster.run(node, f"(sleep {seconds}; kill -CONT {stuck}) > /dev/null 2>&1 &")
 
 
-@fault("switchover, a session delays the stop", planned=True, seamless=True, takes="leader", needs=ORDERLY)
+@fault(
+    "switchover, a session delays the stop", demoted=True, planned=True, seamless=True,
+    takes="leader", needs=ORDERLY,
+)
 def delayed_switchover(cluster, random):
     primary = cluster.primary()
     delay_stop(cluster, primary, 3)
@@ -480,13 +484,13 @@ def freeze_etcd(cluster, seconds):
     lasting(seconds, lambda: etcd("systemctl kill -s STOP etcd"), lambda: etcd("systemctl kill -s CONT etcd"))
 
 
-@fault("DCS frozen for 4 s", takes="leader dcs", needs="automation")
+@fault("DCS frozen for 4 s", demoted=True, takes="leader dcs", needs="automation")
 def freeze_dcs_shortly(cluster, random):
     """Less than ttl; but the primary is demoted after retry_timeout, and another may be promoted."""
     freeze_etcd(cluster, random.length(4))
 
 
-@fault("DCS frozen", takes="leader dcs", needs="automation")
+@fault("DCS frozen", demoted=True, takes="leader dcs", needs="automation")
 def freeze_dcs(cluster, random):
     freeze_etcd(cluster, random.length(25))
 
@@ -502,7 +506,7 @@ def freeze_dcs_failsafe(cluster, random):
         cluster.setting("failsafe_mode=null")
 
 
-@fault("primary cut from the DCS", takes="leader dcs", needs="automation machines")
+@fault("primary cut from the DCS", demoted=True, takes="leader dcs", needs="automation machines")
 def cut_from_dcs(cluster, random):
     primary = cluster.primary()
     # a neighbour that is not there: what is sent to etcd is lost without a word
@@ -514,7 +518,10 @@ def cut_from_dcs(cluster, random):
         cluster.run(primary, "ip neighbour delete 10.55.0.2 dev eth0")
 
 
-@fault("the DCS does not write, GET /cluster polled, slow stop", takes="leader dcs", needs="dcs automation machines")
+@fault(
+    "the DCS does not write, GET /cluster polled, slow stop", demoted=True,
+    takes="leader dcs", needs="dcs automation machines",
+)
 def refuse_writes(cluster, random):
     """Each GET /cluster renews dcs_last_seen, while Patroni cannot renew its lock; then a session delays the stop."""
     primary, ended = cluster.primary(), threading.Event()
@@ -538,7 +545,7 @@ def refuse_writes(cluster, random):
         cluster.run(primary, f"systemctl stop {unit}; ip address del {etcd}/32 dev lo; {renew}")
 
 
-@fault("the lock deleted, slow stop", takes="leader dcs", needs="dcs automation machines")
+@fault("the lock deleted, slow stop", demoted=True, takes="leader dcs", needs="dcs automation machines")
 def delete_lock(cluster, random):
     """By hand. Patroni's node and the others run for it."""
     primary = cluster.primary()
@@ -547,7 +554,7 @@ def delete_lock(cluster, random):
     time.sleep(random.length(8))
 
 
-@fault("the DCS lost in a switchover, slow stop", takes="leader dcs", needs=ORDERLY)
+@fault("the DCS lost in a switchover, slow stop", demoted=True, takes="leader dcs", needs=ORDERLY)
 def lose_dcs_in_switchover(cluster, random):
     primary = cluster.primary()
     delay_stop(cluster, primary, 8)
@@ -557,7 +564,7 @@ def lose_dcs_in_switchover(cluster, random):
         freeze_etcd(cluster, random.length(25))
 
 
-@fault("slow promotion", planned=True, costly=True, takes="leader", needs=ORDERLY)
+@fault("slow promotion", demoted=True, planned=True, costly=True, takes="leader", needs=ORDERLY)
 def slow_promotion(cluster, random):
     primary = cluster.primary()
     for node in NODES:

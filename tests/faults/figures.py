@@ -15,6 +15,8 @@ What the agent's pool promises, and `broken_promises` holds it to:
 * two servers are never UP at once;
 * two HAProxies, which ask at other times and over other paths, have different servers UP for no longer than one of them
   may have a server UP that does not take writes;
+* an old primary that its own Patroni demotes takes no write any more when another one is promoted: what waits, as the
+  hook does, delays its stop by no more than the lock has left;
 * a node that an operator holds gets no new session that writes;
 * a standby whose agent is silent takes writes when it is promoted, and not only when its agent speaks again;
 * nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN, but for trouble that others have
@@ -49,7 +51,7 @@ FALL, LONGEST_FALL = 4, 8
 Figures = namedtuple(
     "Figures",
     "refused late split lost phantom stale unknown cut two_up down most_down false_up first_write pause alerts to_held "
-    "late_read read_pause apart alive due delayed failed failed_by_kind in_flight longest kept gap",
+    "late_read read_pause apart without_primary alive due delayed failed failed_by_kind in_flight longest kept gap",
 )
 # What the table shows of them.
 COLUMNS = {
@@ -163,6 +165,19 @@ class Run:
         last = [change for change in changes if change <= time and self.takes_writes(node, change - 1e-6)]
         return max(last, default=-math.inf)
 
+    def without_primary(self):
+        """How long no node took writes before the last promotion; less than 0 if the old primary still did. None without
+        a promotion. This is what the hook, and all else that waits, may cost: an overrun would be below 0."""
+        if len(self.promotions) < 2:
+            return None
+        promoted, node = self.promotions[-1]
+        ends = []
+        for other in set(NODES) - {node}:
+            told = [truth for truth in self.truths if truth.node == other]
+            changes = [truth.time for truth in told[1:]] + [self.ended]
+            ends += [end for truth, end in zip(told, changes) if truth.recovery is False and truth.time <= promoted]
+        return promoted - max(ends, default=self.began)
+
     def called_out(self, read):
         """For how long Patroni had called its node out of the pool when a read was sent."""
         said = [called for called in self.called if called.node == read.node and called.time <= read.begun]
@@ -239,6 +254,7 @@ class Run:
             late_read=max(map(self.called_out, reads), default=0) if pool in READS else None,
             read_pause=longest_pause(self.began, self.ended, [r.ended for r in reads]) if pool in READS else None,
             apart=self.longest_apart() if pool == OURS else None,
+            without_primary=self.without_primary(),
             # each client that writes, and the one that reads, not long ago
             alive={w.row[0] for w in written if w.ended > self.ended - 1.5} >= writers(pool)
             and (pool not in READS or any(read.ended > self.ended - 1 for read in reads)),
@@ -357,6 +373,8 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
         broken.append(f"a server UP for {figures.false_up:.2f} s that did not take writes")
     if figures.apart > (LONGEST_FALL + BLINK if silent else bound(grace)):
         broken.append(f"two HAProxies had different servers UP for {figures.apart:.2f} s")
+    if all(f.demoted for f in faults) and (figures.without_primary or 0) < -BLINK:
+        broken.append(f"a former primary took writes for {-figures.without_primary:.2f} s after another was promoted")
     if planned and silent and figures.pause > SILENCE:
         broken.append(f"no write for {figures.pause:.2f} s, until a silent agent spoke again")
     if figures.to_held:

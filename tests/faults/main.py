@@ -325,6 +325,8 @@ def judge(site, given, names, run, lengths):
     found = {pool: run.figures(pool) for pool in pools.ROUTES}
     for pool in pools.ROUTES:
         print(line(pool, found[pool]), flush=True)
+    if (without := found[pools.OURS].without_primary) is not None:
+        print(f"  no node took writes for {without:.2f} s before the promotion", flush=True)
     made = [faults.FAULTS[name] for name in names]
     promises = figures.broken_promises(found[pools.OURS], made, lengths, site.grace, given.synchronous)
     for promise in promises:
