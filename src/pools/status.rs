@@ -18,6 +18,8 @@ use ureq::unversioned::transport::TcpConnector;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How much longer to look for an answer that HAProxy hides while it asks again.
+const ANSWERED: Duration = Duration::from_secs(2);
 /// How long a Patroni may take.
 const PATRONI: Duration = Duration::from_secs(1);
 /// How many of them are asked.
@@ -60,7 +62,9 @@ pub fn see(
     let began = Instant::now();
     loop {
         let seen = look(&pools, &socket);
-        if began.elapsed() >= wait || seen.as_ref().is_ok_and(Seen::is_well) {
+        let asks = seen.as_ref().is_ok_and(|seen| seen.servers.iter().any(Looked::hides_answer));
+        let patience = if asks { wait + ANSWERED } else { wait };
+        if began.elapsed() >= patience || seen.as_ref().is_ok_and(Seen::is_well) {
             let mut seen = seen?;
             ask_patronis(&mut seen, &pools);
             return Ok(seen);
@@ -110,6 +114,11 @@ impl Seen {
 }
 
 impl Looked {
+    /// While HAProxy asks again, it does not show what an answer that changes nothing has said.
+    fn hides_answer(&self) -> bool {
+        self.shown.agent() == "CHECKED" && self.shown.last().is_empty()
+    }
+
     fn details(&self) -> String {
         let mut details = Vec::new();
         let (agent, check) = (self.shown.agent(), self.shown.check());
@@ -222,7 +231,12 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
         wrong.push("somebody has turned off its agent check (enable agent)".to_owned());
     } else if agent_there {
         match shown.agent() {
-            "L7OK" | "L7OKC" | "L7STS" | "CHECKED" => {}
+            "L7OK" | "L7OKC" | "L7STS" => {}
+            // an answer that changes nothing: no whole question, or trouble that the grace period bridges
+            "CHECKED" => {
+                let said = last.trim_start_matches("agent reports an error : ").replace('_', " ");
+                wrong.push(format!("its agent leaves it as it is: {said}"));
+            }
             "INI" | "" => wrong.push("its agent has not been asked yet".to_owned()),
             how => wrong.push(format!("its agent does not answer ({how}) on port {}, so it stays as it is; is the socket open, and open to this machine?", state.agent_port)),
         }

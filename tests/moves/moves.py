@@ -31,7 +31,7 @@ def steps(heading):
     """[(where, commands)] of the indented blocks below that heading."""
     section = re.split(rf"^## {re.escape(heading)}$", DOCUMENT.read_text(), flags=re.MULTILINE)
     assert len(section) == 2, f"{heading!r} is there {len(section) - 1} times"
-    section = section[1].split("\n## ")[0]
+    section = re.sub(r"^```.*?^```$", "", section[1].split("\n## ")[0], flags=re.MULTILINE | re.DOTALL)
     blocks = [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^    .*\n)+", section, re.M)]
     found = [re.fullmatch(r"# on (each node|the HAProxy machine)\n(.*)", block, re.DOTALL) for block in blocks]
     assert found and all(found), f"{heading!r} has a block that does not say where it runs: {blocks}"
@@ -206,13 +206,20 @@ class Moves:
             time.sleep(2)
         finally:
             clients.stop()
-        self.judge(f"{self.site.name}: {name}", clients, others)
+        self.judge(f"{self.site.name}: {name}", clients, others, began)
         if bridged := self.bridged(began):
             print(f"    an agent bridged {max(bridged)} s", flush=True)
 
-    def judge(self, name, clients, others):
-        failed = [f"{write.pool}: {write.outcome}" for write in clients.writes if write.done != watch.OK]
-        failed += [f"{read.pool}: no answer" for read in clients.reads if read.done != watch.OK]
+    def judge(self, name, clients, others, began):
+        said = self.run(f"journalctl -q -o short-unix -u haproxy --since=@{began:.3f} | grep ' Reloaded ' || true")
+        # when a process that was replaced ends the sessions that it has kept (hard-stop-after 15s)
+        ends = [float(line.split()[0]) + 15 for line in said.splitlines()]
+        kept = lambda ended: any(end - 1 < ended < end + 3 for end in ends)
+        writes = [write for write in clients.writes if write.done != watch.OK]
+        reads = [read for read in clients.reads if read.done != watch.OK]
+        old = [write for write in writes if write.cut and kept(write.ended)] + [read for read in reads if read.keeps and kept(read.ended)]
+        failed = [f"{write.pool}: {write.outcome}" for write in writes if write not in old]
+        failed += [f"{read.pool}: no answer" for read in reads if read not in old]
         failed += [f"{read.pool}: read from the primary" for read in clients.reads if read.node == self.primary]
         tried = [(write.row[0], write.done, write.ended) for write in clients.writes]
         tried += [((read.pool, read.keeps), read.done, read.ended) for read in clients.reads]
@@ -222,6 +229,8 @@ class Moves:
                 served.setdefault(client, []).append(ended)
         gap = max(later - earlier for times in served.values() for earlier, later in zip(times, times[1:]))
         print(f"{name}: {len(tried)} attempts, {len(failed)} failures, longest gap {gap:.2f} s", flush=True)
+        if old:
+            print(f"    {len(old)} sessions of replaced processes ended after 15 s (hard-stop-after)", flush=True)
         if clients.longest_between_looks > 1:
             print(f"    this machine is busy: nobody looked for {clients.longest_between_looks:.1f} s", flush=True)
         for failure in failed[:10]:
@@ -366,7 +375,7 @@ class Moves:
         self.site.replace(('agent-send "primary\\n"', 'agent-send "primary"'))
         self.named("patroni-pools check", "agent-send")
         self.run("systemctl reload haproxy")
-        self.named("patroni-pools status --wait 5", "its agent does not answer (")
+        self.named("patroni-pools status --wait 5", "its agent leaves it as it is: !unreachable: no agent-send line within 300 ms: end it with a newline")
         back()
         print("    HAProxy refuses the file", flush=True)
         self.site.replace(("retries", "retrys"))
@@ -380,7 +389,9 @@ class Moves:
         print("    an agent that HAProxy does not reach", flush=True)
         standby = next(node for node in watch.NODES if node != self.primary)
         self.cluster.run(standby, "systemctl stop patroni-agent-check.socket")
-        self.named("patroni-pools status --wait 6", "its agent does not answer (L4CON)")
+        # HAProxy asks every two seconds
+        self.run("for i in $(seq 50); do patroni-pools status > /dev/null || break; sleep 0.1; done")
+        self.named("patroni-pools status", "its agent does not answer (L4CON)")
         self.cluster.run(standby, "systemctl start patroni-agent-check.socket")
         self.run("patroni-pools status --wait 15")
         print("    a check that was turned off and stays so", flush=True)
@@ -394,9 +405,11 @@ class Moves:
 def main():
     moves = Moves()
     moves.nodes()
-    moves.poolers()
     changes = ("MAINT", "DOWN")
-    for name in POOLS:
+    names = sys.argv[1:] or POOLS
+    if "template" in names:
+        moves.poolers()
+    for name in names:
         moves.begin(name)
         moves.move("from httpchk to the agent", moves.to_the_agent, changes)
         moves.move("wrong steps", moves.wrong_steps)

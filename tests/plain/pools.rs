@@ -955,10 +955,15 @@ fn what_is_wrong_is_said_in_words() {
     let (code, said) = status(site(|_| {}), "Stopping: 0", &["--quiet"]);
     assert_eq!((code, &*said), (Some(0), "OK: 4 servers that ask Patroni\n"));
     type Change = fn(&mut Shown);
-    let changes: [(&str, Change, &str); 16] = [
+    let changes: [(&str, Change, &str); 17] = [
         ("rw/a", |s| s.agent = "* L4CON", "its agent does not answer (L4CON) on port 5555"),
         ("rw/b", |s| s.agent = "L4TOUT", "its agent does not answer"),
         ("rw/b", |s| (s.agent, s.last) = ("INI", ""), "not been asked yet"),
+        (
+            "rw/b",
+            |s| (s.agent, s.last) = ("CHECKED", "agent reports an error : !unreachable:_no_line"),
+            "its agent leaves it as it is: !unreachable: no line",
+        ),
         (
             "rw/a",
             |s| (s.status, s.last) = ("DOWN (agent)", "via agent : fail (gone)"),
