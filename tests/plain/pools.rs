@@ -314,6 +314,20 @@ fn a_good_configuration_in_other_layouts() {
 }
 
 /// Two clusters behind one HAProxy, each with its own pools, and conditions that have names.
+/// All servers of a template have the same name, and the same agent's port.
+#[test]
+fn a_template_with_another_port_for_the_agents() {
+    let site = text("tests/moves/sites/dns/haproxy.cfg");
+    let words = " agent-check agent-port 5554 agent-send \"primary\\n\" disabled\n";
+    let site = site.replacen("check port 8008\n", &format!("check port 8008{words}"), 1)
+        + "\nbackend agents\n option tcp-check\n tcp-check send \"primary\\n\"\n default-server check\n \
+            server-template pg 3 orders.example:5555\n";
+    let line = site.lines().position(|line| line.contains("agent-port")).expect("a line") + 1;
+    assert!(found(&site, false).contains(&(line, "agent-port")));
+    let right = site.replace("5554", "5555");
+    assert!(found(&right, false).iter().all(|(_, rule)| *rule != "agent-port"));
+}
+
 #[test]
 fn two_clusters() {
     let good = text(GOOD[0]);

@@ -7,7 +7,7 @@ use super::{
 use crate::check::Check;
 use crate::pools::configuration::Line;
 use crate::pools::pool::{self, POSTGRESQL, Pool, Purpose, Server};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 /// The longest line that an agent reads.
@@ -206,8 +206,11 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
             site.watches.iter().flat_map(|watch| watch.servers.iter().map(move |s| (watch, s)));
         let watched: Vec<_> = watched.filter(|(_, server)| server.host == *host).collect();
         let is_watched = |port: u16| watched.iter().any(|(_, server)| server.port == Some(port));
+        let ports: BTreeSet<_> =
+            watched.iter().map(|(watch, server)| watch.check_port(server)).collect();
+        // all servers of a template have the same name
         let alone =
-            watched.len() == 1 && nodes.keys().filter(|(other, _)| other == host).count() == 1;
+            ports.len() == 1 && nodes.keys().filter(|(other, _)| other == host).count() == 1;
         let times = |port: u16| asked.iter().filter(|(_, _, asked)| *asked == port).count();
         let right = if times(AGENT) > 0 || (alone && is_watched(AGENT)) {
             AGENT
