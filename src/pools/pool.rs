@@ -242,17 +242,23 @@ impl<'a> Pool<'a> {
 
     /// The same, if the server had a check.
     pub fn meant_question(&self, server: &Server) -> Option<&str> {
-        let named = ["pg", "postgres", "patroni"].iter().any(|word| self.name().contains(word));
-        let postgresql =
-            named || server.port.is_some_and(|port| matches!(port, 5430..=5439 | POOLER));
+        let postgresql = self.is_postgresql(server);
         let asks = |question: &'_ &Question| {
             let port = question.port.or(self.check_port(server));
-            let patronis = port == Some(PATRONI) || (postgresql && port != server.port);
-            question.path.as_deref().is_some_and(|path| is_patronis(path, patronis))
+            let elsewhere = postgresql && port != server.port;
+            let patronis = port == Some(PATRONI) || elsewhere;
+            // whatever is asked there, Patroni is asked
+            let certain = port == Some(PATRONI) && elsewhere;
+            question.path.as_deref().is_some_and(|path| certain || is_patronis(path, patronis))
         };
         let question = self.check.questions.iter().find(asks)?;
-        let path = question.path.as_deref()?.trim_start_matches('/');
-        Some(if path.is_empty() { "primary" } else { path })
+        question.path.as_deref().map(endpoint)
+    }
+
+    /// Whether this is PostgreSQL, or a PgBouncer in front of it, by its name or port.
+    pub fn is_postgresql(&self, server: &Server) -> bool {
+        let named = ["pg", "postgres", "patroni"].iter().any(|word| self.name().contains(word));
+        named || server.port.is_some_and(|port| matches!(port, 5430..=5439 | POOLER))
     }
 
     /// The port of HAProxy's own check.
@@ -391,6 +397,37 @@ fn is_patronis(path: &str, port: bool) -> bool {
         return port;
     }
     check::names().any(|known| known == name) || NO_ROLE.contains(&name)
+}
+
+/// Whether Patroni knows such an endpoint; it answers 503 to all others.
+pub fn is_known(asked: &str) -> bool {
+    let name = asked.split('?').next().unwrap_or_default();
+    check::names().any(|known| known == name) || NO_ROLE.contains(&name) || name == "readiness"
+}
+
+/// What Patroni takes a path for: where it has no such endpoint, it looks for these words anywhere in the path.
+fn endpoint(path: &str) -> &str {
+    let words = [
+        "standby_leader",
+        "standby-leader",
+        "leader",
+        "master",
+        "primary",
+        "read-write",
+        "replica",
+        "read-only",
+        "health",
+    ];
+    let asked = path.trim_start_matches('/');
+    if asked.is_empty() {
+        return "primary";
+    }
+    if is_known(asked) {
+        return asked;
+    }
+    let path = asked.split('?').next().unwrap_or_default();
+    let found = words.iter().find_map(|word| Some((path.find(word)?, word.len())));
+    found.map_or(asked, |(at, length)| &asked[at..at + length])
 }
 
 /// Whether a line sends clients to another pool.
@@ -618,7 +655,9 @@ mod tests {
                 Some("primary"),
             ),
             ("option httpchk GET /primary\n option tcp-check", None),
-            ("option httpchk GET /web", None),
+            ("option httpchk GET /ready", Some("ready")),
+            ("option httpchk OPTIONS/master", Some("master")),
+            ("option httpchk GET /v1/replica/?lag=1MB", Some("replica")),
             ("option pgsql-check user x", None),
             ("", None),
         ] {

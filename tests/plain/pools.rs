@@ -113,6 +113,7 @@ fn each_mistake_is_found_at_its_line() {
         (rw, "option httpchk GET /patroni", &[15], "no-lock"),
         (rw, "option httpchk GET /replica", &[15], "no-lock"),
         ("OPTIONS /replica", "GET /liveness", &[24], "no-role"),
+        ("OPTIONS /replica", "GET /ready", &[24], "no-lock"),
         ("inter 3s fall 3 rise 2", "inter 30s fall 3", &[18, 19, 20], "slow-check"),
         (one, "server db-b 10.0.0.2:5432 check port 8008 inter 30s", &[19], "slow-check"),
         ("timeout check 5s", "timeout check 15s", &[11], "slow-timeout-check"),

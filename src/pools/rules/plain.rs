@@ -36,6 +36,17 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
         .collect();
     for pool in site.pools {
         if let Some(asked) = pool.nodes().find_map(|server| pool.own_question(server)) {
+            if !pool::is_known(asked) && role_line(pool).is_none() {
+                let happens = format!(
+                    "{}: Patroni knows no /{asked} and answers 503, so no server is UP",
+                    pool.name()
+                );
+                let place = pool.check.place.unwrap_or(pool.section.place);
+                let reads = if named_for_writes(pool) { "" } else { " (for reads: /replica)" };
+                let write = format!("write \"option httpchk OPTIONS /primary\"{reads}");
+                found.add(place, &happens, &write);
+                continue;
+            }
             // a cluster that follows another has no lock for writes
             let lock =
                 pool::asks_for(asked) == Some(Purpose::Write) || asked.starts_with("standby");
