@@ -315,12 +315,27 @@ impl<'a> Pool<'a> {
             let agent = server.agent_send().and_then(|sent| sent.split_whitespace().next());
             for asked in self.own_question(server).into_iter().chain(agent) {
                 match asks_for(asked) {
-                    Some(Purpose::Write) => return Some(Purpose::Write),
-                    other => purpose = purpose.or(other),
+                    Some(Purpose::Write) if !self.wants_the_others() => {
+                        return Some(Purpose::Write);
+                    }
+                    other => purpose = purpose.or(other.map(|_| Purpose::Read)),
                 }
             }
         }
         purpose
+    }
+
+    /// Whether an answer with this status makes a server UP, as far as the status tells.
+    pub fn takes(&self, status: u16) -> bool {
+        if self.check.option == "httpchk" && self.check.expects.is_empty() {
+            return status < 400;
+        }
+        self.check.expects.iter().filter_map(|line| takes(line, status)).all(|takes| takes)
+    }
+
+    /// Whether a server is UP if Patroni says no.
+    pub fn wants_the_others(&self) -> bool {
+        self.takes(503) && !self.takes(200)
     }
 
     /// Whether it only makes HAProxy ask the agents' ports, as `agents` of the shipped haproxy.cfg.
@@ -352,6 +367,28 @@ impl<'a> Pool<'a> {
         }
         all
     }
+}
+
+/// Whether a line accepts an answer with this status. None if it does not look at the status.
+fn takes(line: &Line, status: u16) -> Option<bool> {
+    let kind =
+        |word: &String| matches!(&**word, "status" | "rstatus" | "string" | "rstring" | "hdr");
+    let at = line.words.iter().position(kind)?;
+    let (value, status) = (line.word(at + 1), status.to_string());
+    let is = match line.word(at) {
+        "status" => value.split(',').any(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            first <= &*status && &*status <= last
+        }),
+        // no more is known of an expression than its digits
+        "rstatus" => value.contains(&status[..1]),
+        // the first line of a TCP check's answer
+        _ if line.word(0) == "tcp-check" && (value.contains("200") || value.contains("503")) => {
+            value.contains(&status)
+        }
+        _ => return None,
+    };
+    Some(is != line.words[..at].iter().any(|word| word == "!"))
 }
 
 /// The line that counts of those that begin so.

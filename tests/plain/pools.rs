@@ -114,6 +114,8 @@ fn each_mistake_is_found_at_its_line() {
         (rw, "option httpchk GET /replica", &[15], "no-lock"),
         ("OPTIONS /replica", "GET /liveness", &[24], "no-role"),
         ("OPTIONS /replica", "GET /ready", &[24], "no-lock"),
+        (expect, "http-check expect string running", &[16], "no-lock"),
+        (expect, "http-check expect status 200,503", &[16], "no-lock"),
         ("inter 3s fall 3 rise 2", "inter 30s fall 3", &[18, 19, 20], "slow-check"),
         (one, "server db-b 10.0.0.2:5432 check port 8008 inter 30s", &[19], "slow-check"),
         ("timeout check 5s", "timeout check 15s", &[11], "slow-timeout-check"),
@@ -136,6 +138,20 @@ fn each_mistake_is_found_at_its_line() {
     // a server of its own
     let only = SITE.replacen(on, "", 1).replacen("10.0.0.2:5432", &format!("10.0.0.2:5432{on}"), 1);
     assert_eq!(found(&only, false), [18, 20].map(|line| (line, "sessions-kept")).into());
+    // who wants those that are not the primary gets nodes that are stopped, too
+    let ro = "option httpchk OPTIONS /replica\n    http-check expect status 200";
+    for others in ["status 503", "! status 200", "! rstatus ^2"] {
+        let others = format!("option httpchk\n    http-check expect {others}");
+        let changed = SITE.replacen(ro, &others, 1);
+        assert_eq!(found(&changed, false), [(25, "no-role")].into(), "{others}");
+        let findings = rules::find(&of(&changed), true);
+        assert!(findings.iter().any(|finding| finding.place.line == 27
+            && finding.text.contains("agent-inter 2s agent-send \"replica\\n\"")));
+    }
+    for fine in ["rstatus (2|3)[0-9][0-9]", "! status 503", "! rstatus ^5", "status 200-299"] {
+        let changed = SITE.replace("status 200", fine);
+        assert_eq!(found(&changed, false), BTreeSet::new(), "{fine}");
+    }
     // a longer time limit for the time after the start
     let tunnel = SITE.replace("timeout client 30m", "timeout client 5s\n timeout tunnel 30m");
     assert_eq!(found(&tunnel, false), BTreeSet::new());

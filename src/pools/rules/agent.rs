@@ -29,8 +29,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 fn wanted<'a>(pool: &'a Pool, server: &'a Server) -> Option<&'a str> {
     let own = pool.own_question(server);
     let own = own.or_else(|| pool.nodes().find_map(|server| pool.own_question(server)));
+    if own.is_some() && pool.wants_the_others() {
+        return Some("replica");
+    }
     let no_role = |asked: &str| pool::NO_ROLE.contains(&asked.split('?').next().unwrap_or(asked));
-    own.filter(|asked| !no_role(asked)).or(is_for_writes(pool).then_some("primary"))
+    own.filter(|asked| pool::is_known(asked) && !no_role(asked)).or(is_for_writes(pool).then_some("primary"))
 }
 
 pub(super) fn agent_missing(site: &Site, found: &mut Found) {

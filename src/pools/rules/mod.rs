@@ -477,14 +477,9 @@ fn role_line<'a>(pool: &'a Pool) -> Option<&'a Line> {
             .any(|role| words.contains(role));
         body && role
     };
-    let status = pool
-        .check
-        .expects
-        .iter()
-        .any(|line| line.words.iter().any(|word| matches!(&**word, "status" | "rstatus")));
     let no_role = pool
         .nodes()
         .find_map(|server| pool.own_question(server))
         .is_some_and(|asked| pool::asks_for(asked).is_none());
-    pool.check.expects.iter().find(role).filter(|_| no_role || !status)
+    pool.check.expects.iter().find(role).filter(|_| no_role || pool.takes(503))
 }

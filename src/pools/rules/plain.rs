@@ -36,28 +36,8 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
         .collect();
     for pool in site.pools {
         if let Some(asked) = pool.nodes().find_map(|server| pool.own_question(server)) {
-            if !pool::is_known(asked) && role_line(pool).is_none() {
-                let happens = format!(
-                    "{}: Patroni knows no /{asked} and answers 503, so no server is UP",
-                    pool.name()
-                );
-                let place = pool.check.place.unwrap_or(pool.section.place);
-                let reads = if named_for_writes(pool) { "" } else { " (for reads: /replica)" };
-                let write = format!("write \"option httpchk OPTIONS /primary\"{reads}");
-                found.add(place, &happens, &write);
-                continue;
-            }
-            // a cluster that follows another has no lock for writes
-            let lock =
-                pool::asks_for(asked) == Some(Purpose::Write) || asked.starts_with("standby");
-            // whoever wants any node may ask for any
-            if named_for_writes(pool) && !lock && role_line(pool).is_none() && !pool.has_agents() {
-                let happens = format!(
-                    "{}: /{asked} asks for no leader lock, so a standby or a former primary is UP",
-                    pool.name()
-                );
-                let place = pool.check.place.unwrap_or(pool.section.place);
-                found.add(place, &happens, "write \"option httpchk OPTIONS /primary\"");
+            if role_line(pool).is_none() {
+                no_lock_asked(pool, asked, found);
             }
             continue;
         }
@@ -97,6 +77,29 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
     }
 }
 
+/// The same where Patroni is asked for something else, or its answer is not looked at.
+fn no_lock_asked(pool: &Pool, asked: &str, found: &mut Found) {
+    let (name, writes) = (pool.name(), named_for_writes(pool));
+    // a cluster that follows another has no lock for writes
+    let lock = pool::asks_for(asked) == Some(Purpose::Write) || asked.starts_with("standby");
+    let mut place = pool.check.place.unwrap_or(pool.section.place);
+    let reads = if writes { "" } else { " (for reads: /replica)" };
+    let mut write = format!("write \"option httpchk OPTIONS /primary\"{reads}");
+    let happens = if !pool::is_known(asked) {
+        format!("Patroni knows no /{asked} and answers 503, so no server is UP")
+    } else if lock && pool.takes(200) && pool.takes(503) {
+        place = pool.check.expects.first().map_or(place, |line| line.place);
+        "write \"http-check expect status 200\"".clone_into(&mut write);
+        format!("the status of /{asked} does not count, so a standby or a former primary is UP")
+    // whoever wants any node may ask for any
+    } else if writes && !lock && !pool.has_agents() {
+        format!("/{asked} asks for no leader lock, so a standby or a former primary is UP")
+    } else {
+        return;
+    };
+    found.add(place, &format!("{name}: {happens}"), &write);
+}
+
 /// Whether it is HTTP, whose checks are its own affair.
 fn is_web(pool: &Pool) -> bool {
     pool.last(&["mode"]).is_some_and(|line| line.word(1) == "http")
@@ -129,18 +132,23 @@ pub(super) fn no_role(site: &Site, found: &mut Found) {
         };
         let name = asked.split('?').next().unwrap_or_default();
         let said_already = named_for_writes(pool) && !pool.has_agents();
-        if pool::NO_ROLE.contains(&name) && !said_already {
-            let happens = format!(
-                "{}: /{name} says nothing of PostgreSQL, so a node that is stopped is UP",
-                pool.name()
-            );
-            let place = pool.check.place.unwrap_or(pool.section.place);
-            found.add(
-                place,
-                &happens,
+        let (place, happens, write) = if pool.wants_the_others() {
+            (
+                pool.check.expects.first().map(|line| line.place),
+                format!("every node to which /{asked} does not apply is UP, a stopped one as well"),
+                "write \"option httpchk OPTIONS /replica\" and \"http-check expect status 200\"",
+            )
+        } else if pool::NO_ROLE.contains(&name) && !said_already {
+            (
+                pool.check.place,
+                format!("/{name} says nothing of PostgreSQL, so a node that is stopped is UP"),
                 "ask /primary, /replica or, for any node that runs, /health",
-            );
-        }
+            )
+        } else {
+            continue;
+        };
+        let place = place.unwrap_or(pool.section.place);
+        found.add(place, &format!("{}: {happens}", pool.name()), write);
     }
 }
 
