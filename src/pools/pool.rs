@@ -131,6 +131,8 @@ pub struct Pool<'a> {
     pub frontends: Vec<&'a Section>,
     /// Whether it is another service's, whose agents are no concern of Patroni's.
     pub foreign: bool,
+    /// What the pool is for whose servers these `track`: they are UP when those are.
+    pub follows: Option<Purpose>,
 }
 
 impl Server {
@@ -148,6 +150,11 @@ impl Server {
     pub fn is_waiting_room(&self) -> bool {
         let local = self.host.starts_with("127.") || matches!(&*self.host, "localhost" | "::1");
         local && self.has("backup") && !self.has("check") && !self.has("agent-check")
+    }
+
+    /// The pool of the server that it tracks.
+    pub fn follows(&self) -> Option<&str> {
+        Some(self.get("track")?.split_once('/')?.0)
     }
 
     /// The line that its agent is sent.
@@ -174,11 +181,19 @@ impl<'a> Pool<'a> {
             }
         }
         let pool = |section| Pool::new(configuration, section, &pools);
-        sections
-            .iter()
-            .filter(|s| matches!(s.kind, Kind::Backend | Kind::Listen))
-            .map(pool)
-            .collect()
+        let pool =
+            sections.iter().filter(|s| matches!(s.kind, Kind::Backend | Kind::Listen)).map(pool);
+        let mut pools: Vec<_> = pool.collect();
+        // one may follow another that follows a third
+        for _ in 0..3 {
+            let known = pools.iter().filter_map(|pool| Some((pool.name(), pool.purpose()?)));
+            let known: HashMap<_, _> = known.collect();
+            for pool in &mut pools {
+                pool.follows =
+                    pool.servers.iter().find_map(|server| known.get(server.follows()?).copied());
+            }
+        }
+        pools
     }
 
     fn new(
@@ -190,7 +205,8 @@ impl<'a> Pool<'a> {
         let mut frontends = fronts.get(&*section.name).cloned().unwrap_or_default();
         frontends.dedup_by_key(|front| front.place);
         let (servers, check) = (servers(&lines), own_check(&lines, section));
-        let mut pool = Pool { section, lines, servers, check, frontends, foreign: false };
+        let mut pool =
+            Pool { section, lines, servers, check, frontends, foreign: false, follows: None };
         pool.foreign = pool.is_foreign();
         pool
     }
@@ -322,7 +338,7 @@ impl<'a> Pool<'a> {
                 }
             }
         }
-        purpose
+        purpose.or(self.follows)
     }
 
     /// Whether an answer with this status makes a server UP, as far as the status tells.

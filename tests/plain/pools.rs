@@ -124,6 +124,9 @@ fn each_mistake_is_found_at_its_line() {
         ("bind *:5000", "mode http", &[14], "http-mode"),
         ("bind *:5000", "http-request set-header a b", &[14], "http-rules"),
         ("bind *:5000", "option forwardfor", &[14], "http-rules"),
+        ("bind *:5000", "acl is_write method POST", &[14], "http-rules"),
+        ("bind *:5000", "use_backend w if { hdr(host) -i pg }", &[14], "http-rules"),
+        ("bind *:5000", "use_backend w if METH_GET", &[14], "http-rules"),
         ("timeout client 30m", "timeout client 5000", &[8], "short-timeout"),
         ("timeout server 30m", "timeout server 50s", &[10], "short-timeout"),
         ("timeout server 30m", "timeout server 30m\n timeout tunnel 1m", &[11], "short-timeout"),
@@ -152,6 +155,10 @@ fn each_mistake_is_found_at_its_line() {
         let changed = SITE.replace("status 200", fine);
         assert_eq!(found(&changed, false), BTreeSet::new(), "{fine}");
     }
+    // servers that follow those of another pool are UP when those are
+    let follows =
+        format!("{SITE}\nlisten bouncers\n server db-a 10.0.0.1:6432 track pgcluster_rw/db-a\n");
+    assert_eq!(found(&follows, false), [(32, "sessions-kept"), (33, "pooler-unchecked")].into());
     // a longer time limit for the time after the start
     let tunnel = SITE.replace("timeout client 30m", "timeout client 5s\n timeout tunnel 30m");
     assert_eq!(found(&tunnel, false), BTreeSet::new());

@@ -33,7 +33,8 @@ fn wanted<'a>(pool: &'a Pool, server: &'a Server) -> Option<&'a str> {
         return Some("replica");
     }
     let no_role = |asked: &str| pool::NO_ROLE.contains(&asked.split('?').next().unwrap_or(asked));
-    own.filter(|asked| pool::is_known(asked) && !no_role(asked)).or(is_for_writes(pool).then_some("primary"))
+    own.filter(|asked| pool::is_known(asked) && !no_role(asked))
+        .or(is_for_writes(pool).then_some("primary"))
 }
 
 pub(super) fn agent_missing(site: &Site, found: &mut Found) {

@@ -373,7 +373,9 @@ impl<'a> Site<'a> {
     /// The pools whose clients talk to PostgreSQL, as far as that can be known.
     fn of_postgresql(&self) -> impl Iterator<Item = &Pool<'a>> {
         let port = |server: &Server| server.port.is_some_and(|port| POSTGRESQL.contains(&port));
-        self.pools.iter().filter(move |pool| pool.asks_patroni() || pool.nodes().any(port))
+        self.pools.iter().filter(move |pool| {
+            pool.asks_patroni() || pool.follows.is_some() || pool.nodes().any(port)
+        })
     }
 
     /// The pools that have the agent, or shall have it; no reserve.

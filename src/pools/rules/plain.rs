@@ -2,7 +2,7 @@
 //! what PostgreSQL's sessions need.
 
 use super::{Found, Site, full, is_for_writes, named_for_writes, noticed, role_line, seconds};
-use crate::pools::configuration::Section;
+use crate::pools::configuration::{Line, Section};
 use crate::pools::pool::{self, POOLER, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -16,8 +16,9 @@ const SESSION: Duration = Duration::from_secs(300);
 
 pub(super) fn sessions_kept(site: &Site, found: &mut Found) {
     for pool in site.of_postgresql().filter(|pool| is_for_writes(pool)) {
-        let checked =
-            |server: &&Server| ["check", "agent-check"].iter().any(|word| server.has(word));
+        let checked = |server: &&Server| {
+            ["check", "agent-check", "track"].iter().any(|word| server.has(word))
+        };
         found.lacking(
             pool,
             pool.nodes().filter(checked),
@@ -221,19 +222,18 @@ pub(super) fn slow_timeout_check(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn pooler_unchecked(site: &Site, found: &mut Found) {
-    for pool in site.asking() {
+    for pool in site.pools.iter().filter(|pool| !site.reserves.contains(pool.name())) {
         let pooler = |server: &&Server| {
             let named = pool.name().contains("bouncer") || server.name.contains("bouncer");
             server.port == Some(POOLER) || named
         };
         for server in pool.nodes().filter(pooler) {
-            let reached = |port: Option<u16>| port.or(pool.check_port(server)) == server.port;
-            let asks = pool.own_question(server).is_some();
-            if server.has("check")
-                && asks
-                && !pool.check.ports.iter().any(|port| reached(*port))
-                && !site.reserves.contains(pool.name())
-            {
+            let checks = match server.follows() {
+                Some(name) => site.asking().find(|other| other.name() == name),
+                None => Some(pool).filter(|pool| pool.own_question(server).is_some()),
+            };
+            let reached = |port: &Option<u16>| port.or(pool.check_port(server)) == server.port;
+            if checks.is_some_and(|checks| !checks.check.ports.iter().any(reached)) {
                 let happens = format!(
                     "{}: only Patroni is asked, so it stays UP when its PgBouncer is dead or hangs",
                     full(pool, server)
@@ -283,6 +283,13 @@ pub(super) fn http_rules(site: &Site, found: &mut Found) {
         sections.push(pool.section);
         for section in sections {
             for line in &section.lines {
+                if let Some(word) = http_condition(line) {
+                    let happens = format!(
+                        "{}: \"{word}\" looks at HTTP, and PostgreSQL's traffic is none, so this never holds",
+                        section.name
+                    );
+                    found.add(line.place, &happens, "give each pool a port of its own");
+                }
                 let option = line.word(0) == "option" && options.contains(&line.word(1));
                 if starts.contains(&line.word(0)) || option {
                     let words = if option { line.from(0) } else { line.word(0).to_owned() };
@@ -295,6 +302,30 @@ pub(super) fn http_rules(site: &Site, found: &mut Found) {
             }
         }
     }
+}
+
+/// The word of a condition that looks at HTTP.
+fn http_condition(line: &Line) -> Option<&str> {
+    let starts = ["path", "hdr", "url", "base", "cook", "query", "http_auth"];
+    let http = |word: &str| {
+        let word = word.strip_prefix("req.").unwrap_or(word);
+        word == "method" || starts.iter().any(|start| word.starts_with(start))
+    };
+    let mut before = "";
+    for (at, word) in line.words.iter().enumerate() {
+        let found = match line.word(0) {
+            "acl" => at == 2 && http(word),
+            "use_backend" | "use-server" => {
+                (before == "{" && http(word)) || word.trim_start_matches('!').starts_with("METH_")
+            }
+            _ => false,
+        };
+        if found {
+            return Some(word);
+        }
+        before = word;
+    }
+    None
 }
 
 pub(super) fn short_timeout(site: &Site, found: &mut Found) {
