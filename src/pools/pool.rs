@@ -613,7 +613,8 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
         };
         match line.word(1) {
             "connect" => {
-                port = value("port").and_then(|port| port.parse().ok());
+                // 0 is one that is not known here, such as a variable
+                port = value("port").map(|port| port.parse().unwrap_or(0));
                 check.ports.push(port);
             }
             "expect" => check.expects.push((*line).clone()),

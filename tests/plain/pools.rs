@@ -155,10 +155,31 @@ fn each_mistake_is_found_at_its_line() {
         let changed = SITE.replace("status 200", fine);
         assert_eq!(found(&changed, false), BTreeSet::new(), "{fine}");
     }
+    // by the name of its frontend, clients write to this one
+    let front = "frontend pg_write\n default_backend nodes\nbackend nodes\n option httpchk GET /health\n \
+        server a b:5432 check port 8008\n server c d:5432 check port 8008\n";
+    assert_eq!(found(front, false), [(3, "sessions-kept"), (4, "no-lock")].into());
+    // a port that is not known here
+    let port = "option httpchk OPTIONS /primary\n    http-check connect port \"${NOTHING}\"";
+    let port = SITE.replace(rw, port).replace(" check port 8008", " check");
+    let found_there = found(port.split("listen pgcluster_ro").next().expect("a pool"), false);
+    assert_eq!(found_there, BTreeSet::new());
+    // a pooler of the same machines
+    let pooler = format!(
+        "{SITE}\nlisten bouncer_rw\n server a 10.0.0.1:6432 check\n server b 10.0.0.2:6432 check\n"
+    );
+    let lines = [(31, "sessions-kept"), (32, "no-lock"), (33, "no-lock")];
+    assert_eq!(found(&pooler, false), lines.into());
+    // each frontend has a limit of its own
+    let front = |limit: &str| {
+        format!("frontend {limit}\n timeout client {limit}\n default_backend pgcluster_ro\n")
+    };
+    let fronts = format!("{SITE}{}{}", front("1m"), front("1h"));
+    assert_eq!(found(&fronts, false), [(31, "short-timeout")].into());
     // servers that follow those of another pool are UP when those are
     let follows =
         format!("{SITE}\nlisten bouncers\n server db-a 10.0.0.1:6432 track pgcluster_rw/db-a\n");
-    assert_eq!(found(&follows, false), [(32, "sessions-kept"), (33, "pooler-unchecked")].into());
+    assert_eq!(found(&follows, false), [(31, "sessions-kept"), (32, "pooler-unchecked")].into());
     // a longer time limit for the time after the start
     let tunnel = SITE.replace("timeout client 30m", "timeout client 5s\n timeout tunnel 30m");
     assert_eq!(found(&tunnel, false), BTreeSet::new());

@@ -446,17 +446,26 @@ fn seconds(time: Duration) -> String {
     format!("{} s", time.as_secs_f32())
 }
 
-/// Whether a pool's name says that clients write there.
+/// Whether a pool's name says that clients write there or, if it says nothing, the names of its frontends.
 fn named_for_writes(pool: &Pool) -> bool {
-    let name = pool.name().to_lowercase();
+    let fronts = || pool.frontends.iter().map(|front| says_writes(&front.name));
+    says_writes(pool.name()).unwrap_or_else(|| {
+        fronts().any(|writes| writes == Some(true)) && fronts().all(|writes| writes != Some(false))
+    })
+}
+
+/// Whether a name says that clients write there, or that they read. None if it says neither.
+fn says_writes(name: &str) -> Option<bool> {
+    let name = name.to_lowercase();
     let name =
         ["read-write", "read_write", "readwrite"].iter().fold(name, |n, w| n.replace(w, "rw"));
     let says = |parts: &[&str], word: &str| {
         let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
         parts.iter().any(|part| name.contains(part)) || words.any(|other| other == word)
     };
-    let reads = says(&["read", "replica", "slave", "standby"], "ro");
-    !reads && says(&["write", "primary", "master", "leader"], "rw")
+    let reads = says(&["read", "replica", "slave", "standby", "secondary"], "ro");
+    let writes = says(&["write", "primary", "master", "leader"], "rw");
+    (reads || writes).then_some(writes && !reads)
 }
 
 /// Whether clients write here: by what is asked, or by its name where nothing tells.

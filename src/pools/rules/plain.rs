@@ -49,13 +49,11 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
         }
         for server in pool.nodes().filter(|server| server.has("check")) {
             let port = server.port.unwrap_or(0);
-            let known = if hosts.is_empty() || named_for_writes(pool) {
-                port == POSTGRESQL[0]
-            } else {
-                hosts.contains(&(&*server.host, server.port))
-                    || (POSTGRESQL.contains(&port)
-                        && hosts.iter().any(|(host, _)| *host == server.host))
-            };
+            // a PgBouncer elsewhere may lead to another HAProxy
+            let known = hosts.contains(&(&*server.host, server.port))
+                || (POSTGRESQL.contains(&port)
+                    && hosts.iter().any(|(host, _)| *host == server.host))
+                || (POSTGRESQL[0] == port && (hosts.is_empty() || named_for_writes(pool)));
             if known && !is_web(pool) {
                 let with = match &*pool.check.option {
                     "" => "a TCP check".to_owned(),
@@ -330,15 +328,14 @@ fn http_condition(line: &Line) -> Option<&str> {
 
 pub(super) fn short_timeout(site: &Site, found: &mut Found) {
     for pool in site.of_postgresql() {
-        let entrance = site.entrance_lines(pool);
-        let tunnel = pool.timeout("tunnel");
-        let times = match tunnel {
-            Some(tunnel) => vec![("tunnel", Some(tunnel))],
-            None => vec![
-                ("client", pool::timeout(&entrance, "client")),
-                ("server", pool.timeout("server")),
-            ],
-        };
+        let mut times = vec![("server", pool.timeout("server"))];
+        for section in pool.entrances() {
+            let lines = site.configuration.lines(section);
+            times.push(("client", pool::timeout(&lines, "client")));
+        }
+        if let Some(tunnel) = pool.timeout("tunnel") {
+            times = vec![("tunnel", Some(tunnel))];
+        }
         for (name, time) in times {
             let Some((time, line)) = time.filter(|(time, _)| *time < SESSION && !time.is_zero())
             else {
