@@ -426,6 +426,16 @@ fn what_the_agent_needs() {
     assert!(missing(27).ends_with("agent-send \"replica\\n\" disabled"), "{}", missing(27));
     let reserve = findings.iter().find(|finding| finding.rule == "reserve").expect("a finding");
     assert!(reserve.text.contains("{ nbsrv(pgcluster_rw) eq 2 } { nbsrv(agents) lt 3 }"));
+    // names of DNS, and a pool for any node
+    let template = "listen any\n option httpchk GET /health\n \
+        server-template pg 2 _pg._tcp.example check port 8008 resolvers dns init-addr none\n";
+    let of_any = rules::find(&of(template), true);
+    let said = |words: &str| of_any.iter().any(|finding| finding.text.contains(words));
+    assert!(said("agent-inter 2s agent-send \"health\\n\" disabled"));
+    assert!(said(
+        "enabled / server-template pg 2 _pg._tcp.example port 5555 resolvers dns init-addr none"
+    ));
+    assert!(!of_any.iter().any(|finding| finding.rule == "reserve"));
     let rules: BTreeSet<_> = findings.iter().map(|finding| finding.rule).collect();
     for rule in
         ["state-file", "old-process", "waiting-room", "agents-watched", "reserve", "gone-machine"]

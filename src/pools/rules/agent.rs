@@ -58,19 +58,33 @@ pub(super) fn agent_missing(site: &Site, found: &mut Found) {
                 }
                 _ => continue,
             };
-            let inter = if pool.purpose() == Some(Purpose::Read) { "2s" } else { "500ms" };
+            let inter = if may_write(pool) { "500ms" } else { "2s" };
             let mut write = vec!["agent-check".to_owned()];
             write.extend((!server.has("agent-port")).then(|| format!("agent-port {port}")));
             write.extend((!server.has("agent-inter")).then(|| format!("agent-inter {inter}")));
             let asked = wanted(pool, server).filter(|_| !server.has("agent-send"));
             write.extend(asked.map(|asked| format!("agent-send \"{asked}\\n\"")));
             write.extend((!server.has("disabled")).then(|| "disabled".to_owned()));
+            if asked.is_none() && !server.has("agent-send") {
+                write.push("and agent-send \"primary\\n\" (for reads: \"replica\\n\")".to_owned());
+            }
             let unknown = asked.and_then(|asked| asked.parse::<Check>().err());
             write.extend(unknown.map(|error| {
                 format!("(but the agent does not understand this health check: {error})")
             }));
             found.add(server.place, &happens, &format!("add {}", write.join(" ")));
         }
+    }
+}
+
+/// Whether clients may write here, as far as it is known.
+fn may_write(pool: &Pool) -> bool {
+    let any = |server: &Server| {
+        pool.question(server).is_some_and(|asked| asked.split('?').next() == Some("health"))
+    };
+    match pool.purpose() {
+        Some(purpose) => purpose == Purpose::Write,
+        None => is_for_writes(pool) || !pool.nodes().any(any),
     }
 }
 
@@ -209,7 +223,9 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
         let watched =
             site.watches.iter().flat_map(|watch| watch.servers.iter().map(move |s| (watch, s)));
         let watched: Vec<_> = watched.filter(|(_, server)| server.host == *host).collect();
-        let is_watched = |port: u16| watched.iter().any(|(_, server)| server.port == Some(port));
+        let is_watched = |port: u16| {
+            watched.iter().any(|(watch, server)| watch.check_port(server) == Some(port))
+        };
         let ports: BTreeSet<_> =
             watched.iter().map(|(watch, server)| watch.check_port(server)).collect();
         // all servers of a template have the same name
@@ -248,7 +264,7 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
 
 pub(super) fn agent_inter(site: &Site, found: &mut Found) {
     for pool in site.with_agent() {
-        let writes = pool.purpose() != Some(Purpose::Read);
+        let writes = may_write(pool);
         let (longest, write) = if writes { (WRITE_INTER, "500ms") } else { (READ_INTER, "2s") };
         let harm = if writes { ", so after a switchover two servers may be UP" } else { "" };
         let words = format!("agent-inter {write}");
@@ -465,11 +481,12 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
     let Some(first) = site.with_agent().next() else { return };
     let port = site.port();
     if site.watches.is_empty() {
-        let nodes = first.nodes().take(20);
-        let nodes = nodes.map(|server| format!(" / server {} {}:{port}", server.name, server.host));
+        let mut nodes: Vec<_> =
+            first.nodes().take(20).map(|server| asked_there(first, server, port)).collect();
+        nodes.dedup();
         let write = format!(
-            "write a backend \"agents\" with these lines: option tcp-check / tcp-check send \"primary\\n\" / tcp-check expect rstring \"^(up|down|fail|stopped|!)\" / default-server check fall 2 no-agent-check enabled{}",
-            nodes.collect::<String>()
+            "write a backend \"agents\" with these lines: option tcp-check / tcp-check send \"primary\\n\" / tcp-check expect rstring \"^(up|down|fail|stopped|!)\" / default-server check fall 2 no-agent-check enabled / {}",
+            nodes.join(" / ")
         );
         let happens =
             "nothing shows that an agent is silent, and neither an alert nor a reserve can tell";
@@ -506,12 +523,26 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
             let watched = site.watches.iter().any(|watch| has_node(watch, server));
             if !watched && said.insert(&server.host) {
                 let watch = site.watch(pool).map_or("agents", |watch| watch.name());
-                let write =
-                    format!("write \"server {} {}:{port}\" in {watch}", server.name, server.host);
+                let write = format!("write \"{}\" in {watch}", asked_there(pool, server, port));
                 let happens = "nothing shows that its agent is silent";
                 found.add(server.place, &format!("{}: {happens}", full(pool, server)), &write);
             }
         }
+    }
+}
+
+/// The line of a server in the backend that watches the agents. What DNS says of ports is for the pool.
+fn asked_there(pool: &Pool, server: &Server, port: u16) -> String {
+    let line = pool.lines.iter().find(|line| line.place == server.place);
+    let words = ["resolvers", "resolve-prefer", "init-addr"].into_iter();
+    let words = words.filter_map(|word| Some(format!(" {word} {}", server.get(word)?)));
+    let resolvers: String = words.collect();
+    match line.filter(|_| server.template) {
+        Some(line) => {
+            let (name, numbers, address) = (line.word(1), line.word(2), line.word(3));
+            format!("server-template {name} {numbers} {address} port {port}{resolvers}")
+        }
+        None => format!("server {} {}:{port}{resolvers}", server.name, server.host),
     }
 }
 
@@ -544,7 +575,7 @@ pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn reserve(site: &Site, found: &mut Found) {
-    for pool in site.with_agent().filter(|pool| pool.purpose() != Some(Purpose::Read)) {
+    for pool in site.with_agent().filter(|pool| may_write(pool)) {
         let (name, place) = (pool.name(), pool.section.place);
         let lines = site.entrance_lines(pool);
         let leads = |line: &&&Line| {

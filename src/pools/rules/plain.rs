@@ -88,7 +88,11 @@ fn no_lock_asked(pool: &Pool, asked: &str, found: &mut Found) {
         format!("Patroni knows no /{asked} and answers 503, so no server is UP")
     } else if lock && pool.takes(200) && pool.takes(503) {
         place = pool.check.expects.first().map_or(place, |line| line.place);
-        "write \"http-check expect status 200\"".clone_into(&mut write);
+        let line = match &*pool.check.option {
+            "tcp-check" => "tcp-check expect rstring \"^HTTP/1.. 200\"",
+            _ => "http-check expect status 200",
+        };
+        write = format!("write '{line}'");
         format!("the status of /{asked} does not count, so a standby or a former primary is UP")
     // whoever wants any node may ask for any
     } else if writes && !lock && !pool.has_agents() {
