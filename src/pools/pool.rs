@@ -262,7 +262,8 @@ impl<'a> Pool<'a> {
         let asks = |question: &'_ &Question| {
             let port = question.port.or(self.check_port(server));
             let elsewhere = postgresql && port != server.port;
-            let patronis = port == Some(PATRONI) || elsewhere;
+            // a web server may have that port itself
+            let patronis = (port == Some(PATRONI) && port != server.port) || elsewhere;
             // whatever is asked there, Patroni is asked
             let certain = port == Some(PATRONI) && elsewhere;
             question.path.as_deref().is_some_and(|path| certain || is_patronis(path, patronis))

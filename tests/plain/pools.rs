@@ -113,6 +113,12 @@ fn each_mistake_is_found_at_its_line() {
         (rw, "option httpchk GET /patroni", &[15], "no-lock"),
         (rw, "option httpchk GET /replica", &[15], "no-lock"),
         ("OPTIONS /replica", "GET /liveness", &[24], "no-role"),
+        (
+            "/replica\n    http-check expect status 200",
+            "/patroni\n    http-check expect ! string primary",
+            &[25],
+            "role-word",
+        ),
         ("OPTIONS /replica", "GET /ready", &[24], "no-lock"),
         (expect, "http-check expect string running", &[16], "no-lock"),
         (expect, "http-check expect status 200,503", &[16], "no-lock"),
@@ -194,8 +200,10 @@ fn what_other_services_do_is_their_affair() {
         option httpchk GET /\n server w1 10.0.0.1:443 check port 80 inter 30s\n server w2 10.0.0.2:443 check port 80\n\
         listen redis\n mode tcp\n option tcp-check\n tcp-check send \"ROLE\\r\\n\"\n tcp-check expect string master\n \
         server r1 10.0.0.1:6379 check\n server r2 10.0.0.2:6379 check\nlisten api\n option httpchk GET /primary\n \
-        server a 10.0.0.1:8008 check\n server b 10.0.0.2:8008 check\npeers all\n server a 10.0.0.1:5432\n\
+        server a 10.0.0.1:8008 check\n server b 10.0.0.2:8008 check\n\
+        listen app\n option httpchk GET /health\n server a 10.0.0.1:8008 check\n server b 10.0.0.2:8008 check\npeers all\n server a 10.0.0.1:5432\n\
         backend load\n server w1 10.0.0.1:80 agent-check agent-port 9999 agent-send \"load\\n\"\n";
+    assert_eq!(list(&of(others)).len(), 2);
     for agent in [false, true] {
         assert_eq!(found(others, agent), BTreeSet::new());
         assert_eq!(found(&format!("{SITE}{others}"), false), BTreeSet::new());

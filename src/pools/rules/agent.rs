@@ -531,19 +531,18 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
     }
 }
 
-/// The line of a server in the backend that watches the agents. What DNS says of ports is for the pool.
+/// The line of a server in the backend that watches the agents.
 fn asked_there(pool: &Pool, server: &Server, port: u16) -> String {
     let line = pool.lines.iter().find(|line| line.place == server.place);
+    let name = match line.filter(|_| server.template) {
+        Some(line) => format!("server-template {} {}", line.word(1), line.word(2)),
+        None => format!("server {}", server.name),
+    };
+    // what such a name says of ports is for the pool
+    let sign = if server.host.starts_with('_') { " port " } else { ":" };
     let words = ["resolvers", "resolve-prefer", "init-addr"].into_iter();
     let words = words.filter_map(|word| Some(format!(" {word} {}", server.get(word)?)));
-    let resolvers: String = words.collect();
-    match line.filter(|_| server.template) {
-        Some(line) => {
-            let (name, numbers, address) = (line.word(1), line.word(2), line.word(3));
-            format!("server-template {name} {numbers} {address} port {port}{resolvers}")
-        }
-        None => format!("server {} {}:{port}{resolvers}", server.name, server.host),
-    }
+    format!("{name} {}{sign}{port}{}", server.host, words.collect::<String>())
 }
 
 pub(super) fn nobody_reached(site: &Site, found: &mut Found) {

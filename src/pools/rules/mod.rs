@@ -470,7 +470,10 @@ fn says_writes(name: &str) -> Option<bool> {
 
 /// Whether clients write here: by what is asked, or by its name where nothing tells.
 fn is_for_writes(pool: &Pool) -> bool {
-    let word = |line: &Line| ["primary", "master"].iter().any(|word| line.from(2).contains(word));
+    let word = |line: &Line| {
+        let words = line.from(2);
+        ["primary", "master"].iter().any(|word| words.contains(word)) && !words.contains("! ")
+    };
     match pool.purpose() {
         Some(purpose) => purpose == Purpose::Write,
         None => role_line(pool).is_some_and(word) || named_for_writes(pool),

@@ -92,7 +92,7 @@ fn no_lock_asked(pool: &Pool, asked: &str, found: &mut Found) {
             "tcp-check" => "tcp-check expect rstring \"^HTTP/1.. 200\"",
             _ => "http-check expect status 200",
         };
-        write = format!("write '{line}'");
+        write = format!("write {line}");
         format!("the status of /{asked} does not count, so a standby or a former primary is UP")
     // whoever wants any node may ask for any
     } else if writes && !lock && !pool.has_agents() {
@@ -274,6 +274,9 @@ pub(super) fn http_rules(site: &Site, found: &mut Found) {
         "http-response",
         "http-after-response",
         "http-reuse",
+        "http-send-name-header",
+        "monitor-uri",
+        "capture",
         "cookie",
         "compression",
         "redirect",
@@ -332,22 +335,21 @@ fn http_condition(line: &Line) -> Option<&str> {
 
 pub(super) fn short_timeout(site: &Site, found: &mut Found) {
     for pool in site.of_postgresql() {
-        let mut times = vec![("server", pool.timeout("server"))];
+        let mut times = vec![(pool.name(), "server", pool.timeout("server"))];
         for section in pool.entrances() {
             let lines = site.configuration.lines(section);
-            times.push(("client", pool::timeout(&lines, "client")));
+            times.push((&section.name, "client", pool::timeout(&lines, "client")));
         }
         if let Some(tunnel) = pool.timeout("tunnel") {
-            times = vec![("tunnel", Some(tunnel))];
+            times = vec![(pool.name(), "tunnel", Some(tunnel))];
         }
-        for (name, time) in times {
+        for (of, name, time) in times {
             let Some((time, line)) = time.filter(|(time, _)| *time < SESSION && !time.is_zero())
             else {
                 continue;
             };
             let happens = format!(
-                "{}: a session that is idle for {}, or a query that takes longer, is cut",
-                pool.name(),
+                "{of}: a session that is idle for {}, or a query that takes longer, is cut",
                 seconds(time)
             );
             found.add(line.place, &happens, &format!("write \"timeout {name} 30m\""));
