@@ -16,6 +16,8 @@ const ANYBODYS: &[&str] =
 pub const POSTGRESQL: [u16; 2] = [5432, POOLER];
 /// The usual port of PgBouncer.
 pub const POOLER: u16 = 6432;
+/// The agent's port where nothing else is said.
+pub const AGENT: u16 = 5555;
 /// Patroni's port where nothing else is said.
 const PATRONI: u16 = 8008;
 /// The servers of a pool that are looked at.
@@ -211,7 +213,8 @@ impl<'a> Pool<'a> {
         pool
     }
 
-    /// HTTP that nobody asks Patroni about. With PostgreSQL's port or a health check of Patroni's, the mode is a mistake.
+    /// HTTP, or agents of another kind, that nobody asks Patroni about. With PostgreSQL's port or a health check of
+    /// Patroni's, the mode is a mistake.
     fn is_foreign(&self) -> bool {
         let patronis = |server: &Server| {
             let sent = server.agent_send().and_then(|sent| sent.split_whitespace().next());
@@ -220,7 +223,11 @@ impl<'a> Pool<'a> {
             sent || port || self.own_question(server).is_some()
         };
         let http = self.last(&["mode"]).is_some_and(|line| line.word(1) == "http");
-        http && !self.servers.iter().any(patronis)
+        let ours = |server: &Server| {
+            patronis(server) || self.is_postgresql(server) || server.agent_port() == Some(AGENT)
+        };
+        let all = &self.servers;
+        (http && !all.iter().any(patronis)) || (self.has_agents() && !all.iter().any(ours))
     }
 
     /// Its name.
@@ -274,7 +281,8 @@ impl<'a> Pool<'a> {
 
     /// Whether this is PostgreSQL, or a PgBouncer in front of it, by its name or port.
     pub fn is_postgresql(&self, server: &Server) -> bool {
-        let named = ["pg", "postgres", "patroni"].iter().any(|word| self.name().contains(word));
+        let name = self.name().to_lowercase();
+        let named = ["pg", "postgres", "patroni"].iter().any(|word| name.contains(word));
         named || server.port.is_some_and(|port| matches!(port, 5430..=5439 | POOLER))
     }
 

@@ -172,7 +172,7 @@ fn each_mistake_is_found_at_its_line() {
     assert_eq!(found_there, BTreeSet::new());
     // a pooler of the same machines
     let pooler = format!(
-        "{SITE}\nlisten bouncer_rw\n server a 10.0.0.1:6432 check\n server b 10.0.0.2:6432 check\n"
+        "{SITE}\nlisten poolerReadWrite\n server a 10.0.0.1:6432 check\n server b 10.0.0.2:6432 check\n"
     );
     let lines = [(31, "sessions-kept"), (32, "no-lock"), (33, "no-lock")];
     assert_eq!(found(&pooler, false), lines.into());
@@ -202,7 +202,8 @@ fn what_other_services_do_is_their_affair() {
         server r1 10.0.0.1:6379 check\n server r2 10.0.0.2:6379 check\nlisten api\n option httpchk GET /primary\n \
         server a 10.0.0.1:8008 check\n server b 10.0.0.2:8008 check\n\
         listen app\n option httpchk GET /health\n server a 10.0.0.1:8008 check\n server b 10.0.0.2:8008 check\npeers all\n server a 10.0.0.1:5432\n\
-        backend load\n server w1 10.0.0.1:80 agent-check agent-port 9999 agent-send \"load\\n\"\n";
+        backend load\n server w1 10.0.0.1:80 agent-check agent-port 9999 agent-send \"load\\n\"\n\
+        listen cluster\n mode tcp\n server k1 10.0.0.1:6443 check agent-check agent-port 9707 agent-inter 30s\n";
     assert_eq!(list(&of(others)).len(), 2);
     for agent in [false, true] {
         assert_eq!(found(others, agent), BTreeSet::new());

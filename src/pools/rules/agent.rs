@@ -2,11 +2,11 @@
 //! while no server is UP.
 
 use super::{
-    AGENT, Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, seconds, time,
+    Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, seconds, time,
 };
 use crate::check::Check;
 use crate::pools::configuration::Line;
-use crate::pools::pool::{self, POSTGRESQL, Pool, Purpose, Server};
+use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
@@ -542,7 +542,8 @@ fn asked_there(pool: &Pool, server: &Server, port: u16) -> String {
     let sign = if server.host.starts_with('_') { " port " } else { ":" };
     let words = ["resolvers", "resolve-prefer", "init-addr"].into_iter();
     let words = words.filter_map(|word| Some(format!(" {word} {}", server.get(word)?)));
-    format!("{name} {}{sign}{port}{}", server.host, words.collect::<String>())
+    let host = server.get("agent-addr").unwrap_or(&server.host);
+    format!("{name} {host}{sign}{port}{}", words.collect::<String>())
 }
 
 pub(super) fn nobody_reached(site: &Site, found: &mut Found) {

@@ -2,15 +2,13 @@
 //! good configuration of HAProxy for Patroni looks like (units/examples/haproxy.cfg); knows nothing of files and sockets.
 
 use crate::pools::configuration::{Configuration, Kind, Line, Place};
-use crate::pools::pool::{self, POSTGRESQL, Pool, Purpose, Server};
+use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 mod agent;
 mod plain;
 
-/// The agent's port where nothing else is said.
-const AGENT: u16 = 5555;
 /// HAProxy's default for `inter` and `agent-inter`.
 const INTER: Duration = Duration::from_secs(2);
 
@@ -458,7 +456,7 @@ fn named_for_writes(pool: &Pool) -> bool {
 fn says_writes(name: &str) -> Option<bool> {
     let name = name.to_lowercase();
     let name =
-        ["read-write", "read_write", "readwrite"].iter().fold(name, |n, w| n.replace(w, "rw"));
+        ["read-write", "read_write", "readwrite"].iter().fold(name, |n, w| n.replace(w, "-rw-"));
     let says = |parts: &[&str], word: &str| {
         let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
         parts.iter().any(|part| name.contains(part)) || words.any(|other| other == word)
