@@ -19,7 +19,7 @@ pub const POOLER: u16 = 6432;
 /// The agent's port where nothing else is said.
 pub const AGENT: u16 = 5555;
 /// Patroni's port where nothing else is said.
-const PATRONI: u16 = 8008;
+pub const PATRONI: u16 = 8008;
 /// The servers of a pool that are looked at.
 const SERVERS: usize = 10_000;
 /// The server words that take nothing.

@@ -186,6 +186,23 @@ fn each_mistake_is_found_at_its_line() {
     let follows =
         format!("{SITE}\nlisten bouncers\n server db-a 10.0.0.1:6432 track pgcluster_rw/db-a\n");
     assert_eq!(found(&follows, false), [(31, "sessions-kept"), (32, "pooler-unchecked")].into());
+    // standbys alone need no Patroni
+    let standbys = "listen pg_replicas\n server a b:5432 check\n server c d:5432 check\n";
+    assert_eq!(found(standbys, false), BTreeSet::new());
+    // what to write is for this pool, and with this site's port
+    let other = SITE.replace("8008", "8009").replacen(rw, "option tcp-check", 1);
+    let other = other.replacen("maxconn 100 check port 8009", "check", 1);
+    let other = other.replacen("OPTIONS /replica", "GET /patroni", 1);
+    let other = other.replace("expect status 200", "expect string replica");
+    for (line, wanted) in [
+        (18, "write \"option httpchk OPTIONS /primary\" and \"check port 8009\""),
+        (19, "write \"option httpchk OPTIONS /primary\""),
+        (25, "write \"option httpchk OPTIONS /replica\" and \"http-check expect status 200\""),
+    ] {
+        let findings = rules::find(&of(&other), false);
+        let there: Vec<_> = findings.iter().filter(|f| f.place.line == line).collect();
+        assert!(there.len() == 1 && there[0].text.ends_with(wanted), "{line}: {there:?}");
+    }
     // a longer time limit for the time after the start
     let tunnel = SITE.replace("timeout client 30m", "timeout client 5s\n timeout tunnel 30m");
     assert_eq!(found(&tunnel, false), BTreeSet::new());

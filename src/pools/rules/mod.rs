@@ -2,8 +2,8 @@
 //! good configuration of HAProxy for Patroni looks like (units/examples/haproxy.cfg); knows nothing of files and sockets.
 
 use crate::pools::configuration::{Configuration, Kind, Line, Place};
-use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server};
-use std::collections::{BTreeMap, HashSet};
+use crate::pools::pool::{self, AGENT, PATRONI, POSTGRESQL, Pool, Purpose, Server};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 mod agent;
@@ -45,6 +45,8 @@ struct Site<'a> {
     watches: Vec<&'a Pool<'a>>,
     /// The names of the pools that are used only while others have no server.
     reserves: HashSet<&'a str>,
+    /// The ports on which Patroni is asked, by the node's address and port.
+    apis: HashMap<(&'a str, Option<u16>), u16>,
 }
 
 /// What a rule has found.
@@ -293,7 +295,15 @@ pub fn find(configuration: &Configuration, agent: bool) -> Vec<Finding> {
         .filter(|pool| !pool.watches_agents() && !pool.is_rest_api() && !pool.foreign)
         .cloned()
         .collect();
-    let site = Site { configuration, pools: &pools, agent, watches, reserves };
+    let mut apis = HashMap::new();
+    for pool in &pools {
+        for server in pool.nodes().filter(|server| pool.own_question(server).is_some()) {
+            if let Some(port) = pool.patroni_port(server).filter(|p| !POSTGRESQL.contains(p)) {
+                apis.entry((&*server.host, server.port)).or_insert(port);
+            }
+        }
+    }
+    let site = Site { configuration, pools: &pools, agent, watches, reserves, apis };
     let mut findings = Vec::new();
     for rule in RULES {
         let mut found = Found::default();
@@ -398,6 +408,11 @@ impl<'a> Site<'a> {
         if count.contains_key(&AGENT) { AGENT } else { most.unwrap_or(AGENT) }
     }
 
+    /// The port of a node's REST API: the one on which others ask it.
+    fn patronis_port(&self, server: &Server) -> u16 {
+        self.apis.get(&(&*server.host, server.port)).copied().unwrap_or(PATRONI)
+    }
+
     /// The first line of `global` or, without it, of the first pool.
     fn global_place(&self) -> Option<Place> {
         let sections = &self.configuration.sections;
@@ -444,12 +459,16 @@ fn seconds(time: Duration) -> String {
     format!("{} s", time.as_secs_f32())
 }
 
-/// Whether a pool's name says that clients write there or, if it says nothing, the names of its frontends.
+/// Whether a pool's name says that clients write there or that they read or, if it says nothing, the names of its
+/// frontends.
+fn named(pool: &Pool) -> Option<bool> {
+    let fronts: Vec<_> = pool.frontends.iter().filter_map(|f| says_writes(&f.name)).collect();
+    let all = |said: bool| fronts.iter().all(|other| *other == said);
+    says_writes(pool.name()).or(fronts.first().copied().filter(|said| all(*said)))
+}
+
 fn named_for_writes(pool: &Pool) -> bool {
-    let fronts = || pool.frontends.iter().map(|front| says_writes(&front.name));
-    says_writes(pool.name()).unwrap_or_else(|| {
-        fronts().any(|writes| writes == Some(true)) && fronts().all(|writes| writes != Some(false))
-    })
+    named(pool) == Some(true)
 }
 
 /// Whether a name says that clients write there, or that they read. None if it says neither.

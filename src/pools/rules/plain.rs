@@ -1,7 +1,9 @@
 //! The mistakes of any pool in front of PostgreSQL, with the agent or without. Knows what HAProxy's own check must ask, and
 //! what PostgreSQL's sessions need.
 
-use super::{Found, Site, full, is_for_writes, named_for_writes, noticed, role_line, seconds};
+use super::{
+    Found, Site, full, is_for_writes, named, named_for_writes, noticed, role_line, seconds,
+};
 use crate::pools::configuration::{Line, Section};
 use crate::pools::pool::{self, POOLER, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::HashSet;
@@ -35,6 +37,8 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
         .flat_map(|pool| pool.nodes().filter(|server| pool.question(server).is_some()))
         .map(|server| (server.host.as_str(), server.port))
         .collect();
+    let only_reads = site.of_postgresql().all(|pool| named(pool) == Some(false));
+    let anybodys = hosts.is_empty() && !only_reads;
     for pool in site.pools {
         if let Some(asked) = pool.nodes().find_map(|server| pool.own_question(server)) {
             if role_line(pool).is_none() {
@@ -47,13 +51,14 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
         if pool.asks_patroni() || pool.nodes().count() < 2 || program {
             continue;
         }
+        let question = question_for(pool);
         for server in pool.nodes().filter(|server| server.has("check")) {
             let port = server.port.unwrap_or(0);
-            // a PgBouncer elsewhere may lead to another HAProxy
+            // a PgBouncer elsewhere may lead to another HAProxy, and standbys alone need no Patroni
             let known = hosts.contains(&(&*server.host, server.port))
                 || (POSTGRESQL.contains(&port)
                     && hosts.iter().any(|(host, _)| *host == server.host))
-                || (POSTGRESQL[0] == port && (hosts.is_empty() || named_for_writes(pool)));
+                || (POSTGRESQL[0] == port && (anybodys || named_for_writes(pool)));
             if known && !is_web(pool) {
                 let with = match &*pool.check.option {
                     "" => "a TCP check".to_owned(),
@@ -63,14 +68,13 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
                     "{}: {with} does not ask Patroni, so any node that listens is UP, a standby or a former primary as well",
                     full(pool, server)
                 );
-                let reads = if named_for_writes(pool) { "" } else { " (for reads: /replica)" };
-                found.add(
-                    server.place,
-                    &happens,
-                    &format!(
-                        "write \"option httpchk OPTIONS /primary\"{reads} and \"check port 8008\""
-                    ),
-                );
+                let right = pool.check_port(server).filter(|port| !POSTGRESQL.contains(port));
+                let port = match right {
+                    Some(_) => String::new(),
+                    None => format!(" and \"check port {}\"", site.patronis_port(server)),
+                };
+                let write = format!("write {question}{port}");
+                found.add(server.place, &happens, &write);
             }
         }
     }
@@ -82,8 +86,7 @@ fn no_lock_asked(pool: &Pool, asked: &str, found: &mut Found) {
     // a cluster that follows another has no lock for writes
     let lock = pool::asks_for(asked) == Some(Purpose::Write) || asked.starts_with("standby");
     let mut place = pool.check.place.unwrap_or(pool.section.place);
-    let reads = if writes { "" } else { " (for reads: /replica)" };
-    let mut write = format!("write \"option httpchk OPTIONS /primary\"{reads}");
+    let mut write = format!("write {}", question_for(pool));
     let happens = if !pool::is_known(asked) {
         format!("Patroni knows no /{asked} and answers 503, so no server is UP")
     } else if lock && pool.takes(200) && pool.takes(503) {
@@ -101,6 +104,15 @@ fn no_lock_asked(pool: &Pool, asked: &str, found: &mut Found) {
         return;
     };
     found.add(place, &format!("{name}: {happens}"), &write);
+}
+
+/// What a pool shall ask.
+fn question_for(pool: &Pool) -> &'static str {
+    match named(pool).or_else(|| is_for_writes(pool).then_some(true)) {
+        Some(true) => "\"option httpchk OPTIONS /primary\"",
+        Some(false) => "\"option httpchk OPTIONS /replica\"",
+        None => "\"option httpchk OPTIONS /primary\" (for reads: /replica)",
+    }
 }
 
 /// Whether it is HTTP, whose checks are its own affair.
@@ -123,7 +135,9 @@ pub(super) fn role_word(site: &Site, found: &mut Found) {
                 "{}: the role word stays for up to 31 s after the leader lock is lost, and two nodes had it at once",
                 pool.name()
             );
-            found.add(line.place, &happens, "write \"option httpchk OPTIONS /primary\" (for reads: /replica) and \"http-check expect status 200\"");
+            let write =
+                format!("write {} and \"http-check expect status 200\"", question_for(pool));
+            found.add(line.place, &happens, &write);
         }
     }
 }
@@ -167,9 +181,11 @@ pub(super) fn unchecked_server(site: &Site, found: &mut Found) {
                 "{}: nobody checks it, so it is always UP and gets clients whatever it is",
                 full(pool, server)
             );
-            let write =
-                if server.has("port") { "add \"check\"" } else { "add \"check port 8008\"" };
-            found.add(server.place, &happens, write);
+            let write = match server.get("port") {
+                Some(_) => "add \"check\"".to_owned(),
+                None => format!("add \"check port {}\"", site.patronis_port(server)),
+            };
+            found.add(server.place, &happens, &write);
         }
     }
 }
@@ -183,11 +199,9 @@ pub(super) fn asks_postgresql(site: &Site, found: &mut Found) {
                     "{}: its check sends HTTP to port {port}, where PostgreSQL does not answer it, so it is DOWN",
                     full(pool, server)
                 );
-                found.add(
-                    server.place,
-                    &happens,
-                    "write \"check port 8008\", the port of Patroni's REST API",
-                );
+                let port = site.patronis_port(server);
+                let write = format!("write \"check port {port}\", the port of Patroni's REST API");
+                found.add(server.place, &happens, &write);
             }
         }
     }
