@@ -396,21 +396,20 @@ impl<'a> Pool<'a> {
 
 /// Whether a line accepts an answer with this status. None if it does not look at the status.
 fn takes(line: &Line, status: u16) -> Option<bool> {
-    let kind =
-        |word: &String| matches!(&**word, "status" | "rstatus" | "string" | "rstring" | "hdr");
-    let at = line.words.iter().position(kind)?;
-    let (value, status) = (line.word(at + 1), status.to_string());
-    let is = match line.word(at) {
-        "status" => value.split(',').any(|part| {
+    let kinds = ["status", "rstatus", "string", "rstring", "binary", "rbinary"];
+    let at = line.words.iter().position(|word| kinds.contains(&word.as_str()))?;
+    let value = line.word(at + 1);
+    let code = status.to_string();
+    let first_line = ["HTTP/", "200", "503", "OK"].iter().any(|part| value.contains(part));
+    let is = match (line.word(0), line.word(at)) {
+        (_, "status") => value.split(',').any(|part| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            first <= &*status && &*status <= last
+            first <= &*code && &*code <= last
         }),
         // no more is known of an expression than its digits
-        "rstatus" => value.contains(&status[..1]),
-        // the first line of a TCP check's answer
-        _ if line.word(0) == "tcp-check" && (value.contains("200") || value.contains("503")) => {
-            value.contains(&status)
-        }
+        (_, "rstatus") => value.contains(&code[..1]),
+        ("tcp-check", "binary" | "rbinary") => status == 200,
+        ("tcp-check", _) if first_line => (status == 503) == value.contains("503"),
         _ => return None,
     };
     Some(is != line.words[..at].iter().any(|word| word == "!"))

@@ -161,6 +161,21 @@ fn each_mistake_is_found_at_its_line() {
         let changed = SITE.replace("status 200", fine);
         assert_eq!(found(&changed, false), BTreeSet::new(), "{fine}");
     }
+    for (expect, mistake) in [
+        ("rstring \"^HTTP/1.. 2\"", false),
+        ("string \"200 OK\"", false),
+        ("binary 485454502f312e3020323030", false),
+        ("! string 503", false),
+        ("rstring \"^HTTP\"", true),
+        ("string running", true),
+    ] {
+        let pool = format!(
+            "listen pg\n option tcp-check\n tcp-check connect port 8008\n tcp-check send \"GET /primary HTTP/1.0\\r\\n\\r\\n\"\n \
+            tcp-check expect {expect}\n server a b:5432 check on-marked-down shutdown-sessions\n"
+        );
+        let wanted: BTreeSet<_> = mistake.then_some((5, "no-lock")).into_iter().collect();
+        assert_eq!(found(&pool, false), wanted, "{expect}");
+    }
     // by the name of its frontend, clients write to this one
     let front = "frontend pg_write\n default_backend nodes\nbackend nodes\n option httpchk GET /health\n \
         server a b:5432 check port 8008\n server c d:5432 check port 8008\n";
