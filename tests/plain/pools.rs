@@ -467,6 +467,9 @@ fn what_the_agent_needs() {
     assert!(missing(27).ends_with("agent-send \"replica\\n\" disabled"), "{}", missing(27));
     let reserve = findings.iter().find(|finding| finding.rule == "reserve").expect("a finding");
     assert!(reserve.text.contains("{ nbsrv(pgcluster_rw) eq 2 } { nbsrv(agents) lt 3 }"));
+    let unlimited = rules::find(&of(&SITE.replace("timeout check 5s", "")), true);
+    let late = unlimited.iter().filter(|finding| finding.rule == "late-answer");
+    assert_eq!(late.map(|finding| finding.place.line).collect::<Vec<_>>(), [13]);
     // names of DNS, and a pool for any node
     let template = "listen any\n option httpchk GET /health\n \
         server-template pg 2 _pg._tcp.example check port 8008 resolvers dns init-addr none\n";

@@ -346,7 +346,9 @@ pub(super) fn late_answer(site: &Site, found: &mut Found) {
         let inter = pool.nodes().map(|server| time(server, "agent-inter").unwrap_or(INTER)).min();
         let (time, place) = match limit {
             Some((time, line)) => (Some(time), line.place),
-            None => (inter.filter(|_| pool.has_agents()), pool.section.place),
+            None if pool.has_agents() => (inter, pool.section.place),
+            // with the agent-inter that it is told to write
+            None => (may_write(pool).then_some(Duration::from_millis(500)), pool.section.place),
         };
         if let Some(time) = time.filter(|time| *time <= AGENT_TIMEOUT) {
             let happens = format!(
