@@ -8,11 +8,12 @@ use crate::pools::pool::{Pool, Purpose, Server};
 use crate::pools::reported::{self, ASKED, FORCED, NO_ADDRESS, Shown, State, THERE};
 use serde_json::Value;
 use std::collections::HashMap;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ureq::Agent;
 use ureq::unversioned::transport::TcpConnector;
 
@@ -61,7 +62,7 @@ pub fn see(
     let pools = Pool::all(configuration);
     let began = Instant::now();
     loop {
-        let seen = look(&pools, &socket);
+        let seen = look(configuration, &pools, &socket);
         let asks = seen.as_ref().is_ok_and(|seen| seen.servers.iter().any(Looked::hides_answer));
         let patience = if asks { wait + ANSWERED } else { wait };
         if began.elapsed() >= patience || seen.as_ref().is_ok_and(Seen::is_well) {
@@ -141,7 +142,7 @@ impl Looked {
 }
 
 /// One look at HAProxy.
-fn look(pools: &[Pool], socket: &Path) -> Result<Seen, String> {
+fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<Seen, String> {
     let shown = reported::shown(&haproxy::ask(socket, "show stat -1 4 -1 typed")?);
     let states = reported::states(&haproxy::ask(socket, "show servers state")?);
     let info = haproxy::ask(socket, "show info")?;
@@ -156,6 +157,10 @@ fn look(pools: &[Pool], socket: &Path) -> Result<Seen, String> {
         seen.wrong.push(
             "the process that answers has been replaced by a reload; ask the new one".to_owned(),
         );
+    } else if let Some(file) = newer_than(started(&info), configuration) {
+        seen.wrong.push(format!(
+            "{file} has been changed since the process that answers was started; has HAProxy been reloaded?"
+        ));
     }
     let counts = |pool: &&Pool| pool.watches_agents() || pool.asks_patroni() && !pool.is_rest_api();
     let asking: Vec<_> = pools.iter().filter(counts).collect();
@@ -187,6 +192,28 @@ fn look(pools: &[Pool], socket: &Path) -> Result<Seen, String> {
         seen.wrong.push("HAProxy has no server that asks Patroni".to_owned());
     }
     Ok(seen)
+}
+
+/// When HAProxy's process was started, in whole seconds. A reload is over before its new process answers.
+fn started(info: &str) -> Option<u64> {
+    let seconds = |name: &str| {
+        let value = info.lines().find_map(|line| line.trim().strip_prefix(name));
+        value.and_then(|value| value.trim().parse::<u64>().ok())
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
+    // since HAProxy 2.5
+    seconds("Start_time_sec:").or_else(|| Some(now.saturating_sub(seconds("Uptime_sec:")?)))
+}
+
+/// A file of the configuration that is newer.
+fn newer_than(started: Option<u64>, configuration: &Configuration) -> Option<&str> {
+    let newer = |file: &&String| {
+        let changed = fs::metadata(file).and_then(|file| file.modified()).ok();
+        let changed = changed.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        changed.map(|time| time.as_secs()) > started
+    };
+    started?;
+    configuration.files.iter().find(newer).map(String::as_str)
 }
 
 /// What is wrong with a server.

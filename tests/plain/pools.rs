@@ -1065,6 +1065,18 @@ fn what_is_wrong_is_said_in_words() {
     let (code, said) = status(site(|_| {}), "Stopping: 0", &[]);
     assert_eq!((code, said.lines().count()), (Some(0), 4), "{said}");
     assert!(said.starts_with("rw/a  UP     agent L7OK: up (primary, running), check L7OK, weight 1, sessions 7, Patroni: no answer"), "{said}");
+    // the file has just been written
+    for (info, well) in [
+        ("Uptime_sec: 0", true),
+        ("Uptime_sec: 60", false),
+        ("Start_time_sec: 1\nUptime_sec: 0", false),
+        ("Start_time_sec: 99999999999", true),
+        ("Start_time_sec: x", true),
+    ] {
+        let (code, said) = status(site(|_| {}), info, &[]);
+        assert_eq!(code == Some(0), well, "{info}: {said}");
+        assert_eq!(said.contains("haproxy.cfg has been changed since"), !well, "{info}: {said}");
+    }
     let (code, said) = status(site(|_| {}), "Stopping: 0", &["--quiet"]);
     assert_eq!((code, &*said), (Some(0), "OK: 4 servers that ask Patroni\n"));
     type Change = fn(&mut Shown);
