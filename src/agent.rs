@@ -1,311 +1,181 @@
-//! One agent check, from the connection to the reply, and many of them: the pipe. Knows all the steps and does none of
-//! them itself.
+//! One agent check, from the connection to the reply: open, confine, read the question, ask, conclude. In goes a connection,
+//! out comes a reply and perhaps a line for the journal. Knows all the steps and does none of them itself.
 
 use crate::before_stop::{Note, Patience};
-use crate::check::Check;
-use crate::connection::{self, Connection};
-use crate::decide::{self, Policy, Times, Unreachable};
-use crate::memory::{self, Memory, News};
+use crate::connection::{self, Connection, NoLine};
+use crate::decide::{self, Case, Policy, Unreachable};
+use crate::hold::{self, Hold};
+use crate::memory::{Memory, News};
 use crate::options::{self, Options, Stop};
-use crate::patroni::{Heard, NoAnswer};
-use crate::question::{Asked, HOLD, NoQuestion, Question};
+use crate::patroni::Heard;
+use crate::process::{self, Process};
+use crate::question::{NoQuestion, Question};
+use crate::questions::Questions;
 use crate::reply::{self, Otherwise, Reply, Verdict};
-use crate::sandbox::{self, Again};
-use crate::share::{Missed, Shared};
-use crate::{NAME, by_hand, hold, serve, syslog};
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::RawFd;
+use crate::{NAME, by_hand, serve};
+use std::net::TcpListener;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// Questions to Patroni at once, of which one source has all but one, and the least time between two: its REST API has five
-/// workers, a queue of five, and shares one core with its main loop. Each question takes a millisecond of that.
-const AT_ONCE: usize = 5;
-const APART: Duration = Duration::from_millis(2);
-/// Different questions with a query of one source that may wait: anybody can make up another one, and it would wait for its
-/// deadline.
-const WAITING: usize = 64;
 /// In the journal, at most once a minute.
 const NOT_UNDERSTOOD: &str = "agent-send line not understood (the reply says why)";
 /// Usage, in sysexits(3).
 const USAGE: u8 = 64;
 
-/// When Patroni was asked, and what came of it.
-type Timed = (Times, Heard);
-
-/// Those who ask for the same path, where Patroni is looked for at the same address.
-type SameQuestion = (String, Option<IpAddr>);
-
-/// A process for one check, which locks itself in.
-pub fn one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
-    // HAProxy's checks ask Patroni once
-    let explain = options.explain && matches!(connection, Connection::Standard);
-    let prepare = |connection: &Connection, memory: &Memory| {
-        let prepared = options.patroni.prepare(local(options, connection));
-        // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
-        if !cfg!(without_sandbox) {
-            let port = options.patroni.connect_to.port;
-            match sandbox::enter(port, memory.descriptor(), syslog::descriptor()) {
-                Err(missing) => connection.remark(&missing),
-                Ok(()) if explain => connection.remark("sandbox: complete"),
-                Ok(()) => {}
-            }
-        }
-        move |connection: &Connection, check: &Check, patience: &Patience| {
-            let deadline = patience.deadline;
-            let asked = timed(|| match &prepared {
-                Ok(prepared) => prepared.ask(check, patience),
-                Err(no_answer) => unheard(options, connection, no_answer.clone()),
-            });
-            let Connection::Standard = connection else { return asked };
-            if explain {
-                let lines = by_hand::asked(prepared.as_ref().ok(), check, &asked.1, deadline);
-                lines.iter().for_each(|text| connection.remark(text));
-            }
-            if let (Ok(prepared), Ok(_)) = (&prepared, &asked.1.answer) {
-                let elsewhere = by_hand::elsewhere(&options.patroni, &asked.1);
-                let too_long = too_long(options, prepared.lock_outlives(deadline));
-                elsewhere.iter().chain(&too_long).for_each(|text| connection.remark(text));
-            }
-            asked
-        }
-    };
-    let answered = answer(options, &mut connection, started, prepare);
-    say(&connection, &answered)
+/// Answers one check in a process of its own.
+pub fn answer_one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
+    let concluded = answer(options, &mut connection, started, None);
+    send(&connection, &concluded)
 }
 
-/// A process for many, which locks itself in as far as it does not need the same again for the next.
-pub fn many(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
+/// Answers all checks that come by these sockets, until none has come for a while.
+pub fn answer_all(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or_else(|_| options::default_idle(), |options| options.idle);
-    let shared = Shared::new(AT_ONCE, APART, WAITING);
-    let lock_in = |systemd| {
-        if let Ok(options) = options {
-            options.patroni.sockets();
-        }
-        if let Err(missing) = sandbox::enter_listening(&again(options, systemd)) {
-            connection::log(4, &missing);
-        }
-    };
-    let served = serve::serve(listeners, idle, lock_in, |mut connection, place| match options {
+    let questions = Questions::default();
+    let confine = |systemd| process::confine_listener(options.as_ref().ok(), systemd);
+    let served = serve::serve(listeners, idle, confine, |mut connection, place| match options {
         Ok(options) => {
-            let started = Instant::now();
-            let prepare = |_: &Connection, _: &Memory| {
-                |connection: &Connection, check: &Check, patience: &Patience| {
-                    place.heard();
-                    together(&shared, options, connection, check, patience)
-                }
-            };
-            let answered = answer(options, &mut connection, started, prepare);
-            say(&connection, &answered);
-            reply::words(answered.reply.verdict)
+            let process = Process::Listener(&questions, place);
+            let concluded = answer(options, &mut connection, Instant::now(), Some(process));
+            send(&connection, &concluded);
+            reply::words(concluded.reply.verdict)
         }
         Err(stop) => {
-            self::stop(&connection, stop);
+            refuse(&connection, stop);
             reply::words(Verdict::Fail)
         }
     });
     match served {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => usage_error(&format!("cannot serve: {error}")),
+        Err(error) => report_usage_error(&format!("cannot serve: {error}")),
     }
 }
 
-/// Where on this machine HAProxy asked, if Patroni may be there.
-fn local(options: &Options, connection: &Connection) -> Option<SocketAddr> {
-    if options.patroni.elsewhere { connection.local() } else { None }
-}
-
-/// What nobody was asked for.
-fn unheard(options: &Options, connection: &Connection, no_answer: NoAnswer) -> Heard {
-    let from = options.patroni.would_be(local(options, connection));
-    Heard { from, answer: Err(no_answer) }
-}
-
-/// What each check of a listening process needs: next to nothing, if the command line is wrong.
-fn again(options: &Result<Options, Stop>, systemd: Option<RawFd>) -> Again {
-    let options = options.as_ref().ok();
-    let read = |options: &Options| {
-        let mut files = options.patroni.files();
-        files.extend([options.hold_file.clone(), options.before_stop_file.clone()]);
-        files
-    };
-    Again {
-        port: options.map(|options| options.patroni.connect_to.port),
-        read: options.map(read).unwrap_or_default(),
-        memory: options.map(|options| options.memory_file.clone()),
-        log: syslog::descriptor(),
-        systemd,
-    }
-}
-
-/// Asks, and looks at the clock before and after.
-fn timed(ask: impl FnOnce() -> Heard) -> Timed {
-    let (asked, since) = (memory::now(), Instant::now());
-    let heard = ask();
-    (Times { asked, answered: asked + since.elapsed() }, heard)
-}
-
-/// Asks for all who want to know the same, and only then reads the certificates.
-fn together(
-    shared: &Shared<SameQuestion, Option<IpAddr>, Timed>,
+/// Answers one check, by a listener or by a process of its own, which is confined here. Each step hands on to the next.
+fn answer(
     options: &Options,
-    connection: &Connection,
-    check: &Check,
-    patience: &Patience,
-) -> Timed {
-    let came = memory::now();
-    let (patroni, local) = (&options.patroni, local(options, connection));
-    let ask = || {
-        let prepared = patroni.prepare(local);
-        timed(|| match prepared {
-            Ok(prepared) => prepared.ask(check, patience),
-            Err(no_answer) => unheard(options, connection, no_answer),
-        })
-    };
-    let first = check.plain_number().is_some();
-    // those who ask on localhost ask the same, whatever its address
-    let ip = local.map(|local| local.ip()).filter(|ip| !ip.is_loopback());
-    let (question, source) = ((check.path().to_owned(), ip), connection.source());
-    shared.ask(question, source, first, patience.deadline, ask).unwrap_or_else(|missed| {
-        let why = match missed {
-            Missed::Unasked => {
-                "no answer before the deadline (--timeout): too many others are waiting"
-            }
-            Missed::Crowded => "not asked: too many different questions are waiting",
-            Missed::Unanswered => "no answer before the deadline (--timeout)",
-            Missed::Broken => "not asked because of a bug in patroni-agent-check",
+    connection: &mut Connection,
+    started: Instant,
+    listener: Option<Process>,
+) -> Concluded {
+    catch_panic(options.policy.unreachable, || {
+        let files = Files::open(options, connection);
+        let process =
+            listener.unwrap_or_else(|| Process::confine(options, connection, &files.memory));
+        let question = match options.asked.read(connection, started, options.timeout) {
+            Ok(question) => question,
+            Err(why) => return conclude_without_question(options, connection, files, &why),
         };
-        let times = Times { asked: came, answered: memory::now() };
-        (times, unheard(options, connection, patroni.blame(why)))
+        let patience = Patience::new(started, options.timeout, files.note.clone());
+        let heard = process.ask(options, connection, &question.check, &patience);
+        conclude(options, connection, files, &question, &heard)
     })
 }
 
-/// The end of the pipe.
-struct Answered {
+/// What an operator, the last check and the before-stop hook left in /run.
+struct Files {
+    memory: Memory,
+    /// Or why nobody can tell whether there is one.
+    hold: Result<Option<Hold>, String>,
+    note: Note,
+}
+
+impl Files {
+    fn open(options: &Options, connection: &Connection) -> Files {
+        // a check by hand leaves nothing
+        let memory = Memory::open(&options.memory_file, connection.is_by_hand());
+        let hold = hold::read(&options.hold_file);
+        if let Ok(Some(Hold { word, reason })) = &hold {
+            let word = Otherwise::from(*word);
+            connection.remark(&format!("a hold is active: {word}, {reason}"));
+        }
+        Files { memory, hold, note: Note::open(&options.before_stop_file) }
+    }
+}
+
+/// The end of a check.
+struct Concluded {
     reply: Reply,
+    /// What the journal is told.
     news: Option<News>,
 }
 
-impl From<Reply> for Answered {
+impl From<Reply> for Concluded {
     /// A reply that nothing is remembered of, and that is news if it is bad.
-    fn from(reply: Reply) -> Answered {
+    fn from(reply: Reply) -> Concluded {
         let news = (reply.verdict != Verdict::Unasked).then_some(News::Began);
-        Answered { reply, news }
+        Concluded { reply, news }
     }
 }
 
-/// Says that the grace could outlive the leader lock, if it could: with HAProxy's interval of units/examples/haproxy.cfg.
-fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
-    let (grace, timeout) = (options.policy.grace, options.timeout);
-    let needed = grace + 2 * timeout + Duration::from_millis(500);
-    let lock = lock.filter(|lock| *lock < needed && !grace.is_zero())?;
-    let seconds = |time: Duration| time.as_secs_f32();
-    Some(format!(
-        "--grace {} s is too long for this cluster: its leader lock may end {} s after a good answer (ttl less retry_timeout, less the larger of loop_wait and retry_timeout), and --grace plus twice --timeout plus HAProxy's agent-inter must not exceed that",
-        seconds(grace),
-        seconds(lock)
-    ))
-}
-
-/// One check, down the pipe. `prepare` comes before the first byte is read, and returns the step that asks.
-fn answer<Ask: FnOnce(&Connection, &Check, &Patience) -> Timed>(
+/// What HAProxy is told if it asked nothing of Patroni.
+fn conclude_without_question(
     options: &Options,
-    connection: &mut Connection,
-    started: Instant,
-    prepare: impl FnOnce(&Connection, &Memory) -> Ask,
-) -> Answered {
-    catch_panic(options.policy.unreachable, || {
-        // who looks leaves nothing, and the journal hears nothing of it
-        let by_hand = matches!(connection, Connection::Standard);
-        let memory = Memory::open(&options.memory_file, by_hand);
-        let (hold, unseen) = match hold::read(&options.hold_file) {
-            Ok(hold) => (hold, None),
-            Err(error) => (None, Some(error)),
-        };
-        if let Some(hold) = &hold {
-            connection.remark(&format!(
-                "a hold is active: {}, {}",
-                Otherwise::from(hold.word),
-                hold.reason
-            ));
-        }
-        let note = Note::open(&options.before_stop_file);
-        let ask = prepare(connection, &memory);
-        let question = match question(&options.asked, connection, started, options.timeout) {
-            Ok(Some(question)) => question,
-            Ok(None) => return Answered { reply: decide::hold(hold, unseen), news: None },
-            Err(why @ NoQuestion::NobodyAsked) => return decide::no_question(why, false).into(),
-            Err(why) => {
-                let patroni = [options.patroni.connect_to.clone()];
-                let recalled = memory.recall(&patroni, None, connection.source());
-                let reply = decide::no_question(why, recalled.is_well(options.policy.grace));
-                return Answered { reply, news: recalled.news_of_no_check() };
-            }
-        };
-        let patience = Patience::new(started, options.timeout, note.clone());
-        let (times, Heard { from, answer }) = ask(connection, &question.check, &patience);
-        let recalled = memory.recall(&from, Some(&question.check), connection.source());
-        if let Some(error) = recalled.error() {
-            connection.remark(&format!("no grace period: {error}"));
-        }
-        let last = recalled.last();
-        if options.explain {
-            connection.remark(&by_hand::memory(&last, times));
-        }
-        let stop_noted = note.is_left();
-        let decide = |policy| {
-            decide::decide(&question, policy, &answer, hold.clone(), stop_noted, &last, times)
-        };
-        let (mut reply, mut record) = decide(options.policy);
-        let news = if by_hand { None } else { recalled.news(&mut record) };
-        let lost = recalled.lost().filter(|_| !by_hand).map(str::to_owned);
-        // before it is said, for whoever asks in the next moment
-        if !recalled.leave(&record) && !by_hand {
-            // nobody would know when the drain has begun
-            reply = decide(Policy { stopping: Otherwise::Maint, ..options.policy }).0;
-        }
-        if let (Ok(_), Some(patroni)) = (&answer, options.patroni.named()) {
-            reply.reason = format!("{} (Patroni {patroni})", reply.reason);
-        }
-        // seen by hand as well: it is part of the reason
-        if let Some(unseen) = unseen {
-            reply.reason = format!("{}; {unseen}", reply.reason);
-        }
-        if let Some(error) = lost {
-            reply.reason = format!("{}; no grace period: {error}", reply.reason);
-        }
-        Answered { reply, news }
-    })
+    connection: &Connection,
+    files: Files,
+    why: &NoQuestion,
+) -> Concluded {
+    if let NoQuestion::OnlyHold = why {
+        return Concluded { reply: decide::no_question(why, files.hold, false), news: None };
+    }
+    if let NoQuestion::NoLine(NoLine::Closed) = why {
+        return decide::no_question(why, files.hold, false).into();
+    }
+    let patroni = [options.patroni.connect_to.clone()];
+    let recalled = files.memory.recall(&patroni, None, connection.source());
+    let reply = decide::no_question(why, files.hold, recalled.is_well(options.policy.grace));
+    Concluded { reply, news: recalled.news_of_no_check() }
 }
 
-/// The question of the command line, or the one that HAProxy sends; none if HAProxy only asks for a hold.
-fn question(
-    asked: &Asked,
-    connection: &mut Connection,
-    started: Instant,
-    timeout: Duration,
-) -> Result<Option<Question>, NoQuestion> {
-    match asked {
-        Asked::Fixed(question) => Ok(Some(question.clone())),
-        Asked::AgentSend(otherwise) => {
-            let line = connection.read_line(started, timeout)?;
-            if line.trim_ascii() == HOLD.as_bytes() {
-                return Ok(None);
-            }
-            let question = Question::from_agent_send(&line, *otherwise);
-            question.map(Some).map_err(NoQuestion::NotUnderstood)
-        }
+/// What HAProxy is told of what was heard. It is left for the next check before it is said, for whoever asks in the next
+/// moment.
+fn conclude(
+    options: &Options,
+    connection: &Connection,
+    files: Files,
+    question: &Question,
+    heard: &Heard,
+) -> Concluded {
+    let by_hand = connection.is_by_hand();
+    let recalled = files.memory.recall(&heard.from, Some(&question.check), connection.source());
+    if let Some(error) = recalled.error() {
+        connection.remark(&format!("no grace period: {error}"));
     }
+    let last = &recalled.last();
+    if options.explain {
+        connection.remark(&by_hand::explain_memory(last, heard.asked));
+    }
+    let case = Case { question, heard, last, stop_noted: files.note.is_left() };
+    let hold = files.hold.as_ref().ok().and_then(Option::as_ref);
+    let (mut reply, mut record) = decide::decide(case, options.policy, hold);
+    let news = if by_hand { None } else { recalled.news(&mut record) };
+    let lost = recalled.lost().filter(|_| !by_hand).map(str::to_owned);
+    if !recalled.leave(&record) && !by_hand {
+        // nobody would know when the drain has begun
+        let policy = Policy { stopping: Otherwise::Maint, ..options.policy };
+        reply = decide::decide(case, policy, hold).0;
+    }
+    if let (Ok(_), Some(patroni)) = (&heard.answer, options.patroni.named()) {
+        reply.reason += &format!(" (Patroni {patroni})");
+    }
+    // by hand as well: it is part of the reason
+    if let Err(unseen) = &files.hold {
+        reply.reason += &format!("; {unseen}");
+    }
+    if let Some(error) = lost {
+        reply.reason += &format!("; no grace period: {error}");
+    }
+    Concluded { reply, news }
 }
 
 /// Answers, and tells how to exit: behind a socket always 0, since systemd keeps a failed unit's
 /// place; else 0 in the pool, 1 healthy but not in the pool, 2 broken.
-fn say(connection: &Connection, Answered { reply, news }: &Answered) -> ExitCode {
+fn send(connection: &Connection, Concluded { reply, news }: &Concluded) -> ExitCode {
     let peer = news.and_then(|_| connection.peer());
     connection.send(&reply::line(reply));
     if let Connection::Standard = connection {
-        connection::complain(&about(reply, &reply.check));
+        connection::complain(&describe(reply, &reply.check));
         return ExitCode::from(match reply.verdict {
             Verdict::Ready => 0,
             Verdict::Out(_) => 1,
@@ -318,19 +188,19 @@ fn say(connection: &Connection, Answered { reply, news }: &Answered) -> ExitCode
             News::Lasts(time) => (4, format!(" (trouble for {:.0} s)", time.as_secs_f32())),
             News::Ended(time) => (5, format!(" (after {:.1} s of trouble)", time.as_secs_f32())),
         };
-        let about = match reply.verdict {
+        let text = match reply.verdict {
             // nothing that a peer may make up gets into the journal, and so no query
             Verdict::NotUnderstood => NOT_UNDERSTOOD.to_owned(),
-            _ => about(reply, reply.check.split('?').next().unwrap_or_default()),
+            _ => describe(reply, reply.check.split('?').next().unwrap_or_default()),
         };
         let words = reply::words(reply.verdict);
-        connection::log(level, &format!("replied '{words}' to {peer}: {about}{since}"));
+        connection::log(level, &format!("replied '{words}' to {peer}: {text}{since}"));
     }
     ExitCode::SUCCESS
 }
 
 /// The check and the whole reason, for the journal or a human.
-fn about(reply: &Reply, check: &str) -> String {
+fn describe(reply: &Reply, check: &str) -> String {
     let nothing = if reply.verdict == Verdict::Keep { "nothing changes in HAProxy: " } else { "" };
     match check {
         "" => format!("{nothing}{}", reply.reason),
@@ -339,23 +209,23 @@ fn about(reply: &Reply, check: &str) -> String {
 }
 
 /// Says what is wrong with the command line, or prints what it asks for.
-pub fn stop(connection: &Connection, stop: &Stop) -> ExitCode {
+pub fn refuse(connection: &Connection, stop: &Stop) -> ExitCode {
     let reason = match (connection, stop) {
         (Connection::Standard, Stop::Print(text)) => {
             connection::print(text);
             return ExitCode::SUCCESS;
         }
-        (Connection::Standard, Stop::Usage(error)) => return usage_error(error),
+        (Connection::Standard, Stop::Usage(error)) => return report_usage_error(error),
         (_, Stop::Usage(error)) => format!("{NAME}: {error}"),
         (_, Stop::Print(_)) => format!("{NAME}: {}", options::FOR_A_TERMINAL),
     };
     // Silence would leave HAProxy with what it heard last, which may be READY.
     let reply = Reply { verdict: Verdict::Fail, check: String::new(), reason };
-    say(connection, &Answered { reply, news: Some(News::Began) })
+    send(connection, &Concluded { reply, news: Some(News::Began) })
 }
 
 /// Says how this program was started wrongly, where there is nobody to answer.
-pub fn usage_error(error: &str) -> ExitCode {
+pub fn report_usage_error(error: &str) -> ExitCode {
     connection::complain(error);
     ExitCode::from(USAGE)
 }
@@ -373,8 +243,6 @@ pub fn catch_panic<T: From<Reply>>(unreachable: Unreachable, answer: impl FnOnce
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpStream;
-    use std::thread;
 
     #[test]
     fn a_panic_is_answered() {
@@ -383,30 +251,5 @@ mod tests {
         assert_eq!((reply.verdict, reply.reason), (Verdict::Down, format!("{text}at 3")));
         let reply: Reply = catch_panic(Unreachable::Keep, || panic!("here"));
         assert_eq!((reply.verdict, reply.reason), (Verdict::Keep, format!("{text}here")));
-    }
-
-    #[test]
-    fn an_answer_comes_after_its_question() {
-        let took = Duration::from_millis(1);
-        let no_answer = NoAnswer { refused: false, unasked: false, reason: "none".to_owned() };
-        let (times, _) = timed(|| {
-            thread::sleep(took);
-            Heard { from: vec![], answer: Err(no_answer) }
-        });
-        assert!(times.answered >= times.asked + took, "{times:?}");
-    }
-
-    #[test]
-    fn patroni_may_be_where_haproxy_asked_unless_its_url_is_given() {
-        let listener = TcpListener::bind("127.0.0.2:0").expect("a free port");
-        let asked = listener.local_addr().expect("an address");
-        let _haproxy = TcpStream::connect(asked).expect("a connection");
-        let connection = Connection::Socket(listener.accept().expect("a connection").0);
-        let local = |arguments: &[&str]| {
-            let options = Options::parse(arguments.iter().map(Into::into));
-            local(&options.expect("options"), &connection)
-        };
-        assert_eq!(local(&[]), Some(asked));
-        assert_eq!(local(&["--url", "http://127.0.0.1:8008"]), None);
     }
 }

@@ -4,12 +4,11 @@
 use crate::NAME;
 use crate::check::Check;
 use crate::connection::complain;
-use crate::decide::Times;
 use crate::file;
 use crate::memory::Record;
 use crate::options::{FOR_A_TERMINAL, Options, Stop};
 use crate::patroni::{Heard, Patroni, Prepared};
-use crate::question::{Asked, Question};
+use crate::question::{Question, Source};
 use crate::{sockets, user};
 use rustix::net::{AddressFamily, getsockname};
 use rustix::process::geteuid;
@@ -19,7 +18,7 @@ use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The settings of the units, as their `EnvironmentFile=` lines have them: the last one counts.
 const SETTINGS: [&str; 2] =
@@ -112,11 +111,11 @@ fn with_settings(given: &Options) -> Result<Options, Stop> {
     let theirs =
         Options::of_units(words_of(&settings).into_iter().map(OsString::from)).map_err(wrong)?;
     let asked = match (theirs.asked, given.asked.clone()) {
-        (Asked::Fixed(theirs), _) if !given.named => Asked::Fixed(theirs),
+        (Source::CommandLine(theirs), _) if !given.named => Source::CommandLine(theirs),
         (
-            Asked::Fixed(Question { otherwise, .. }) | Asked::AgentSend(otherwise),
-            Asked::Fixed(mine),
-        ) => Asked::Fixed(Question { otherwise, ..mine }),
+            Source::CommandLine(Question { otherwise, .. }) | Source::AgentSend(otherwise),
+            Source::CommandLine(mine),
+        ) => Source::CommandLine(Question { otherwise, ..mine }),
         (_, mine) => mine,
     };
     Ok(Options { asked, explain: given.explain, own: None, ..theirs })
@@ -345,36 +344,43 @@ fn machine() -> Vec<String> {
     port.chain(drop_ins).collect()
 }
 
-/// `--explain`, of Patroni: where it was asked for what, whose Patroni it is, and what it said.
-pub fn asked(
-    prepared: Option<&Prepared>,
+/// What a person is told of an answer: with `--explain` where Patroni was asked for what, whose Patroni it is, and what it
+/// said; always what HAProxy would not get, and a grace period that is too long.
+pub fn explain_answer(
+    options: &Options,
+    prepared: &Prepared,
     check: &Check,
     heard: &Heard,
     deadline: Instant,
 ) -> Vec<String> {
-    let from = match &heard.from[..] {
-        [patroni] => Some(format!("Patroni {patroni}")),
-        _ => prepared.map(Prepared::tried),
-    };
-    let tried = from.map(|from| format!("asked: {from} for {}", check.path()));
-    let answer = heard.answer.as_ref().ok().map(|answer| {
-        let node = prepared.and_then(|prepared| prepared.node(deadline));
-        let node = node.map_or(String::new(), |node| format!(" of node {node}"));
+    let mut lines = Vec::new();
+    if options.explain {
+        let from = match &heard.from[..] {
+            [patroni] => format!("Patroni {patroni}"),
+            _ => prepared.tried(),
+        };
+        lines.push(format!("asked: {from} for {}", check.path()));
+    }
+    let Ok(answer) = &heard.answer else { return lines };
+    if options.explain {
+        let node = prepared.node(deadline).map_or(String::new(), |node| format!(" of node {node}"));
         let replication = answer.replication_state.as_deref().unwrap_or("none");
         let timeline = answer.timeline.map_or("none".to_owned(), |timeline| timeline.to_string());
-        format!(
+        lines.push(format!(
             "answer{node}: status {}, state '{}', role '{}', replication_state {replication}, timeline {timeline}",
             answer.status, answer.state, answer.role
-        )
-    });
-    tried.into_iter().chain(answer).collect()
+        ));
+    }
+    lines.extend(found_beside_localhost(&options.patroni, heard));
+    lines.extend(too_long(options, prepared.lock_outlives(deadline)));
+    lines
 }
 
-/// Who hears what was heard here, if Patroni was found at an address that HAProxy need not ask.
-pub fn elsewhere(patroni: &Patroni, heard: &Heard) -> Option<String> {
+/// Who gets this answer, if Patroni was found at an address on which HAProxy need not ask.
+fn found_beside_localhost(patroni: &Patroni, heard: &Heard) -> Option<String> {
     let [from] = &heard.from[..] else { return None };
     let local = from.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    (patroni.elsewhere && !local).then(|| {
+    (patroni.discover && !local).then(|| {
         format!(
             "Patroni listens on {} only: HAProxy gets this answer if it asks the agent at that address, and is told down if not (see --url)",
             from.host
@@ -382,12 +388,25 @@ pub fn elsewhere(patroni: &Patroni, heard: &Heard) -> Option<String> {
     })
 }
 
+/// Says that the grace could outlive the leader lock, if it could: with HAProxy's interval of units/examples/haproxy.cfg.
+fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
+    let (grace, timeout) = (options.policy.grace, options.timeout);
+    let needed = grace + 2 * timeout + Duration::from_millis(500);
+    let lock = lock.filter(|lock| *lock < needed && !grace.is_zero())?;
+    let seconds = |time: Duration| time.as_secs_f32();
+    Some(format!(
+        "--grace {} s is too long for this cluster: its leader lock may end {} s after a good answer (ttl less retry_timeout, less the larger of loop_wait and retry_timeout), and --grace plus twice --timeout plus HAProxy's agent-inter must not exceed that",
+        seconds(grace),
+        seconds(lock)
+    ))
+}
+
 /// `--explain`, of what was left for this check: when it had an answer last, which shows whether HAProxy asks.
-pub fn memory(last: &Record, times: Times) -> String {
+pub fn explain_memory(last: &Record, asked: Duration) -> String {
     if last.at.is_zero() {
         return "memory: no answer to this check is remembered".to_owned();
     }
-    let ago = |time| times.asked.saturating_sub(time).as_secs_f32();
+    let ago = |time| asked.saturating_sub(time).as_secs_f32();
     let trouble = last.trouble.map(|since| format!("; trouble for {:.1} s", ago(since)));
     format!(
         "memory: the last answer to this check came {:.1} s ago{}",

@@ -4,7 +4,6 @@
 //! of what the bytes mean.
 
 use crate::NAME;
-use crate::question::NoQuestion;
 use crate::reply::printable;
 use crate::syslog;
 use listenfd::ListenFd;
@@ -36,6 +35,17 @@ pub enum Connection {
     Socket(TcpStream),
     /// A terminal, a pipe, a file: stdin and stdout.
     Standard,
+}
+
+/// Why there is no agent-send line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoLine {
+    /// The peer closed without a word.
+    Closed,
+    /// The line did not come in time, or not whole: this is the cure.
+    Late(String),
+    /// It is too long, or cannot be read: this is why.
+    Unreadable(String),
 }
 
 /// How this process was started.
@@ -78,6 +88,11 @@ impl Connection {
             // no socket, or one of another family
             _ => no_socket,
         }
+    }
+
+    /// Whether a person asks, or a script, and not HAProxy.
+    pub fn is_by_hand(&self) -> bool {
+        matches!(self, Connection::Standard)
     }
 
     /// Sends the reply; nothing waits for the peer.
@@ -125,11 +140,7 @@ impl Connection {
     ///
     /// The peer closed without a word; there is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`), and
     /// never later than that `timeout`; or it is longer than [`LINE_LIMIT`] bytes.
-    pub fn read_line(
-        &mut self,
-        started: Instant,
-        timeout: Duration,
-    ) -> Result<Vec<u8>, NoQuestion> {
+    pub fn read_line(&mut self, started: Instant, timeout: Duration) -> Result<Vec<u8>, NoLine> {
         match self {
             Connection::Socket(stream) => read_line(stream, started, timeout.min(LINE_DUE)),
             Connection::Standard => read_line(&mut io::stdin().lock(), started, timeout),
@@ -171,13 +182,13 @@ fn read_line(
     stream: &mut (impl Read + AsFd),
     started: Instant,
     due: Duration,
-) -> Result<Vec<u8>, NoQuestion> {
-    let wrong = NoQuestion::NotUnderstood;
+) -> Result<Vec<u8>, NoLine> {
+    let wrong = NoLine::Unreadable;
     let no_line = |until: &str| {
         let text = format!(
             r#"no agent-send line {until}: end it with a newline, as in agent-send "primary\n""#
         );
-        NoQuestion::Late(text)
+        NoLine::Late(text)
     };
     let late = || no_line(&format!("within {} ms", due.as_millis()));
     let mut buffer = [0; LINE_LIMIT + 1];
@@ -194,7 +205,7 @@ fn read_line(
             }
         }
         match stream.read(&mut buffer[length..]) {
-            Ok(0) if length == 0 => return Err(NoQuestion::NobodyAsked),
+            Ok(0) if length == 0 => return Err(NoLine::Closed),
             Ok(0) => return Err(no_line("before the end")),
             Ok(count) => {
                 let end = length + count;

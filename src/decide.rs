@@ -1,9 +1,10 @@
 //! What Patroni's answer means for HAProxy: the only place where meaning lives, and a pure one.
 //! Knows nothing of sockets, HTTP, files and the words of an agent reply.
 
+use crate::connection::NoLine;
 use crate::hold::Hold;
 use crate::memory::Record;
-use crate::patroni::{Answer, NoAnswer};
+use crate::patroni::{Answer, Cause, Heard, NoAnswer};
 use crate::question::{HOLD, NoQuestion, Question};
 use crate::reply::{Otherwise, Reply, Verdict};
 use std::str::FromStr;
@@ -64,13 +65,17 @@ pub struct Policy {
     pub stopping: Otherwise,
 }
 
-/// When the question was asked, and when there was an answer or an end to waiting: CLOCK_BOOTTIME.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
-    /// Before the question was sent. Counted from here, the verdict does not depend on `--timeout`.
-    pub asked: Duration,
-    /// Afterwards.
-    pub answered: Duration,
+/// What one check has found out.
+#[derive(Clone, Copy, Debug)]
+pub struct Case<'a> {
+    /// What HAProxy asked.
+    pub question: &'a Question,
+    /// What Patroni said, and when.
+    pub heard: &'a Heard,
+    /// What the last check of this question left.
+    pub last: &'a Record,
+    /// The before-stop hook has noted that PostgreSQL is about to stop.
+    pub stop_noted: bool,
 }
 
 /// What HAProxy is told, and what is left for the next check.
@@ -78,51 +83,46 @@ pub struct Times {
 /// The decision table first; then the grace: trouble soon after a good answer changes nothing in HAProxy. It is
 /// availability within the lease of the leader lock and decides nothing about who is primary: the lock outlives
 /// the last good answer ([`crate::patroni::Prepared::lock_outlives`]), and `--grace` must be less than that by HAProxy's
-/// `agent-inter` and two `--timeout`s. `stop_noted`: the before-stop hook has said that PostgreSQL is about to stop, which
-/// turns what would be bridged into a drain, and what would be down after that into MAINT. An operator's hold comes last.
-pub fn decide(
-    question: &Question,
-    policy: Policy,
-    answer: &Result<Answer, NoAnswer>,
-    hold: Option<Hold>,
-    stop_noted: bool,
-    last: &Record,
-    times: Times,
-) -> (Reply, Record) {
+/// `agent-inter` and two `--timeout`s. The note of the before-stop hook turns what would be bridged into a drain, and what
+/// would be down after that into MAINT. An operator's hold comes last.
+pub fn decide(case: Case, policy: Policy, hold: Option<&Hold>) -> (Reply, Record) {
+    let Case { question, heard, last, stop_noted } = case;
+    let Heard { answer, asked, answered, .. } = heard;
+    let cause = answer.as_ref().err().map(|no_answer| no_answer.cause);
     let mut reply = table(question, policy, answer);
     let mut record = last.clone();
     let ready = reply.verdict == Verdict::Ready;
     let was_ready = last.ready == Some(last.at);
     let mut in_the_pool = ready;
-    match meaning(question, answer, last, times) {
+    match meaning(case) {
         Meaning::Good(answer) => {
             // A READY that was asked for before another check heard something else is no longer true.
-            let overtaken = ready && times.asked < last.at && !was_ready;
+            let overtaken = ready && *asked < last.at && !was_ready;
             if overtaken {
                 (reply.verdict, in_the_pool) = (Verdict::Out(question.otherwise), false);
             }
             record.trouble = last.trouble.filter(|_| overtaken);
             // What was asked before a bad answer came says nothing about what came after it; but what is not ready
             // takes the place of what was.
-            let at = if ready { times.asked } else { times.answered };
+            let at = if ready { *asked } else { *answered };
             if at >= last.at {
                 (record.at, record.lease) = (at, lease(answer));
-                record.ready = if ready { Some(times.asked) } else { last.ready };
+                record.ready = if ready { Some(*asked) } else { last.ready };
                 record.stopping = None;
                 (record.date, record.pause, record.refused) = (answer.date, answer.pause, false);
             }
         }
         Meaning::Trouble(excuse) => {
-            record.trouble = last.trouble.or(Some(times.answered));
-            record.refused |= answer.as_ref().is_err_and(|no_answer| no_answer.refused);
-            let passed = times.asked.saturating_sub(last.at);
+            record.trouble = last.trouble.or(Some(*answered));
+            record.refused |= cause == Some(Cause::Refused);
+            let passed = asked.saturating_sub(last.at);
             let grace = policy.grace.min(last.lease);
             if passed < grace {
                 let (passed, grace) = (passed.as_secs_f32(), grace.as_secs_f32());
                 let why = excuse.unwrap_or(&reply.reason).to_owned();
                 reply.reason = format!("held {passed:.1} of {grace} s: {why}");
                 in_the_pool = was_ready;
-                let since = |ready| times.asked.saturating_sub(ready);
+                let since = |ready| asked.saturating_sub(ready);
                 reply.verdict = match last.ready.filter(|ready| since(*ready) < HEARD) {
                     // It has left the pool, and a HAProxy that has not heard of it must not keep it.
                     Some(_) if !was_ready => Verdict::Out(question.otherwise),
@@ -132,10 +132,10 @@ pub fn decide(
                     }
                     _ => Verdict::Keep,
                 };
-            } else if answer.as_ref().is_err_and(|no_answer| no_answer.unasked) {
+            } else if cause == Some(Cause::NotAsked) {
                 // HAProxy leaves it where it is, so an operator's hold counts
                 in_the_pool = was_ready;
-            } else if stop_noted && answer.as_ref().is_err_and(|no_answer| !no_answer.unasked) {
+            } else if stop_noted && cause.is_some() {
                 // expected, and for as long as the note holds
                 reply.reason = format!("PostgreSQL is about to stop: {}", reply.reason);
                 reply.verdict = Verdict::Out(Otherwise::Maint);
@@ -145,22 +145,21 @@ pub fn decide(
             let end = last.at + policy.grace.min(last.lease);
             // A standby whose Patroni is restarted stops first: it has left the pool, and is not broken.
             let standby = answer.role == "replica";
-            if standby && reply.verdict == Verdict::Stopped && times.asked < end {
+            if standby && reply.verdict == Verdict::Stopped && *asked < end {
                 reply.verdict = Verdict::Out(Otherwise::Maint);
             }
             let broken = matches!(reply.verdict, Verdict::Fail | Verdict::Stopped);
-            record.trouble = last.trouble.or(Some(times.answered)).filter(|_| broken);
+            record.trouble = last.trouble.or(Some(*answered)).filter(|_| broken);
             record.stopping = is_stopped_with_the_lock(question, answer)
-                .then(|| last.stopping.unwrap_or(times.answered));
-            let too_long = |since| times.answered.saturating_sub(since) >= DRAIN_LIMIT;
+                .then(|| last.stopping.unwrap_or(*answered));
+            let too_long = |since| answered.saturating_sub(since) >= DRAIN_LIMIT;
             if record.stopping.is_some_and(too_long) {
                 reply.verdict = Verdict::Out(Otherwise::Maint);
             }
             let standby = standby && !broken;
-            if times.answered >= last.at {
-                (record.at, record.date) = (times.answered, answer.date);
-                record.lease =
-                    if standby { end.saturating_sub(times.answered) } else { Duration::ZERO };
+            if *answered >= last.at {
+                (record.at, record.date) = (*answered, answer.date);
+                record.lease = if standby { end.saturating_sub(*answered) } else { Duration::ZERO };
             }
         }
     }
@@ -181,17 +180,12 @@ enum Meaning<'a> {
     Other(&'a Answer),
 }
 
-fn meaning<'a>(
-    question: &Question,
-    answer: &'a Result<Answer, NoAnswer>,
-    last: &Record,
-    times: Times,
-) -> Meaning<'a> {
-    let Ok(answer) = answer else { return Meaning::Trouble(None) };
+fn meaning<'a>(Case { question, heard, last, .. }: Case<'a>) -> Meaning<'a> {
+    let Ok(answer) = &heard.answer else { return Meaning::Trouble(None) };
     let lock = question.check.asks_for_the_lock();
     match (answer.status, answer.state.as_str(), answer.role.as_str()) {
         (503, "running", "primary" | "master") if lock => {
-            match without_the_lock(answer, last, times) {
+            match without_the_lock(answer, last, heard.answered) {
                 Some(excuse) => Meaning::Trouble(Some(excuse)),
                 None => Meaning::Other(answer),
             }
@@ -204,9 +198,9 @@ fn meaning<'a>(
 }
 
 /// Why a primary says 503 though it need not have lost the leader lock.
-fn without_the_lock(answer: &Answer, last: &Record, times: Times) -> Option<&'static str> {
+fn without_the_lock(answer: &Answer, last: &Record, answered: Duration) -> Option<&'static str> {
     let patronis = u64::from(answer.date.saturating_sub(last.date));
-    let ours = times.answered.saturating_sub(last.at).as_secs();
+    let ours = answered.saturating_sub(last.at).as_secs();
     if last.refused {
         Some("primary, Patroni has just started and does not know its lock yet")
     } else if answer.pause && last.pause {
@@ -255,7 +249,7 @@ fn table(question: &Question, policy: Policy, answer: &Result<Answer, NoAnswer>)
     let check = &question.check;
     let (verdict, reason) = match answer {
         // what this machine lacks is no trouble of Patroni's, so HAProxy's own check decides
-        Err(error) if error.unasked => (Verdict::Keep, error.reason.clone()),
+        Err(error) if error.cause == Cause::NotAsked => (Verdict::Keep, error.reason.clone()),
         Err(error) => (policy.unreachable.verdict(), error.reason.clone()),
         Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
             ("running", role) if answer.status == 200 && serves(question, answer) => {
@@ -344,23 +338,26 @@ fn not_asked_for(question: &Question, answer: &Answer) -> String {
 
 /// What HAProxy is told if there is no question, so that Patroni was not asked. A line that is late to a node that
 /// `is_well` is trouble on the way here, and no more than a Patroni that is silent for a moment.
-pub fn no_question(why: NoQuestion, is_well: bool) -> Reply {
+pub fn no_question(why: &NoQuestion, hold: Result<Option<Hold>, String>, is_well: bool) -> Reply {
     let (verdict, reason) = match why {
-        NoQuestion::NobodyAsked => {
-            (Verdict::Unasked, "closed without an agent-send line".to_owned())
+        NoQuestion::OnlyHold => return only_hold(hold),
+        NoQuestion::NoLine(NoLine::Closed) => {
+            (Verdict::Unasked, "closed without an agent-send line")
         }
-        NoQuestion::Late(cure) if is_well => (Verdict::Keep, cure),
-        NoQuestion::Late(text) | NoQuestion::NotUnderstood(text) => (Verdict::NotUnderstood, text),
+        NoQuestion::NoLine(NoLine::Late(cure)) if is_well => (Verdict::Keep, cure.as_str()),
+        NoQuestion::NoLine(NoLine::Late(text) | NoLine::Unreadable(text))
+        | NoQuestion::Invalid(text) => (Verdict::NotUnderstood, text.as_str()),
     };
-    Reply { verdict, check: String::new(), reason }
+    Reply { verdict, check: String::new(), reason: reason.to_owned() }
 }
 
 /// Whether an operator holds the node, for a server of HAProxy's that asks Patroni itself. A hold drains it, and `maint`
-/// does, too: in MAINT HAProxy would check Patroni no more. `unseen`: why nobody can tell.
-pub fn hold(hold: Option<Hold>, unseen: Option<String>) -> Reply {
+/// does, too: in MAINT HAProxy would check Patroni no more.
+fn only_hold(hold: Result<Option<Hold>, String>) -> Reply {
     let (verdict, reason) = match hold {
-        Some(hold) => (Verdict::Out(Otherwise::Drain), format!("hold: {}", hold.reason)),
-        None => (Verdict::Ready, unseen.unwrap_or_else(|| "no hold".to_owned())),
+        Ok(Some(hold)) => (Verdict::Out(Otherwise::Drain), format!("hold: {}", hold.reason)),
+        Ok(None) => (Verdict::Ready, "no hold".to_owned()),
+        Err(unseen) => (Verdict::Ready, unseen),
     };
     Reply { verdict, check: HOLD.to_owned(), reason }
 }
@@ -423,21 +420,19 @@ mod tests {
 
         /// With an answer that took its time.
         fn late(&mut self, asked: f64, answered: f64, answer: Result<Answer, NoAnswer>) -> Reply {
-            let times = Times {
+            let heard = Heard {
+                from: vec![],
+                answer: answer.map(|answer| self.dated(answered, answer)),
                 asked: Duration::from_secs_f64(asked),
                 answered: Duration::from_secs_f64(answered),
             };
-            let answer = answer.map(|answer| self.dated(answered, answer));
-            let hold = self.hold.clone();
-            let (reply, left) = decide(
-                &self.question,
-                self.policy,
-                &answer,
-                hold,
-                self.stop_noted,
-                &self.left,
-                times,
-            );
+            let case = Case {
+                question: &self.question,
+                heard: &heard,
+                last: &self.left,
+                stop_noted: self.stop_noted,
+            };
+            let (reply, left) = decide(case, self.policy, self.hold.as_ref());
             self.left = left;
             reply
         }
@@ -463,9 +458,9 @@ mod tests {
     const STANDBY: fn() -> Answer = || answer(503, "replica", "running");
     const UNLOCKED: fn() -> Answer = || answer(503, "primary", "running");
     const SILENT: fn() -> Result<Answer, NoAnswer> =
-        || Err(NoAnswer { refused: false, unasked: false, reason: "no answer".to_owned() });
+        || Err(NoAnswer { cause: Cause::Failed, reason: "no answer".to_owned() });
     const REFUSED: fn() -> Result<Answer, NoAnswer> =
-        || Err(NoAnswer { refused: true, unasked: false, reason: "connection refused".to_owned() });
+        || Err(NoAnswer { cause: Cause::Refused, reason: "connection refused".to_owned() });
 
     #[test]
     fn a_patroni_that_does_not_report_replication_state_is_told_from_a_replica_that_does_not_stream()
@@ -758,7 +753,7 @@ mod tests {
     }
 
     const UNASKED: fn() -> Result<Answer, NoAnswer> =
-        || Err(NoAnswer { refused: false, unasked: true, reason: String::new() });
+        || Err(NoAnswer { cause: Cause::NotAsked, reason: String::new() });
 
     #[test]
     fn a_hold_counts_where_nobody_could_ask() {

@@ -1,7 +1,7 @@
 //! A zero-resident HAProxy agent for Patroni.
 //!
-//! One HAProxy agent check starts one process, which goes once down this pipe and exits: connection, hold and memory,
-//! sandbox, question, patroni, decide, reply. With a listening socket each check is a thread instead. The library exists so
+//! One HAProxy agent check starts one process, which goes once down this pipe and exits: open, confine, read the question,
+//! ask, conclude. With a listening socket each check is a thread instead. The library exists so
 //! that tests can call the steps.
 
 // fd 1 and 2 may be HAProxy: only `connection` writes there, and never by a macro that may panic.
@@ -12,6 +12,12 @@ pub const NAME: &str = env!("CARGO_PKG_NAME");
 
 /// The pipe: one agent check, and many.
 pub mod agent;
+
+/// The kinds of process, and how each asks Patroni.
+pub mod process;
+
+/// The questions of a listener to Patroni.
+pub mod questions;
 
 /// The command line.
 pub mod options;

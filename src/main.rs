@@ -30,14 +30,14 @@ fn main() -> ExitCode {
     let bug = || Err(Stop::Usage("bug in reading the command line".to_owned()));
     let options = panic::catch_unwind(parse).unwrap_or_else(|_| bug()).and_then(become_user);
     match (activation, options) {
-        (Err(error), _) => agent::usage_error(&error),
+        (Err(error), _) => agent::report_usage_error(&error),
         (Ok(Activation::Gone), _) => ExitCode::SUCCESS,
-        (Ok(Activation::Here(connection)), Err(stop)) => agent::stop(&connection, &stop),
+        (Ok(Activation::Here(connection)), Err(stop)) => agent::refuse(&connection, &stop),
         (_, Ok(Options { reopen: Some(socket), .. })) => reopen::reopen(&socket),
         (Ok(Activation::Here(connection)), Ok(options)) => {
-            agent::one(&options, connection, started)
+            agent::answer_one(&options, connection, started)
         }
-        (Ok(Activation::Listeners(listeners)), options) => agent::many(&options, &listeners),
+        (Ok(Activation::Listeners(listeners)), options) => agent::answer_all(&options, &listeners),
     }
 }
 

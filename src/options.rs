@@ -6,7 +6,7 @@ use crate::check::{self, Check};
 use crate::decide::{Policy, Unreachable};
 use crate::patroni::Patroni;
 use crate::patroni::tls::Tls;
-use crate::question::{Asked, Question};
+use crate::question::{Question, Source};
 use crate::reply::Otherwise;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::{OsStr, OsString};
@@ -254,7 +254,7 @@ pub struct Options {
     /// Whom to become if root starts it.
     pub user: Option<String>,
     /// What is asked, and by whom.
-    pub asked: Asked,
+    pub asked: Source,
     /// Whether a CHECK was given.
     pub named: bool,
     /// The last option that was given, if any was but `--settings` and `--explain`.
@@ -385,14 +385,14 @@ impl Given {
                     "with --agent-send HAProxy sends the check, so give none here".to_owned()
                 );
             }
-            (None, true) => Asked::AgentSend(otherwise),
+            (None, true) => Source::AgentSend(otherwise),
             (check, false) => {
                 let check = check.map_or_else(|| "primary".parse(), Ok)?;
-                Asked::Fixed(Question { check, otherwise })
+                Source::CommandLine(Question { check, otherwise })
             }
         };
         let mut patroni = Patroni::new(self.url.as_deref(), self.connect_to.as_deref(), self.tls)?;
-        if self.patroni_user.is_some() && !patroni.elsewhere {
+        if self.patroni_user.is_some() && !patroni.discover {
             return Err("--patroni-user goes without --url and --connect-to".to_owned());
         }
         patroni.user = self.patroni_user;

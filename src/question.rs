@@ -1,8 +1,10 @@
-//! What HAProxy asks: one of Patroni's health checks, and what a healthy node gets that is not it. Knows the words of the
-//! agent-send line; knows nothing of how it comes.
+//! What HAProxy asks: one of Patroni's health checks, and what a healthy node gets that does not match it. In goes the
+//! agent-send line, out comes a question or why there is none. Knows nothing of Patroni's answer.
 
 use crate::check::Check;
+use crate::connection::{Connection, NoLine};
 use crate::reply::Otherwise;
+use std::time::{Duration, Instant};
 
 /// One question of HAProxy's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,21 +40,46 @@ pub const HOLD: &str = "hold";
 /// Why there is no question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoQuestion {
-    /// The peer closed without a word.
-    NobodyAsked,
-    /// The line did not come in time, or not whole: this is the cure.
-    Late(String),
-    /// What came is no question, or cannot be read: this is why.
-    NotUnderstood(String),
+    /// HAProxy sent [`HOLD`] and asks nothing of Patroni.
+    OnlyHold,
+    /// Why there is no line.
+    NoLine(NoLine),
+    /// The line is no question: this is why.
+    Invalid(String),
 }
 
 /// Where the question comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum Source {
     /// From the command line: every connection asks this.
-    Fixed(Question),
+    CommandLine(Question),
     /// From HAProxy, by its agent-send line (`--agent-send`); what a line without a word gets.
     AgentSend(Otherwise),
+}
+
+impl Source {
+    /// The question of the command line, or the one that HAProxy sends.
+    ///
+    /// # Errors
+    ///
+    /// See [`NoQuestion`].
+    pub fn read(
+        &self,
+        connection: &mut Connection,
+        started: Instant,
+        timeout: Duration,
+    ) -> Result<Question, NoQuestion> {
+        match self {
+            Source::CommandLine(question) => Ok(question.clone()),
+            Source::AgentSend(otherwise) => {
+                let line = connection.read_line(started, timeout).map_err(NoQuestion::NoLine)?;
+                if line.trim_ascii() == HOLD.as_bytes() {
+                    return Err(NoQuestion::OnlyHold);
+                }
+                Question::from_agent_send(&line, *otherwise).map_err(NoQuestion::Invalid)
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -243,7 +243,7 @@ impl State {
 
 impl Place<'_> {
     /// The peer has said what it wants: nobody takes its place any more.
-    pub fn heard(&self) {
+    pub fn keep(&self) {
         let running = &mut self.checks.lock().running;
         if let Some(own) = running.iter_mut().find(|check| check.number == self.number) {
             own.silent = None;

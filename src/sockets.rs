@@ -84,9 +84,7 @@ impl Sockets {
         Sockets { tables: TABLES.map(File::open), uid_map, patroni, given: user.is_some() }
     }
 
-    /// Where Patroni may be asked: on localhost, else at the address at which the agent itself was `asked`. An address of
-    /// localhost does not count because it was asked: everybody on this machine has as many of them as he likes. By hand
-    /// nobody asked, and it is any address at which Patroni listens.
+    /// Those of the `candidates` at which Patroni may be asked. By hand, it is any address at which Patroni listens.
     ///
     /// An address may be asked only if the kernel would hand the connection to a socket of root or of Patroni's user.
     ///
@@ -96,19 +94,14 @@ impl Sockets {
     pub fn find(
         &self,
         port: u16,
-        asked: Option<SocketAddr>,
+        candidates: &[SocketAddr],
+        by_hand: bool,
         deadline: Instant,
     ) -> Result<Vec<SocketAddr>, NotFound> {
-        let localhost = |ip: IpAddr| Some(SocketAddr::new(ip, port));
-        let there = asked.filter(|asked| !asked.ip().is_loopback()).map(|mut asked| {
-            asked.set_port(port);
-            asked
-        });
-        let four = localhost(Ipv4Addr::LOCALHOST.into());
         let mut listeners = self.table(0, port, deadline).map_err(NotFound::Untold)?;
         // A socket of IPv4 comes before one of both families, so the others need not be looked at.
-        let found = self.patronis([four, there].into_iter().flatten(), &listeners);
-        if asked.is_some() && !found.is_empty() {
+        let found = self.patronis(candidates, &listeners);
+        if !by_hand && !found.is_empty() {
             return Ok(found);
         }
         match self.table(1, port, deadline) {
@@ -116,13 +109,12 @@ impl Sockets {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(NotFound::Untold(error)),
         }
-        let six = localhost(Ipv6Addr::LOCALHOST.into());
-        let mut places: Vec<_> = [four, six, there].into_iter().flatten().collect();
-        if asked.is_none() {
+        let mut places = candidates.to_vec();
+        if by_hand {
             let own = listeners.iter().map(|listener| SocketAddr::new(listener.ip, port));
             places.extend(own.filter(|own| !own.ip().is_unspecified() && !own.ip().is_loopback()));
         }
-        let found = self.patronis(places.iter().copied(), &listeners);
+        let found = self.patronis(&places, &listeners);
         if !found.is_empty() {
             return Ok(found);
         }
@@ -139,16 +131,12 @@ impl Sockets {
     }
 
     /// Those places at which it is Patroni that listens.
-    fn patronis(
-        &self,
-        places: impl Iterator<Item = SocketAddr>,
-        listeners: &[Listener],
-    ) -> Vec<SocketAddr> {
-        let patronis = |place: &SocketAddr| {
+    fn patronis(&self, places: &[SocketAddr], listeners: &[Listener]) -> Vec<SocketAddr> {
+        let patronis = |place: &&SocketAddr| {
             let serving = serving(listeners, place.ip());
             !serving.is_empty() && serving.iter().all(|listener| self.is_patronis(listener.uid))
         };
-        places.filter(patronis).collect()
+        places.iter().filter(patronis).copied().collect()
     }
 
     fn is_patronis(&self, uid: u32) -> bool {
@@ -405,8 +393,12 @@ mod tests {
     const PRIVATE: &str = "0 0 1\n990 990 1\n";
 
     fn found(tables: [&[(&str, u32)]; 2], uid_map: &str, asked: &str) -> String {
-        let asked = asked.parse().ok();
-        match sockets(tables, uid_map).find(8008, asked, soon()) {
+        let asked: Option<SocketAddr> = asked.parse().ok();
+        let localhost = ["127.0.0.1:8008", "[::1]:8008"].map(|text| text.parse().expect("one"));
+        let beside = asked.filter(|asked| !asked.ip().is_loopback());
+        let beside = beside.map(|asked| SocketAddr::new(asked.ip(), 8008));
+        let candidates: Vec<_> = localhost.into_iter().chain(beside).collect();
+        match sockets(tables, uid_map).find(8008, &candidates, asked.is_none(), soon()) {
             Ok(places) => places.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
             Err(NotFound::Stranger(place, uid)) => format!("{uid} at {place}"),
             Err(error) => format!("{error:?}"),

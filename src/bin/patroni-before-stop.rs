@@ -126,7 +126,10 @@ impl Hook {
                 format!("{}: {error}; it must belong to Patroni's user", file.display())
             }),
         };
-        let prepared = options.patroni.prepare(None).map_err(|no_answer| no_answer.reason)?;
+        let prepared = options.patroni.prepare(None);
+        if let Some(no_answer) = prepared.failure() {
+            return Err(no_answer.reason.clone());
+        }
         let check: Check = "primary".parse()?;
         let heard = |inter: Duration| began + inter + CHECK;
         let mut end = began + self.bound;
@@ -252,7 +255,7 @@ fn age(answer: &Answer) -> Duration {
 ///
 /// No check has left anything of a write pool, so that nothing is known.
 fn left_in_memory(options: &Options) -> Result<Option<Duration>, String> {
-    let (now, patronis) = (memory::now(), options.patroni.anywhere());
+    let (now, patronis) = (memory::now(), options.patroni.all_endpoints());
     let record = |name: &&str| {
         let check = name.parse().ok()?;
         let memory = Memory::open(&options.memory_file, true);

@@ -2,14 +2,13 @@
 //! delays acknowledgements, which costs 40 ms with https, and cannot end sooner. Knows nothing of what is asked and what
 //! comes back.
 
-use super::tls;
-use super::{NoAnswer, Patroni, Prepared, blame, is_ours};
+use super::{Cause, tls};
 use crate::before_stop::Patience;
 use rustix::net::sockopt::set_tcp_quickack;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use ureq::config::Config;
@@ -25,6 +24,9 @@ const BODY_LIMIT: u64 = 64 * 1024;
 /// Patroni's header has 150 bytes. ureq clears a buffer of this size at each check.
 const HEADER_LIMIT: usize = 4 * 1024;
 
+/// Said of a Patroni that is silent.
+pub const NO_ANSWER: &str = "no answer before the deadline (--timeout)";
+
 /// What came of one GET.
 pub struct Response {
     /// 200 or 503.
@@ -35,79 +37,48 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
-/// One GET, of the first address that can be connected, and that address. There is no response if there was nobody, or no
-/// HTTP with one of the two statuses before the deadline.
-pub fn get(
-    prepared: &Prepared,
-    addresses: &[SocketAddr],
-    path: &str,
-    patience: &Patience,
-) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
-    let patroni = prepared.patroni;
-    let (mut refused, mut unasked) = (false, true);
-    let mut nobody = None;
-    for address in addresses {
-        match exchange(prepared, *address, path, patience) {
-            // Not even connected, so the next one may be asked; the first error is told. ureq itself
-            // would share the time between them.
-            Err(Failure::Nobody(error)) => {
-                refused |= error.kind() == ErrorKind::ConnectionRefused;
-                unasked &= is_ours(&error);
-                nobody.get_or_insert_with(|| in_words(patroni, Error::Io(error)));
-            }
-            Err(Failure::Answer(error)) => {
-                let no_answer = match patroni.elsewhere {
-                    true => blame(&patroni.at(address.ip()), &error),
-                    false => patroni.blame(&error),
-                };
-                return (Some(address.ip()), Err(no_answer));
-            }
-            Ok(response) => return (Some(address.ip()), Ok(response)),
-        }
-    }
-    unasked &= nobody.is_some();
-    let error = nobody.unwrap_or_else(|| "its name has no address".to_owned());
-    let reason = format!("{}: {error}", prepared.tried());
-    (None, Err(NoAnswer { refused, unasked, reason }))
-}
-
 /// Why there is no answer from one address.
-enum Failure {
-    /// There is nobody.
-    Nobody(io::Error),
-    /// There is somebody who did not give one.
-    Answer(String),
+pub enum Failure {
+    /// It was not even connected, so another one may be asked.
+    NotConnected(io::Error),
+    /// It was connected, and gave no answer.
+    NoAnswer(String),
 }
 
 impl From<String> for Failure {
     fn from(error: String) -> Failure {
-        Failure::Answer(error)
+        Failure::NoAnswer(error)
     }
 }
 
-fn exchange(
-    prepared: &Prepared,
+/// One GET of one address.
+///
+/// # Errors
+///
+/// It cannot be connected, or gives no HTTP with one of the two statuses before the deadline.
+pub fn get(
+    url: &Uri,
+    tls: Option<&Arc<ClientConfig>>,
     address: SocketAddr,
     path: &str,
     patience: &Patience,
 ) -> Result<Response, Failure> {
-    let patroni = prepared.patroni;
-    let in_words = |error| in_words(patroni, error);
+    let in_words = |error| in_words(url, error);
     let left = patience.deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return Err(in_words(Error::Timeout(ureq::Timeout::Global)).into());
+        return Err(NO_ANSWER.to_owned().into());
     }
     let uri = Uri::builder()
-        .scheme(patroni.url.scheme_str().unwrap_or("http"))
-        .authority(patroni.url.authority().map_or("", |host| host.as_str()))
+        .scheme(url.scheme_str().unwrap_or("http"))
+        .authority(url.authority().map_or("", |host| host.as_str()))
         .path_and_query(path)
         .build()
         .map_err(|error| error.to_string())?;
-    let connect = Connect { tls: prepared.tls.clone(), patience: patience.clone() };
+    let connect = Connect { tls: tls.cloned(), patience: patience.clone() };
     let request = agent(connect, address, left).get(uri).header("Connection", "close");
     let mut response = request.call().map_err(|error| match error {
-        Error::Io(error) if nobody(&error) => Failure::Nobody(error),
-        error => Failure::Answer(in_words(error)),
+        Error::Io(error) if is_not_connected(&error) => Failure::NotConnected(error),
+        error => Failure::NoAnswer(in_words(error)),
     })?;
     let status = response.status().as_u16();
     let date = response.headers().get("Date").and_then(|date| date.to_str().ok());
@@ -121,15 +92,12 @@ fn exchange(
 }
 
 /// Whether there was no connection at all.
-fn nobody(error: &io::Error) -> bool {
+fn is_not_connected(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::PermissionDenied
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::PermissionDenied
     ) || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
-        || is_ours(error)
+        || Cause::of(error) != Cause::Failed
 }
 
 fn agent(connect: Connect, address: SocketAddr, left: Duration) -> Agent {
@@ -162,30 +130,29 @@ impl Resolver for To {
     }
 }
 
-fn in_words(patroni: &Patroni, error: Error) -> String {
+/// What the error is for an operator, and its cure.
+pub fn in_words(url: &Uri, error: Error) -> String {
     match error {
-        Error::Timeout(_) => "no answer before the deadline (--timeout)".to_owned(),
+        Error::Timeout(_) => NO_ANSWER.to_owned(),
         Error::BodyExceedsLimit(limit) => format!("answer is larger than {limit} bytes"),
         Error::LargeResponseHeader(_, limit) => {
             format!("answer's header is larger than {limit} bytes")
         }
         Error::Io(error) => match error.kind() {
-            ErrorKind::InvalidData => tls::in_words(&error, patroni.url.host().unwrap_or_default())
+            ErrorKind::InvalidData => tls::in_words(&error, url.host().unwrap_or_default())
                 .unwrap_or_else(|| error.to_string()),
-            io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-            io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::UnexpectedEof => {
-                let cure = match patroni.tls {
-                    Some(_) => "--cert and --key?",
-                    None => "https?",
-                };
+            ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::UnexpectedEof => {
+                let https = url.scheme_str() == Some("https");
+                let cure = if https { "--cert and --key?" } else { "https?" };
                 format!("closed the connection early: is it stopping, or does it require {cure}")
             }
-            io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
-            io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
-            io::ErrorKind::PermissionDenied => {
+            ErrorKind::HostUnreachable => "host unreachable".to_owned(),
+            ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
+            ErrorKind::PermissionDenied => {
                 "a rule of this machine forbids the connection".to_owned()
             }
             _ => error.to_string(),
@@ -338,11 +305,10 @@ fn timed_out(error: io::Error, timeout: NextTimeout) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tls::Tls;
 
     #[test]
     fn who_is_not_there_and_who_does_not_answer() {
-        let patroni = Patroni::new(None, None, Tls::default()).expect("a Patroni");
+        let url = Uri::from_static("http://127.0.0.1:8008");
         for (error, gone, words) in [
             (ErrorKind::ConnectionRefused.into(), true, "connection refused"),
             (io::Error::from_raw_os_error(libc::EHOSTUNREACH), true, "host unreachable"),
@@ -356,8 +322,8 @@ mod tests {
             (io::Error::from_raw_os_error(libc::EACCES), true, "a rule of this machine"),
             (io::Error::from_raw_os_error(libc::EIO), false, ""),
         ] {
-            assert_eq!(nobody(&error), gone, "{error}");
-            let text = in_words(&patroni, Error::Io(error));
+            assert_eq!(is_not_connected(&error), gone, "{error}");
+            let text = in_words(&url, Error::Io(error));
             assert!(text.starts_with(words), "{text}");
         }
     }

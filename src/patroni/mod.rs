@@ -7,18 +7,19 @@ pub mod tls;
 
 use crate::before_stop::Patience;
 use crate::check::Check;
+use crate::memory::now;
 use crate::sockets::{self, NotFound, Sockets};
-use http::Response;
+use http::{Failure, Response};
 use rustls::ClientConfig;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tls::{Tls, Unread};
+use tls::Tls;
 use ureq::http::Uri;
 use ureq::http::uri::Authority;
 
@@ -60,8 +61,8 @@ pub struct Patroni {
     pub connect_to: Endpoint,
     /// Present if the URL is https.
     pub tls: Option<Tls>,
-    /// No URL was given: it is where Patroni listens on this machine.
-    pub elsewhere: bool,
+    /// No URL was given: the agent looks where Patroni listens on this machine.
+    pub discover: bool,
     /// `--patroni-user`: whose sockets are believed then.
     pub user: Option<String>,
     sockets: Arc<OnceLock<Sockets>>,
@@ -103,12 +104,40 @@ pub struct Answer {
 /// Why there is no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoAnswer {
-    /// Nobody listens: Patroni is not there, or not there yet.
-    pub refused: bool,
-    /// This machine or its settings kept the agent from asking, which says nothing of Patroni.
-    pub unasked: bool,
+    /// What the decision depends on.
+    pub cause: Cause,
     /// Who failed and how, and the cure if there is one.
     pub reason: String,
+}
+
+/// What kept Patroni from answering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Nobody listens: Patroni is not there, or not there yet.
+    Refused,
+    /// This machine kept the agent from asking, which says nothing of Patroni.
+    NotAsked,
+    /// Anything else: a Patroni that is silent, an answer that is none, a certificate that cannot be read.
+    Failed,
+}
+
+impl Cause {
+    /// What an error of the operating system means. This machine's own may be over in the next moment: no port, descriptor or
+    /// memory is left.
+    pub fn of(error: &io::Error) -> Cause {
+        use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+        match error.raw_os_error() {
+            Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM) => Cause::NotAsked,
+            _ if error.kind() == ErrorKind::ConnectionRefused => Cause::Refused,
+            _ => Cause::Failed,
+        }
+    }
+}
+
+impl From<String> for NoAnswer {
+    fn from(reason: String) -> NoAnswer {
+        NoAnswer { cause: Cause::Failed, reason }
+    }
 }
 
 impl Patroni {
@@ -118,7 +147,7 @@ impl Patroni {
     ///
     /// One of them cannot be, or they do not go together.
     pub fn new(url: Option<&str>, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, String> {
-        let elsewhere = url.is_none() && connect_to.is_none();
+        let discover = url.is_none() && connect_to.is_none();
         let url = url.unwrap_or(LOCAL);
         let wrong = || format!("--url {url}: write http://HOST:PORT or https://HOST:PORT");
         let uri: Uri = url.parse().map_err(|_| wrong())?;
@@ -153,7 +182,7 @@ impl Patroni {
             None => Endpoint { host, port },
         };
         let tls = https.then_some(tls);
-        Ok(Patroni { connect_to, tls, url: uri, elsewhere, user: None, sockets: Arc::default() })
+        Ok(Patroni { connect_to, tls, url: uri, discover, user: None, sockets: Arc::default() })
     }
 
     /// Where the connection goes, if that may be another machine: settings that were meant for one node are soon on all.
@@ -164,55 +193,71 @@ impl Patroni {
         (!local).then_some(&self.connect_to)
     }
 
-    /// Says whose error it is.
-    pub fn blame(&self, error: &str) -> NoAnswer {
-        blame(&self.connect_to, error)
-    }
-
     /// What tells who listens, opened once, before the sandbox is entered; none if the URL was given.
     pub fn sockets(&self) -> Option<&Sockets> {
         let open = || Sockets::open(self.user.as_deref());
-        self.elsewhere.then(|| self.sockets.get_or_init(open))
+        self.discover.then(|| self.sockets.get_or_init(open))
     }
 
-    /// Whose record in the memory a check's is, if nobody could be asked: those who would have been.
-    pub fn would_be(&self, asked: Option<SocketAddr>) -> Vec<Endpoint> {
-        if !self.elsewhere {
-            return vec![self.connect_to.clone()];
+    /// Where Patroni is looked for without `--url`: on localhost, and at the address on which HAProxy `asked` the agent. An
+    /// address of localhost does not count because HAProxy asked there: any user of this machine can listen on one of them.
+    fn candidates(&self, asked: Option<SocketAddr>) -> impl Iterator<Item = SocketAddr> {
+        let port = self.connect_to.port;
+        let localhost = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let localhost = localhost.map(|ip: IpAddr| SocketAddr::new(ip, port));
+        localhost.into_iter().chain(beside_localhost(asked).map(|mut asked| {
+            asked.set_port(port);
+            asked
+        }))
+    }
+
+    /// Whose records in the memory are those of a check that could not ask: the Patronis that it would have asked.
+    fn candidate_endpoints(&self, asked: Option<SocketAddr>) -> Vec<Endpoint> {
+        match self.discover {
+            true => self.candidates(asked).map(|address| self.endpoint(address.ip())).collect(),
+            false => vec![self.connect_to.clone()],
         }
-        let asked = asked.map(|asked| asked.ip()).filter(|ip| !ip.is_loopback());
-        let ips = [Some(Ipv4Addr::LOCALHOST.into()), Some(Ipv6Addr::LOCALHOST.into()), asked];
-        ips.into_iter().flatten().map(|ip| self.at(ip)).collect()
     }
 
-    /// All whose records those of HAProxy's checks may be, wherever on this machine it asks.
-    pub fn anywhere(&self) -> Vec<Endpoint> {
-        let own = if self.elsewhere { sockets::addresses() } else { Vec::new() };
-        self.would_be(None).into_iter().chain(own.into_iter().map(|ip| self.at(ip))).collect()
+    /// All whose records those of HAProxy's checks may be, wherever on this machine HAProxy asks.
+    pub fn all_endpoints(&self) -> Vec<Endpoint> {
+        let own = if self.discover { sockets::addresses() } else { Vec::new() };
+        let own = own.into_iter().map(|ip| self.endpoint(ip));
+        self.candidate_endpoints(None).into_iter().chain(own).collect()
     }
 
-    fn at(&self, ip: IpAddr) -> Endpoint {
+    fn endpoint(&self, ip: IpAddr) -> Endpoint {
         Endpoint { host: ip.to_string(), port: self.connect_to.port }
     }
 
-    /// Reads the certificates, and the host's addresses if it is a name. Without `--url` it is asked where Patroni listens:
-    /// on localhost, or at the address on which HAProxy `asked`; by hand, anywhere.
-    ///
-    /// # Errors
-    ///
-    /// As those of [`Prepared::ask`].
-    pub fn prepare(&self, asked: Option<SocketAddr>) -> Result<Prepared<'_>, NoAnswer> {
-        let Endpoint { host, port } = &self.connect_to;
-        let tls = self.tls.as_ref().map(Tls::config).transpose();
-        let tls =
-            tls.map_err(|Unread { unasked, text }| NoAnswer { unasked, ..self.blame(&text) })?;
+    /// Reads the certificates, and the host's addresses if it is a name. Without `--url` Patroni is looked for when it is
+    /// asked: on localhost, or at the address on which HAProxy `asked`; by hand, wherever it listens.
+    pub fn prepare(&self, asked: Option<SocketAddr>) -> Prepared<'_> {
         self.sockets();
-        let addresses = match self.elsewhere {
+        Prepared { patroni: self, asked, files: self.read_files() }
+    }
+
+    fn read_files(&self) -> Result<Files, NoAnswer> {
+        let Endpoint { host, port } = &self.connect_to;
+        let blame = |no_answer| blame(&self.connect_to, no_answer);
+        let tls = self.tls.as_ref().map(Tls::config).transpose().map_err(blame)?;
+        let addresses = match self.discover {
             true => Vec::new(),
-            false => hosts::addresses(host).map_err(|error| self.blame(&error))?,
+            false => hosts::addresses(host).map_err(|error| blame(error.into()))?,
         };
         let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect();
-        Ok(Prepared { patroni: self, addresses, asked, tls })
+        Ok(Files { addresses, tls })
+    }
+
+    /// What a check has that could not ask, though it was asked on this address.
+    pub fn unheard(
+        &self,
+        asked: Option<SocketAddr>,
+        since: Duration,
+        no_answer: NoAnswer,
+    ) -> Heard {
+        let from = self.candidate_endpoints(asked);
+        Heard { from, answer: Err(no_answer), asked: since, answered: now() }
     }
 
     /// The files that [`Patroni::prepare`] reads.
@@ -224,15 +269,14 @@ impl Patroni {
     }
 }
 
-/// Whether an error is this machine's own, and may be over in the next moment: no port, descriptor or memory is left.
-pub fn is_ours(error: &io::Error) -> bool {
-    use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    let ours = [EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM];
-    error.raw_os_error().is_some_and(|number| ours.contains(&number))
+/// An address on which HAProxy asked, if it is none of localhost.
+pub fn beside_localhost(asked: Option<SocketAddr>) -> Option<SocketAddr> {
+    asked.filter(|asked| !asked.ip().is_loopback())
 }
 
-fn blame(patroni: &Endpoint, error: &str) -> NoAnswer {
-    NoAnswer { refused: false, unasked: false, reason: format!("Patroni {patroni}: {error}") }
+/// Says whose error it is.
+pub fn blame(patroni: &Endpoint, NoAnswer { cause, reason }: NoAnswer) -> NoAnswer {
+    NoAnswer { cause, reason: format!("Patroni {patroni}: {reason}") }
 }
 
 /// The port that is written, or the default if none is; none if it is not one.
@@ -253,10 +297,15 @@ fn bare(authority: &Authority) -> Option<String> {
 /// A Patroni for which no file needs to be read any more.
 pub struct Prepared<'a> {
     patroni: &'a Patroni,
-    /// Those of the URL.
-    addresses: Vec<SocketAddr>,
-    /// The address of this machine that was asked itself.
+    /// The address of this machine on which HAProxy asked.
     asked: Option<SocketAddr>,
+    files: Result<Files, NoAnswer>,
+}
+
+/// What was read from files.
+struct Files {
+    /// Those of the URL's host.
+    addresses: Vec<SocketAddr>,
     tls: Option<Arc<ClientConfig>>,
 }
 
@@ -267,63 +316,119 @@ pub struct Heard {
     pub from: Vec<Endpoint>,
     /// What was said.
     pub answer: Result<Answer, NoAnswer>,
+    /// Before the question was sent, by [`now`]. Counted from here, the verdict does not depend on `--timeout`.
+    pub asked: Duration,
+    /// When there was an answer or an end to waiting.
+    pub answered: Duration,
 }
 
 impl Prepared<'_> {
+    /// Why Patroni cannot be asked.
+    pub fn failure(&self) -> Option<&NoAnswer> {
+        self.files.as_ref().err()
+    }
+
     /// Asks Patroni once. If there is no answer, the text says who failed and, where there is one, the cure: nobody there, a
     /// stranger in its place, no answer before the deadline, no HTTP, a status other than 200 and 503, a body that is no
     /// status of Patroni's.
     pub fn ask(&self, check: &Check, patience: &Patience) -> Heard {
+        let (asked, since) = (now(), Instant::now());
         let (from, response) = self.get(check.path(), patience);
         let from = match from {
-            Some(ip) if self.patroni.elsewhere => vec![self.patroni.at(ip)],
-            _ => self.patroni.would_be(self.asked),
+            Some(ip) if self.patroni.discover => vec![self.patroni.endpoint(ip)],
+            _ => self.patroni.candidate_endpoints(self.asked),
         };
         let answer = response.and_then(|response| {
-            let mut answer =
-                answer(response.status, &response.body).map_err(|error| blame(&from[0], &error))?;
+            let answer = answer(response.status, &response.body);
+            let mut answer = answer.map_err(|error| blame(&from[0], error.into()))?;
             answer.date = response.date.map_or(answer.date, seconds);
             Ok(answer)
         });
-        Heard { from, answer }
+        Heard { from, answer, asked, answered: asked + since.elapsed() }
     }
 
-    /// One GET, and who answered it or failed to.
+    /// One GET, and who answered it or failed to. The first address that can be connected is asked.
     fn get(&self, path: &str, patience: &Patience) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
         match self.addresses(patience.deadline) {
-            Ok(addresses) => http::get(self, &addresses, path, patience),
+            Ok((addresses, tls)) => self.get_from(&addresses, tls, path, patience),
             Err(no_answer) => (None, Err(no_answer)),
         }
     }
 
-    fn addresses(&self, deadline: Instant) -> Result<Vec<SocketAddr>, NoAnswer> {
-        let Prepared { patroni, asked, .. } = self;
-        let Some(sockets) = patroni.sockets() else { return Ok(self.addresses.clone()) };
+    fn get_from(
+        &self,
+        addresses: &[SocketAddr],
+        tls: Option<&Arc<ClientConfig>>,
+        path: &str,
+        patience: &Patience,
+    ) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
+        let url = &self.patroni.url;
+        let (mut refused, mut not_asked) = (false, true);
+        let mut first_error = None;
+        for address in addresses {
+            match http::get(url, tls, *address, path, patience) {
+                // The first error is told. ureq itself would share the time between the addresses.
+                Err(Failure::NotConnected(error)) => {
+                    refused |= Cause::of(&error) == Cause::Refused;
+                    not_asked &= Cause::of(&error) == Cause::NotAsked;
+                    first_error.get_or_insert_with(|| http::in_words(url, error.into()));
+                }
+                Err(Failure::NoAnswer(error)) => {
+                    let patroni = match self.patroni.discover {
+                        true => &self.patroni.endpoint(address.ip()),
+                        false => &self.patroni.connect_to,
+                    };
+                    return (Some(address.ip()), Err(blame(patroni, error.into())));
+                }
+                Ok(response) => return (Some(address.ip()), Ok(response)),
+            }
+        }
+        let cause = match first_error {
+            Some(_) if not_asked => Cause::NotAsked,
+            _ if refused => Cause::Refused,
+            _ => Cause::Failed,
+        };
+        let error = first_error.unwrap_or_else(|| "its name has no address".to_owned());
+        (None, Err(NoAnswer { cause, reason: format!("{}: {error}", self.tried()) }))
+    }
+
+    /// Where Patroni may be asked, and with which certificates.
+    fn addresses(
+        &self,
+        deadline: Instant,
+    ) -> Result<(Vec<SocketAddr>, Option<&Arc<ClientConfig>>), NoAnswer> {
+        let Prepared { patroni, asked, files } = self;
+        let Files { addresses, tls } = files.as_ref().map_err(NoAnswer::clone)?;
+        let Some(sockets) = patroni.sockets() else { return Ok((addresses.clone(), tls.as_ref())) };
         let port = patroni.connect_to.port;
-        let (refused, reason) = match sockets.find(port, *asked, deadline) {
-            Ok(addresses) => return Ok(addresses),
-            Err(NotFound::Nobody) => (true, format!("{}: connection refused{CURE}", self.tried())),
+        let candidates: Vec<_> = patroni.candidates(*asked).collect();
+        let (cause, reason) = match sockets.find(port, &candidates, asked.is_none(), deadline) {
+            Ok(addresses) => return Ok((addresses, None)),
+            Err(NotFound::Nobody) => {
+                (Cause::Refused, format!("{}: connection refused{CURE}", self.tried()))
+            }
             Err(NotFound::Stranger(address, uid)) => (
-                true,
+                Cause::Refused,
                 format!(
                     "Patroni {address}: not asked, uid {uid} listens there (see --patroni-user and --url)"
                 ),
             ),
             Err(NotFound::Hidden) => (
-                false,
+                Cause::NotAsked,
                 format!("Patroni: PrivateUsers= hides which of two has port {port} (see --url)"),
             ),
             Err(NotFound::Untold(error)) => (
-                false,
+                Cause::NotAsked,
                 format!("Patroni: cannot see who listens on port {port}: {error} (see --url)"),
             ),
         };
-        Err(NoAnswer { refused, unasked: !refused, reason })
+        Err(NoAnswer { cause, reason })
     }
 
     /// Where Patroni is looked for, in this order, in words.
     pub fn tried(&self) -> String {
-        let other = self.patroni.would_be(self.asked).get(2).map(|other| format!(" and {other}"));
+        let other = self.patroni.candidate_endpoints(self.asked);
+        let other = other.get(2).map(|other| format!(" and {other}"));
         format!("Patroni {}{}", self.patroni.connect_to, other.unwrap_or_default())
     }
 
@@ -428,11 +533,10 @@ mod tests {
             (asked("127.0.0.9:5555"), "Patroni 127.0.0.1:8008"),
             (asked("[::1]:5555"), "Patroni 127.0.0.1:8008"),
         ] {
-            assert_eq!(anywhere.prepare(from).expect("no file is read").tried(), tried);
+            assert_eq!(anywhere.prepare(from).tried(), tried);
         }
         let there = patroni(Some("http://10.0.0.2:8008"), Tls::default());
-        let prepared = there.prepare(asked("10.0.0.1:5555")).expect("no file is read");
-        assert_eq!(prepared.tried(), "Patroni 10.0.0.2:8008");
+        assert_eq!(there.prepare(asked("10.0.0.1:5555")).tried(), "Patroni 10.0.0.2:8008");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What https to Patroni needs: which certificate is trusted, perhaps a client certificate, and TLS errors in words that
 //! name the cure. No public CAs: none of them shall vouch for a Patroni. Knows nothing of connections.
 
-use super::is_ours;
+use super::{Cause, NoAnswer};
 use crate::file;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -33,28 +33,13 @@ pub struct Tls {
     pub insecure: bool,
 }
 
-/// Why there is no TLS.
-#[derive(Debug)]
-pub struct Unread {
-    /// This machine had no descriptor or memory left.
-    pub unasked: bool,
-    /// In words.
-    pub text: String,
-}
-
-impl From<String> for Unread {
-    fn from(text: String) -> Unread {
-        Unread { unasked: false, text }
-    }
-}
-
 impl Tls {
     /// Reads the files.
     ///
     /// # Errors
     ///
     /// A file cannot be read or does not hold what its option promises.
-    pub fn config(&self) -> Result<Arc<ClientConfig>, Unread> {
+    pub fn config(&self) -> Result<Arc<ClientConfig>, NoAnswer> {
         let provider = Arc::new(ring::default_provider());
         let trusted = self.cacert.as_deref().map(|file| trusted(file, &provider)).transpose()?;
         let trusted = match self.insecure {
@@ -94,7 +79,7 @@ struct Trusted {
     signed: Option<Arc<WebPkiServerVerifier>>,
 }
 
-fn trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, Unread> {
+fn trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, NoAnswer> {
     let certificates = certificates(file)?;
     let verifier = |certificates: Vec<CertificateDer<'static>>| {
         let mut roots = RootCertStore::empty();
@@ -228,14 +213,14 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Unread> {
-    file::read(path, FILE_LIMIT).map_err(|error| Unread {
-        unasked: is_ours(&error),
-        text: format!("cannot read {}: {error}", path.display()),
+fn read(path: &Path) -> Result<Vec<u8>, NoAnswer> {
+    file::read(path, FILE_LIMIT).map_err(|error| NoAnswer {
+        cause: Cause::of(&error),
+        reason: format!("cannot read {}: {error}", path.display()),
     })
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Unread> {
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, NoAnswer> {
     let certificates = CertificateDer::pem_slice_iter(&read(file)?)
         .collect::<Result<Vec<_>, pem::Error>>()
         .map_err(|error| format!("{}: {error}", file.display()))?;
@@ -245,7 +230,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Unread> {
     Ok(certificates)
 }
 
-fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Unread> {
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, NoAnswer> {
     PrivateKeyDer::from_pem_slice(&read(file)?).map_err(|_| {
         format!("{} contains no PEM private key without a passphrase", file.display()).into()
     })

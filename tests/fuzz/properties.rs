@@ -2,10 +2,10 @@
 //! tests/plain/properties.rs on the recorded answers and what a fixed series of changes makes of them.
 
 use patroni_agent_check::check::Check;
-use patroni_agent_check::decide::{Policy, Times, Unreachable, decide};
+use patroni_agent_check::decide::{Case, Policy, Unreachable, decide};
 use patroni_agent_check::memory::{self, Memory, RECORD, Record, SIZE};
 use patroni_agent_check::options::Options;
-use patroni_agent_check::patroni::{self, Endpoint, NoAnswer};
+use patroni_agent_check::patroni::{self, Answer, Cause, Endpoint, Heard, NoAnswer};
 use patroni_agent_check::question::Question;
 use patroni_agent_check::reply::{self, Otherwise, Reply, Verdict};
 use std::ffi::OsString;
@@ -17,6 +17,10 @@ use std::time::Duration;
 
 fn policy(grace: Duration) -> Policy {
     Policy { unreachable: Unreachable::Down, grace, stopping: Otherwise::Drain }
+}
+
+fn heard(answer: Result<Answer, NoAnswer>, [asked, answered]: [Duration; 2]) -> Heard {
+    Heard { from: Vec::new(), answer, asked, answered }
 }
 
 /// A check that was understood asks for a plain path, and means the same when it is read again.
@@ -84,13 +88,12 @@ pub fn reply(bytes: &[u8]) {
 pub fn answer(bytes: &[u8]) {
     let (first, body) = bytes.split_first().unwrap_or((&0, &[]));
     let status = if first % 2 == 0 { 200 } else { 503 };
-    let answer = patroni::answer(status, body).map_err(|reason| NoAnswer {
-        refused: false,
-        unasked: false,
-        reason,
-    });
+    let answer =
+        patroni::answer(status, body).map_err(|reason| NoAnswer { cause: Cause::Failed, reason });
     let policy = policy(Duration::from_secs(3));
-    let times = Times { asked: Duration::from_secs(100), answered: Duration::from_secs(101) };
+    let times = [100, 101].map(Duration::from_secs);
+    let heard = heard(answer, times);
+    let answer = &heard.answer;
     for check in [
         "primary",
         "leader",
@@ -102,17 +105,18 @@ pub fn answer(bytes: &[u8]) {
     ] {
         let check: Check = check.parse().expect("a check");
         let question = Question { check, otherwise: Otherwise::Drain };
-        let (reply, left) =
-            decide(&question, policy, &answer, None, false, &Record::default(), times);
+        let last = &Record::default();
+        let case = Case { question: &question, heard: &heard, last, stop_noted: false };
+        let (reply, left) = decide(case, policy, None);
         // only a healthy node is bridged, and with no more than was asked for
         let healthy = answer.as_ref().is_ok_and(|answer| answer.state == "running");
         assert!(left.lease.is_zero() || healthy);
         assert_eq!(words(&reply::line(&reply)).len(), 2);
-        match &answer {
+        match answer {
             Ok(answer) if answer.status == 200 && answer.state == "running" => {}
             _ => assert_ne!(reply.verdict, Verdict::Ready),
         }
-        if let Ok(answer) = &answer {
+        if let Ok(answer) = answer {
             let fits = question.check.fits(&answer.role);
             assert!(fits || reply.verdict != Verdict::Ready);
         }
@@ -178,11 +182,14 @@ pub fn memory(bytes: &[u8]) {
         Some((status, body)) => patroni::answer(status, body.as_bytes()),
         None => Err("nothing".to_owned()),
     };
-    let answer =
-        answer.map_err(|reason| NoAnswer { refused: second & 4 != 0, unasked: false, reason });
-    let at = |time| Times { asked: time, answered: time };
-    let decide =
-        |last: &Record, times| decide(&question, policy, &answer, None, false, last, times);
+    let answer = answer.map_err(|reason| NoAnswer {
+        cause: if second & 4 != 0 { Cause::Refused } else { Cause::Failed },
+        reason,
+    });
+    let decide = |last: &Record, time| {
+        let heard = heard(answer.clone(), [time; 2]);
+        decide(Case { question: &question, heard: &heard, last, stop_noted: false }, policy, None)
+    };
 
     let now = memory::now();
     let recalled = recall();
@@ -192,8 +199,8 @@ pub fn memory(bytes: &[u8]) {
         let whole = |record: &[u8]| record[SUM..] == sum(record);
         assert!(before.chunks_exact(RECORD).any(whole), "a torn record counts: {last:?}");
     }
-    let (alone, _) = decide(&Record::default(), at(now));
-    let (reply, mut record) = decide(&last, at(now));
+    let (alone, _) = decide(&Record::default(), now);
+    let (reply, mut record) = decide(&last, now);
     assert!(!words(&reply::line(&reply)).is_empty());
     assert!(reply.verdict != Verdict::Ready || alone.verdict == Verdict::Ready);
     let _ = recalled.news(&mut record);
@@ -225,7 +232,7 @@ pub fn memory(bytes: &[u8]) {
         (again.date, again.pause, again.refused),
         (record.date, record.pause, record.refused)
     );
-    let (later, _) = decide(&again, at(memory::now() + grace));
+    let (later, _) = decide(&again, memory::now() + grace);
     assert_eq!((later.verdict, later.reason), (alone.verdict, alone.reason));
     drop(recalled);
     // a line that is not understood leaves the checks alone

@@ -5,10 +5,9 @@ use crate::common::{
     connection, full_backlog, http, listen, start,
 };
 use patroni_agent_check::before_stop::Patience;
-use patroni_agent_check::connection::Connection;
+use patroni_agent_check::connection::{Connection, NoLine};
 use patroni_agent_check::options::{Options, Stop};
 use patroni_agent_check::patroni::{Patroni, tls::Tls};
-use patroni_agent_check::question::NoQuestion;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::ffi::OsStringExt;
@@ -82,6 +81,16 @@ fn who_does_not_answer_is_not_passed_over() {
     assert_eq!((first.connections(), second.connections()), (1, 0));
 }
 
+#[test]
+fn an_answer_comes_after_its_question() {
+    let took = Duration::from_millis(1);
+    let slow = FakePatroni::raw(move |_stream| std::thread::sleep(took));
+    let patroni = Patroni::new(Some(&slow.url()), None, Tls::default()).expect("a Patroni");
+    let patience = Patience::until(Instant::now() + Duration::from_secs(10));
+    let heard = patroni.prepare(None).ask(&"primary".parse().expect("a check"), &patience);
+    assert!(heard.answered >= heard.asked + took, "{heard:?}");
+}
+
 /// Debian's own Patroni package has the REST API there alone.
 #[test]
 fn patroni_at_the_address_that_haproxy_asked() {
@@ -95,7 +104,7 @@ fn patroni_at_the_address_that_haproxy_asked() {
     let ask = |url: Option<&str>, asked: &str| {
         let mut patroni = Patroni::new(url, None, Tls::default()).expect("a Patroni");
         patroni.connect_to.port = port;
-        let prepared = patroni.prepare(asked.parse().ok()).expect("addresses");
+        let prepared = patroni.prepare(asked.parse().ok());
         let deadline = Instant::now() + Duration::from_secs(10);
         let heard = prepared.ask(&"primary".parse().expect("a check"), &Patience::until(deadline));
         (prepared.tried(), heard.answer.expect_err("none").reason)
@@ -213,7 +222,7 @@ fn a_reset_is_not_taken_for_a_peer_that_left() {
     client.peek(&mut [0]).expect("the byte");
     drop(client);
     let read = Connection::Socket(stream).read_line(Instant::now(), Duration::from_secs(9));
-    let Err(NoQuestion::NotUnderstood(why)) = read else { panic!("{read:?}") };
+    let Err(NoLine::Unreadable(why)) = read else { panic!("{read:?}") };
     assert!(why.starts_with("cannot read the agent-send line: Connection reset"), "{why}");
 }
 

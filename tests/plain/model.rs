@@ -18,9 +18,9 @@
 //! has heard of it, unless Patroni was restarted since the last good answer. At most two things go wrong on one path. The model has no step of a clock, no late answer that was
 //! made when the question came, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
 
-use patroni_agent_check::decide::{Policy, Times, Unreachable, decide};
+use patroni_agent_check::decide::{Case, Policy, Unreachable, decide};
 use patroni_agent_check::memory::Record;
-use patroni_agent_check::patroni::{Answer, NoAnswer};
+use patroni_agent_check::patroni::{Answer, Cause, Heard, NoAnswer};
 use patroni_agent_check::question::Question;
 use patroni_agent_check::reply::{Otherwise, Verdict};
 use stateright::{Checker, Model, Path, Property};
@@ -201,7 +201,6 @@ impl Cluster {
             grace: TICK * u32::from(self.grace),
             stopping: Otherwise::Drain,
         };
-        let times = Times { asked: NOW - TICK * u32::from(waited), answered: NOW };
         let mut last = state.record.clone();
         let answer = match state.answer() {
             Ok(answer) if self.broken == Broken::Lock && answer.status == 503 => {
@@ -209,7 +208,7 @@ impl Cluster {
                 Ok(Answer { pause: true, ..answer })
             }
             Ok(_) if waited == TIMEOUT || state.silent => {
-                Err(NoAnswer { refused: false, unasked: false, reason: String::new() })
+                Err(NoAnswer { cause: Cause::Failed, reason: String::new() })
             }
             answer => answer,
         };
@@ -217,8 +216,11 @@ impl Cluster {
         let restarted = state.node == Node::Restarted || state.record.refused;
         let claimed = restarted || state.knows_pause;
         state.told |= answer.as_ref().is_ok_and(|a| a.status != 200) && !claimed;
-        let (reply, record) = decide(&question, policy, &answer, None, false, &last, times);
         let bad = answer.as_ref().is_ok_and(|answer| answer.status != 200);
+        let asked = NOW - TICK * u32::from(waited);
+        let heard = Heard { from: Vec::new(), answer, asked, answered: NOW };
+        let case = Case { question: &question, heard: &heard, last: &last, stop_noted: false };
+        let (reply, record) = decide(case, policy, None);
         if !(bad && self.broken == Broken::Memory) {
             state.record = record;
         }
@@ -311,7 +313,7 @@ impl State {
     fn answer(&self) -> Result<Answer, NoAnswer> {
         let (status, state, role) = match self.node {
             Node::Dead => {
-                return Err(NoAnswer { refused: true, unasked: false, reason: String::new() });
+                return Err(NoAnswer { cause: Cause::Refused, reason: String::new() });
             }
             Node::Primary if self.claim > 0 => (200, "running", "primary"),
             Node::Primary | Node::Restarted | Node::Deposed => (503, "running", "primary"),

@@ -1,0 +1,114 @@
+//! The two kinds of process, and the two steps in which they differ: how each confines itself, and how it asks Patroni. A
+//! process for one check has read all files before it confines itself and then asks alone; a listener confines itself before
+//! it accepts a connection, and asks once for all checks that want to know the same. Knows nothing of what an answer means.
+
+use crate::before_stop::Patience;
+use crate::by_hand;
+use crate::check::Check;
+use crate::connection::{self, Connection};
+use crate::memory::Memory;
+use crate::options::Options;
+use crate::patroni::{Heard, Prepared};
+use crate::questions::Questions;
+use crate::sandbox::{self, Again};
+use crate::serve::Place;
+use crate::syslog;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+
+/// What a check asks Patroni by.
+pub enum Process<'a> {
+    /// The process of this check alone, which is confined.
+    OneCheck(Prepared<'a>),
+    /// A listener, of which this check is a thread.
+    Listener(&'a Questions, &'a Place<'a>),
+}
+
+impl<'a> Process<'a> {
+    /// Reads what Patroni is asked with, and then confines this process, which answers one check.
+    pub fn confine(options: &'a Options, connection: &Connection, memory: &Memory) -> Process<'a> {
+        let prepared = options.patroni.prepare(asked_address(options, connection));
+        // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
+        if !cfg!(without_sandbox) {
+            let port = options.patroni.connect_to.port;
+            match sandbox::enter(port, memory.descriptor(), syslog::descriptor()) {
+                Err(missing) => connection.remark(&missing),
+                Ok(()) if options.explain => connection.remark("sandbox: complete"),
+                Ok(()) => {}
+            }
+        }
+        Process::OneCheck(prepared)
+    }
+
+    /// Asks Patroni, and tells a person what came of it.
+    pub fn ask(
+        &self,
+        options: &Options,
+        connection: &Connection,
+        check: &Check,
+        patience: &Patience,
+    ) -> Heard {
+        match self {
+            Process::OneCheck(prepared) => {
+                let heard = prepared.ask(check, patience);
+                if connection.is_by_hand() {
+                    let deadline = patience.deadline;
+                    let lines = by_hand::explain_answer(options, prepared, check, &heard, deadline);
+                    lines.iter().for_each(|text| connection.remark(text));
+                }
+                heard
+            }
+            Process::Listener(questions, place) => {
+                place.keep();
+                let asked = asked_address(options, connection);
+                questions.ask(&options.patroni, asked, connection.source(), check, patience)
+            }
+        }
+    }
+}
+
+/// Confines a listener, before it accepts a connection. Only what each of its checks needs stays possible: next to nothing, if
+/// the command line is wrong.
+pub fn confine_listener(options: Option<&Options>, systemd: Option<RawFd>) {
+    let read = |options: &Options| {
+        options.patroni.sockets();
+        let mut files = options.patroni.files();
+        files.extend([options.hold_file.clone(), options.before_stop_file.clone()]);
+        files
+    };
+    let again = Again {
+        port: options.map(|options| options.patroni.connect_to.port),
+        read: options.map(read).unwrap_or_default(),
+        memory: options.map(|options| options.memory_file.clone()),
+        log: syslog::descriptor(),
+        systemd,
+    };
+    if let Err(missing) = sandbox::enter_listening(&again) {
+        connection::log(4, &missing);
+    }
+}
+
+/// Where on this machine HAProxy asked, if Patroni may be there.
+fn asked_address(options: &Options, connection: &Connection) -> Option<SocketAddr> {
+    if options.patroni.discover { connection.local() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn patroni_may_be_where_haproxy_asked_unless_its_url_is_given() {
+        let listener = TcpListener::bind("127.0.0.2:0").expect("a free port");
+        let asked = listener.local_addr().expect("an address");
+        let _haproxy = TcpStream::connect(asked).expect("a connection");
+        let connection = Connection::Socket(listener.accept().expect("a connection").0);
+        let asked_address = |arguments: &[&str]| {
+            let options = Options::parse(arguments.iter().map(Into::into));
+            asked_address(&options.expect("options"), &connection)
+        };
+        assert_eq!(asked_address(&[]), Some(asked));
+        assert_eq!(asked_address(&["--url", "http://127.0.0.1:8008"]), None);
+    }
+}

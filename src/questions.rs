@@ -1,0 +1,59 @@
+//! The questions that a listener asks Patroni in the name of its checks. Checks that want to know the same share one question,
+//! and few questions are asked at once. Knows nothing of what an answer means.
+
+use crate::before_stop::Patience;
+use crate::check::Check;
+use crate::memory::now;
+use crate::patroni::http::NO_ANSWER;
+use crate::patroni::{Cause, Heard, NoAnswer, Patroni, beside_localhost, blame};
+use crate::share::{Missed, Shared};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// Questions to Patroni at once, of which one source has all but one, and the least time between two: its REST API has five
+/// workers, a queue of five, and shares one core with its main loop. Each question takes a millisecond of that.
+const AT_ONCE: usize = 5;
+const APART: Duration = Duration::from_millis(2);
+/// Different questions with a query of one source that may wait: anybody can make up another one, and it would wait for its
+/// deadline.
+const WAITING: usize = 64;
+
+/// Checks share a question that have the same path, and look for Patroni at the same address beside localhost.
+type SameQuestion = (String, Option<IpAddr>);
+
+/// All questions of one listener, by the address that asks the agent.
+pub struct Questions(Shared<SameQuestion, Option<IpAddr>, Heard>);
+
+impl Default for Questions {
+    fn default() -> Questions {
+        Questions(Shared::new(AT_ONCE, APART, WAITING))
+    }
+}
+
+impl Questions {
+    /// Asks Patroni, or waits for the answer to the same question of another check. Only the check that asks reads the
+    /// certificates. `asked` is the address on which HAProxy asked, and `source` is who asked.
+    pub fn ask(
+        &self,
+        patroni: &Patroni,
+        asked: Option<SocketAddr>,
+        source: Option<IpAddr>,
+        check: &Check,
+        patience: &Patience,
+    ) -> Heard {
+        let since = now();
+        let question = (check.path().to_owned(), beside_localhost(asked).map(|asked| asked.ip()));
+        let first = check.plain_number().is_some();
+        let ask = || patroni.prepare(asked).ask(check, patience);
+        self.0.ask(question, source, first, patience.deadline, ask).unwrap_or_else(|missed| {
+            let why = match missed {
+                Missed::Unasked => &format!("{NO_ANSWER}: too many others are waiting"),
+                Missed::Crowded => "not asked: too many different questions are waiting",
+                Missed::Unanswered => NO_ANSWER,
+                Missed::Broken => "not asked because of a bug in patroni-agent-check",
+            };
+            let no_answer = NoAnswer { cause: Cause::Failed, reason: why.to_owned() };
+            patroni.unheard(asked, since, blame(&patroni.connect_to, no_answer))
+        })
+    }
+}
