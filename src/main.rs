@@ -2,9 +2,11 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
-use patroni_agent_check::connection::{Activation, Connection};
+use patroni_agent_check::haproxy::connection::{Activation, Connection};
+use patroni_agent_check::journal::syslog;
 use patroni_agent_check::options::{Options, Stop};
-use patroni_agent_check::{agent, by_hand, reopen, syslog, user};
+use patroni_agent_check::sandbox::user;
+use patroni_agent_check::{agent, by_hand, reopen};
 use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;

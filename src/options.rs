@@ -2,12 +2,13 @@
 //! nothing of how the steps use it.
 
 use crate::NAME;
-use crate::check::{self, Check};
-use crate::decide::{Policy, Unreachable};
-use crate::patroni::Patroni;
+use crate::decide::policy::{Policy, Unreachable};
+use crate::haproxy::question::{Question, Source};
+use crate::haproxy::reply::Otherwise;
+use crate::patroni::check::{self, Check};
+use crate::patroni::location::Patroni;
 use crate::patroni::tls::Tls;
-use crate::question::{Question, Source};
-use crate::reply::Otherwise;
+use crate::run::Paths;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
@@ -49,10 +50,8 @@ struct Given {
     unreachable: Unreachable,
     agent_send: bool,
     stopping: Otherwise,
-    hold_file: PathBuf,
-    before_stop_file: PathBuf,
+    files: Paths,
     grace: Duration,
-    memory_file: PathBuf,
     idle: Duration,
     user: Option<String>,
     tls: Tls,
@@ -136,14 +135,14 @@ pub const OPTIONS: &[Described] = &[
         "FILE",
         "/run/patroni-agent-check/hold",
         "if this file exists, a node that is ready reports its first word, drain or maint, and the rest as the reason",
-        |given, value| set(&mut given.hold_file, Ok(value.into())),
+        |given, value| set(&mut given.files.hold, Ok(value.into())),
     ),
     takes(
         "before-stop-file",
         "FILE",
         "/run/patroni-agent-check/before-stop",
         "where the hook for Patroni's before_stop notes that PostgreSQL is about to stop",
-        |given, value| set(&mut given.before_stop_file, Ok(value.into())),
+        |given, value| set(&mut given.files.before_stop, Ok(value.into())),
     ),
     takes(
         "grace",
@@ -157,7 +156,7 @@ pub const OPTIONS: &[Described] = &[
         "FILE",
         "/run/patroni-agent-check/memory",
         "where a check leaves its result for the next one, for --grace and the journal",
-        |given, value| set(&mut given.memory_file, Ok(value.into())),
+        |given, value| set(&mut given.files.memory, Ok(value.into())),
     ),
     takes(
         "idle",
@@ -243,12 +242,8 @@ pub struct Options {
     pub timeout: Duration,
     /// How trouble is answered.
     pub policy: Policy,
-    /// The operator's hold.
-    pub hold_file: PathBuf,
-    /// Where the before-stop hook leaves its note.
-    pub before_stop_file: PathBuf,
-    /// What one check leaves to the next.
-    pub memory_file: PathBuf,
+    /// What others leave for a check.
+    pub files: Paths,
     /// With a listening socket: how long to stay after the last check.
     pub idle: Duration,
     /// Whom to become if root starts it.
@@ -404,9 +399,7 @@ impl Given {
                 grace: self.grace,
                 stopping: self.stopping,
             },
-            hold_file: self.hold_file,
-            before_stop_file: self.before_stop_file,
-            memory_file: self.memory_file,
+            files: self.files,
             idle: self.idle,
             user: self.user,
             asked,

@@ -2,17 +2,19 @@
 //! process for one check has read all files before it confines itself and then asks alone; a listener confines itself before
 //! it accepts a connection, and asks once for all checks that want to know the same. Knows nothing of what an answer means.
 
-use crate::before_stop::Patience;
-use crate::by_hand;
-use crate::check::Check;
-use crate::connection::{self, Connection};
-use crate::memory::Memory;
+use crate::by_hand::explain;
+use crate::haproxy::connection::Connection;
+use crate::haproxy::reply::Otherwise;
+use crate::journal::{self, syslog};
+use crate::listen::questions::Questions;
+use crate::listen::serve::Place;
 use crate::options::Options;
-use crate::patroni::{Heard, Prepared};
-use crate::questions::Questions;
+use crate::patroni::ask::{Heard, Prepared};
+use crate::patroni::check::Check;
+use crate::run::Files;
+use crate::run::before_stop::Patience;
+use crate::run::hold::Hold;
 use crate::sandbox::{self, Again};
-use crate::serve::Place;
-use crate::syslog;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
@@ -26,12 +28,16 @@ pub enum Process<'a> {
 
 impl<'a> Process<'a> {
     /// Reads what Patroni is asked with, and then confines this process, which answers one check.
-    pub fn confine(options: &'a Options, connection: &Connection, memory: &Memory) -> Process<'a> {
+    pub fn confine(options: &'a Options, connection: &Connection, files: &Files) -> Process<'a> {
+        if let Ok(Some(Hold { word, reason })) = &files.hold {
+            let word = Otherwise::from(*word);
+            connection.remark(&format!("a hold is active: {word}, {reason}"));
+        }
         let prepared = options.patroni.prepare(asked_address(options, connection));
         // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
         if !cfg!(without_sandbox) {
             let port = options.patroni.connect_to.port;
-            match sandbox::enter(port, memory.descriptor(), syslog::descriptor()) {
+            match sandbox::enter(port, files.memory.descriptor(), syslog::descriptor()) {
                 Err(missing) => connection.remark(&missing),
                 Ok(()) if options.explain => connection.remark("sandbox: complete"),
                 Ok(()) => {}
@@ -53,7 +59,7 @@ impl<'a> Process<'a> {
                 let heard = prepared.ask(check, patience);
                 if connection.is_by_hand() {
                     let deadline = patience.deadline;
-                    let lines = by_hand::explain_answer(options, prepared, check, &heard, deadline);
+                    let lines = explain::explain_answer(options, prepared, check, &heard, deadline);
                     lines.iter().for_each(|text| connection.remark(text));
                 }
                 heard
@@ -73,18 +79,18 @@ pub fn confine_listener(options: Option<&Options>, systemd: Option<RawFd>) {
     let read = |options: &Options| {
         options.patroni.sockets();
         let mut files = options.patroni.files();
-        files.extend([options.hold_file.clone(), options.before_stop_file.clone()]);
+        files.extend([options.files.hold.clone(), options.files.before_stop.clone()]);
         files
     };
     let again = Again {
         port: options.map(|options| options.patroni.connect_to.port),
         read: options.map(read).unwrap_or_default(),
-        memory: options.map(|options| options.memory_file.clone()),
+        memory: options.map(|options| options.files.memory.clone()),
         log: syslog::descriptor(),
         systemd,
     };
     if let Err(missing) = sandbox::enter_listening(&again) {
-        connection::log(4, &missing);
+        journal::log(journal::WARNING, &missing);
     }
 }
 

@@ -2,7 +2,8 @@
 //! second at most, until it is open or an administrator has closed it, and says why it was closed. Knows systemctl and
 //! nothing of checks.
 
-use crate::{connection, sockets};
+use crate::journal;
+use crate::patroni::ports;
 use sd_notify::NotifyState;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread::sleep;
@@ -10,8 +11,6 @@ use std::time::{Duration, Instant};
 
 /// How often the socket is started at most.
 const EVERY: Duration = Duration::from_secs(1);
-/// How often the journal hears of a port that stays closed.
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// Starts this socket unit again until it listens.
 pub fn reopen(socket: &str) -> ExitCode {
@@ -24,16 +23,16 @@ pub fn reopen(socket: &str) -> ExitCode {
             "failed" | "inactive" => {
                 let file = first.get_or_insert_with(|| unit.file.clone());
                 if let Some(reason) = unit.closed_by_an_administrator(file) {
-                    connection::log(4, &format!("{socket} stays closed: {reason}"));
+                    journal::log(journal::WARNING, &format!("{socket} stays closed: {reason}"));
                     return ExitCode::SUCCESS;
                 }
                 start(socket, shutdown.job);
                 let open = show([socket])[0].active == "active";
-                if told
-                    .is_none_or(|(was_open, when)| (open && !was_open) || when.elapsed() >= MINUTE)
-                {
+                if told.is_none_or(|(was_open, when)| {
+                    (open && !was_open) || when.elapsed() >= journal::REPEAT
+                }) {
                     told = Some((open, now));
-                    connection::log(3, &unit.story(socket, open, begun.elapsed()));
+                    journal::log(journal::ERROR, &unit.story(socket, open, begun.elapsed()));
                 }
             }
             "active" => {
@@ -138,7 +137,7 @@ impl Unit {
 
     /// Who has the port.
     fn taken(&self) -> String {
-        let mut holders: Vec<_> = self.ports().into_iter().flat_map(sockets::holders).collect();
+        let mut holders: Vec<_> = self.ports().into_iter().flat_map(ports::holders).collect();
         holders.sort();
         holders.dedup();
         holders.iter().map(|holder| format!("; {holder}")).collect()

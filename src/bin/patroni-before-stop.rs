@@ -8,12 +8,14 @@
 
 use lexopt::{Arg, Parser, ValueExt};
 use patroni_agent_check::NAME as AGENT;
-use patroni_agent_check::before_stop::Patience;
-use patroni_agent_check::check::Check;
-use patroni_agent_check::memory::{self, Memory};
+use patroni_agent_check::by_hand::settings;
+use patroni_agent_check::clock::now;
+use patroni_agent_check::decide::{bounds, grace};
 use patroni_agent_check::options::{Options, Stop, duration};
-use patroni_agent_check::patroni::Answer;
-use patroni_agent_check::{before_stop, by_hand};
+use patroni_agent_check::patroni::answer::Answer;
+use patroni_agent_check::patroni::check::Check;
+use patroni_agent_check::run::before_stop::{self, Patience};
+use patroni_agent_check::run::memory::Memory;
 use rustix::process::getppid;
 use std::ffi::OsString;
 use std::fs;
@@ -114,10 +116,10 @@ impl Hook {
     ///
     /// What kept it from waiting longer.
     fn wait(&self, began: Instant) -> Result<Option<String>, String> {
-        let options = by_hand::settled(self.agent.clone()).map_err(|stop| match stop {
+        let options = settings::settled(self.agent.clone()).map_err(|stop| match stop {
             Stop::Usage(text) | Stop::Print(text) => format!("{AGENT}: {text}"),
         })?;
-        let file = &options.before_stop_file;
+        let file = &options.files.before_stop;
         let note = match before_stop::note(file) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 return Err("another one runs".to_owned());
@@ -135,8 +137,8 @@ impl Hook {
         let mut end = began + self.bound;
         match prepared.ask(&check, &Patience::until(end.min(began + ANSWER))).answer {
             Ok(answer) if answer.status == 200 => {
-                let outlives =
-                    prepared.lock_outlives(end).ok_or("Patroni does not tell its ttl")?;
+                let outlives = prepared.lock_settings(end).and_then(bounds::lock_outlives);
+                let outlives = outlives.ok_or("Patroni does not tell its ttl")?;
                 let stop =
                     STOP + self.watchdog(getppid().map_or(0, |pid| pid.as_raw_nonzero().get()));
                 let outlives = outlives.saturating_sub(stop);
@@ -255,16 +257,16 @@ fn age(answer: &Answer) -> Duration {
 ///
 /// No check has left anything of a write pool, so that nothing is known.
 fn left_in_memory(options: &Options) -> Result<Option<Duration>, String> {
-    let (now, patronis) = (memory::now(), options.patroni.all_endpoints());
+    let (now, patronis) = (now(), options.patroni.all_endpoints());
     let record = |name: &&str| {
         let check = name.parse().ok()?;
-        let memory = Memory::open(&options.memory_file, true);
+        let memory = Memory::open(&options.files.memory, true);
         Some(memory.recall(&patronis, Some(&check), None).last())
     };
     let records = LOCK.iter().filter_map(record).filter(|record| !record.at.is_zero());
     let newest = records.max_by_key(|record| record.at).ok_or("no check has left anything")?;
-    let end = newest.at + options.policy.grace.min(newest.lease);
-    Ok((newest.ready == Some(newest.at)).then(|| end.saturating_sub(now)))
+    let end = grace::end(&newest, options.policy.grace);
+    Ok(grace::was_ready(&newest).then(|| end.saturating_sub(now)))
 }
 
 fn sleep_until(time: Instant) {

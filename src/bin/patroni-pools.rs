@@ -3,6 +3,7 @@
 
 #![deny(clippy::unwrap_used)]
 
+use patroni_agent_check::haproxy::reply::printable;
 use patroni_agent_check::options::Stop;
 use patroni_agent_check::pools::configuration::Configuration;
 use patroni_agent_check::pools::options::{Command, NAME, Options};
@@ -10,7 +11,6 @@ use patroni_agent_check::pools::pool::Pool;
 use patroni_agent_check::pools::rules::{self, RULES};
 use patroni_agent_check::pools::service::{self, Service};
 use patroni_agent_check::pools::{haproxy, states, status};
-use patroni_agent_check::reply::printable;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;

@@ -2,8 +2,9 @@
 //! delays acknowledgements, which costs 40 ms with https, and cannot end sooner. Knows nothing of what is asked and what
 //! comes back.
 
-use super::{Cause, tls};
-use crate::before_stop::Patience;
+use super::answer::Cause;
+use super::tls;
+use crate::run::before_stop::Patience;
 use rustix::net::sockopt::set_tcp_quickack;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};

@@ -1,7 +1,7 @@
 //! What https to Patroni needs: which certificate is trusted, perhaps a client certificate, and TLS errors in words that
 //! name the cure. No public CAs: none of them shall vouch for a Patroni. Knows nothing of connections.
 
-use super::{Cause, NoAnswer};
+use super::answer::{Cause, NoAnswer};
 use crate::file;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};

@@ -1,7 +1,7 @@
 //! The pools of a configuration: their servers, with all that `default-server` gives them, and what HAProxy's own check and
 //! the agent check ask. Knows HAProxy's keywords for that; knows nothing of what is a mistake.
 
-use crate::check::{self, Check};
+use crate::patroni::check::{self, Check};
 use crate::pools::configuration::{Configuration, Kind, Line, Place, Section};
 use std::collections::HashMap;
 use std::time::Duration;

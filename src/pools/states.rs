@@ -3,12 +3,12 @@
 //! as HAProxy reported it, and nothing here keeps a reload from going on.
 
 use crate::file;
+use crate::haproxy::question::HOLD;
 use crate::pools::configuration::Configuration;
 use crate::pools::haproxy;
 use crate::pools::pool::{Pool, Server};
 use crate::pools::reported::{self, ASKED, COLUMNS, DISABLED, FORCED};
 use crate::pools::service::Service;
-use crate::question::HOLD;
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};

@@ -1,13 +1,18 @@
 //! What must hold for any bytes at all: used by the fuzz targets, and by
 //! tests/plain/properties.rs on the recorded answers and what a fixed series of changes makes of them.
 
-use patroni_agent_check::check::Check;
-use patroni_agent_check::decide::{Case, Policy, Unreachable, decide};
-use patroni_agent_check::memory::{self, Memory, RECORD, Record, SIZE};
+use patroni_agent_check::clock::now;
+use patroni_agent_check::decide::policy::{Case, Policy, Unreachable};
+use patroni_agent_check::decide::{decide, grace};
+use patroni_agent_check::haproxy::question::Question;
+use patroni_agent_check::haproxy::reply::{self, Otherwise, Reply, Verdict};
+use patroni_agent_check::journal::news;
 use patroni_agent_check::options::Options;
-use patroni_agent_check::patroni::{self, Answer, Cause, Endpoint, Heard, NoAnswer};
-use patroni_agent_check::question::Question;
-use patroni_agent_check::reply::{self, Otherwise, Reply, Verdict};
+use patroni_agent_check::patroni::answer::{self, Answer, Cause, NoAnswer};
+use patroni_agent_check::patroni::ask::Heard;
+use patroni_agent_check::patroni::check::Check;
+use patroni_agent_check::patroni::location::Endpoint;
+use patroni_agent_check::run::memory::{Memory, RECORD, Record, SIZE};
 use std::ffi::OsString;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -89,7 +94,7 @@ pub fn answer(bytes: &[u8]) {
     let (first, body) = bytes.split_first().unwrap_or((&0, &[]));
     let status = if first % 2 == 0 { 200 } else { 503 };
     let answer =
-        patroni::answer(status, body).map_err(|reason| NoAnswer { cause: Cause::Failed, reason });
+        answer::read(status, body).map_err(|reason| NoAnswer { cause: Cause::Failed, reason });
     let policy = policy(Duration::from_secs(3));
     let times = [100, 101].map(Duration::from_secs);
     let heard = heard(answer, times);
@@ -158,7 +163,7 @@ pub fn memory(bytes: &[u8]) {
     let mut before = bytes.to_vec();
     if second & 1 == 0 {
         let _ = fs::remove_file(&path);
-        let at = memory::now();
+        let at = now();
         let lease = Duration::from_secs(15);
         let mut ready = Record::default();
         (ready.at, ready.lease, ready.ready) = (at, lease, Some(at));
@@ -179,7 +184,7 @@ pub fn memory(bytes: &[u8]) {
     let policy = policy(grace);
     let question = Question { check: check.clone(), otherwise: Otherwise::Maint };
     let answer = match SAID[usize::from(first / 4 % 8)] {
-        Some((status, body)) => patroni::answer(status, body.as_bytes()),
+        Some((status, body)) => answer::read(status, body.as_bytes()),
         None => Err("nothing".to_owned()),
     };
     let answer = answer.map_err(|reason| NoAnswer {
@@ -191,19 +196,19 @@ pub fn memory(bytes: &[u8]) {
         decide(Case { question: &question, heard: &heard, last, stop_noted: false }, policy, None)
     };
 
-    let now = memory::now();
+    let at = now();
     let recalled = recall();
     let last = recalled.last();
-    assert!(!recalled.is_well(Duration::ZERO));
+    assert!(!grace::is_well(recalled.plain_records(), recalled.now(), Duration::ZERO));
     if last != Record::default() {
         let whole = |record: &[u8]| record[SUM..] == sum(record);
         assert!(before.chunks_exact(RECORD).any(whole), "a torn record counts: {last:?}");
     }
-    let (alone, _) = decide(&Record::default(), now);
-    let (reply, mut record) = decide(&last, now);
+    let (alone, _) = decide(&Record::default(), at);
+    let (reply, mut record) = decide(&last, at);
     assert!(!words(&reply::line(&reply)).is_empty());
     assert!(reply.verdict != Verdict::Ready || alone.verdict == Verdict::Ready);
-    let _ = recalled.news(&mut record);
+    let _ = news::of_trouble(&recalled, &mut record);
     let foreign = recalled.error().is_some();
     recalled.leave(&record);
 
@@ -232,13 +237,12 @@ pub fn memory(bytes: &[u8]) {
         (again.date, again.pause, again.refused),
         (record.date, record.pause, record.refused)
     );
-    let (later, _) = decide(&again, memory::now() + grace);
+    let (later, _) = decide(&again, now() + grace);
     assert_eq!((later.verdict, later.reason), (alone.verdict, alone.reason));
     drop(recalled);
     // a line that is not understood leaves the checks alone
-    let _ = Memory::open(&path, false)
-        .recall(std::slice::from_ref(&patroni), None, None)
-        .news_of_no_check();
+    let recalled = Memory::open(&path, false).recall(std::slice::from_ref(&patroni), None, None);
+    let _ = news::of_invalid_line(recalled);
     assert_eq!(recall().last(), again);
     fs::remove_file(&path).expect("no memory file");
 }

@@ -3,7 +3,7 @@
 use crate::common::{
     self, FakePatroni, Outcome, PRIMARY, READY, Start, check, check_with, http, path_in,
 };
-use patroni_agent_check::memory;
+use patroni_agent_check::clock::now as clock;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -152,7 +152,7 @@ fn a_note_of_the_hook_makes_a_node_drain_whose_patroni_is_away() {
     let (node, address) = (Node::new("note"), away());
     let url = format!("http://{address}");
     let note = |text: &str| fs::write(node.file("note"), text).expect("written");
-    let now = || memory::now().as_millis();
+    let now = || clock().as_millis();
     let drains = format!("up drain # PostgreSQL is about to stop: Patroni {address}");
     let grace = ["--grace", "15s"];
     let answer = answer_once(&address, PRIMARY);
@@ -186,7 +186,7 @@ fn a_note_of_the_hook_makes_a_node_drain_whose_patroni_is_away() {
             let file = node.file("note");
             move || {
                 sleep(SECOND);
-                fs::write(file, memory::now().as_millis().to_string()).expect("written");
+                fs::write(file, clock().as_millis().to_string()).expect("written");
             }
         });
         let outcome = node.asks(&url, &["--grace", "15s", "--timeout", "9s"]);
@@ -208,7 +208,7 @@ fn the_hook_waits_until_haproxy_has_heard_and_the_transactions_have_ended() {
     assert!(took > Duration::from_millis(500), "an agent-inter and a check: {took:?}");
     let note = fs::read_to_string(node.file("note")).expect("a note");
     let noted: u128 = note.trim().parse().expect("milliseconds");
-    assert!(memory::now().as_millis() - noted < 20_000);
+    assert!(clock().as_millis() - noted < 20_000);
     node.psql("sleep 1");
     let (longer, said, _) =
         node.waits(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);

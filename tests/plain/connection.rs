@@ -4,10 +4,11 @@ use crate::common::{
     self, AGENT, FakePatroni, NotifySocket, Outcome, PRIMARY, READY, Start, check, check_with,
     connection, full_backlog, http, listen, start,
 };
-use patroni_agent_check::before_stop::Patience;
-use patroni_agent_check::connection::{Connection, NoLine};
+use patroni_agent_check::haproxy::connection::{Connection, NoLine};
 use patroni_agent_check::options::{Options, Stop};
-use patroni_agent_check::patroni::{Patroni, tls::Tls};
+use patroni_agent_check::patroni::location::Patroni;
+use patroni_agent_check::patroni::tls::Tls;
+use patroni_agent_check::run::before_stop::Patience;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::ffi::OsStringExt;

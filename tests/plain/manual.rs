@@ -3,8 +3,8 @@
 
 use crate::common::file;
 use patroni_agent_check::NAME;
-use patroni_agent_check::check;
 use patroni_agent_check::options::{Described, OPTIONS, Options, help};
+use patroni_agent_check::patroni::check;
 use patroni_agent_check::pools::options as pools;
 use patroni_agent_check::pools::rules::RULES;
 use std::fmt::Write;

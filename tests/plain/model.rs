@@ -18,11 +18,13 @@
 //! has heard of it, unless Patroni was restarted since the last good answer. At most two things go wrong on one path. The model has no step of a clock, no late answer that was
 //! made when the question came, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
 
-use patroni_agent_check::decide::{Case, Policy, Unreachable, decide};
-use patroni_agent_check::memory::Record;
-use patroni_agent_check::patroni::{Answer, Cause, Heard, NoAnswer};
-use patroni_agent_check::question::Question;
-use patroni_agent_check::reply::{Otherwise, Verdict};
+use patroni_agent_check::decide::decide;
+use patroni_agent_check::decide::policy::{Case, Policy, Unreachable};
+use patroni_agent_check::haproxy::question::Question;
+use patroni_agent_check::haproxy::reply::{Otherwise, Verdict};
+use patroni_agent_check::patroni::answer::{Answer, Cause, NoAnswer};
+use patroni_agent_check::patroni::ask::Heard;
+use patroni_agent_check::run::memory::Record;
 use stateright::{Checker, Model, Path, Property};
 use std::time::{Duration, Instant};
 
@@ -352,8 +354,7 @@ impl Model for Cluster {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let mut record = Record::default();
-        record.at = LONG_AGO;
+        let record = Record { at: LONG_AGO, ..Record::default() };
         let haproxy = |wait| HaProxy {
             wait,
             asking: None,

@@ -3,9 +3,10 @@
 
 use landlock::ABI;
 use memmap2::{MmapMut, MmapOptions};
-use patroni_agent_check::decide::Unreachable;
-use patroni_agent_check::reply::Reply;
-use patroni_agent_check::{agent, sandbox, user};
+use patroni_agent_check::decide::policy::Unreachable;
+use patroni_agent_check::haproxy::reply::Reply;
+use patroni_agent_check::sandbox::user;
+use patroni_agent_check::{agent, sandbox};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, Uid, kill_process};
 use rustix::thread::set_thread_res_uid;

@@ -1,7 +1,7 @@
 //! Shared questions: no answer is older than its question, few are asked at once, and everyone has an answer or the
 //! reason for none by his deadline. Threads that come by chance, and each single case.
 
-use patroni_agent_check::share::{Missed, Shared};
+use patroni_agent_check::listen::share::{Missed, Shared};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -4,7 +4,7 @@
 use super::{
     Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, seconds, time,
 };
-use crate::check::Check;
+use crate::patroni::check::Check;
 use crate::pools::configuration::Line;
 use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::{BTreeMap, BTreeSet, HashSet};

@@ -2,7 +2,9 @@
 //! memory, time, TCP connections to Patroni's port, and one record in the memory file; with a listening socket also
 //! threads, and the folders of the files that the next check reads. Knows nothing of what they are used for.
 
-use crate::memory::SIZE;
+pub mod user;
+
+use crate::run::memory::SIZE;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope,

@@ -1,9 +1,9 @@
 //! What HAProxy asks: one of Patroni's health checks, and what a healthy node gets that does not match it. In goes the
 //! agent-send line, out comes a question or why there is none. Knows nothing of Patroni's answer.
 
-use crate::check::Check;
-use crate::connection::{Connection, NoLine};
-use crate::reply::Otherwise;
+use crate::haproxy::connection::{Connection, NoLine};
+use crate::haproxy::reply::Otherwise;
+use crate::patroni::check::Check;
 use std::time::{Duration, Instant};
 
 /// One question of HAProxy's.
@@ -63,7 +63,7 @@ impl Source {
     /// # Errors
     ///
     /// See [`NoQuestion`].
-    pub fn read(
+    pub fn read_question(
         &self,
         connection: &mut Connection,
         started: Instant,

@@ -1,8 +1,8 @@
 //! Many checks a second: a listening socket (`Accept=no`), a thread for each check, and an end as soon as
 //! nobody asks any more. Knows nothing of what a check is.
 
-use crate::connection::{self, Connection};
-use crate::syslog;
+use crate::haproxy::connection::{self, Connection};
+use crate::journal::{self, syslog};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -24,12 +24,10 @@ use std::time::{Duration, Instant};
 /// a place for `--timeout`. `TasksMax=` and `LimitNOFILE=` of the unit fit these.
 const AT_ONCE: usize = 512;
 const AT_ONCE_PER_SOURCE: usize = 128;
-/// How often the journal hears of connections without an answer, at most.
-const MINUTE: Duration = Duration::from_secs(60);
 /// Above the longest `--timeout`: a check that takes longer hangs, and systemd's watchdog shall see it.
-const LONGEST: Duration = Duration::from_secs(15);
+const HANGS_AFTER: Duration = Duration::from_secs(15);
 /// How often systemd is told the status, at most: it costs PID 1 as much as it costs here.
-const STATUS: Duration = Duration::from_secs(1);
+const STATUS_EVERY: Duration = Duration::from_secs(1);
 
 /// Answers each connection by `check`, which returns the words that it said, until there was none for `idle`, SIGTERM
 /// came, or the system log was gone. Checks that run then are finished; connections that come later wait for the process
@@ -57,7 +55,7 @@ pub fn serve(
         listener.set_nonblocking(true)?;
     }
     let watchdog = sd_notify::watchdog_enabled();
-    let tick = watchdog.map_or(STATUS, |limit| STATUS.min(limit / 3));
+    let tick = watchdog.map_or(STATUS_EVERY, |limit| STATUS_EVERY.min(limit / 3));
     let wait = Timespec::try_from(tick).map_err(io::Error::other)?;
     let checks = Checks::default();
     let systemd = systemd();
@@ -104,12 +102,12 @@ pub fn serve(
                 told = Instant::now();
                 let mut state = checks.lock();
                 notify(NotifyState::Status(&state.status()));
-                if state.running.iter().all(|check| check.since.elapsed() < LONGEST) {
+                if state.running.iter().all(|check| check.since.elapsed() < HANGS_AFTER) {
                     notify(NotifyState::Watchdog);
                 }
                 if let Some(news) = state.news() {
                     drop(state);
-                    connection::log(4, &news);
+                    journal::log(journal::WARNING, &news);
                 }
             }
         }
@@ -230,7 +228,7 @@ impl State {
     fn news(&mut self) -> Option<String> {
         let (known, when) = self.told.unzip();
         let (known, now) = (known.unwrap_or_default(), self.unanswered);
-        if now == known || when.is_some_and(|when| when.elapsed() < MINUTE) {
+        if now == known || when.is_some_and(|when| when.elapsed() < journal::REPEAT) {
             return None;
         }
         self.told = Some((now, Instant::now()));

@@ -1,16 +1,13 @@
-//! How this process was started: with HAProxy's connection as fd 3 (systemd, `Accept=yes`) or as
-//! fd 0 (xinetd, inetd, `StandardInput=socket`), with a listening socket in their place (`Accept=no`,
-//! `wait = yes`), or by a human. The only place that reads and writes there, and that logs. Knows nothing of Patroni and
-//! of what the bytes mean.
+//! The connection: HAProxy's, as fd 3 (systemd, `Accept=yes`) or as fd 0 (xinetd, inetd, `StandardInput=socket`), or that of a
+//! person. In comes an agent-send line, out goes a reply. A process may be given a listening socket instead (`Accept=no`,
+//! `wait = yes`). Knows nothing of Patroni and of what the bytes mean.
 
-use crate::NAME;
-use crate::reply::printable;
-use crate::syslog;
+use crate::journal;
 use listenfd::ListenFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
-use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, getpeername};
+use rustix::net::{self, RecvFlags, SendFlags};
 use sd_notify::NotifyState;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -25,9 +22,6 @@ pub const LINE_DUE: Duration = Duration::from_millis(300);
 
 /// How often the line is tried, and how many times 1024 unread bytes are taken off the connection.
 const TRIES: usize = 16;
-/// What goes to the journal or a terminal may be longer than a reply.
-const LOG_LIMIT: usize = 1000;
-
 /// Where the question comes from and the reply goes.
 #[derive(Debug)]
 pub enum Connection {
@@ -129,7 +123,7 @@ impl Connection {
     /// Says something that a human wants to know and HAProxy's journal does not, at every check.
     pub fn remark(&self, text: &str) {
         if let Connection::Standard = self {
-            complain(text);
+            journal::tell_operator(text);
         }
     }
 
@@ -248,31 +242,6 @@ pub fn print(text: &str) {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes());
     let _ = stdout.flush();
-}
-
-/// One line for the journal: by the system log, or by stderr as sd-daemon(3) has it.
-pub fn log(priority: u8, text: &str) {
-    if !syslog::send(priority, NAME, &printable(text, LOG_LIMIT)) {
-        to_stderr(&format!("<{priority}>{text}"));
-    }
-}
-
-/// One line for whoever started this program, who may be a human.
-pub fn complain(text: &str) {
-    if !syslog::send(4, NAME, &printable(text, LOG_LIMIT)) {
-        to_stderr(&format!("{NAME}: {text}"));
-    }
-}
-
-/// One line on stderr, unless stderr is the peer: xinetd makes fd 2 the connection as well.
-fn to_stderr(text: &str) {
-    let stderr = io::stderr();
-    let family = getpeername(&stderr).ok().flatten().map(|peer| peer.address_family());
-    if matches!(family, Some(AddressFamily::INET | AddressFamily::INET6)) {
-        return;
-    }
-    let line = format!("{}\n", printable(text, LOG_LIMIT));
-    let _ = stderr.lock().write_all(line.as_bytes());
 }
 
 #[cfg(test)]

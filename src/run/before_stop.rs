@@ -1,7 +1,7 @@
 //! The note that the before-stop hook (`patroni-before-stop`) leaves in /run: Patroni is about to stop PostgreSQL, and its
 //! REST API may answer nobody any more. Knows the file; knows nothing of what HAProxy is told.
 
-use crate::memory;
+use crate::clock::now;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -34,7 +34,7 @@ impl Note {
         let read = self.0.as_ref().and_then(|file| file.read_at(&mut bytes, 0).ok());
         let text = read.and_then(|length| std::str::from_utf8(&bytes[..length]).ok());
         let began = text.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);
-        began.and_then(|began| memory::now().checked_sub(began)).is_some_and(|age| age < HOLDS)
+        began.and_then(|began| now().checked_sub(began)).is_some_and(|age| age < HOLDS)
     }
 }
 
@@ -92,6 +92,6 @@ pub fn note(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     // always as long, so that a check never reads the rest of an older note
-    file.write_all_at(format!("{:020}\n", memory::now().as_millis()).as_bytes(), 0)?;
+    file.write_all_at(format!("{:020}\n", now().as_millis()).as_bytes(), 0)?;
     Ok(file)
 }

@@ -1,73 +1,22 @@
-//! What is different if a human starts the agent: the settings of the units hold, so that the answer is the one that
-//! HAProxy gets, and `--explain` says how it came about. Knows the settings file and the units' port; decides nothing.
+//! The settings of a check by hand: those of the units hold, so that the answer is the one that HAProxy gets, or those of
+//! `--settings`. In go the arguments, out come options. Hand-written, since what systemd makes of the file counts, down to its
+//! quotes. Knows nothing of Patroni.
 
-use crate::NAME;
-use crate::check::Check;
-use crate::connection::complain;
+use super::sockets::explain_sockets;
 use crate::file;
-use crate::memory::Record;
+use crate::haproxy::question::{Question, Source};
+use crate::journal::tell_operator;
 use crate::options::{FOR_A_TERMINAL, Options, Stop};
-use crate::patroni::{Heard, Patroni, Prepared};
-use crate::question::{Question, Source};
-use crate::{sockets, user};
-use rustix::net::{AddressFamily, getsockname};
-use rustix::process::geteuid;
 use std::ffi::OsString;
-use std::fs;
-use std::io::{self, ErrorKind};
-use std::net::IpAddr;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// The settings of the units, as their `EnvironmentFile=` lines have them: the last one counts.
 const SETTINGS: [&str; 2] =
     ["/etc/default/patroni-agent-check", "/etc/sysconfig/patroni-agent-check"];
 /// The longest settings file in bytes.
 const LIMIT: u64 = 64 * 1024;
-/// The port of the units.
-const PORT: u16 = 5555;
-/// What an administrator adds to the sockets, that of both pairs and that of one.
-const SOCKETS: [&str; 3] = [
-    "etc/systemd/system/patroni-agent-.socket.d",
-    "etc/systemd/system/patroni-agent-check.socket.d",
-    "etc/systemd/system/patroni-agent-check-listen.socket.d",
-];
-/// What an administrator adds to the services.
-const DROP_INS: [&str; 2] = [
-    "/etc/systemd/system/patroni-agent-check@.service.d",
-    "/etc/systemd/system/patroni-agent-check-listen.service.d",
-];
-
-/// Reads the command line as [`settled`] does, and becomes the user of the units.
-///
-/// # Errors
-///
-/// See [`settled`].
-pub fn parse(arguments: Vec<OsString>) -> Result<Options, Stop> {
-    // while it may still be root, who is told more
-    let options = settled(arguments)?;
-    if options.reopen.is_some() {
-        // no check, and only root may do that
-        return Ok(options);
-    }
-    // HAProxy's checks see no more than this user does, whatever else is asked
-    let unlike = options.user.is_none().then(|| user::become_user(NAME).err()).flatten();
-    if let Some(error) = unlike.as_ref().filter(|_| options.own.is_none() && !options.explain) {
-        complain(&format!("the units would answer fail to HAProxy: --user {NAME}: {error}"));
-    }
-    let why = unlike.map_or(String::new(), |error| format!("; not here: {error}"));
-    let uid = geteuid().as_raw();
-    explain(&options, &format!("user: uid {uid}; the units run each check as {NAME}{why}"));
-    // of EXEC: and SYSTEM: of socat, and of ncat
-    if getsockname(io::stdin()).is_ok_and(|own| own.address_family() == AddressFamily::UNIX) {
-        complain(
-            "standard input is a Unix socket and not HAProxy's connection, so this is a check by hand; with socat, add nofork after EXEC:...",
-        );
-    }
-    Ok(options)
-}
-
 /// Reads the command line as [`Options::parse`]. Where it has no option of its own but `--explain`, the settings of the
 /// units hold, so that the answer is the one that HAProxy gets, or those of `--settings`; a CHECK takes the place of theirs.
 ///
@@ -82,15 +31,9 @@ pub fn settled(arguments: Vec<OsString>) -> Result<Options, Stop> {
         )));
     }
     if given.explain {
-        machine().iter().for_each(|text| complain(text));
+        explain_sockets().iter().for_each(|text| tell_operator(text));
     }
     if given.own.is_some() { Ok(given) } else { with_settings(&given) }
-}
-
-fn explain(options: &Options, text: &str) {
-    if options.explain {
-        complain(text);
-    }
 }
 
 /// With the settings that are tried or, if there are any, of the units.
@@ -100,7 +43,9 @@ fn with_settings(given: &Options) -> Result<Options, Stop> {
         None => installed(),
     };
     let Some((file, settings)) = settings else { return Ok(given.clone()) };
-    explain(given, &format!("settings: {file}: {settings}"));
+    if given.explain {
+        tell_operator(&format!("settings: {file}: {settings}"));
+    }
     let wrong = |stop| {
         let stop = match stop {
             Stop::Usage(error) => Stop::Usage(format!("{file}: {error}")),
@@ -132,7 +77,7 @@ fn installed() -> Option<(String, String)> {
         match value {
             Ok(value) => Some((file.to_owned(), value?)),
             Err(error) => {
-                complain(&format!("settings: {file}: {error}"));
+                tell_operator(&format!("settings: {file}: {error}"));
                 None
             }
         }
@@ -151,7 +96,7 @@ fn tried(file: &Path) -> Result<(String, String), String> {
     let value =
         bytes.and_then(|bytes| value(&bytes)).map_err(|error| format!("{name}: {error}"))?;
     if value.is_none() {
-        complain(&format!(
+        tell_operator(&format!(
             "settings: {name}: none in it, so the defaults hold: the units ask for primary, whatever HAProxy sends"
         ));
     }
@@ -292,129 +237,6 @@ fn words_of(text: &str) -> Vec<String> {
     words
 }
 
-/// The ports of the sockets: that of the units, as drop-ins change it. systemd reads them in the order of their names.
-fn ports(root: &Path) -> Vec<u16> {
-    let folders = SOCKETS.iter().filter_map(|folder| fs::read_dir(root.join(folder)).ok());
-    let mut files: Vec<_> = folders.flatten().flatten().map(|file| file.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "conf"));
-    files.sort_by(|one, other| one.file_name().cmp(&other.file_name()));
-    let mut ports = vec![PORT];
-    for text in files.iter().filter_map(|file| file::read(file, LIMIT).ok()) {
-        let text = String::from_utf8_lossy(&text).into_owned();
-        for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
-            if key.trim() != "ListenStream" {
-                continue;
-            }
-            if value.trim().is_empty() {
-                ports.clear();
-            }
-            ports.extend(value.trim().rsplit(':').next().and_then(|port| port.parse::<u16>().ok()));
-        }
-    }
-    ports.sort_unstable();
-    ports.dedup();
-    ports
-}
-
-/// `--explain`, of this machine: whether HAProxy could ask, and what holds for its checks alone.
-fn machine() -> Vec<String> {
-    let port = ports(Path::new("/")).into_iter().filter_map(|port| {
-        if !sockets::is_listening(port) {
-            Some(format!(
-                "nobody listens on port {port} of this machine; if HAProxy asks there: systemctl enable --now {NAME}.socket"
-            ))
-        } else if sockets::is_foreign(port) {
-            Some(format!(
-                "not systemd, but xinetd or another program listens on port {port} of this machine: see ss -ltnp sport = :{port}"
-            ))
-        } else {
-            None
-        }
-    });
-    let files = DROP_INS.into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
-    let mut files: Vec<_> = files.flatten().map(|file| file.path().display().to_string()).collect();
-    files.retain(|file| file.ends_with(".conf"));
-    files.sort();
-    let drop_ins = (!files.is_empty()).then(|| {
-        format!(
-            "drop-ins, which hold for HAProxy's checks and not for this one: {}",
-            files.join(", ")
-        )
-    });
-    port.chain(drop_ins).collect()
-}
-
-/// What a person is told of an answer: with `--explain` where Patroni was asked for what, whose Patroni it is, and what it
-/// said; always what HAProxy would not get, and a grace period that is too long.
-pub fn explain_answer(
-    options: &Options,
-    prepared: &Prepared,
-    check: &Check,
-    heard: &Heard,
-    deadline: Instant,
-) -> Vec<String> {
-    let mut lines = Vec::new();
-    if options.explain {
-        let from = match &heard.from[..] {
-            [patroni] => format!("Patroni {patroni}"),
-            _ => prepared.tried(),
-        };
-        lines.push(format!("asked: {from} for {}", check.path()));
-    }
-    let Ok(answer) = &heard.answer else { return lines };
-    if options.explain {
-        let node = prepared.node(deadline).map_or(String::new(), |node| format!(" of node {node}"));
-        let replication = answer.replication_state.as_deref().unwrap_or("none");
-        let timeline = answer.timeline.map_or("none".to_owned(), |timeline| timeline.to_string());
-        lines.push(format!(
-            "answer{node}: status {}, state '{}', role '{}', replication_state {replication}, timeline {timeline}",
-            answer.status, answer.state, answer.role
-        ));
-    }
-    lines.extend(found_beside_localhost(&options.patroni, heard));
-    lines.extend(too_long(options, prepared.lock_outlives(deadline)));
-    lines
-}
-
-/// Who gets this answer, if Patroni was found at an address on which HAProxy need not ask.
-fn found_beside_localhost(patroni: &Patroni, heard: &Heard) -> Option<String> {
-    let [from] = &heard.from[..] else { return None };
-    let local = from.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    (patroni.discover && !local).then(|| {
-        format!(
-            "Patroni listens on {} only: HAProxy gets this answer if it asks the agent at that address, and is told down if not (see --url)",
-            from.host
-        )
-    })
-}
-
-/// Says that the grace could outlive the leader lock, if it could: with HAProxy's interval of units/examples/haproxy.cfg.
-fn too_long(options: &Options, lock: Option<Duration>) -> Option<String> {
-    let (grace, timeout) = (options.policy.grace, options.timeout);
-    let needed = grace + 2 * timeout + Duration::from_millis(500);
-    let lock = lock.filter(|lock| *lock < needed && !grace.is_zero())?;
-    let seconds = |time: Duration| time.as_secs_f32();
-    Some(format!(
-        "--grace {} s is too long for this cluster: its leader lock may end {} s after a good answer (ttl less retry_timeout, less the larger of loop_wait and retry_timeout), and --grace plus twice --timeout plus HAProxy's agent-inter must not exceed that",
-        seconds(grace),
-        seconds(lock)
-    ))
-}
-
-/// `--explain`, of what was left for this check: when it had an answer last, which shows whether HAProxy asks.
-pub fn explain_memory(last: &Record, asked: Duration) -> String {
-    if last.at.is_zero() {
-        return "memory: no answer to this check is remembered".to_owned();
-    }
-    let ago = |time| asked.saturating_sub(time).as_secs_f32();
-    let trouble = last.trouble.map(|since| format!("; trouble for {:.1} s", ago(since)));
-    format!(
-        "memory: the last answer to this check came {:.1} s ago{}",
-        ago(last.at),
-        trouble.unwrap_or_default()
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -422,33 +244,6 @@ mod tests {
     fn value(text: &str, version: u32) -> Option<String> {
         let mut found = assignments(text, || version).into_iter();
         found.rfind(|(name, _)| name == "OPTIONS").map(|(_, value)| value)
-    }
-
-    #[test]
-    fn the_ports_are_those_that_drop_ins_leave() {
-        let root = tempfile::tempdir().expect("a folder");
-        assert_eq!(ports(root.path()), [PORT]);
-        for (folder, file, text, wanted) in [
-            (SOCKETS[0], "port.conf", "[Socket]\nListenStream=5556\n", &[5555, 5556][..]),
-            (
-                SOCKETS[1],
-                "fence.conf",
-                "[Socket]\nIPAddressDeny=any\nListenStream=[::1]:5557",
-                &[5555, 5556, 5557],
-            ),
-            (SOCKETS[2], "old", "[Socket]\nListenStream=1\n", &[5555, 5556, 5557]),
-            (
-                SOCKETS[0],
-                "port.conf",
-                "[Socket]\nListenStream =\nListenStream= 0.0.0.0:5558\n",
-                &[5558],
-            ),
-            (SOCKETS[0], "fence.conf", "[Socket]\nListenStream=/run/x\n", &[5558]),
-        ] {
-            fs::create_dir_all(root.path().join(folder)).expect("a folder");
-            fs::write(root.path().join(folder).join(file), text).expect("a file");
-            assert_eq!(ports(root.path()), wanted, "{file}");
-        }
     }
 
     #[test]

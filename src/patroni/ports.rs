@@ -1,7 +1,7 @@
 //! The sockets of this machine on which somebody listens, and whose they are, as the kernel tells it: whom the agent
 //! believes does not depend on who has asked. Knows nothing of what is said there.
 
-use crate::user;
+use crate::sandbox::user;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

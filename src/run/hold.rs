@@ -2,7 +2,7 @@
 //! file, and nothing of what the node would be without it.
 
 use crate::file;
-use crate::reply::Otherwise;
+use crate::haproxy::reply::Otherwise;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;

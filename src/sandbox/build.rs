@@ -1,4 +1,4 @@
-//! The build script: compiles the seccomp filters that `sandbox.rs` installs. seccompiler takes a quarter of a check's
+//! The build script: compiles the seccomp filters that `mod.rs` installs. seccompiler takes a quarter of a check's
 //! instructions to compile one, which is too much at each start. Knows system calls and what their arguments may be; the
 //! descriptors are left open.
 
@@ -67,7 +67,7 @@ const RECORD: u64 = 64;
 const SIZE: u64 = 64 * RECORD;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo::rerun-if-changed=src/filters.rs");
+    println!("cargo::rerun-if-changed=src/sandbox/build.rs");
     let architecture = std::env::var("CARGO_CFG_TARGET_ARCH")?;
     let old = architecture == "x86_64";
     let filters = [
@@ -78,7 +78,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     ];
     let mut text = format!(
         "pub const MEMORY: u32 = {MEMORY}; pub const LOG: u32 = {LOG}; pub const SYSTEMD: u32 = {SYSTEMD};\n\
-         const _: () = assert!(crate::memory::RECORD == {RECORD} && crate::memory::SIZE == {SIZE});\n"
+         const _: () = assert!(crate::run::memory::RECORD == {RECORD} && crate::run::memory::SIZE == {SIZE});\n"
     );
     for (name, filter) in filters {
         let instructions = match architecture.as_str().try_into() {

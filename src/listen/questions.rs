@@ -1,12 +1,14 @@
 //! The questions that a listener asks Patroni in the name of its checks. Checks that want to know the same share one question,
 //! and few questions are asked at once. Knows nothing of what an answer means.
 
-use crate::before_stop::Patience;
-use crate::check::Check;
-use crate::memory::now;
+use crate::clock::now;
+use crate::listen::share::{Missed, Shared};
+use crate::patroni::answer::{Cause, NoAnswer};
+use crate::patroni::ask::{Heard, blame};
+use crate::patroni::check::Check;
 use crate::patroni::http::NO_ANSWER;
-use crate::patroni::{Cause, Heard, NoAnswer, Patroni, beside_localhost, blame};
-use crate::share::{Missed, Shared};
+use crate::patroni::location::{Patroni, beside_localhost};
+use crate::run::before_stop::Patience;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 

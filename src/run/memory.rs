@@ -1,10 +1,10 @@
 //! What the last checks left in /run for the next: when Patroni last gave a good answer, and since when there
 //! is trouble. Knows the file and its one record for each health check; knows nothing of what they lead to.
 
-use crate::check::Check;
-use crate::patroni::Endpoint;
+use crate::clock::now;
+use crate::patroni::check::Check;
+use crate::patroni::location::Endpoint;
 use rustix::process::{Resource, getrlimit};
-use rustix::time::{ClockId, clock_gettime};
 use std::fs::{File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, ErrorKind, Read};
@@ -26,6 +26,8 @@ const PLAIN: usize = 24;
 /// The place of what is no check, the last of them.
 const NO_CHECK: usize = PLAIN - 1;
 const _: () = assert!(NO_CHECK < PLAIN);
+/// A place is kept for a check that was asked for within this time.
+const KEPT: Duration = Duration::from_secs(60);
 /// What each record begins with, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
 /// In milliseconds, for some thousands of years.
@@ -34,11 +36,6 @@ const FOREIGN: &str = "not a memory file; remove it, and systemd-tmpfiles --crea
 /// Checks that are threads of one process read and leave one after the other, so that the journal hears once of what
 /// they all met in the same moment.
 static TURN: Mutex<()> = Mutex::new(());
-/// While trouble lasts the journal gets one line in this time. HAProxy asks more often.
-const MINUTE: Duration = Duration::from_secs(60);
-/// How many lines it gets in that time, however often trouble begins and ends.
-const LINES: u8 = 20;
-
 /// What is remembered of one health check. All times are those of CLOCK_BOOTTIME, in milliseconds.
 #[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
 pub struct Record {
@@ -59,31 +56,14 @@ pub struct Record {
     pub trouble: Option<Duration>,
     /// When Patroni first said that it is stopping or restarting this PostgreSQL, if it has said nothing else since.
     pub stopping: Option<Duration>,
-    /// When the journal last heard of it.
-    logged: Duration,
-    /// Whether it heard of it from this check.
-    spoke: bool,
-    /// How many lines it got from this check, none of them a minute after the one before; 31 stands for more.
-    lines: u8,
+    /// When the journal last got a line about it.
+    pub logged: Duration,
+    /// Whether this check wrote that line.
+    pub own_line: bool,
+    /// How many lines this check wrote, none of them a minute after the one before; 31 stands for more.
+    pub lines: u8,
     /// Who asked first, as a number; 0 before it is left.
-    source: u16,
-}
-
-/// What the journal is told of trouble.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
-    /// It has begun.
-    Began,
-    /// It has lasted for this long.
-    Lasts(Duration),
-    /// It is over, after this long.
-    Ended(Duration),
-}
-
-/// CLOCK_BOOTTIME: it goes on while the machine sleeps, and is never set.
-pub fn now() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    pub source: u16,
 }
 
 /// The clock that may be set, in seconds since 1970.
@@ -219,7 +199,7 @@ fn new_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration) -
     let asked =
         |record: &Record| record.at.max(record.logged).max(record.trouble.unwrap_or_default());
     let is_free =
-        |place: usize| of(place).is_none_or(|record| now.saturating_sub(asked(&record)) >= MINUTE);
+        |place: usize| of(place).is_none_or(|record| now.saturating_sub(asked(&record)) >= KEPT);
     if let Some(free) = plain.into_iter().chain(PLAIN..PLACES).find(|place| is_free(*place)) {
         return free;
     }
@@ -263,58 +243,25 @@ impl Recalled {
         self.error().filter(|_| !self.missing)
     }
 
-    /// What the journal is told: a line when trouble begins, one in a minute while it lasts, one when it ends,
-    /// however many checks meet it. Without a memory each check tells what it met.
-    pub fn news(&self, record: &mut Record) -> Option<News> {
-        let last = self.last();
-        let lately = |heard: Duration| !heard.is_zero() && self.now.saturating_sub(heard) < MINUTE;
-        let lines = if lately(last.logged) { (last.lines + 1).min(31) } else { 1 };
-        let Some(since) = record.trouble else {
-            let ended = last.trouble.filter(|_| last.spoke)?;
-            (record.logged, record.lines, record.spoke) = (self.now, lines, false);
-            return Some(News::Ended(self.now.saturating_sub(ended)));
-        };
-        // For a check without a query these are only its like: who asks something that nobody else does must not
-        // keep the journal from hearing of the others.
-        let places = if self.plain { PLAIN } else { PLACES };
-        let others = (0..places).filter_map(|place| read_record(&self.records, place, self.now));
-        let heard: Vec<_> =
-            others.map(|(_, other)| other).filter(|other| lately(other.logged)).collect();
-        let in_trouble = heard.iter().filter(|other| other.trouble.is_some());
-        if let Some(heard) = in_trouble.map(|other| other.logged).max() {
-            // what takes another one's place must not forget it
-            record.logged = heard;
-            return None;
-        }
-        if heard.iter().map(|other| other.lines).fold(0, u8::saturating_add) >= LINES {
-            return None;
-        }
-        (record.logged, record.lines, record.spoke) = (self.now, lines, true);
-        Some(match last.trouble {
-            None => News::Began,
-            Some(_) => News::Lasts(self.now.saturating_sub(since)),
-        })
+    /// When the file was read.
+    pub fn now(&self) -> Duration {
+        self.now
     }
 
-    /// What the journal is told of a line that is not understood, which anybody may send: that one came, once a
-    /// minute. Without a memory, nothing.
-    pub fn news_of_no_check(self) -> Option<News> {
-        let last = self.last().logged;
-        let due = last.is_zero() || self.now.saturating_sub(last) >= MINUTE;
-        if !due || self.file.is_err() {
-            return None;
-        }
-        let record = Record { logged: self.now, ..self.last() };
-        self.leave(&record);
-        Some(News::Began)
+    /// What was left for the checks without a query.
+    pub fn plain_records(&self) -> impl Iterator<Item = Record> {
+        self.records_of(NO_CHECK)
     }
 
-    /// Whether Patroni gave some check without a query a good answer within this time: the node is well, and HAProxy's
-    /// lines are as a rule in time.
-    pub fn is_well(&self, grace: Duration) -> bool {
-        (0..NO_CHECK)
-            .filter_map(|place| read_record(&self.records, place, self.now))
-            .any(|(_, record)| self.now.saturating_sub(record.at) < grace.min(record.lease))
+    /// What was left for the checks whose trouble is that of this one: of a check without a query only those like it, since
+    /// anybody may ask anything else.
+    pub fn records_alike(&self) -> impl Iterator<Item = Record> {
+        self.records_of(if self.plain { PLAIN } else { PLACES })
+    }
+
+    fn records_of(&self, places: usize) -> impl Iterator<Item = Record> {
+        let read = |place| read_record(&self.records, place, self.now);
+        (0..places).filter_map(read).map(|(_, record)| record)
     }
 
     /// Leaves this for the next check: one write. Says whether it is there now.
@@ -343,7 +290,7 @@ fn encode(key: u64, record: &Record, now: Duration) -> [u8; RECORD] {
     let lease = u16::try_from(record.lease.as_millis()).unwrap_or(u16::MAX);
     let flags = u8::from(record.pause)
         | u8::from(record.refused) << 1
-        | u8::from(record.spoke) << 2
+        | u8::from(record.own_line) << 2
         | record.lines << 3;
     let mut bytes = [0; RECORD];
     bytes[..4].copy_from_slice(&MAGIC);
@@ -392,7 +339,7 @@ fn decode(bytes: &[u8], now: Duration) -> Option<(u64, Record)> {
         stopping: stopping.map(|passed| at.saturating_sub(Duration::from_millis(passed))),
         // two times have only 48 bits, and something else in the rest
         logged: Duration::from_millis(number(40)? & TIME),
-        spoke: bytes[58] & 4 != 0,
+        own_line: bytes[58] & 4 != 0,
         lines: bytes[58] >> 3,
         source: short(54),
     };
@@ -413,47 +360,13 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1000);
     const MILLISECOND: Duration = Duration::from_millis(1);
 
-    /// What is recalled of this record, in a file that nothing can be left in.
-    fn recalled(record: &Record) -> Recalled {
-        let file = File::open("/dev/null").map_err(|error| error.to_string());
-        let mut records = encode(1, record, NOW).to_vec();
-        records.resize(SIZE, 0);
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let (missing, plain, now, last) = (false, true, NOW, record.clone());
-        Recalled {
-            file,
-            missing,
-            records,
-            last,
-            place: 0,
-            key: 1,
-            now,
-            plain,
-            source: 0,
-            _turn: turn,
-        }
-    }
-
-    #[test]
-    fn the_journal_hears_again_when_a_minute_is_over() {
-        let trouble = Some(NOW - 2 * MINUTE);
-        for (ago, news, of_no_check) in [
-            (MINUTE - MILLISECOND, None, None),
-            (MINUTE, Some(News::Lasts(2 * MINUTE)), Some(News::Began)),
-        ] {
-            let mut record = Record { trouble, logged: NOW - ago, ..Record::default() };
-            assert_eq!(recalled(&record).news_of_no_check(), of_no_check);
-            assert_eq!(recalled(&record).news(&mut record), news);
-        }
-    }
-
     /// Only the clock that may be set tells a reboot after which the machine is up for as long as it was before.
     #[test]
     fn what_another_boot_left_is_nothing() {
         let left = encode(1, &Record { at: NOW, ..Record::default() }, NOW);
         let recalled = |later: Duration| decode(&left, NOW + later).is_some();
-        assert!(recalled(NOW - MINUTE), "the clock was set");
-        assert!(!recalled(NOW + MINUTE));
+        assert!(recalled(NOW - KEPT), "the clock was set");
+        assert!(!recalled(NOW + KEPT));
     }
 
     #[test]
@@ -472,30 +385,22 @@ mod tests {
         let record = Record {
             at: NOW,
             lease: 4 * MILLISECOND,
-            ready: Some(NOW - MINUTE),
+            ready: Some(NOW - KEPT),
             date: 5,
             pause: true,
             refused: false,
             trouble: Some(NOW - MILLISECOND),
             stopping: Some(NOW - u32::from(u16::MAX - 1) * MILLISECOND),
             logged: NOW,
-            spoke: true,
+            own_line: true,
             lines: 31,
             source: u16::MAX,
         };
         assert_eq!(decode(&encode(1, &record, NOW), NOW), Some((1, record.clone())));
-        for stopping in [None, Some(NOW), Some(NOW - MINUTE)] {
+        for stopping in [None, Some(NOW), Some(NOW - KEPT)] {
             let record = Record { stopping, source: 0, ..record.clone() };
             assert_eq!(decode(&encode(1, &record, NOW), NOW), Some((1, record)));
         }
-    }
-
-    #[test]
-    fn a_node_is_well_as_long_as_its_grace() {
-        let record = Record { at: NOW - MINUTE, lease: MINUTE, ..Record::default() };
-        assert!(!recalled(&record).is_well(MINUTE));
-        let record = Record { at: NOW - MINUTE + MILLISECOND, ..record };
-        assert!(recalled(&record).is_well(MINUTE) && recalled(&record).is_well(2 * MINUTE));
     }
 
     /// One source with many questions, before and after another one comes with a few.
@@ -534,7 +439,7 @@ mod tests {
         }
         assert!((300..313).all(|key| asks(3, key)));
         // what nobody asked for within a minute is free
-        now += MINUTE;
+        now += KEPT;
         assert!(new_place(&records, None, 4, now) == PLAIN);
     }
 }

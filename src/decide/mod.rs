@@ -1,339 +1,28 @@
-//! What Patroni's answer means for HAProxy: the only place where meaning lives, and a pure one.
-//! Knows nothing of sockets, HTTP, files and the words of an agent reply.
+//! What Patroni's answer means for HAProxy: the decision table first, then the grace period, then an operator's hold. In goes
+//! what a check has found out, out come the reply and what the next check is left. Pure: it knows nothing of sockets, files
+//! and the clock.
 
-use crate::connection::NoLine;
-use crate::hold::Hold;
-use crate::memory::Record;
-use crate::patroni::{Answer, Cause, Heard, NoAnswer};
-use crate::question::{HOLD, NoQuestion, Question};
-use crate::reply::{Otherwise, Reply, Verdict};
-use std::str::FromStr;
-use std::time::Duration;
+pub mod bounds;
+pub mod grace;
+pub mod policy;
+pub mod table;
 
-/// Trouble is not bridged for longer than this after Patroni last saw the DCS, by `dcs_last_seen`: its main loop
-/// may hang while its REST API goes on saying that it has the lock. With Patroni's own defaults (`ttl` 30,
-/// `loop_wait` 10) the lock then lives 20 s longer than that.
-const DCS_LIMIT: Duration = Duration::from_secs(15);
-/// How long a primary that Patroni stops keeps its sessions, from the first answer that says so. Nothing bounds how long
-/// Patroni takes for a stop.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// By now every HAProxy has heard of a node that it is no longer ready, unless its `agent-inter` is longer.
-const HEARD: Duration = Duration::from_secs(60);
-/// Patroni's `Date:` has whole seconds, and a short step of its clock ends no claim of the lock.
-const CLOCK_STEP: u64 = 5;
-
-/// What to do with an unusable answer (`--unreachable`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Unreachable {
-    /// Out of the pool, shown as DOWN.
-    #[default]
-    Down,
-    /// HAProxy leaves everything as it is; its own check decides alone.
-    Keep,
-}
-
-impl Unreachable {
-    /// What HAProxy shall do then.
-    pub fn verdict(self) -> Verdict {
-        match self {
-            Unreachable::Down => Verdict::Down,
-            Unreachable::Keep => Verdict::Keep,
-        }
-    }
-}
-
-impl FromStr for Unreachable {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<Self, String> {
-        match word {
-            "down" => Ok(Unreachable::Down),
-            "keep" => Ok(Unreachable::Keep),
-            _ => Err("write down or keep".to_owned()),
-        }
-    }
-}
-
-/// How trouble is answered (`--unreachable`, `--grace`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// What is said if Patroni gives no usable answer.
-    pub unreachable: Unreachable,
-    /// How long after a good answer trouble is bridged; zero for never.
-    pub grace: Duration,
-    /// What a node gets that Patroni stops on purpose (`--stopping`): drain, or maint.
-    pub stopping: Otherwise,
-}
-
-/// What one check has found out.
-#[derive(Clone, Copy, Debug)]
-pub struct Case<'a> {
-    /// What HAProxy asked.
-    pub question: &'a Question,
-    /// What Patroni said, and when.
-    pub heard: &'a Heard,
-    /// What the last check of this question left.
-    pub last: &'a Record,
-    /// The before-stop hook has noted that PostgreSQL is about to stop.
-    pub stop_noted: bool,
-}
+use crate::haproxy::connection::NoLine;
+use crate::haproxy::question::{HOLD, NoQuestion};
+use crate::haproxy::reply::{Otherwise, Reply, Verdict};
+use crate::run::hold::Hold;
+use crate::run::memory::Record;
+use policy::{Case, Policy};
 
 /// What HAProxy is told, and what is left for the next check.
-///
-/// The decision table first; then the grace: trouble soon after a good answer changes nothing in HAProxy. It is
-/// availability within the lease of the leader lock and decides nothing about who is primary: the lock outlives
-/// the last good answer ([`crate::patroni::Prepared::lock_outlives`]), and `--grace` must be less than that by HAProxy's
-/// `agent-inter` and two `--timeout`s. The note of the before-stop hook turns what would be bridged into a drain, and what
-/// would be down after that into MAINT. An operator's hold comes last.
 pub fn decide(case: Case, policy: Policy, hold: Option<&Hold>) -> (Reply, Record) {
-    let Case { question, heard, last, stop_noted } = case;
-    let Heard { answer, asked, answered, .. } = heard;
-    let cause = answer.as_ref().err().map(|no_answer| no_answer.cause);
-    let mut reply = table(question, policy, answer);
-    let mut record = last.clone();
-    let ready = reply.verdict == Verdict::Ready;
-    let was_ready = last.ready == Some(last.at);
-    let mut in_the_pool = ready;
-    match meaning(case) {
-        Meaning::Good(answer) => {
-            // A READY that was asked for before another check heard something else is no longer true.
-            let overtaken = ready && *asked < last.at && !was_ready;
-            if overtaken {
-                (reply.verdict, in_the_pool) = (Verdict::Out(question.otherwise), false);
-            }
-            record.trouble = last.trouble.filter(|_| overtaken);
-            // What was asked before a bad answer came says nothing about what came after it; but what is not ready
-            // takes the place of what was.
-            let at = if ready { *asked } else { *answered };
-            if at >= last.at {
-                (record.at, record.lease) = (at, lease(answer));
-                record.ready = if ready { Some(*asked) } else { last.ready };
-                record.stopping = None;
-                (record.date, record.pause, record.refused) = (answer.date, answer.pause, false);
-            }
-        }
-        Meaning::Trouble(excuse) => {
-            record.trouble = last.trouble.or(Some(*answered));
-            record.refused |= cause == Some(Cause::Refused);
-            let passed = asked.saturating_sub(last.at);
-            let grace = policy.grace.min(last.lease);
-            if passed < grace {
-                let (passed, grace) = (passed.as_secs_f32(), grace.as_secs_f32());
-                let why = excuse.unwrap_or(&reply.reason).to_owned();
-                reply.reason = format!("held {passed:.1} of {grace} s: {why}");
-                in_the_pool = was_ready;
-                let since = |ready| asked.saturating_sub(ready);
-                reply.verdict = match last.ready.filter(|ready| since(*ready) < HEARD) {
-                    // It has left the pool, and a HAProxy that has not heard of it must not keep it.
-                    Some(_) if !was_ready => Verdict::Out(question.otherwise),
-                    Some(_) if stop_noted && policy.stopping == Otherwise::Drain => {
-                        reply.reason = format!("PostgreSQL is about to stop: {why}");
-                        Verdict::Out(Otherwise::Drain)
-                    }
-                    _ => Verdict::Keep,
-                };
-            } else if cause == Some(Cause::NotAsked) {
-                // HAProxy leaves it where it is, so an operator's hold counts
-                in_the_pool = was_ready;
-            } else if stop_noted && cause.is_some() {
-                // expected, and for as long as the note holds
-                reply.reason = format!("PostgreSQL is about to stop: {}", reply.reason);
-                reply.verdict = Verdict::Out(Otherwise::Maint);
-            }
-        }
-        Meaning::Other(answer) => {
-            let end = last.at + policy.grace.min(last.lease);
-            // A standby whose Patroni is restarted stops first: it has left the pool, and is not broken.
-            let standby = answer.role == "replica";
-            if standby && reply.verdict == Verdict::Stopped && *asked < end {
-                reply.verdict = Verdict::Out(Otherwise::Maint);
-            }
-            let broken = matches!(reply.verdict, Verdict::Fail | Verdict::Stopped);
-            record.trouble = last.trouble.or(Some(*answered)).filter(|_| broken);
-            record.stopping = is_stopped_with_the_lock(question, answer)
-                .then(|| last.stopping.unwrap_or(*answered));
-            let too_long = |since| answered.saturating_sub(since) >= DRAIN_LIMIT;
-            if record.stopping.is_some_and(too_long) {
-                reply.verdict = Verdict::Out(Otherwise::Maint);
-            }
-            let standby = standby && !broken;
-            if *answered >= last.at {
-                (record.at, record.date) = (*answered, answer.date);
-                record.lease = if standby { end.saturating_sub(*answered) } else { Duration::ZERO };
-            }
-        }
-    }
+    let mut reply = table::look_up(case.question, policy, &case.heard.answer);
+    let (in_the_pool, record) = grace::bridge(case, policy, &mut reply);
     if let Some(hold) = hold.filter(|_| in_the_pool) {
         (reply.verdict, reply.reason) =
             (Verdict::Out(hold.word.into()), format!("hold: {}", hold.reason));
     }
     (reply, record)
-}
-
-/// What an answer means for the grace.
-enum Meaning<'a> {
-    /// A healthy node, in the pool or not: the grace begins.
-    Good(&'a Answer),
-    /// Nobody knows, and it may be over with the next answer. Why, if the table would say something else.
-    Trouble(Option<&'static str>),
-    /// Patroni has said something else, and that stands: what was ready is so no more.
-    Other(&'a Answer),
-}
-
-fn meaning<'a>(Case { question, heard, last, .. }: Case<'a>) -> Meaning<'a> {
-    let Ok(answer) = &heard.answer else { return Meaning::Trouble(None) };
-    let lock = question.check.asks_for_the_lock();
-    match (answer.status, answer.state.as_str(), answer.role.as_str()) {
-        (503, "running", "primary" | "master") if lock => {
-            match without_the_lock(answer, last, heard.answered) {
-                Some(excuse) => Meaning::Trouble(Some(excuse)),
-                None => Meaning::Other(answer),
-            }
-        }
-        (_, "running", _) => Meaning::Good(answer),
-        // it has the lock, and PostgreSQL did not answer it this once
-        (200, "unknown", role) if lock && role != "replica" => Meaning::Trouble(None),
-        _ => Meaning::Other(answer),
-    }
-}
-
-/// Why a primary says 503 though it need not have lost the leader lock.
-fn without_the_lock(answer: &Answer, last: &Record, answered: Duration) -> Option<&'static str> {
-    let patronis = u64::from(answer.date.saturating_sub(last.date));
-    let ours = answered.saturating_sub(last.at).as_secs();
-    if last.refused {
-        Some("primary, Patroni has just started and does not know its lock yet")
-    } else if answer.pause && last.pause {
-        // nobody but an operator promotes another one now
-        Some("primary, paused, Patroni does not know its lock")
-    } else if last.date > 0 && patronis > ours + CLOCK_STEP {
-        // its claim ends by its own clock, the lock by that of the DCS
-        Some("primary, Patroni's clock was set forward")
-    } else {
-        None
-    }
-}
-
-/// Whether Patroni stops or restarts a primary that still holds the leader lock: its transactions may end by themselves.
-/// That it holds the lock is Patroni's own claim, as it is for a node that is ready; but the DCS must have been read not
-/// long ago.
-fn is_stopped_with_the_lock(question: &Question, answer: &Answer) -> bool {
-    question.check.asks_for_the_lock()
-        && answer.status == 200
-        && matches!(answer.role.as_str(), "primary" | "master")
-        && matches!(answer.state.as_str(), "stopping" | "restarting")
-        && answer.dcs_last_seen.is_some()
-        && !lease(answer).is_zero()
-}
-
-/// How long trouble may be bridged after this answer, whatever `--grace` is.
-fn lease(answer: &Answer) -> Duration {
-    let age = answer.dcs_last_seen.map(|seen| i64::from(answer.date) - i64::from(seen));
-    match age {
-        // in failsafe mode, or the lock has just run out
-        _ if answer.cluster_unlocked => Duration::ZERO,
-        // before 2.1.2 it is not known
-        None => DCS_LIMIT,
-        // both are whole seconds; further in the future they say nothing
-        Some(age) if age < -1 => Duration::ZERO,
-        Some(age) => DCS_LIMIT.saturating_sub(Duration::from_secs(age.max(0).unsigned_abs())),
-    }
-}
-
-/// The decision table of the README, first row that matches.
-///
-/// READY needs all three: status 200, state running, a role that fits. The role word alone stays
-/// `primary` after the lock is lost, and `/primary` is 200 on a primary that is stopping, starting or
-/// crashed (patroni#2756) and on a replica that is not promoted yet (patroni#2972).
-fn table(question: &Question, policy: Policy, answer: &Result<Answer, NoAnswer>) -> Reply {
-    let check = &question.check;
-    let (verdict, reason) = match answer {
-        // what this machine lacks is no trouble of Patroni's, so HAProxy's own check decides
-        Err(error) if error.cause == Cause::NotAsked => (Verdict::Keep, error.reason.clone()),
-        Err(error) => (policy.unreachable.verdict(), error.reason.clone()),
-        Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
-            ("running", role) if answer.status == 200 && serves(question, answer) => {
-                let timeline = answer.timeline.map(|n| format!(", timeline {n}"));
-                let state = answer.replication_state.as_deref().unwrap_or("running");
-                let reason = format!("{role}, {state}{}", timeline.unwrap_or_default());
-                (Verdict::Ready, reason)
-            }
-            ("running", "primary" | "master")
-                if answer.status == 503 && check.asks_for_the_lock() =>
-            {
-                (Verdict::Fail, format!("{} without the leader lock", answer.role))
-            }
-            ("running", _) => (Verdict::Out(question.otherwise), not_asked_for(question, answer)),
-            ("stopped", role) if !matches!(role, "demoted" | "uninitialized") => {
-                (Verdict::Stopped, format!("{role}, PostgreSQL is stopped"))
-            }
-            ("stopping" | "restarting", _) if is_stopped_with_the_lock(question, answer) => {
-                let reason = format!("{}, {}", answer.role, answer.state);
-                (Verdict::Out(policy.stopping), reason)
-            }
-            ("unknown", "replica")
-            | (
-                "stopped"
-                | "stopping"
-                | "starting"
-                | "restarting"
-                | "creating replica"
-                | "initializing new cluster"
-                // Patroni before 3.0.4
-                | "initalizing new cluster"
-                | "running custom bootstrap script"
-                | "starting after custom bootstrap",
-                _,
-            ) => (Verdict::Out(Otherwise::Maint), format!("{}, {}", answer.role, answer.state)),
-            (
-                "crashed"
-                | "start failed"
-                | "restart failed"
-                | "stop failed"
-                | "initdb failed"
-                | "custom bootstrap failed",
-                _,
-            ) => (Verdict::Fail, format!("{}, {}", answer.role, answer.state)),
-            ("unknown", role) => {
-                (Verdict::Fail, format!("{role}, state unknown: PostgreSQL does not answer Patroni"))
-            }
-            (state, role) => (Verdict::Fail, format!("{role}, unknown state '{state}'")),
-        },
-    };
-    Reply { verdict, check: check.to_string(), reason }
-}
-
-/// Whether the body shows what the check is there to find.
-fn serves(question: &Question, answer: &Answer) -> bool {
-    let streams = match question.check.replication_state() {
-        Some(wanted) if answer.role == "replica" => {
-            answer.replication_state.as_deref() == Some(wanted)
-        }
-        _ => true,
-    };
-    question.check.fits(&answer.role) && streams
-}
-
-/// Why a healthy node is not in the pool.
-fn not_asked_for(question: &Question, answer: &Answer) -> String {
-    let check = &question.check;
-    let mut reason =
-        format!("{}, {}", answer.role, answer.replication_state.as_deref().unwrap_or("running"));
-    if check.fits(&answer.role) {
-        match check.replication_state() {
-            Some(wanted) if answer.status == 200 => {
-                reason += &format!(", replication_state is not {wanted}");
-                if answer.before_replication_state {
-                    reason += " (not reported before Patroni 3.0.4)";
-                }
-            }
-            _ if answer.noloadbalance => reason += ", noloadbalance",
-            _ => reason += &format!(", 503 for {}", check.path()),
-        }
-    } else if answer.status == 200 && answer.role == "replica" && check.asks_for_the_lock() {
-        reason += ", not promoted yet";
-    }
-    reason
 }
 
 /// What HAProxy is told if there is no question, so that Patroni was not asked. A line that is late to a node that
@@ -364,9 +53,14 @@ fn only_hold(hold: Result<Option<Hold>, String>) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use super::policy::Unreachable;
+    use super::table::look_up;
     use super::*;
-    use crate::hold::Word;
-    use crate::patroni;
+    use crate::haproxy::question::Question;
+    use crate::patroni::answer::{self, Answer, Cause, NoAnswer};
+    use crate::patroni::ask::Heard;
+    use crate::run::hold::Word;
+    use std::time::Duration;
 
     fn question(check: &str) -> Question {
         Question { check: check.parse().expect("a check"), otherwise: Otherwise::Drain }
@@ -374,13 +68,13 @@ mod tests {
 
     fn answer(status: u16, role: &str, state: &str) -> Answer {
         let body = format!(r#"{{"state": "{state}", "role": "{role}"}}"#);
-        patroni::answer(status, body.as_bytes()).expect("an answer")
+        answer::read(status, body.as_bytes()).expect("an answer")
     }
 
     fn verdict(check: &str, status: u16, role: &str, state: &str) -> Verdict {
         let answer =
             Answer { dcs_last_seen: Some(DATE), date: DATE, ..answer(status, role, state) };
-        table(&question(check), POLICY, &Ok(answer)).verdict
+        look_up(&question(check), POLICY, &Ok(answer)).verdict
     }
 
     /// Patroni's clock, and the time when it has just read the DCS.
@@ -567,7 +261,7 @@ mod tests {
             };
             node.hears(10.0, good());
             assert!(node.bridges(10.4));
-            let expected = table(&node.question, POLICY, &Ok(node.dated(10.5, other.clone())));
+            let expected = look_up(&node.question, POLICY, &Ok(node.dated(10.5, other.clone())));
             assert_eq!(node.hears(10.5, Ok(other)), expected);
             assert!(!node.bridges(10.6), "{check}");
             // and what was asked before and answered afterwards does not bring it back
@@ -814,7 +508,7 @@ mod tests {
             assert_eq!(node.hears(10.0, Ok(answer)).verdict, expected);
         }
         // Patroni before 2.1.2 does not say when it last saw the DCS
-        assert_eq!(table(&node.question, POLICY, &Ok(STOPPING())).verdict, MAINT);
+        assert_eq!(look_up(&node.question, POLICY, &Ok(STOPPING())).verdict, MAINT);
         // who does not ask for the lock wants no primary that stops
         assert_eq!(Node::new("read-only").hears(10.0, Ok(STOPPING())).verdict, MAINT);
         let policy = Policy { stopping: Otherwise::Maint, ..POLICY };

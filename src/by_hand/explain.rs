@@ -1,0 +1,70 @@
+//! What a check by hand says beside its answer: how the answer came about, and what HAProxy would not get. In goes what was
+//! heard, out come lines. Knows nothing of files.
+
+use crate::decide::bounds;
+use crate::options::Options;
+use crate::patroni::ask::{Heard, Prepared};
+use crate::patroni::check::Check;
+use crate::patroni::location::Patroni;
+use crate::run::memory::Record;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// What a person is told of an answer: with `--explain` where Patroni was asked for what, whose Patroni it is, and what it
+/// said; always what HAProxy would not get, and a grace period that is too long.
+pub fn explain_answer(
+    options: &Options,
+    prepared: &Prepared,
+    check: &Check,
+    heard: &Heard,
+    deadline: Instant,
+) -> Vec<String> {
+    let mut lines = Vec::new();
+    if options.explain {
+        let from = match &heard.from[..] {
+            [patroni] => format!("Patroni {patroni}"),
+            _ => prepared.tried(),
+        };
+        lines.push(format!("asked: {from} for {}", check.path()));
+    }
+    let Ok(answer) = &heard.answer else { return lines };
+    if options.explain {
+        let node = prepared.node(deadline).map_or(String::new(), |node| format!(" of node {node}"));
+        let replication = answer.replication_state.as_deref().unwrap_or("none");
+        let timeline = answer.timeline.map_or("none".to_owned(), |timeline| timeline.to_string());
+        lines.push(format!(
+            "answer{node}: status {}, state '{}', role '{}', replication_state {replication}, timeline {timeline}",
+            answer.status, answer.state, answer.role
+        ));
+    }
+    lines.extend(found_beside_localhost(&options.patroni, heard));
+    let lock = prepared.lock_settings(deadline).and_then(bounds::lock_outlives);
+    lines.extend(bounds::explain_too_long(options.policy.grace, options.timeout, lock));
+    lines
+}
+
+/// Who gets this answer, if Patroni was found at an address on which HAProxy need not ask.
+fn found_beside_localhost(patroni: &Patroni, heard: &Heard) -> Option<String> {
+    let [from] = &heard.from[..] else { return None };
+    let local = from.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    (patroni.discover && !local).then(|| {
+        format!(
+            "Patroni listens on {} only: HAProxy gets this answer if it asks the agent at that address, and is told down if not (see --url)",
+            from.host
+        )
+    })
+}
+
+/// `--explain`, of what was left for this check: when it had an answer last, which shows whether HAProxy asks.
+pub fn explain_memory(last: &Record, asked: Duration) -> String {
+    if last.at.is_zero() {
+        return "memory: no answer to this check is remembered".to_owned();
+    }
+    let ago = |time| asked.saturating_sub(time).as_secs_f32();
+    let trouble = last.trouble.map(|since| format!("; trouble for {:.1} s", ago(since)));
+    format!(
+        "memory: the last answer to this check came {:.1} s ago{}",
+        ago(last.at),
+        trouble.unwrap_or_default()
+    )
+}

@@ -1,0 +1,10 @@
+//! The clock that the records in the memory are told by. Knows nothing of what is timed.
+
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+/// CLOCK_BOOTTIME: it goes on while the machine sleeps, and is never set.
+pub fn now() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}

@@ -1,0 +1,90 @@
+//! The end of a check: what HAProxy is told, what the next check is left, and what the journal hears. In goes what was left in
+//! /run and what was heard. Knows nothing of how the reply is sent.
+
+use crate::by_hand::explain;
+use crate::decide::policy::{Case, Policy};
+use crate::decide::{self, grace};
+use crate::haproxy::connection::{Connection, NoLine};
+use crate::haproxy::question::{NoQuestion, Question};
+use crate::haproxy::reply::{Otherwise, Reply, Verdict};
+use crate::journal::news::{self, News};
+use crate::options::Options;
+use crate::patroni::ask::Heard;
+use crate::run::Files;
+
+/// The end of a check.
+pub struct Concluded {
+    /// What HAProxy is told.
+    pub reply: Reply,
+    /// What the journal is told.
+    pub news: Option<News>,
+}
+
+impl From<Reply> for Concluded {
+    /// A reply that nothing is remembered of, and that is news if it is bad.
+    fn from(reply: Reply) -> Concluded {
+        let news = (reply.verdict != Verdict::Unasked).then_some(News::Began);
+        Concluded { reply, news }
+    }
+}
+
+/// What HAProxy is told if it asked nothing of Patroni.
+pub fn without_question(
+    options: &Options,
+    connection: &Connection,
+    files: Files,
+    why: &NoQuestion,
+) -> Concluded {
+    if let NoQuestion::OnlyHold = why {
+        return Concluded { reply: decide::no_question(why, files.hold, false), news: None };
+    }
+    if let NoQuestion::NoLine(NoLine::Closed) = why {
+        return decide::no_question(why, files.hold, false).into();
+    }
+    let patroni = [options.patroni.connect_to.clone()];
+    let recalled = files.memory.recall(&patroni, None, connection.source());
+    let is_well = grace::is_well(recalled.plain_records(), recalled.now(), options.policy.grace);
+    let reply = decide::no_question(why, files.hold, is_well);
+    Concluded { reply, news: news::of_invalid_line(recalled) }
+}
+
+/// What HAProxy is told of what was heard. It is left for the next check before it is said, for whoever asks in the next
+/// moment.
+pub fn conclude(
+    options: &Options,
+    connection: &Connection,
+    files: Files,
+    question: &Question,
+    heard: &Heard,
+) -> Concluded {
+    let by_hand = connection.is_by_hand();
+    let recalled = files.memory.recall(&heard.from, Some(&question.check), connection.source());
+    if let Some(error) = recalled.error() {
+        connection.remark(&format!("no grace period: {error}"));
+    }
+    let last = &recalled.last();
+    if options.explain {
+        connection.remark(&explain::explain_memory(last, heard.asked));
+    }
+    let case = Case { question, heard, last, stop_noted: files.note.is_left() };
+    let hold = files.hold.as_ref().ok().and_then(Option::as_ref);
+    let (mut reply, mut record) = decide::decide(case, options.policy, hold);
+    let news = if by_hand { None } else { news::of_trouble(&recalled, &mut record) };
+    let lost = recalled.lost().filter(|_| !by_hand).map(str::to_owned);
+    if !recalled.leave(&record) && !by_hand {
+        // nobody would know when the drain has begun
+        let policy = Policy { stopping: Otherwise::Maint, ..options.policy };
+        reply = decide::decide(case, policy, hold).0;
+    }
+    if let (Ok(_), Some(patroni)) = (&heard.answer, options.patroni.named()) {
+        reply.reason += &format!(" (Patroni {patroni})");
+    }
+    // by hand as well: it is part of the reason
+    if let Err(unseen) = &files.hold {
+        reply.reason += &format!("; {unseen}");
+    }
+    if let Some(error) = lost {
+        reply.reason += &format!("; no grace period: {error}");
+    }
+    Concluded { reply, news }
+}

@@ -1,0 +1,210 @@
+//! The grace period: trouble soon after a good answer changes nothing in HAProxy. In go what a check has found out and what
+//! the table makes of it, out come the reply and the record of this answer. Knows nothing of where the record is kept.
+//!
+//! This is availability within the lease of the leader lock and decides nothing about who is primary: the lock outlives the
+//! last good answer ([`super::bounds`]).
+
+use super::policy::{Case, Policy};
+use crate::haproxy::question::Question;
+use crate::haproxy::reply::{Otherwise, Reply, Verdict};
+use crate::patroni::answer::{Answer, Cause};
+use crate::patroni::ask::Heard;
+use crate::run::memory::Record;
+use std::time::Duration;
+
+/// Trouble is not bridged for longer than this after Patroni last saw the DCS, by `dcs_last_seen`: its main loop
+/// may hang while its REST API goes on saying that it has the lock. With Patroni's own defaults (`ttl` 30,
+/// `loop_wait` 10) the lock then lives 20 s longer than that.
+const DCS_LIMIT: Duration = Duration::from_secs(15);
+/// How long a primary that Patroni stops keeps its sessions, from the first answer that says so. Nothing bounds how long
+/// Patroni takes for a stop.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// By now every HAProxy has heard of a node that it is no longer ready, unless its `agent-inter` is longer.
+const EVERY_HAPROXY_KNOWS: Duration = Duration::from_secs(60);
+/// Patroni's `Date:` has whole seconds, and a short step of its clock ends no claim of the lock.
+const CLOCK_STEP: u64 = 5;
+
+/// Whether the last answer was ready.
+pub fn was_ready(record: &Record) -> bool {
+    record.ready == Some(record.at)
+}
+
+/// Until when trouble after the last answer is bridged.
+pub fn end(record: &Record, grace: Duration) -> Duration {
+    record.at + grace.min(record.lease)
+}
+
+/// Whether Patroni gave one of these checks a good answer not longer ago than the grace period: the node is well, and HAProxy's
+/// lines are as a rule in time.
+pub fn is_well(mut records: impl Iterator<Item = Record>, now: Duration, grace: Duration) -> bool {
+    records.any(|record| now < end(&record, grace))
+}
+
+/// Changes the reply where trouble is bridged, and says whether the node is in the pool and what the next check is left. The
+/// note of the before-stop hook turns what would be bridged into a drain, and what would be down after that into MAINT.
+pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
+    let Case { question, heard, last, stop_noted } = case;
+    let Heard { answer, asked, answered, .. } = heard;
+    let cause = answer.as_ref().err().map(|no_answer| no_answer.cause);
+    let mut record = last.clone();
+    let ready = reply.verdict == Verdict::Ready;
+    let was_ready = was_ready(last);
+    let mut in_the_pool = ready;
+    match meaning(case) {
+        Meaning::Good(answer) => {
+            // A READY that was asked for before another check heard something else is no longer true.
+            let overtaken = ready && *asked < last.at && !was_ready;
+            if overtaken {
+                (reply.verdict, in_the_pool) = (Verdict::Out(question.otherwise), false);
+            }
+            record.trouble = last.trouble.filter(|_| overtaken);
+            // What was asked before a bad answer came says nothing about what came after it; but what is not ready
+            // takes the place of what was.
+            let at = if ready { *asked } else { *answered };
+            if at >= last.at {
+                (record.at, record.lease) = (at, lease(answer));
+                record.ready = if ready { Some(*asked) } else { last.ready };
+                record.stopping = None;
+                (record.date, record.pause, record.refused) = (answer.date, answer.pause, false);
+            }
+        }
+        Meaning::Trouble(excuse) => {
+            record.trouble = last.trouble.or(Some(*answered));
+            record.refused |= cause == Some(Cause::Refused);
+            let passed = asked.saturating_sub(last.at);
+            let grace = policy.grace.min(last.lease);
+            if passed < grace {
+                let (passed, grace) = (passed.as_secs_f32(), grace.as_secs_f32());
+                let why = excuse.unwrap_or(&reply.reason).to_owned();
+                reply.reason = format!("held {passed:.1} of {grace} s: {why}");
+                in_the_pool = was_ready;
+                let since = |ready| asked.saturating_sub(ready);
+                reply.verdict = match last.ready.filter(|ready| since(*ready) < EVERY_HAPROXY_KNOWS)
+                {
+                    // It has left the pool, and a HAProxy that has not heard of it must not keep it.
+                    Some(_) if !was_ready => Verdict::Out(question.otherwise),
+                    Some(_) if stop_noted && policy.stopping == Otherwise::Drain => {
+                        reply.reason = format!("PostgreSQL is about to stop: {why}");
+                        Verdict::Out(Otherwise::Drain)
+                    }
+                    _ => Verdict::Keep,
+                };
+            } else if cause == Some(Cause::NotAsked) {
+                // HAProxy leaves it where it is, so an operator's hold counts
+                in_the_pool = was_ready;
+            } else if stop_noted && cause.is_some() {
+                // expected, and for as long as the note holds
+                reply.reason = format!("PostgreSQL is about to stop: {}", reply.reason);
+                reply.verdict = Verdict::Out(Otherwise::Maint);
+            }
+        }
+        Meaning::Other(answer) => {
+            let end = end(last, policy.grace);
+            // A standby whose Patroni is restarted stops first: it has left the pool, and is not broken.
+            let standby = answer.role == "replica";
+            if standby && reply.verdict == Verdict::Stopped && *asked < end {
+                reply.verdict = Verdict::Out(Otherwise::Maint);
+            }
+            let broken = matches!(reply.verdict, Verdict::Fail | Verdict::Stopped);
+            record.trouble = last.trouble.or(Some(*answered)).filter(|_| broken);
+            record.stopping = is_stopped_with_the_lock(question, answer)
+                .then(|| last.stopping.unwrap_or(*answered));
+            let too_long = |since| answered.saturating_sub(since) >= DRAIN_LIMIT;
+            if record.stopping.is_some_and(too_long) {
+                reply.verdict = Verdict::Out(Otherwise::Maint);
+            }
+            let standby = standby && !broken;
+            if *answered >= last.at {
+                (record.at, record.date) = (*answered, answer.date);
+                record.lease = if standby { end.saturating_sub(*answered) } else { Duration::ZERO };
+            }
+        }
+    }
+    (in_the_pool, record)
+}
+
+/// What an answer means for the grace.
+enum Meaning<'a> {
+    /// A healthy node, in the pool or not: the grace begins.
+    Good(&'a Answer),
+    /// Nobody knows, and it may be over with the next answer. Why, if the table would say something else.
+    Trouble(Option<&'static str>),
+    /// Patroni has said something else, and that stands: what was ready is so no more.
+    Other(&'a Answer),
+}
+
+fn meaning<'a>(Case { question, heard, last, .. }: Case<'a>) -> Meaning<'a> {
+    let Ok(answer) = &heard.answer else { return Meaning::Trouble(None) };
+    let lock = question.check.asks_for_the_lock();
+    match (answer.status, answer.state.as_str(), answer.role.as_str()) {
+        (503, "running", "primary" | "master") if lock => {
+            match without_the_lock(answer, last, heard.answered) {
+                Some(excuse) => Meaning::Trouble(Some(excuse)),
+                None => Meaning::Other(answer),
+            }
+        }
+        (_, "running", _) => Meaning::Good(answer),
+        // it has the lock, and PostgreSQL did not answer it this once
+        (200, "unknown", role) if lock && role != "replica" => Meaning::Trouble(None),
+        _ => Meaning::Other(answer),
+    }
+}
+
+/// Why a primary says 503 though it need not have lost the leader lock.
+fn without_the_lock(answer: &Answer, last: &Record, answered: Duration) -> Option<&'static str> {
+    let patronis = u64::from(answer.date.saturating_sub(last.date));
+    let ours = answered.saturating_sub(last.at).as_secs();
+    if last.refused {
+        Some("primary, Patroni has just started and does not know its lock yet")
+    } else if answer.pause && last.pause {
+        // nobody but an operator promotes another one now
+        Some("primary, paused, Patroni does not know its lock")
+    } else if last.date > 0 && patronis > ours + CLOCK_STEP {
+        // its claim ends by its own clock, the lock by that of the DCS
+        Some("primary, Patroni's clock was set forward")
+    } else {
+        None
+    }
+}
+
+/// Whether Patroni stops or restarts a primary that still holds the leader lock: its transactions may end by themselves.
+/// That it holds the lock is Patroni's own claim, as it is for a node that is ready; but the DCS must have been read not
+/// long ago.
+pub fn is_stopped_with_the_lock(question: &Question, answer: &Answer) -> bool {
+    question.check.asks_for_the_lock()
+        && answer.status == 200
+        && matches!(answer.role.as_str(), "primary" | "master")
+        && matches!(answer.state.as_str(), "stopping" | "restarting")
+        && answer.dcs_last_seen.is_some()
+        && !lease(answer).is_zero()
+}
+
+/// How long trouble may be bridged after this answer, whatever `--grace` is.
+fn lease(answer: &Answer) -> Duration {
+    let age = answer.dcs_last_seen.map(|seen| i64::from(answer.date) - i64::from(seen));
+    match age {
+        // in failsafe mode, or the lock has just run out
+        _ if answer.cluster_unlocked => Duration::ZERO,
+        // before 2.1.2 it is not known
+        None => DCS_LIMIT,
+        // both are whole seconds; further in the future they say nothing
+        Some(age) if age < -1 => Duration::ZERO,
+        Some(age) => DCS_LIMIT.saturating_sub(Duration::from_secs(age.max(0).unsigned_abs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_well_as_long_as_its_grace() {
+        let now = Duration::from_secs(1000);
+        let minute = Duration::from_secs(60);
+        let is_well = |record: &Record, grace| is_well([record.clone()].into_iter(), now, grace);
+        let record = Record { at: now - minute, lease: minute, ..Record::default() };
+        assert!(!is_well(&record, minute));
+        let record = Record { at: record.at + Duration::from_millis(1), ..record };
+        assert!(is_well(&record, minute) && is_well(&record, 2 * minute));
+    }
+}

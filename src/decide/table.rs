@@ -1,0 +1,104 @@
+//! The decision table of the README. In goes what Patroni answered to a question, out come HAProxy's words and the reason.
+//! Knows nothing of earlier answers.
+
+use super::grace::is_stopped_with_the_lock;
+use super::policy::Policy;
+use crate::haproxy::question::Question;
+use crate::haproxy::reply::{Otherwise, Reply, Verdict};
+use crate::patroni::answer::{Answer, Cause, NoAnswer};
+
+/// The first row that matches.
+///
+/// READY needs all three: status 200, state running, a role that fits. The role word alone stays
+/// `primary` after the lock is lost, and `/primary` is 200 on a primary that is stopping, starting or
+/// crashed (patroni#2756) and on a replica that is not promoted yet (patroni#2972).
+pub fn look_up(question: &Question, policy: Policy, answer: &Result<Answer, NoAnswer>) -> Reply {
+    let check = &question.check;
+    let (verdict, reason) = match answer {
+        // what this machine lacks is no trouble of Patroni's, so HAProxy's own check decides
+        Err(error) if error.cause == Cause::NotAsked => (Verdict::Keep, error.reason.clone()),
+        Err(error) => (policy.unreachable.verdict(), error.reason.clone()),
+        Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
+            ("running", role) if answer.status == 200 && serves(question, answer) => {
+                let timeline = answer.timeline.map(|n| format!(", timeline {n}"));
+                let state = answer.replication_state.as_deref().unwrap_or("running");
+                let reason = format!("{role}, {state}{}", timeline.unwrap_or_default());
+                (Verdict::Ready, reason)
+            }
+            ("running", "primary" | "master")
+                if answer.status == 503 && check.asks_for_the_lock() =>
+            {
+                (Verdict::Fail, format!("{} without the leader lock", answer.role))
+            }
+            ("running", _) => (Verdict::Out(question.otherwise), not_asked_for(question, answer)),
+            ("stopped", role) if !matches!(role, "demoted" | "uninitialized") => {
+                (Verdict::Stopped, format!("{role}, PostgreSQL is stopped"))
+            }
+            ("stopping" | "restarting", _) if is_stopped_with_the_lock(question, answer) => {
+                let reason = format!("{}, {}", answer.role, answer.state);
+                (Verdict::Out(policy.stopping), reason)
+            }
+            ("unknown", "replica")
+            | (
+                "stopped"
+                | "stopping"
+                | "starting"
+                | "restarting"
+                | "creating replica"
+                | "initializing new cluster"
+                // Patroni before 3.0.4
+                | "initalizing new cluster"
+                | "running custom bootstrap script"
+                | "starting after custom bootstrap",
+                _,
+            ) => (Verdict::Out(Otherwise::Maint), format!("{}, {}", answer.role, answer.state)),
+            (
+                "crashed"
+                | "start failed"
+                | "restart failed"
+                | "stop failed"
+                | "initdb failed"
+                | "custom bootstrap failed",
+                _,
+            ) => (Verdict::Fail, format!("{}, {}", answer.role, answer.state)),
+            ("unknown", role) => {
+                (Verdict::Fail, format!("{role}, state unknown: PostgreSQL does not answer Patroni"))
+            }
+            (state, role) => (Verdict::Fail, format!("{role}, unknown state '{state}'")),
+        },
+    };
+    Reply { verdict, check: check.to_string(), reason }
+}
+
+/// Whether the body shows what the check is there to find.
+fn serves(question: &Question, answer: &Answer) -> bool {
+    let streams = match question.check.replication_state() {
+        Some(wanted) if answer.role == "replica" => {
+            answer.replication_state.as_deref() == Some(wanted)
+        }
+        _ => true,
+    };
+    question.check.fits(&answer.role) && streams
+}
+
+/// Why a healthy node is not in the pool.
+fn not_asked_for(question: &Question, answer: &Answer) -> String {
+    let check = &question.check;
+    let mut reason =
+        format!("{}, {}", answer.role, answer.replication_state.as_deref().unwrap_or("running"));
+    if check.fits(&answer.role) {
+        match check.replication_state() {
+            Some(wanted) if answer.status == 200 => {
+                reason += &format!(", replication_state is not {wanted}");
+                if answer.before_replication_state {
+                    reason += " (not reported before Patroni 3.0.4)";
+                }
+            }
+            _ if answer.noloadbalance => reason += ", noloadbalance",
+            _ => reason += &format!(", 503 for {}", check.path()),
+        }
+    } else if answer.status == 200 && answer.role == "replica" && check.asks_for_the_lock() {
+        reason += ", not promoted yet";
+    }
+    reason
+}

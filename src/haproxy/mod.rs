@@ -1,0 +1,5 @@
+//! HAProxy's side: its connection, what it asks, and the line that it is told. Knows nothing of Patroni's answers.
+
+pub mod connection;
+pub mod question;
+pub mod reply;

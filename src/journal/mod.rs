@@ -1,0 +1,47 @@
+//! What is logged: by the system log, or else on stderr as sd-daemon(3) has it, and never to a peer. In goes a line. Knows
+//! nothing of what a line says.
+
+pub mod news;
+pub mod syslog;
+
+use crate::NAME;
+use crate::haproxy::reply::printable;
+use rustix::net::{AddressFamily, getpeername};
+use std::io::{self, Write};
+use std::time::Duration;
+
+/// The priorities of syslog(3).
+pub const ERROR: u8 = 3;
+/// HAProxy was told something that an operator may have to act on.
+pub const WARNING: u8 = 4;
+/// It is over.
+pub const NOTICE: u8 = 5;
+/// The journal hears again of something that lasts after this time. HAProxy asks more often.
+pub const REPEAT: Duration = Duration::from_secs(60);
+/// The longest line. It may be longer than a reply.
+const LINE_LIMIT: usize = 1000;
+
+/// One line for the journal.
+pub fn log(priority: u8, text: &str) {
+    if !syslog::send(priority, NAME, &printable(text, LINE_LIMIT)) {
+        write_to_stderr(&format!("<{priority}>{text}"));
+    }
+}
+
+/// One line for whoever started this program, which may be a person.
+pub fn tell_operator(text: &str) {
+    if !syslog::send(WARNING, NAME, &printable(text, LINE_LIMIT)) {
+        write_to_stderr(&format!("{NAME}: {text}"));
+    }
+}
+
+/// Not if stderr is the peer: xinetd makes fd 2 the connection as well.
+fn write_to_stderr(text: &str) {
+    let stderr = io::stderr();
+    let family = getpeername(&stderr).ok().flatten().map(|peer| peer.address_family());
+    if matches!(family, Some(AddressFamily::INET | AddressFamily::INET6)) {
+        return;
+    }
+    let line = format!("{}\n", printable(text, LINE_LIMIT));
+    let _ = stderr.lock().write_all(line.as_bytes());
+}

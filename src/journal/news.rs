@@ -1,0 +1,120 @@
+//! When the journal hears of trouble, and in which words. In go what the last checks left and how this one ended, out comes a
+//! line or none: HAProxy asks far more often than an operator wants to read. Knows nothing of what a reply is for.
+
+use super::{NOTICE, REPEAT, WARNING, log};
+use crate::haproxy::reply::{self, Reply, Verdict};
+use crate::run::memory::{Recalled, Record};
+use std::time::Duration;
+
+/// How many lines the journal gets of trouble in the time of [`REPEAT`], however often it begins and ends.
+const MOST_LINES: u8 = 20;
+/// As much as a record can count.
+const COUNTED: u8 = 31;
+/// What an agent-send line that is no question is in the journal, where nothing may get that a peer makes up.
+const NOT_UNDERSTOOD: &str = "agent-send line not understood (the reply says why)";
+
+/// What the journal is told of trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It has begun.
+    Began,
+    /// It has lasted for this long.
+    Lasts(Duration),
+    /// It is over, after this long.
+    Ended(Duration),
+}
+
+/// What the journal is told of this record's trouble: a line when trouble begins, one in a while as long as it lasts, one when
+/// it ends, however many checks meet it. The record notes the line. Without a memory each check tells what it met.
+pub fn of_trouble(recalled: &Recalled, record: &mut Record) -> Option<News> {
+    news(&recalled.last(), recalled.records_alike(), recalled.now(), record)
+}
+
+fn news(
+    last: &Record,
+    alike: impl Iterator<Item = Record>,
+    now: Duration,
+    record: &mut Record,
+) -> Option<News> {
+    let lines = if is_recent(last.logged, now) { (last.lines + 1).min(COUNTED) } else { 1 };
+    let Some(since) = record.trouble else {
+        let began = last.trouble.filter(|_| last.own_line)?;
+        (record.logged, record.lines, record.own_line) = (now, lines, false);
+        return Some(News::Ended(now.saturating_sub(began)));
+    };
+    let logged: Vec<_> = alike.filter(|other| is_recent(other.logged, now)).collect();
+    let in_trouble = logged.iter().filter(|other| other.trouble.is_some());
+    if let Some(logged) = in_trouble.map(|other| other.logged).max() {
+        // the record that takes another one's place must not forget it
+        record.logged = logged;
+        return None;
+    }
+    if logged.iter().map(|other| other.lines).fold(0, u8::saturating_add) >= MOST_LINES {
+        return None;
+    }
+    (record.logged, record.lines, record.own_line) = (now, lines, true);
+    Some(match last.trouble {
+        None => News::Began,
+        Some(_) => News::Lasts(now.saturating_sub(since)),
+    })
+}
+
+/// What the journal is told of a line that is no question, which anybody may send: that one came, once in a while. Without a
+/// memory, nothing.
+pub fn of_invalid_line(recalled: Recalled) -> Option<News> {
+    let (mut record, now) = (recalled.last(), recalled.now());
+    if is_recent(record.logged, now) || recalled.error().is_some() {
+        return None;
+    }
+    record.logged = now;
+    recalled.leave(&record);
+    Some(News::Began)
+}
+
+fn is_recent(logged: Duration, now: Duration) -> bool {
+    !logged.is_zero() && now.saturating_sub(logged) < REPEAT
+}
+
+/// Logs what a peer was told.
+pub fn log_reply(reply: &Reply, news: News, peer: &str) {
+    let (priority, since) = match news {
+        News::Began => (WARNING, String::new()),
+        News::Lasts(time) => (WARNING, format!(" (trouble for {:.0} s)", time.as_secs_f32())),
+        News::Ended(time) => (NOTICE, format!(" (after {:.1} s of trouble)", time.as_secs_f32())),
+    };
+    let text = match reply.verdict {
+        Verdict::NotUnderstood => NOT_UNDERSTOOD.to_owned(),
+        // a peer can make up a query
+        _ => describe(reply, reply.check.split('?').next().unwrap_or_default()),
+    };
+    log(priority, &format!("replied '{}' to {peer}: {text}{since}", reply::words(reply.verdict)));
+}
+
+/// The check and the whole reason.
+pub fn describe(reply: &Reply, check: &str) -> String {
+    let nothing = if reply.verdict == Verdict::Keep { "nothing changes in HAProxy: " } else { "" };
+    match check {
+        "" => format!("{nothing}{}", reply.reason),
+        check => format!("{check}: {nothing}{}", reply.reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_hears_again_when_a_minute_is_over() {
+        let now = Duration::from_secs(1000);
+        let minute = Duration::from_secs(60);
+        for (ago, expected) in
+            [(minute - Duration::from_millis(1), None), (minute, Some(News::Lasts(2 * minute)))]
+        {
+            let trouble = Some(now - 2 * minute);
+            let mut record = Record { trouble, logged: now - ago, ..Record::default() };
+            let last = record.clone();
+            assert_eq!(is_recent(last.logged, now), expected.is_none());
+            assert_eq!(news(&last, [last.clone()].into_iter(), now, &mut record), expected);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! What Patroni answers, as far as it matters, or why there is no answer. In goes the body of its answer. Knows nothing of how
+//! the answer came and what it means for HAProxy.
+
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What Patroni said: top-level keys only, the body is the same with 200 and with 503.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status, 200 or 503.
+    pub status: u16,
+    /// PostgreSQL's state as Patroni sees it.
+    pub state: String,
+    /// The node's role as Patroni sees it.
+    pub role: String,
+    /// `streaming`, `in archive recovery` or nothing.
+    pub replication_state: Option<String>,
+    /// A replica does not report its `replication_state` because Patroni is older than 3.0.4.
+    pub before_replication_state: bool,
+    /// PostgreSQL's timeline, present while PostgreSQL answers Patroni.
+    pub timeline: Option<u64>,
+    /// Patroni's tag that takes a standby out of load balancing.
+    pub noloadbalance: bool,
+    /// The cluster is paused.
+    pub pause: bool,
+    /// Patroni sees no leader lock in the DCS: failsafe mode, a pause, or the lock has just run out.
+    pub cluster_unlocked: bool,
+    /// When Patroni last read the cluster from the DCS, in seconds since 1970 (since Patroni 2.1.2).
+    pub dcs_last_seen: Option<u32>,
+    /// When Patroni answered, by its own clock, in seconds since 1970.
+    pub date: u32,
+}
+
+/// Why there is no usable answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoAnswer {
+    /// What the decision depends on.
+    pub cause: Cause,
+    /// Who failed and how, and the cure if there is one.
+    pub reason: String,
+}
+
+/// What kept Patroni from answering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Nobody listens: Patroni is not there, or not there yet.
+    Refused,
+    /// This machine kept the agent from asking, which says nothing of Patroni.
+    NotAsked,
+    /// Anything else: a Patroni that is silent, an answer that is none, a certificate that cannot be read.
+    Failed,
+}
+
+impl Cause {
+    /// What an error of the operating system means. This machine's own may be over in the next moment: no port, descriptor or
+    /// memory is left.
+    pub fn of(error: &io::Error) -> Cause {
+        use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+        match error.raw_os_error() {
+            Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM) => Cause::NotAsked,
+            _ if error.kind() == ErrorKind::ConnectionRefused => Cause::Refused,
+            _ => Cause::Failed,
+        }
+    }
+}
+
+impl From<String> for NoAnswer {
+    fn from(reason: String) -> NoAnswer {
+        NoAnswer { cause: Cause::Failed, reason }
+    }
+}
+
+/// Seconds since 1970.
+pub fn seconds(time: SystemTime) -> u32 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// Reads the body's few keys that matter. A key of an unexpected type counts as absent, and the
+/// rest of the body may be anything that is JSON. The date is that of this machine.
+///
+/// # Errors
+///
+/// The body is no JSON object, or has no `state` or no `role`.
+pub fn read(status: u16, body: &[u8]) -> Result<Answer, String> {
+    let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(body)
+        .map_err(|error| format!("answer is not Patroni's JSON: {error}"))?;
+    let string = |key: &str| serde_json::from_str::<String>(keys.get(key)?.get()).ok();
+    let is_true = |key: &str| keys.get(key).is_some_and(|value| value.get() == "true");
+    let required = |key: &str| string(key).ok_or(format!("answer has no '{key}'"));
+    let tags = keys
+        .get("tags")
+        .and_then(|tags| serde_json::from_str::<BTreeMap<String, &RawValue>>(tags.get()).ok());
+    let noloadbalance = tags
+        .as_ref()
+        .and_then(|tags| tags.get("noloadbalance"))
+        .is_some_and(|value| value.get() == "true");
+    let (state, role) = (required("state")?, required("role")?);
+    let replication_state = string("replication_state");
+    let asked_in_vain = role == "replica" && replication_state.is_none();
+    Ok(Answer {
+        status,
+        state,
+        before_replication_state: asked_in_vain
+            && version(&keys).is_some_and(|version| version < [3, 0, 4]),
+        role,
+        replication_state,
+        timeline: keys.get("timeline").and_then(|timeline| timeline.get().parse().ok()),
+        noloadbalance,
+        pause: is_true("pause"),
+        cluster_unlocked: is_true("cluster_unlocked"),
+        dcs_last_seen: keys.get("dcs_last_seen").and_then(|seen| seen.get().parse().ok()),
+        date: seconds(SystemTime::now()),
+    })
+}
+
+/// The release of Patroni, as far as it is numbers.
+fn version(keys: &BTreeMap<String, &RawValue>) -> Option<[u32; 3]> {
+    let patroni: BTreeMap<String, &RawValue> =
+        serde_json::from_str(keys.get("patroni")?.get()).ok()?;
+    let text: String = serde_json::from_str(patroni.get("version")?.get()).ok()?;
+    let mut numbers = text.split('.').map(|number| number.parse().unwrap_or(0));
+    Some([(); 3].map(|()| numbers.next().unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_true_is_read_and_when() {
+        let body = br#"{"state": "running", "role": "replica", "pause": true,
+            "cluster_unlocked": false, "tags": {"noloadbalance": true}}"#;
+        let answer = read(200, body).expect("an answer");
+        assert!(answer.pause && !answer.cluster_unlocked && answer.noloadbalance);
+        assert!(answer.date > 1_700_000_000, "seconds since 1970");
+    }
+
+    #[test]
+    fn only_top_level_keys_count() {
+        let body =
+            br#"{"replication": [{"state": "streaming", "role": "primary"}], "role": "replica"}"#;
+        assert_eq!(read(200, body), Err("answer has no 'state'".to_owned()));
+    }
+
+    #[test]
+    fn a_surprise_where_nobody_looks_changes_nothing() {
+        let body = br#"{"state": "running", "role": "primary", "timeline": "5", "tags": [1],
+            "replication_state": {"a": null}, "xlog": 3, "server_version": {}, "patroni": []}"#;
+        let answer = read(200, body).expect("an answer");
+        assert_eq!((answer.timeline, answer.noloadbalance), (None, false));
+        assert_eq!(answer.replication_state, None);
+    }
+
+    #[test]
+    fn only_a_release_that_says_its_number_is_known_to_be_old() {
+        for (version, old) in [
+            (r#""3.0.3""#, true),
+            (r#""1.6.5""#, true),
+            (r#""2.1""#, true),
+            (r#""3.0.4""#, false),
+            (r#""3.1.0rc1""#, false),
+            (r#""10.0.0""#, false),
+            ("3", false),
+        ] {
+            let body = format!(
+                r#"{{"state": "running", "role": "replica", "patroni": {{"version": {version}}}}}"#
+            );
+            let answer = read(200, body.as_bytes()).expect("an answer");
+            assert_eq!(answer.before_replication_state, old, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_surprise_where_it_matters_is_no_answer() {
+        for body in [
+            r#"{"state": ["running"], "role": "primary"}"#,
+            r#"{"state": "running", "role": null}"#,
+            r#"{"state": "running", "role": "primary"} x"#,
+            r#"{"state": "running", "role": "primary""#,
+            r#"["running", "primary"]"#,
+            "",
+        ] {
+            assert!(read(200, body.as_bytes()).is_err(), "{body}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The one question to Patroni: a GET of a health check, at the first address where Patroni listens. In go a health check and
+//! a deadline, out comes what was heard and when. Knows nothing of what that means for HAProxy.
+
+use super::answer::{self, Answer, Cause, NoAnswer, seconds};
+use super::check::Check;
+use super::hosts;
+use super::http::{self, Failure, Response};
+use super::location::{Endpoint, Patroni};
+use super::ports::NotFound;
+use super::tls::Tls;
+use crate::clock::now;
+use crate::run::before_stop::Patience;
+use rustls::ClientConfig;
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What to look at if nobody listens.
+const CURE: &str = " (see restapi.listen and --url)";
+impl Patroni {
+    /// Reads the certificates, and the host's addresses if it is a name. Without `--url` Patroni is looked for when it is
+    /// asked: on localhost, or at the address on which HAProxy `asked`; by hand, wherever it listens.
+    pub fn prepare(&self, asked: Option<SocketAddr>) -> Prepared<'_> {
+        self.sockets();
+        Prepared { patroni: self, asked, files: self.read_files() }
+    }
+
+    fn read_files(&self) -> Result<Files, NoAnswer> {
+        let Endpoint { host, port } = &self.connect_to;
+        let blame = |no_answer| blame(&self.connect_to, no_answer);
+        let tls = self.tls.as_ref().map(Tls::config).transpose().map_err(blame)?;
+        let addresses = match self.discover {
+            true => Vec::new(),
+            false => hosts::addresses(host).map_err(|error| blame(error.into()))?,
+        };
+        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect();
+        Ok(Files { addresses, tls })
+    }
+
+    /// What a check has that could not ask, though it was asked on this address.
+    pub fn unheard(
+        &self,
+        asked: Option<SocketAddr>,
+        since: Duration,
+        no_answer: NoAnswer,
+    ) -> Heard {
+        let from = self.candidate_endpoints(asked);
+        Heard { from, answer: Err(no_answer), asked: since, answered: now() }
+    }
+}
+
+/// Says whose error it is.
+pub fn blame(patroni: &Endpoint, NoAnswer { cause, reason }: NoAnswer) -> NoAnswer {
+    NoAnswer { cause, reason: format!("Patroni {patroni}: {reason}") }
+}
+
+/// A Patroni for which no file needs to be read any more.
+pub struct Prepared<'a> {
+    patroni: &'a Patroni,
+    /// The address of this machine on which HAProxy asked.
+    asked: Option<SocketAddr>,
+    files: Result<Files, NoAnswer>,
+}
+
+/// What was read from files.
+struct Files {
+    /// Those of the URL's host.
+    addresses: Vec<SocketAddr>,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+/// What came of one question.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// Who was asked, or those who would have been.
+    pub from: Vec<Endpoint>,
+    /// What was said.
+    pub answer: Result<Answer, NoAnswer>,
+    /// Before the question was sent, by [`now`]. Counted from here, the verdict does not depend on `--timeout`.
+    pub asked: Duration,
+    /// When there was an answer or an end to waiting.
+    pub answered: Duration,
+}
+
+impl Prepared<'_> {
+    /// Why Patroni cannot be asked.
+    pub fn failure(&self) -> Option<&NoAnswer> {
+        self.files.as_ref().err()
+    }
+
+    /// Asks Patroni once. If there is no answer, the text says who failed and, where there is one, the cure: nobody there, a
+    /// stranger in its place, no answer before the deadline, no HTTP, a status other than 200 and 503, a body that is no
+    /// status of Patroni's.
+    pub fn ask(&self, check: &Check, patience: &Patience) -> Heard {
+        let (asked, since) = (now(), Instant::now());
+        let (from, response) = self.get(check.path(), patience);
+        let from = match from {
+            Some(ip) if self.patroni.discover => vec![self.patroni.endpoint(ip)],
+            _ => self.patroni.candidate_endpoints(self.asked),
+        };
+        let answer = response.and_then(|response| {
+            let answer = answer::read(response.status, &response.body);
+            let mut answer = answer.map_err(|error| blame(&from[0], error.into()))?;
+            answer.date = response.date.map_or(answer.date, seconds);
+            Ok(answer)
+        });
+        Heard { from, answer, asked, answered: asked + since.elapsed() }
+    }
+
+    /// One GET, and who answered it or failed to. The first address that can be connected is asked.
+    fn get(&self, path: &str, patience: &Patience) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
+        match self.addresses(patience.deadline) {
+            Ok((addresses, tls)) => self.get_from(&addresses, tls, path, patience),
+            Err(no_answer) => (None, Err(no_answer)),
+        }
+    }
+
+    fn get_from(
+        &self,
+        addresses: &[SocketAddr],
+        tls: Option<&Arc<ClientConfig>>,
+        path: &str,
+        patience: &Patience,
+    ) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
+        let url = &self.patroni.url;
+        let (mut refused, mut not_asked) = (false, true);
+        let mut first_error = None;
+        for address in addresses {
+            match http::get(url, tls, *address, path, patience) {
+                // The first error is told. ureq itself would share the time between the addresses.
+                Err(Failure::NotConnected(error)) => {
+                    refused |= Cause::of(&error) == Cause::Refused;
+                    not_asked &= Cause::of(&error) == Cause::NotAsked;
+                    first_error.get_or_insert_with(|| http::in_words(url, error.into()));
+                }
+                Err(Failure::NoAnswer(error)) => {
+                    let patroni = match self.patroni.discover {
+                        true => &self.patroni.endpoint(address.ip()),
+                        false => &self.patroni.connect_to,
+                    };
+                    return (Some(address.ip()), Err(blame(patroni, error.into())));
+                }
+                Ok(response) => return (Some(address.ip()), Ok(response)),
+            }
+        }
+        let cause = match first_error {
+            Some(_) if not_asked => Cause::NotAsked,
+            _ if refused => Cause::Refused,
+            _ => Cause::Failed,
+        };
+        let error = first_error.unwrap_or_else(|| "its name has no address".to_owned());
+        (None, Err(NoAnswer { cause, reason: format!("{}: {error}", self.tried()) }))
+    }
+
+    /// Where Patroni may be asked, and with which certificates.
+    fn addresses(
+        &self,
+        deadline: Instant,
+    ) -> Result<(Vec<SocketAddr>, Option<&Arc<ClientConfig>>), NoAnswer> {
+        let Prepared { patroni, asked, files } = self;
+        let Files { addresses, tls } = files.as_ref().map_err(NoAnswer::clone)?;
+        let Some(sockets) = patroni.sockets() else { return Ok((addresses.clone(), tls.as_ref())) };
+        let port = patroni.connect_to.port;
+        let candidates = patroni.candidates(*asked);
+        let (cause, reason) = match sockets.find(port, &candidates, asked.is_none(), deadline) {
+            Ok(addresses) => return Ok((addresses, None)),
+            Err(NotFound::Nobody) => {
+                (Cause::Refused, format!("{}: connection refused{CURE}", self.tried()))
+            }
+            Err(NotFound::Stranger(address, uid)) => (
+                Cause::Refused,
+                format!(
+                    "Patroni {address}: not asked, uid {uid} listens there (see --patroni-user and --url)"
+                ),
+            ),
+            Err(NotFound::Hidden) => (
+                Cause::NotAsked,
+                format!("Patroni: PrivateUsers= hides which of two has port {port} (see --url)"),
+            ),
+            Err(NotFound::Untold(error)) => (
+                Cause::NotAsked,
+                format!("Patroni: cannot see who listens on port {port}: {error} (see --url)"),
+            ),
+        };
+        Err(NoAnswer { cause, reason })
+    }
+
+    /// Where Patroni is looked for, in this order, in words.
+    pub fn tried(&self) -> String {
+        let other = self.patroni.candidate_endpoints(self.asked);
+        let other = other.get(2).map(|other| format!(" and {other}"));
+        format!("Patroni {}{}", self.patroni.connect_to, other.unwrap_or_default())
+    }
+
+    /// What Patroni says at another path. Not for HAProxy's checks, which ask once.
+    fn keys(&self, path: &str, deadline: Instant) -> Option<BTreeMap<String, Box<RawValue>>> {
+        let answered = self.get(path, &Patience::until(deadline)).1.ok()?;
+        serde_json::from_slice(&answered.body).ok()
+    }
+
+    /// The name that Patroni's node gives itself: 3.3.11 tells it, 3.0.4 does not. By hand, as [`Prepared::lock_settings`].
+    pub fn node(&self, deadline: Instant) -> Option<String> {
+        let keys = self.keys("/patroni", deadline)?;
+        let patroni: BTreeMap<String, &RawValue> =
+            serde_json::from_str(keys.get("patroni")?.get()).ok()?;
+        serde_json::from_str(patroni.get("name")?.get()).ok()
+    }
+
+    /// What the leader lock's life depends on, from Patroni's dynamic configuration; none if Patroni does not tell it. Not for
+    /// HAProxy's checks, which ask once.
+    pub fn lock_settings(&self, deadline: Instant) -> Option<LockSettings> {
+        let keys = self.keys("/config", deadline)?;
+        // what is not set has Patroni's own default
+        let seconds = |key, default| {
+            keys.get(key).map_or(Some(default), |value| value.get().parse::<u64>().ok())
+        };
+        Some(LockSettings {
+            ttl: seconds("ttl", 30)?,
+            loop_wait: seconds("loop_wait", 10)?,
+            retry_timeout: seconds("retry_timeout", 10)?,
+        })
+    }
+}
+
+/// The times that Patroni keeps the leader lock by, in seconds.
+pub struct LockSettings {
+    /// How long the lock lives if it is not renewed.
+    pub ttl: u64,
+    /// How long Patroni's main loop sleeps.
+    pub loop_wait: u64,
+    /// How long Patroni waits for the DCS or PostgreSQL.
+    pub retry_timeout: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patroni(url: Option<&str>) -> Patroni {
+        Patroni::new(url, None, Tls::default()).expect("a Patroni")
+    }
+
+    #[test]
+    fn without_a_url_it_may_be_where_haproxy_asked() {
+        let asked = |address: &str| Some(address.parse().expect("an address"));
+        let anywhere = patroni(None);
+        for (from, tried) in [
+            (asked("10.0.0.1:5555"), "Patroni 127.0.0.1:8008 and 10.0.0.1:8008"),
+            (asked("[fd00::1]:5555"), "Patroni 127.0.0.1:8008 and [fd00::1]:8008"),
+            (asked("127.0.0.1:5555"), "Patroni 127.0.0.1:8008"),
+            // everybody has such addresses
+            (asked("127.0.0.9:5555"), "Patroni 127.0.0.1:8008"),
+            (asked("[::1]:5555"), "Patroni 127.0.0.1:8008"),
+        ] {
+            assert_eq!(anywhere.prepare(from).tried(), tried);
+        }
+        let there = patroni(Some("http://10.0.0.2:8008"));
+        assert_eq!(there.prepare(asked("10.0.0.1:5555")).tried(), "Patroni 10.0.0.2:8008");
+    }
+}

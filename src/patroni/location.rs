@@ -1,0 +1,197 @@
+//! Where the local Patroni is: from the options, and from what listens on this machine. Knows nothing of what it is asked.
+
+use super::hosts;
+use super::ports::{self, Sockets};
+use super::tls::Tls;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use ureq::http::Uri;
+use ureq::http::uri::Authority;
+
+/// A host and a port.
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
+pub struct Endpoint {
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
+        write!(f, "{open}{}{close}:{}", self.host, self.port)
+    }
+}
+
+impl Endpoint {
+    /// From `--connect-to`: HOST or HOST:PORT.
+    fn parse(target: &str, default: u16) -> Result<Endpoint, String> {
+        if target.parse::<IpAddr>().is_ok() {
+            return Ok(Endpoint { host: target.to_owned(), port: default });
+        }
+        let wrong = || format!("--connect-to {target}: write HOST or HOST:PORT");
+        let authority: Authority = target.parse().map_err(|_| wrong())?;
+        let host = bare(&authority).filter(|_| !target.contains('@')).ok_or_else(wrong)?;
+        Ok(Endpoint { host, port: port(&authority, default).ok_or_else(wrong)? })
+    }
+}
+
+/// The REST API of the local Patroni.
+#[derive(Clone, Debug)]
+pub struct Patroni {
+    /// `http://HOST:PORT` or `https://HOST:PORT`.
+    pub url: Uri,
+    /// Where the connection goes: the URL's host and port, or those of `--connect-to`.
+    pub connect_to: Endpoint,
+    /// Present if the URL is https.
+    pub tls: Option<Tls>,
+    /// No URL was given: the agent looks where Patroni listens on this machine.
+    pub discover: bool,
+    /// `--patroni-user`: whose sockets are believed then.
+    pub user: Option<String>,
+    sockets: Arc<OnceLock<Sockets>>,
+}
+
+/// Without `--url`. Patroni's own configuration generator and Debian's package have its REST API on the node's address
+/// alone, where the agent finds it by [`Prepared::ask`].
+const LOCAL: &str = "http://127.0.0.1:8008";
+
+impl Patroni {
+    /// From `--url`, `--connect-to` and the TLS options.
+    ///
+    /// # Errors
+    ///
+    /// One of them cannot be, or they do not go together.
+    pub fn new(url: Option<&str>, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, String> {
+        let discover = url.is_none() && connect_to.is_none();
+        let url = url.unwrap_or(LOCAL);
+        let wrong = || format!("--url {url}: write http://HOST:PORT or https://HOST:PORT");
+        let uri: Uri = url.parse().map_err(|_| wrong())?;
+        let authority = uri.authority().ok_or_else(wrong)?;
+        let https = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(wrong()),
+        };
+        let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
+        let host = bare(authority).ok_or_else(wrong)?;
+        if !plain || authority.as_str().contains('@') {
+            return Err(wrong());
+        }
+        if !https && tls != Tls::default() {
+            return Err(format!(
+                "--cacert, --cert, --key, --insecure go with https; --url is {url}"
+            ));
+        }
+        if https && tls.cacert.is_none() && !tls.insecure {
+            return Err(
+                "https needs --cacert FILE, the CA of Patroni's certificate, or --insecure"
+                    .to_owned(),
+            );
+        }
+        if tls.key.is_some() && tls.cert.is_none() {
+            return Err("--key goes with --cert".to_owned());
+        }
+        let port = port(authority, if https { 443 } else { 80 }).ok_or_else(wrong)?;
+        let connect_to = match connect_to {
+            Some(target) => Endpoint::parse(target, port)?,
+            None => Endpoint { host, port },
+        };
+        let tls = https.then_some(tls);
+        Ok(Patroni { connect_to, tls, url: uri, discover, user: None, sockets: Arc::default() })
+    }
+
+    /// Where the connection goes, if that may be another machine: settings that were meant for one node are soon on all.
+    pub fn named(&self) -> Option<&Endpoint> {
+        let host = &self.connect_to.host;
+        let local =
+            host.parse().map_or(host == "localhost", |address: IpAddr| address.is_loopback());
+        (!local).then_some(&self.connect_to)
+    }
+
+    /// What tells who listens, opened once, before the sandbox is entered; none if the URL was given.
+    pub fn sockets(&self) -> Option<&Sockets> {
+        let open = || Sockets::open(self.user.as_deref());
+        self.discover.then(|| self.sockets.get_or_init(open))
+    }
+
+    /// Where Patroni is looked for without `--url`: on localhost, and at the address on which HAProxy `asked` the agent. An
+    /// address of localhost does not count because HAProxy asked there: any user of this machine can listen on one of them.
+    pub fn candidates(&self, asked: Option<SocketAddr>) -> Vec<SocketAddr> {
+        let four = (Ipv4Addr::LOCALHOST, 0).into();
+        let six = (Ipv6Addr::LOCALHOST, 0).into();
+        let mut candidates: Vec<SocketAddr> =
+            [four, six].into_iter().chain(beside_localhost(asked)).collect();
+        candidates.iter_mut().for_each(|address| address.set_port(self.connect_to.port));
+        candidates
+    }
+
+    /// Whose records in the memory are those of a check that could not ask: the Patronis that it would have asked.
+    pub fn candidate_endpoints(&self, asked: Option<SocketAddr>) -> Vec<Endpoint> {
+        match self.discover {
+            true => {
+                self.candidates(asked).iter().map(|address| self.endpoint(address.ip())).collect()
+            }
+            false => vec![self.connect_to.clone()],
+        }
+    }
+
+    /// All whose records those of HAProxy's checks may be, wherever on this machine HAProxy asks.
+    pub fn all_endpoints(&self) -> Vec<Endpoint> {
+        let own = if self.discover { ports::addresses() } else { Vec::new() };
+        let own = own.into_iter().map(|ip| self.endpoint(ip));
+        self.candidate_endpoints(None).into_iter().chain(own).collect()
+    }
+
+    /// This Patroni, found at this address.
+    pub fn endpoint(&self, ip: IpAddr) -> Endpoint {
+        Endpoint { host: ip.to_string(), port: self.connect_to.port }
+    }
+
+    /// The files that [`Patroni::prepare`] reads.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let name = hosts::written(&self.connect_to.host).is_none();
+        let tls = self.tls.iter().flat_map(|tls| [&tls.cacert, &tls.cert, &tls.key]);
+        let hosts = name.then(|| hosts::HOSTS.into());
+        tls.flatten().cloned().chain(hosts).collect()
+    }
+}
+
+/// An address on which HAProxy asked, if it is none of localhost.
+pub fn beside_localhost(asked: Option<SocketAddr>) -> Option<SocketAddr> {
+    asked.filter(|asked| !asked.ip().is_loopback())
+}
+
+/// The port that is written, or the default if none is; none if it is not one.
+fn port(authority: &Authority, default: u16) -> Option<u16> {
+    if authority.as_str() == authority.host() { Some(default) } else { authority.port_u16() }
+}
+
+/// The host without the brackets of an IPv6 address; none if it is none.
+fn bare(authority: &Authority) -> Option<String> {
+    let host = authority.host();
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').filter(|inner| inner.parse::<Ipv6Addr>().is_ok())?,
+        None => host,
+    };
+    (!host.is_empty()).then(|| host.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_that_are_read_again() {
+        let [cacert, cert, key] = ["ca", "cert", "key"].map(|name| Some(PathBuf::from(name)));
+        let tls = Tls { cacert, cert, key, insecure: false };
+        let files = |url, tls| Patroni::new(Some(url), None, tls).expect("a Patroni").files();
+        let found = files("https://10.0.0.1:8008", tls.clone());
+        assert_eq!(found, ["ca", "cert", "key"].map(PathBuf::from));
+        let found = files("https://pg1:8008", tls);
+        assert_eq!(found, ["ca", "cert", "key", "/etc/hosts"].map(PathBuf::from));
+    }
+}

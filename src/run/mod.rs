@@ -1,0 +1,40 @@
+//! What others left in /run for a check: an operator's hold, the last check's memory, the note of the before-stop hook. Out
+//! comes what was left, as it was left. Knows nothing of what it leads to.
+
+pub mod before_stop;
+pub mod hold;
+pub mod memory;
+
+use before_stop::Note;
+use hold::Hold;
+use memory::Memory;
+use std::path::PathBuf;
+
+/// Where the files are.
+#[derive(Clone, Debug, Default)]
+pub struct Paths {
+    /// The operator's hold.
+    pub hold: PathBuf,
+    /// Where the before-stop hook leaves its note.
+    pub before_stop: PathBuf,
+    /// What one check leaves to the next.
+    pub memory: PathBuf,
+}
+
+/// What was left. The memory and the note are open, and are read inside the sandbox.
+pub struct Files {
+    /// What the last checks left.
+    pub memory: Memory,
+    /// The operator's hold, or why nobody can tell whether there is one.
+    pub hold: Result<Option<Hold>, String>,
+    /// The note of the before-stop hook.
+    pub note: Note,
+}
+
+impl Paths {
+    /// Opens what was left. A check by hand leaves nothing itself.
+    pub fn open(&self, by_hand: bool) -> Files {
+        let memory = Memory::open(&self.memory, by_hand);
+        Files { memory, hold: hold::read(&self.hold), note: Note::open(&self.before_stop) }
+    }
+}
