@@ -3,8 +3,8 @@
 
 use crate::NAME;
 use crate::conclude::{self, Concluded};
-use crate::decide::policy::Unreachable;
 use crate::haproxy::connection::{self, Connection};
+use crate::haproxy::question::Question;
 use crate::haproxy::reply::{self, Reply, Verdict};
 use crate::journal::{self, news, news::News};
 use crate::listen::questions::Questions;
@@ -59,7 +59,9 @@ fn answer(
     catch_panic(options.policy.unreachable, || {
         let files = options.files.open(connection.is_by_hand());
         let process = listener.unwrap_or_else(|| Process::confine(options, connection, &files));
-        let question = match options.asked.read_question(connection, started, options.timeout) {
+        let (fixed, otherwise) = (options.fixed_check(), options.otherwise);
+        let question = Question::read(fixed, otherwise, connection, started, options.timeout);
+        let question = match question {
             Ok(question) => question,
             Err(why) => return conclude::without_question(options, connection, files, &why),
         };
@@ -111,12 +113,12 @@ pub fn report_usage_error(error: &str) -> ExitCode {
 }
 
 /// Even a bug is answered: silence would leave HAProxy with what it heard last, which may be READY.
-pub fn catch_panic<T: From<Reply>>(unreachable: Unreachable, answer: impl FnOnce() -> T) -> T {
+pub fn catch_panic<T: From<Reply>>(unreachable: Verdict, answer: impl FnOnce() -> T) -> T {
     panic::catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
         let reason = format!("bug in patroni-agent-check, please report it: {text}");
-        Reply { verdict: unreachable.verdict(), check: String::new(), reason }.into()
+        Reply { verdict: unreachable, check: String::new(), reason }.into()
     })
 }
 
@@ -127,9 +129,9 @@ mod tests {
     #[test]
     fn a_panic_is_answered() {
         let text = "bug in patroni-agent-check, please report it: ";
-        let reply: Reply = catch_panic(Unreachable::Down, || panic!("at {}", 3));
+        let reply: Reply = catch_panic(Verdict::Down, || panic!("at {}", 3));
         assert_eq!((reply.verdict, reply.reason), (Verdict::Down, format!("{text}at 3")));
-        let reply: Reply = catch_panic(Unreachable::Keep, || panic!("here"));
+        let reply: Reply = catch_panic(Verdict::Keep, || panic!("here"));
         assert_eq!((reply.verdict, reply.reason), (Verdict::Keep, format!("{text}here")));
     }
 }

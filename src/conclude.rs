@@ -4,9 +4,9 @@
 use crate::by_hand::explain;
 use crate::decide::policy::{Case, Policy};
 use crate::decide::{self, grace};
-use crate::haproxy::connection::{Connection, NoLine};
-use crate::haproxy::question::{NoQuestion, Question};
-use crate::haproxy::reply::{Otherwise, Reply, Verdict};
+use crate::haproxy::connection::{Connection, NoQuestion};
+use crate::haproxy::question::Question;
+use crate::haproxy::reply::{Otherwise, Reply};
 use crate::journal::news::{self, News};
 use crate::options::Options;
 use crate::patroni::ask::Heard;
@@ -21,10 +21,9 @@ pub struct Concluded {
 }
 
 impl From<Reply> for Concluded {
-    /// A reply that nothing is remembered of, and that is news if it is bad.
+    /// A reply of which nothing is remembered, so that it is always news.
     fn from(reply: Reply) -> Concluded {
-        let news = (reply.verdict != Verdict::Unasked).then_some(News::Began);
-        Concluded { reply, news }
+        Concluded { reply, news: Some(News::Began) }
     }
 }
 
@@ -35,17 +34,16 @@ pub fn without_question(
     files: Files,
     why: &NoQuestion,
 ) -> Concluded {
-    if let NoQuestion::OnlyHold = why {
+    if let NoQuestion::OnlyHold | NoQuestion::Closed = why {
         return Concluded { reply: decide::no_question(why, files.hold, false), news: None };
     }
-    if let NoQuestion::NoLine(NoLine::Closed) = why {
-        return decide::no_question(why, files.hold, false).into();
-    }
-    let patroni = [options.patroni.connect_to.clone()];
-    let recalled = files.memory.recall(&patroni, None, connection.source());
-    let is_well = grace::is_well(recalled.plain_records(), recalled.now(), options.policy.grace);
+    let patroni = std::slice::from_ref(&options.patroni.connect_to);
+    let recalled = files.memory.recall(patroni, None, connection.source());
+    let (records, now) = (recalled.plain_records(), recalled.now());
+    let is_well = grace::is_well(records, now, options.policy.grace);
     let reply = decide::no_question(why, files.hold, is_well);
-    Concluded { reply, news: news::of_invalid_line(recalled) }
+    let news = news::of_invalid_line(recalled, reply.verdict);
+    Concluded { reply, news }
 }
 
 /// What HAProxy is told of what was heard. It is left for the next check before it is said, for whoever asks in the next

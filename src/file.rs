@@ -1,23 +1,36 @@
-//! A small plain file of this machine, read whole at each check. Knows nothing of what is in it.
+//! A regular file of this machine, opened and read whole. In goes a path, out come bytes. Knows nothing of what is in it.
 
-use std::fs::OpenOptions;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Reads a file of at most `limit` bytes.
+/// Opens a regular file, and no other, which could keep the check waiting for ever or feed it without end. What was opened is
+/// looked at, not what had that name a moment ago.
 ///
 /// # Errors
 ///
-/// It cannot be read, it is longer, or not a regular file: nothing that could keep the check waiting for ever,
-/// such as a FIFO, or feed it without end. What was opened is looked at, not what had that name a moment ago.
-pub fn read(file: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(file)?;
+/// It cannot be opened, or is not a regular file.
+pub fn open(
+    file: &Path,
+    options: &mut OpenOptions,
+    flags: libc::c_int,
+) -> io::Result<(File, Metadata)> {
+    let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | flags).open(file)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
+    Ok((file, metadata))
+}
+
+/// Reads a regular file of at most `limit` bytes.
+///
+/// # Errors
+///
+/// It cannot be opened or read, or is longer.
+pub fn read(file: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let (file, metadata) = open(file, OpenOptions::new().read(true), 0)?;
     // one read, and one for the end
     let mut bytes = Vec::with_capacity(metadata.len().min(limit) as usize + 1);
     file.take(limit + 1).read_to_end(&mut bytes)?;

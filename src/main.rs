@@ -2,11 +2,14 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
+use patroni_agent_check::NAME;
+use patroni_agent_check::by_hand::settings;
 use patroni_agent_check::haproxy::connection::{Activation, Connection};
 use patroni_agent_check::journal::syslog;
 use patroni_agent_check::options::{Options, Stop};
 use patroni_agent_check::sandbox::user;
 use patroni_agent_check::{agent, by_hand, reopen};
+use rustix::process::geteuid;
 use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -22,15 +25,13 @@ fn main() -> ExitCode {
         syslog::open();
     }
     let by_hand = matches!(activation, Ok(Activation::Here(Connection::Standard)));
-    let parse = || {
-        if by_hand {
-            by_hand::parse(arguments)
-        } else {
-            Options::of_units(arguments).map_err(Stop::with_cure)
-        }
+    let parse = || match by_hand {
+        true => settings::settle(arguments),
+        false => Options::of_units(arguments).map_err(Stop::with_cure),
     };
     let bug = || Err(Stop::Usage("bug in reading the command line".to_owned()));
-    let options = panic::catch_unwind(parse).unwrap_or_else(|_| bug()).and_then(become_user);
+    let options = panic::catch_unwind(parse).unwrap_or_else(|_| bug());
+    let options = options.and_then(|options| become_user(options, by_hand));
     match (activation, options) {
         (Err(error), _) => agent::report_usage_error(&error),
         (Ok(Activation::Gone), _) => ExitCode::SUCCESS,
@@ -43,12 +44,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// Before anything is opened, and before a byte of the peer is read.
-fn become_user(options: Options) -> Result<Options, Stop> {
-    let name = options.user.as_deref();
-    let become_user = |name| {
-        user::become_user(name).map_err(|error| Stop::Usage(format!("--user {name}: {error}")))
-    };
-    name.map_or(Ok(()), become_user)?;
-    Ok(options)
+/// Before anything is opened, and before a byte of the peer is read. A check by hand becomes the user of the units, since
+/// HAProxy's checks see no more than this user does.
+fn become_user(options: Options, by_hand: bool) -> Result<Options, Stop> {
+    // --reopen is no check, and only root may do that
+    let by_hand = by_hand && options.reopen.is_none();
+    let (own, before) = (options.user.as_deref(), geteuid());
+    let became = own.or(by_hand.then_some(NAME)).map_or(Ok(()), user::become_user);
+    if by_hand {
+        let uid = if own.is_some() { before } else { geteuid() };
+        by_hand::explain_start(&options, uid, became.as_ref().err().filter(|_| own.is_none()));
+    }
+    match (own, became) {
+        (Some(name), Err(error)) => Err(Stop::Usage(format!("--user {name}: {error}"))),
+        _ => Ok(options),
+    }
 }

@@ -2,9 +2,8 @@
 //! nothing of how the steps use it.
 
 use crate::NAME;
-use crate::decide::policy::{Policy, Unreachable};
-use crate::haproxy::question::{Question, Source};
-use crate::haproxy::reply::Otherwise;
+use crate::decide::policy::Policy;
+use crate::haproxy::reply::{Otherwise, Verdict};
 use crate::patroni::check::{self, Check};
 use crate::patroni::location::Patroni;
 use crate::patroni::tls::Tls;
@@ -12,6 +11,7 @@ use crate::run::Paths;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
+use std::mem::take;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,209 +35,86 @@ pub struct Described {
 /// What an option does.
 #[derive(Clone, Copy, Debug)]
 enum Set {
-    Flag(fn(&mut Given)),
-    Value(fn(&mut Given, &OsStr) -> Result<(), String>),
+    Flag(fn(&mut Options)),
+    Value(fn(&mut Options, &OsStr) -> Result<(), String>),
     Print(fn() -> String),
-}
-
-/// What was given, or is the default, before it is checked whether it goes together.
-#[derive(Debug, Default)]
-struct Given {
-    url: Option<String>,
-    patroni_user: Option<String>,
-    timeout: Duration,
-    otherwise: Otherwise,
-    unreachable: Unreachable,
-    agent_send: bool,
-    stopping: Otherwise,
-    files: Paths,
-    grace: Duration,
-    idle: Duration,
-    user: Option<String>,
-    tls: Tls,
-    connect_to: Option<String>,
-    settings: Option<PathBuf>,
-    explain: bool,
-    reopen: Option<String>,
 }
 
 const fn takes(
     long: &'static str,
     value: &'static str,
     default: &'static str,
-    meaning: &'static str,
-    set: fn(&mut Given, &OsStr) -> Result<(), String>,
+    set: fn(&mut Options, &OsStr) -> Result<(), String>,
 ) -> Described {
-    Described { short: None, long, value, default, meaning, set: Set::Value(set) }
+    Described { short: None, long, value, default, meaning: "", set: Set::Value(set) }
 }
 
-const fn flag(
-    short: Option<char>,
-    long: &'static str,
-    meaning: &'static str,
-    set: Set,
-) -> Described {
-    Described { short, long, value: "", default: "", meaning, set }
+const fn flag(short: Option<char>, long: &'static str, set: Set) -> Described {
+    Described { short, long, value: "", default: "", meaning: "", set }
 }
 
 /// All options. What is said of them anywhere is made from this (`tests/plain/manual.rs`).
 pub const OPTIONS: &[Described] = &[
-    takes(
-        "url",
-        "URL",
-        "",
-        "Patroni's REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 or, if Patroni does not listen there, the same port of the address on which HAProxy asked)",
-        |given, value| set(&mut given.url, text(value).map(|text| Some(text.to_owned()))),
-    ),
-    takes(
-        "patroni-user",
-        "USER",
-        "",
-        "without --url: the user whose Patroni is asked, a name in /etc/passwd or a number; nobody else's but root's is (default the owner of /run/postgresql, or else postgres)",
-        |given, value| set(&mut given.patroni_user, text(value).map(|text| Some(text.to_owned()))),
-    ),
-    takes(
-        "timeout",
-        "DURATION",
-        "1500ms",
-        "time limit for the whole check, 10ms to 10s",
-        |given, value| set(&mut given.timeout, timeout_value(value)),
-    ),
-    takes(
-        "else",
-        "maint|drain|down",
-        "maint",
-        "state to report for a healthy node that does not match CHECK",
-        |given, value| set(&mut given.otherwise, text(value).and_then(str::parse)),
-    ),
-    takes(
-        "unreachable",
-        "down|keep",
-        "down",
-        "state to report if Patroni gives no usable answer; keep leaves HAProxy's state as it is",
-        |given, value| set(&mut given.unreachable, text(value).and_then(str::parse)),
-    ),
-    takes(
-        "stopping",
-        "drain|maint",
-        "drain",
-        "state to report, for at most 10 s, for a primary that Patroni stops or restarts while it holds the leader lock",
-        |given, value| set(&mut given.stopping, stopping_value(value)),
-    ),
-    flag(
-        None,
-        "agent-send",
-        "read the check from HAProxy: one line CHECK [maint|drain|down], at most 256 bytes, or hold: up drain while an operator's hold is active, otherwise up ready, without asking Patroni",
-        Set::Flag(|given| given.agent_send = true),
-    ),
-    takes(
-        "hold-file",
-        "FILE",
-        "/run/patroni-agent-check/hold",
-        "if this file exists, a node that is ready reports its first word, drain or maint, and the rest as the reason",
-        |given, value| set(&mut given.files.hold, Ok(value.into())),
-    ),
-    takes(
-        "before-stop-file",
-        "FILE",
-        "/run/patroni-agent-check/before-stop",
-        "where the hook for Patroni's before_stop notes that PostgreSQL is about to stop",
-        |given, value| set(&mut given.files.before_stop, Ok(value.into())),
-    ),
-    takes(
-        "grace",
-        "DURATION",
-        "3s",
-        "how long after a good answer a failure leaves HAProxy's state as it is, at most 15s; 0 turns this off",
-        |given, value| set(&mut given.grace, grace_value(value)),
-    ),
-    takes(
-        "memory-file",
-        "FILE",
-        "/run/patroni-agent-check/memory",
-        "where a check leaves its result for the next one, for --grace and the journal",
-        |given, value| set(&mut given.files.memory, Ok(value.into())),
-    ),
-    takes(
-        "idle",
-        "DURATION",
-        "10s",
-        "with a listening socket: exit after this time without a check, 1s to 1h",
-        |given, value| set(&mut given.idle, idle_value(value)),
-    ),
-    takes(
-        "user",
-        "NAME",
-        "",
-        "if started by root: become this user, as /etc/passwd has it, before anything else",
-        |given, value| set(&mut given.user, text(value).map(|text| Some(text.to_owned()))),
-    ),
-    flag(
-        None,
-        "syslog",
-        "log to /dev/log instead of stderr, and never wait for it",
-        // done before the command line is read
-        Set::Flag(|_| {}),
-    ),
-    takes(
-        "cacert",
-        "FILE",
-        "",
-        "the CA that signed Patroni's certificate, or that certificate itself, PEM; public CAs are not trusted",
-        |given, value| set(&mut given.tls.cacert, Ok(Some(value.into()))),
-    ),
-    takes("cert", "FILE", "", "client certificate, PEM", |given, value| {
-        set(&mut given.tls.cert, Ok(Some(value.into())))
-    }),
-    takes(
-        "key",
-        "FILE",
-        "",
-        "private key of --cert, PEM; by default it is read from the file of --cert",
-        |given, value| set(&mut given.tls.key, Ok(Some(value.into()))),
-    ),
-    flag(
-        Some('k'),
-        "insecure",
-        "do not verify Patroni's certificate",
-        Set::Flag(|given| given.tls.insecure = true),
-    ),
-    takes(
-        "connect-to",
-        "HOST[:PORT]",
-        "",
-        "connect to this address, but verify and send the host name of --url",
-        |given, value| set(&mut given.connect_to, text(value).map(|text| Some(text.to_owned()))),
-    ),
-    takes(
-        "settings",
-        "FILE",
-        "",
-        "by hand: try the settings in this file before they count, in place of those of the units; with no other option but --explain",
-        |given, value| set(&mut given.settings, Ok(Some(value.into()))),
-    ),
-    flag(
-        None,
-        "explain",
-        "by hand: also print what was asked, what came back, and what looks wrong, on stderr",
-        Set::Flag(|given| given.explain = true),
-    ),
-    takes(
-        "reopen",
-        "UNIT",
-        "",
-        "no check: start this socket unit again, which systemd has given up (patroni-agent-check-reopen@.service)",
-        |given, value| set(&mut given.reopen, text(value).map(|text| Some(text.to_owned()))),
-    ),
-    flag(Some('h'), "help", "print this help and exit", Set::Print(help)),
-    flag(Some('V'), "version", "print the version and exit", Set::Print(version)),
+    takes("url", "URL", "", |options, value| set_text(&mut options.url, value))
+        .means("Patroni's REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 or, if Patroni does not listen there, the same port of the address on which HAProxy asked)"),
+    takes("patroni-user", "USER", "", |options, value| set_text(&mut options.patroni_user, value))
+        .means("without --url: the user whose Patroni is asked, a name in /etc/passwd or a number; nobody else's but root's is (default the owner of /run/postgresql, or else postgres)"),
+    takes("timeout", "DURATION", "1500ms", |options, value| set(&mut options.timeout, timeout_value(value)))
+        .means("time limit for the whole check, 10ms to 10s"),
+    takes("else", "maint|drain|down", "maint", |options, value| set(&mut options.otherwise, text(value).and_then(str::parse)))
+        .means("state to report for a healthy node that does not match CHECK"),
+    takes("unreachable", "down|keep", "down", |options, value| set(&mut options.policy.unreachable, unreachable_value(value)))
+        .means("state to report if Patroni gives no usable answer; keep leaves HAProxy's state as it is"),
+    takes("stopping", "drain|maint", "drain", |options, value| set(&mut options.policy.stopping, stopping_value(value)))
+        .means("state to report, for at most 10 s, for a primary that Patroni stops or restarts while it holds the leader lock"),
+    flag(None, "agent-send", Set::Flag(|options| options.agent_send = true))
+        .means("read the check from HAProxy: one line CHECK [maint|drain|down], at most 256 bytes, or hold: up drain while an operator's hold is active, otherwise up ready, without asking Patroni"),
+    takes("hold-file", "FILE", "/run/patroni-agent-check/hold", |options, value| set(&mut options.files.hold, Ok(value.into())))
+        .means("if this file exists, a node that is ready reports its first word, drain or maint, and the rest as the reason"),
+    takes("before-stop-file", "FILE", "/run/patroni-agent-check/before-stop", |options, value| set(&mut options.files.before_stop, Ok(value.into())))
+        .means("where the hook for Patroni's before_stop notes that PostgreSQL is about to stop"),
+    takes("grace", "DURATION", "3s", |options, value| set(&mut options.policy.grace, grace_value(value)))
+        .means("how long after a good answer a failure leaves HAProxy's state as it is, at most 15s; 0 turns this off"),
+    takes("memory-file", "FILE", "/run/patroni-agent-check/memory", |options, value| set(&mut options.files.memory, Ok(value.into())))
+        .means("where a check leaves its result for the next one, for --grace and the journal"),
+    takes("idle", "DURATION", "10s", |options, value| set(&mut options.idle, idle_value(value)))
+        .means("with a listening socket: exit after this time without a check, 1s to 1h"),
+    takes("user", "NAME", "", |options, value| set_text(&mut options.user, value))
+        .means("if started by root: become this user, as /etc/passwd has it, before anything else"),
+    // done before the command line is read
+    flag(None, "syslog", Set::Flag(|_| {}))
+        .means("log to /dev/log instead of stderr, and never wait for it"),
+    takes("cacert", "FILE", "", |options, value| set(&mut options.tls.cacert, Ok(Some(value.into()))))
+        .means("the CA that signed Patroni's certificate, or that certificate itself, PEM; public CAs are not trusted"),
+    takes("cert", "FILE", "", |options, value| set(&mut options.tls.cert, Ok(Some(value.into()))))
+        .means("client certificate, PEM"),
+    takes("key", "FILE", "", |options, value| set(&mut options.tls.key, Ok(Some(value.into()))))
+        .means("private key of --cert, PEM; by default it is read from the file of --cert"),
+    flag(Some('k'), "insecure", Set::Flag(|options| options.tls.insecure = true))
+        .means("do not verify Patroni's certificate"),
+    takes("connect-to", "HOST[:PORT]", "", |options, value| set_text(&mut options.connect_to, value))
+        .means("connect to this address, but verify and send the host name of --url"),
+    takes("settings", "FILE", "", |options, value| set(&mut options.settings, Ok(Some(value.into()))))
+        .means("by hand: try the settings in this file before they count, in place of those of the units; with no other option but --explain"),
+    flag(None, "explain", Set::Flag(|options| options.explain = true))
+        .means("by hand: also print what was asked, what came back, and what looks wrong, on stderr"),
+    takes("reopen", "UNIT", "", |options, value| set_text(&mut options.reopen, value))
+        .means("no check: start this socket unit again, which systemd has given up (patroni-agent-check-reopen@.service)"),
+    flag(Some('h'), "help", Set::Print(help))
+        .means("print this help and exit"),
+    flag(Some('V'), "version", Set::Print(version))
+        .means("print the version and exit"),
 ];
 
 /// A valid command line.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where Patroni is.
+    /// Where Patroni is, by the options that name it.
     pub patroni: Patroni,
+    url: Option<String>,
+    connect_to: Option<String>,
+    patroni_user: Option<String>,
+    tls: Tls,
     /// From the start of the process to the reply.
     pub timeout: Duration,
     /// How trouble is answered.
@@ -248,10 +125,12 @@ pub struct Options {
     pub idle: Duration,
     /// Whom to become if root starts it.
     pub user: Option<String>,
-    /// What is asked, and by whom.
-    pub asked: Source,
-    /// Whether a CHECK was given.
-    pub named: bool,
+    /// The health check, if one was given.
+    pub check: Option<Check>,
+    /// HAProxy sends the health check.
+    pub agent_send: bool,
+    /// What a healthy node gets that does not match, unless HAProxy's line says it.
+    pub otherwise: Otherwise,
     /// The last option that was given, if any was but `--settings` and `--explain`.
     pub own: Option<&'static str>,
     /// By hand: the file whose settings are tried.
@@ -323,9 +202,7 @@ impl Options {
     }
 
     fn parsed(arguments: &[OsString]) -> Result<Options, Stop> {
-        let mut given = Given::defaults().map_err(Stop::Usage)?;
-        let mut check: Option<Check> = None;
-        let mut own = None;
+        let mut options = Options::defaults().map_err(Stop::Usage)?;
         let mut parser = Parser::from_args(arguments);
         while let Some(argument) = parser.next()? {
             let option = OPTIONS.iter().find(|option| match &argument {
@@ -335,86 +212,64 @@ impl Options {
             });
             let Some(option) = option else {
                 match argument {
-                    Arg::Value(value) if check.is_none() => {
-                        check = Some(value.string()?.parse().map_err(Stop::Usage)?);
+                    Arg::Value(value) if options.check.is_none() => {
+                        options.check = Some(value.string()?.parse().map_err(Stop::Usage)?);
                     }
                     other => return Err(other.unexpected().into()),
                 }
                 continue;
             };
             if !["settings", "explain"].contains(&option.long) {
-                own = Some(option.long);
+                options.own = Some(option.long);
             }
             match option.set {
-                Set::Flag(set) => set(&mut given),
+                Set::Flag(set) => set(&mut options),
                 Set::Print(text) => return Err(Stop::Print(text())),
                 Set::Value(set) => {
                     let value = parser.value()?;
-                    set(&mut given, &value).map_err(|error| {
+                    set(&mut options, &value).map_err(|error| {
                         let value = value.to_string_lossy();
                         Stop::Usage(format!("--{} {value}: {error}", option.long))
                     })?;
                 }
             }
         }
-        given.options(check, own).map_err(Stop::Usage)
+        options.complete().map_err(Stop::Usage)
     }
-}
 
-impl Given {
-    fn defaults() -> Result<Given, String> {
-        let mut given = Given::default();
+    fn defaults() -> Result<Options, String> {
+        let mut options = Options::default();
         for option in OPTIONS.iter().filter(|option| !option.default.is_empty()) {
             if let Set::Value(set) = option.set {
-                set(&mut given, option.default.as_ref())?;
+                set(&mut options, option.default.as_ref())?;
             }
         }
-        Ok(given)
+        Ok(options)
     }
 
-    fn options(self, check: Option<Check>, own: Option<&'static str>) -> Result<Options, String> {
-        let (otherwise, named) = (self.otherwise, check.is_some());
-        let asked = match (check, self.agent_send) {
-            (Some(_), true) => {
-                return Err(
-                    "with --agent-send HAProxy sends the check, so give none here".to_owned()
-                );
-            }
-            (None, true) => Source::AgentSend(otherwise),
-            (check, false) => {
-                let check = check.map_or_else(|| "primary".parse(), Ok)?;
-                Source::CommandLine(Question { check, otherwise })
-            }
-        };
-        let mut patroni = Patroni::new(self.url.as_deref(), self.connect_to.as_deref(), self.tls)?;
-        if self.patroni_user.is_some() && !patroni.discover {
+    /// Checks what goes together.
+    fn complete(mut self) -> Result<Options, String> {
+        if self.agent_send && self.check.is_some() {
+            return Err("with --agent-send HAProxy sends the check, so give none here".to_owned());
+        }
+        let (url, connect_to, tls) = (self.url.take(), self.connect_to.take(), take(&mut self.tls));
+        self.patroni = Patroni::new(url.as_deref(), connect_to.as_deref(), tls)?;
+        self.patroni.user = self.patroni_user.take();
+        if self.patroni.user.is_some() && !self.patroni.discover {
             return Err("--patroni-user goes without --url and --connect-to".to_owned());
         }
-        patroni.user = self.patroni_user;
-        Ok(Options {
-            patroni,
-            timeout: self.timeout,
-            policy: Policy {
-                unreachable: self.unreachable,
-                grace: self.grace,
-                stopping: self.stopping,
-            },
-            files: self.files,
-            idle: self.idle,
-            user: self.user,
-            asked,
-            named,
-            own,
-            settings: self.settings,
-            explain: self.explain,
-            reopen: self.reopen,
-        })
+        Ok(self)
+    }
+
+    /// The health check of the command line; none if HAProxy sends it.
+    pub fn fixed_check(&self) -> Option<Check> {
+        (!self.agent_send).then(|| self.check.clone().unwrap_or_default())
     }
 }
 
 /// How long a process with a listening socket stays after the last check, where the command line is wrong.
 pub fn default_idle() -> Duration {
-    Given::defaults().unwrap_or_default().idle
+    Options::defaults().unwrap_or_default().idle
 }
 
 /// What is said of the command line is told to everybody who asks: no name and password that stand before an `@`.
@@ -441,11 +296,19 @@ fn set<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
     Ok(())
 }
 
+fn set_text(place: &mut Option<String>, value: &OsStr) -> Result<(), String> {
+    set(place, text(value).map(|text| Some(text.to_owned())))
+}
+
 fn text(value: &OsStr) -> Result<&str, String> {
     value.to_str().ok_or("not valid UTF-8".to_owned())
 }
 
 impl Described {
+    const fn means(self, meaning: &'static str) -> Described {
+        Described { meaning, ..self }
+    }
+
     /// The option with its value, such as `-k, --insecure` or `--url URL`.
     pub fn usage(&self) -> String {
         let short = self.short.map(|short| format!("-{short}, ")).unwrap_or_default();
@@ -498,6 +361,14 @@ pub fn wrap<'a>(
 
 fn version() -> String {
     format!("{NAME} {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+fn unreachable_value(value: &OsStr) -> Result<Verdict, String> {
+    match text(value)? {
+        "down" => Ok(Verdict::Down),
+        "keep" => Ok(Verdict::Keep),
+        _ => Err("write down or keep".to_owned()),
+    }
 }
 
 fn stopping_value(value: &OsStr) -> Result<Otherwise, String> {

@@ -4,7 +4,6 @@
 
 use crate::by_hand::explain;
 use crate::haproxy::connection::Connection;
-use crate::haproxy::reply::Otherwise;
 use crate::journal::{self, syslog};
 use crate::listen::questions::Questions;
 use crate::listen::serve::Place;
@@ -14,7 +13,7 @@ use crate::patroni::check::Check;
 use crate::run::Files;
 use crate::run::before_stop::Patience;
 use crate::run::hold::Hold;
-use crate::sandbox::{self, Again};
+use crate::sandbox::Confinement;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
@@ -30,14 +29,14 @@ impl<'a> Process<'a> {
     /// Reads what Patroni is asked with, and then confines this process, which answers one check.
     pub fn confine(options: &'a Options, connection: &Connection, files: &Files) -> Process<'a> {
         if let Ok(Some(Hold { word, reason })) = &files.hold {
-            let word = Otherwise::from(*word);
             connection.remark(&format!("a hold is active: {word}, {reason}"));
         }
         let prepared = options.patroni.prepare(asked_address(options, connection));
         // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
         if !cfg!(without_sandbox) {
             let port = options.patroni.connect_to.port;
-            match sandbox::enter(port, files.memory.descriptor(), syslog::descriptor()) {
+            let memory = files.memory.descriptor();
+            match Confinement::of_check(port, memory, syslog::descriptor()).enter() {
                 Err(missing) => connection.remark(&missing),
                 Ok(()) if options.explain => connection.remark("sandbox: complete"),
                 Ok(()) => {}
@@ -82,14 +81,11 @@ pub fn confine_listener(options: Option<&Options>, systemd: Option<RawFd>) {
         files.extend([options.files.hold.clone(), options.files.before_stop.clone()]);
         files
     };
-    let again = Again {
-        port: options.map(|options| options.patroni.connect_to.port),
-        read: options.map(read).unwrap_or_default(),
-        memory: options.map(|options| options.files.memory.clone()),
-        log: syslog::descriptor(),
-        systemd,
-    };
-    if let Err(missing) = sandbox::enter_listening(&again) {
+    let port = options.map(|options| options.patroni.connect_to.port);
+    let read = options.map(read).unwrap_or_default();
+    let memory = options.map(|options| options.files.memory.as_path());
+    let log = syslog::descriptor();
+    if let Err(missing) = Confinement::of_listener(port, read, memory, log, systemd).enter() {
         journal::log(journal::WARNING, &missing);
     }
 }

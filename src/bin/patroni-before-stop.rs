@@ -116,7 +116,7 @@ impl Hook {
     ///
     /// What kept it from waiting longer.
     fn wait(&self, began: Instant) -> Result<Option<String>, String> {
-        let options = settings::settled(self.agent.clone()).map_err(|stop| match stop {
+        let options = settings::settle(self.agent.clone()).map_err(|stop| match stop {
             Stop::Usage(text) | Stop::Print(text) => format!("{AGENT}: {text}"),
         })?;
         let file = &options.files.before_stop;
@@ -132,7 +132,7 @@ impl Hook {
         if let Some(no_answer) = prepared.failure() {
             return Err(no_answer.reason.clone());
         }
-        let check: Check = "primary".parse()?;
+        let check = Check::default();
         let heard = |inter: Duration| began + inter + CHECK;
         let mut end = began + self.bound;
         match prepared.ask(&check, &Patience::until(end.min(began + ANSWER))).answer {

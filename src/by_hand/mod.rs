@@ -7,33 +7,19 @@ pub mod sockets;
 
 use crate::NAME;
 use crate::journal::tell_operator;
-use crate::options::{Options, Stop};
-use crate::sandbox::user;
+use crate::options::Options;
 use rustix::net::{AddressFamily, getsockname};
-use rustix::process::geteuid;
-use std::ffi::OsString;
+use rustix::process::Uid;
 use std::io;
 
-/// Reads the command line as [`settings::settled`] does, and becomes the user of the units.
-///
-/// # Errors
-///
-/// See [`settings::settled`].
-pub fn parse(arguments: Vec<OsString>) -> Result<Options, Stop> {
-    // while it may still be root, who is told more
-    let options = settings::settled(arguments)?;
-    if options.reopen.is_some() {
-        // no check, and only root may do that
-        return Ok(options);
-    }
-    // HAProxy's checks see no more than this user does, whatever else is asked
-    let unlike = options.user.is_none().then(|| user::become_user(NAME).err()).flatten();
-    if let Some(error) = unlike.as_ref().filter(|_| options.own.is_none() && !options.explain) {
+/// Tells a person as which user this process asks, and why that is `unlike` the units, and that it is a check by hand where
+/// this may not have been meant.
+pub fn explain_start(options: &Options, uid: Uid, unlike: Option<&String>) {
+    if let Some(error) = unlike.filter(|_| options.own.is_none() && !options.explain) {
         tell_operator(&format!("the units would answer fail to HAProxy: --user {NAME}: {error}"));
     }
-    let why = unlike.map_or(String::new(), |error| format!("; not here: {error}"));
-    let uid = geteuid().as_raw();
     if options.explain {
+        let why = unlike.map_or(String::new(), |error| format!("; not here: {error}"));
         tell_operator(&format!("user: uid {uid}; the units run each check as {NAME}{why}"));
     }
     // of EXEC: and SYSTEM: of socat, and of ncat
@@ -42,5 +28,4 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Options, Stop> {
             "standard input is a Unix socket and not HAProxy's connection, so this is a check by hand; with socat, add nofork after EXEC:...",
         );
     }
-    Ok(options)
 }

@@ -4,7 +4,6 @@
 
 use super::sockets::explain_sockets;
 use crate::file;
-use crate::haproxy::question::{Question, Source};
 use crate::journal::tell_operator;
 use crate::options::{FOR_A_TERMINAL, Options, Stop};
 use std::ffi::OsString;
@@ -23,7 +22,7 @@ const LIMIT: u64 = 64 * 1024;
 /// # Errors
 ///
 /// See [`Stop`]; with the file's name, if the settings are wrong.
-pub fn settled(arguments: Vec<OsString>) -> Result<Options, Stop> {
+pub fn settle(arguments: Vec<OsString>) -> Result<Options, Stop> {
     let given = Options::parse(arguments)?;
     if let (Some(own), Some(_)) = (given.own, &given.settings) {
         return Err(Stop::Usage(format!(
@@ -53,17 +52,11 @@ fn with_settings(given: &Options) -> Result<Options, Stop> {
         };
         if given.settings.is_some() { stop } else { stop.with_cure() }
     };
-    let theirs =
-        Options::of_units(words_of(&settings).into_iter().map(OsString::from)).map_err(wrong)?;
-    let asked = match (theirs.asked, given.asked.clone()) {
-        (Source::CommandLine(theirs), _) if !given.named => Source::CommandLine(theirs),
-        (
-            Source::CommandLine(Question { otherwise, .. }) | Source::AgentSend(otherwise),
-            Source::CommandLine(mine),
-        ) => Source::CommandLine(Question { otherwise, ..mine }),
-        (_, mine) => mine,
-    };
-    Ok(Options { asked, explain: given.explain, own: None, ..theirs })
+    let theirs = Options::of_units(words_of(&settings).into_iter().map(OsString::from));
+    let mut theirs = theirs.map_err(wrong)?;
+    theirs.check = given.check.clone().or(theirs.check);
+    (theirs.agent_send, theirs.explain, theirs.own) = (false, given.explain, None);
+    Ok(theirs)
 }
 
 /// The settings file that counts and its `OPTIONS=`. What is wrong with one is said.

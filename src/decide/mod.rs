@@ -7,8 +7,8 @@ pub mod grace;
 pub mod policy;
 pub mod table;
 
-use crate::haproxy::connection::NoLine;
-use crate::haproxy::question::{HOLD, NoQuestion};
+use crate::haproxy::connection::NoQuestion;
+use crate::haproxy::question::HOLD;
 use crate::haproxy::reply::{Otherwise, Reply, Verdict};
 use crate::run::hold::Hold;
 use crate::run::memory::Record;
@@ -19,8 +19,7 @@ pub fn decide(case: Case, policy: Policy, hold: Option<&Hold>) -> (Reply, Record
     let mut reply = table::look_up(case.question, policy, &case.heard.answer);
     let (in_the_pool, record) = grace::bridge(case, policy, &mut reply);
     if let Some(hold) = hold.filter(|_| in_the_pool) {
-        (reply.verdict, reply.reason) =
-            (Verdict::Out(hold.word.into()), format!("hold: {}", hold.reason));
+        (reply.verdict, reply.reason) = (Verdict::Out(hold.word), format!("hold: {}", hold.reason));
     }
     (reply, record)
 }
@@ -30,12 +29,9 @@ pub fn decide(case: Case, policy: Policy, hold: Option<&Hold>) -> (Reply, Record
 pub fn no_question(why: &NoQuestion, hold: Result<Option<Hold>, String>, is_well: bool) -> Reply {
     let (verdict, reason) = match why {
         NoQuestion::OnlyHold => return only_hold(hold),
-        NoQuestion::NoLine(NoLine::Closed) => {
-            (Verdict::Unasked, "closed without an agent-send line")
-        }
-        NoQuestion::NoLine(NoLine::Late(cure)) if is_well => (Verdict::Keep, cure.as_str()),
-        NoQuestion::NoLine(NoLine::Late(text) | NoLine::Unreadable(text))
-        | NoQuestion::Invalid(text) => (Verdict::NotUnderstood, text.as_str()),
+        NoQuestion::Closed => (Verdict::Fail, "closed without an agent-send line"),
+        NoQuestion::Late(cure) if is_well => (Verdict::Keep, cure.as_str()),
+        NoQuestion::Late(text) | NoQuestion::Invalid(text) => (Verdict::Fail, text.as_str()),
     };
     Reply { verdict, check: String::new(), reason: reason.to_owned() }
 }
@@ -53,13 +49,11 @@ fn only_hold(hold: Result<Option<Hold>, String>) -> Reply {
 
 #[cfg(test)]
 mod tests {
-    use super::policy::Unreachable;
     use super::table::look_up;
     use super::*;
     use crate::haproxy::question::Question;
     use crate::patroni::answer::{self, Answer, Cause, NoAnswer};
     use crate::patroni::ask::Heard;
-    use crate::run::hold::Word;
     use std::time::Duration;
 
     fn question(check: &str) -> Question {
@@ -80,7 +74,7 @@ mod tests {
     /// Patroni's clock, and the time when it has just read the DCS.
     const DATE: u32 = 1_000_000;
     const POLICY: Policy = Policy {
-        unreachable: Unreachable::Down,
+        unreachable: Verdict::Down,
         grace: Duration::from_secs(4),
         stopping: Otherwise::Drain,
     };
@@ -171,10 +165,10 @@ mod tests {
 
     #[test]
     fn a_hold_takes_out_a_ready_node_and_nothing_else() {
-        for word in [Word::Maint, Word::Drain] {
+        for word in [Otherwise::Maint, Otherwise::Drain] {
             let hold = Some(Hold { word, reason: "why".to_owned() });
             let mut node = Node { hold: hold.clone(), ..Node::new("primary") };
-            let expected = (Verdict::Out(word.into()), "hold: why".to_owned());
+            let expected = (Verdict::Out(word), "hold: why".to_owned());
             let said = |reply: Reply| (reply.verdict, reply.reason);
             assert_eq!(said(node.hears(10.0, Ok(PRIMARY()))), expected);
             // in the grace too, since it was ready, and not after it
@@ -451,7 +445,7 @@ mod tests {
 
     #[test]
     fn a_hold_counts_where_nobody_could_ask() {
-        let hold = || Some(Hold { word: Word::Maint, reason: "by hand".to_owned() });
+        let hold = || Some(Hold { word: Otherwise::Maint, reason: "by hand".to_owned() });
         for (last, expected) in [(PRIMARY(), MAINT), (STANDBY(), Verdict::Keep)] {
             let mut node = Node::new("primary");
             node.hears(10.0, Ok(last));

@@ -17,7 +17,7 @@ pub fn look_up(question: &Question, policy: Policy, answer: &Result<Answer, NoAn
     let (verdict, reason) = match answer {
         // what this machine lacks is no trouble of Patroni's, so HAProxy's own check decides
         Err(error) if error.cause == Cause::NotAsked => (Verdict::Keep, error.reason.clone()),
-        Err(error) => (policy.unreachable.verdict(), error.reason.clone()),
+        Err(error) => (policy.unreachable, error.reason.clone()),
         Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
             ("running", role) if answer.status == 200 && serves(question, answer) => {
                 let timeline = answer.timeline.map(|n| format!(", timeline {n}"));

@@ -31,15 +31,17 @@ pub enum Connection {
     Standard,
 }
 
-/// Why there is no agent-send line.
+/// Why there is no question.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoLine {
+pub enum NoQuestion {
     /// The peer closed without a word.
     Closed,
     /// The line did not come in time, or not whole: this is the cure.
     Late(String),
-    /// It is too long, or cannot be read: this is why.
-    Unreadable(String),
+    /// The line is no question, or cannot be read: this is why.
+    Invalid(String),
+    /// The line is `hold`, which asks nothing of Patroni.
+    OnlyHold,
 }
 
 /// How this process was started.
@@ -134,7 +136,11 @@ impl Connection {
     ///
     /// The peer closed without a word; there is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`), and
     /// never later than that `timeout`; or it is longer than [`LINE_LIMIT`] bytes.
-    pub fn read_line(&mut self, started: Instant, timeout: Duration) -> Result<Vec<u8>, NoLine> {
+    pub fn read_line(
+        &mut self,
+        started: Instant,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, NoQuestion> {
         match self {
             Connection::Socket(stream) => read_line(stream, started, timeout.min(LINE_DUE)),
             Connection::Standard => read_line(&mut io::stdin().lock(), started, timeout),
@@ -176,13 +182,13 @@ fn read_line(
     stream: &mut (impl Read + AsFd),
     started: Instant,
     due: Duration,
-) -> Result<Vec<u8>, NoLine> {
-    let wrong = NoLine::Unreadable;
+) -> Result<Vec<u8>, NoQuestion> {
+    let wrong = NoQuestion::Invalid;
     let no_line = |until: &str| {
         let text = format!(
             r#"no agent-send line {until}: end it with a newline, as in agent-send "primary\n""#
         );
-        NoLine::Late(text)
+        NoQuestion::Late(text)
     };
     let late = || no_line(&format!("within {} ms", due.as_millis()));
     let mut buffer = [0; LINE_LIMIT + 1];
@@ -199,7 +205,7 @@ fn read_line(
             }
         }
         match stream.read(&mut buffer[length..]) {
-            Ok(0) if length == 0 => return Err(NoLine::Closed),
+            Ok(0) if length == 0 => return Err(NoQuestion::Closed),
             Ok(0) => return Err(no_line("before the end")),
             Ok(count) => {
                 let end = length + count;

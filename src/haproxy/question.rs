@@ -1,7 +1,7 @@
 //! What HAProxy asks: one of Patroni's health checks, and what a healthy node gets that does not match it. In goes the
 //! agent-send line, out comes a question or why there is none. Knows nothing of Patroni's answer.
 
-use crate::haproxy::connection::{Connection, NoLine};
+use crate::haproxy::connection::{Connection, NoQuestion};
 use crate::haproxy::reply::Otherwise;
 use crate::patroni::check::Check;
 use std::time::{Duration, Instant};
@@ -16,6 +16,28 @@ pub struct Question {
 }
 
 impl Question {
+    /// The question with the check of the command line, or else the one that HAProxy sends.
+    ///
+    /// # Errors
+    ///
+    /// See [`NoQuestion`].
+    pub fn read(
+        fixed: Option<Check>,
+        otherwise: Otherwise,
+        connection: &mut Connection,
+        started: Instant,
+        timeout: Duration,
+    ) -> Result<Question, NoQuestion> {
+        if let Some(check) = fixed {
+            return Ok(Question { check, otherwise });
+        }
+        let line = connection.read_line(started, timeout)?;
+        if line.trim_ascii() == HOLD.as_bytes() {
+            return Err(NoQuestion::OnlyHold);
+        }
+        Question::from_agent_send(&line, otherwise).map_err(NoQuestion::Invalid)
+    }
+
     /// Reads the line that HAProxy sends by `agent-send`: `CHECK [maint|drain|down]`. A line
     /// without a word gets `otherwise`.
     pub fn from_agent_send(line: &[u8], otherwise: Otherwise) -> Result<Question, String> {
@@ -36,51 +58,6 @@ impl Question {
 
 /// The agent-send line of a server that only wants to know whether an operator holds the node.
 pub const HOLD: &str = "hold";
-
-/// Why there is no question.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoQuestion {
-    /// HAProxy sent [`HOLD`] and asks nothing of Patroni.
-    OnlyHold,
-    /// Why there is no line.
-    NoLine(NoLine),
-    /// The line is no question: this is why.
-    Invalid(String),
-}
-
-/// Where the question comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// From the command line: every connection asks this.
-    CommandLine(Question),
-    /// From HAProxy, by its agent-send line (`--agent-send`); what a line without a word gets.
-    AgentSend(Otherwise),
-}
-
-impl Source {
-    /// The question of the command line, or the one that HAProxy sends.
-    ///
-    /// # Errors
-    ///
-    /// See [`NoQuestion`].
-    pub fn read_question(
-        &self,
-        connection: &mut Connection,
-        started: Instant,
-        timeout: Duration,
-    ) -> Result<Question, NoQuestion> {
-        match self {
-            Source::CommandLine(question) => Ok(question.clone()),
-            Source::AgentSend(otherwise) => {
-                let line = connection.read_line(started, timeout).map_err(NoQuestion::NoLine)?;
-                if line.trim_ascii() == HOLD.as_bytes() {
-                    return Err(NoQuestion::OnlyHold);
-                }
-                Question::from_agent_send(&line, *otherwise).map_err(NoQuestion::Invalid)
-            }
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -43,7 +43,7 @@ impl fmt::Display for Otherwise {
 }
 
 /// What HAProxy shall do with this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verdict {
     /// It is what was asked for: into the pool.
     Ready,
@@ -51,13 +51,10 @@ pub enum Verdict {
     Out(Otherwise),
     /// It is broken.
     Fail,
-    /// The peer left without a question: somebody who tries ports. As `Fail`, but no news.
-    Unasked,
-    /// The peer asked something that is no question. As `Fail`, but its text is for the peer alone.
-    NotUnderstood,
     /// PostgreSQL was stopped and Patroni is not about to start it.
     Stopped,
     /// Patroni gave no usable answer.
+    #[default]
     Down,
     /// There is trouble, and HAProxy shall leave everything as it is.
     Keep,
@@ -95,7 +92,7 @@ pub fn words(verdict: Verdict) -> &'static str {
         Verdict::Out(Otherwise::Maint) => "up maint",
         Verdict::Out(Otherwise::Drain) => "up drain",
         Verdict::Out(Otherwise::Down) | Verdict::Down => "down ready",
-        Verdict::Fail | Verdict::Unasked | Verdict::NotUnderstood => "fail ready",
+        Verdict::Fail => "fail ready",
         Verdict::Stopped => "stopped ready",
         Verdict::Keep => "!unreachable",
     }

@@ -22,6 +22,8 @@ pub enum News {
     Lasts(Duration),
     /// It is over, after this long.
     Ended(Duration),
+    /// A line came that is no question.
+    InvalidLine,
 }
 
 /// What the journal is told of this record's trouble: a line when trouble begins, one in a while as long as it lasts, one when
@@ -61,14 +63,14 @@ fn news(
 
 /// What the journal is told of a line that is no question, which anybody may send: that one came, once in a while. Without a
 /// memory, nothing.
-pub fn of_invalid_line(recalled: Recalled) -> Option<News> {
+pub fn of_invalid_line(recalled: Recalled, verdict: Verdict) -> Option<News> {
     let (mut record, now) = (recalled.last(), recalled.now());
     if is_recent(record.logged, now) || recalled.error().is_some() {
         return None;
     }
     record.logged = now;
     recalled.leave(&record);
-    Some(News::Began)
+    Some(if verdict == Verdict::Keep { News::Began } else { News::InvalidLine })
 }
 
 fn is_recent(logged: Duration, now: Duration) -> bool {
@@ -78,12 +80,12 @@ fn is_recent(logged: Duration, now: Duration) -> bool {
 /// Logs what a peer was told.
 pub fn log_reply(reply: &Reply, news: News, peer: &str) {
     let (priority, since) = match news {
-        News::Began => (WARNING, String::new()),
+        News::Began | News::InvalidLine => (WARNING, String::new()),
         News::Lasts(time) => (WARNING, format!(" (trouble for {:.0} s)", time.as_secs_f32())),
         News::Ended(time) => (NOTICE, format!(" (after {:.1} s of trouble)", time.as_secs_f32())),
     };
-    let text = match reply.verdict {
-        Verdict::NotUnderstood => NOT_UNDERSTOOD.to_owned(),
+    let text = match news {
+        News::InvalidLine => NOT_UNDERSTOOD.to_owned(),
         // a peer can make up a query
         _ => describe(reply, reply.check.split('?').next().unwrap_or_default()),
     };

@@ -3,7 +3,6 @@
 
 use crate::clock::now;
 use crate::listen::share::{Missed, Shared};
-use crate::patroni::answer::{Cause, NoAnswer};
 use crate::patroni::ask::{Heard, blame};
 use crate::patroni::check::Check;
 use crate::patroni::http::NO_ANSWER;
@@ -54,8 +53,9 @@ impl Questions {
                 Missed::Unanswered => NO_ANSWER,
                 Missed::Broken => "not asked because of a bug in patroni-agent-check",
             };
-            let no_answer = NoAnswer { cause: Cause::Failed, reason: why.to_owned() };
-            patroni.unheard(asked, since, blame(&patroni.connect_to, no_answer))
+            let answer = Err(blame(&patroni.connect_to, why.to_owned().into()));
+            let from = patroni.candidate_endpoints(asked);
+            Heard { from, answer, asked: since, answered: now() }
         })
     }
 }

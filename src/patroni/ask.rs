@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 /// What to look at if nobody listens.
 const CURE: &str = " (see restapi.listen and --url)";
+
 impl Patroni {
     /// Reads the certificates, and the host's addresses if it is a name. Without `--url` Patroni is looked for when it is
     /// asked: on localhost, or at the address on which HAProxy `asked`; by hand, wherever it listens.
@@ -31,23 +32,11 @@ impl Patroni {
         let Endpoint { host, port } = &self.connect_to;
         let blame = |no_answer| blame(&self.connect_to, no_answer);
         let tls = self.tls.as_ref().map(Tls::config).transpose().map_err(blame)?;
-        let addresses = match self.discover {
+        let ips = match self.discover {
             true => Vec::new(),
             false => hosts::addresses(host).map_err(|error| blame(error.into()))?,
         };
-        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect();
-        Ok(Files { addresses, tls })
-    }
-
-    /// What a check has that could not ask, though it was asked on this address.
-    pub fn unheard(
-        &self,
-        asked: Option<SocketAddr>,
-        since: Duration,
-        no_answer: NoAnswer,
-    ) -> Heard {
-        let from = self.candidate_endpoints(asked);
-        Heard { from, answer: Err(no_answer), asked: since, answered: now() }
+        Ok((ips.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect(), tls))
     }
 }
 
@@ -64,12 +53,8 @@ pub struct Prepared<'a> {
     files: Result<Files, NoAnswer>,
 }
 
-/// What was read from files.
-struct Files {
-    /// Those of the URL's host.
-    addresses: Vec<SocketAddr>,
-    tls: Option<Arc<ClientConfig>>,
-}
+/// What was read from files: the addresses of the URL's host, and the certificates.
+type Files = (Vec<SocketAddr>, Option<Arc<ClientConfig>>);
 
 /// What came of one question.
 #[derive(Clone, Debug)]
@@ -109,45 +94,34 @@ impl Prepared<'_> {
         Heard { from, answer, asked, answered: asked + since.elapsed() }
     }
 
-    /// One GET, and who answered it or failed to. The first address that can be connected is asked.
+    /// One GET of the first address that can be connected, and who answered it or failed to.
     fn get(&self, path: &str, patience: &Patience) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
-        match self.addresses(patience.deadline) {
-            Ok((addresses, tls)) => self.get_from(&addresses, tls, path, patience),
-            Err(no_answer) => (None, Err(no_answer)),
-        }
-    }
-
-    fn get_from(
-        &self,
-        addresses: &[SocketAddr],
-        tls: Option<&Arc<ClientConfig>>,
-        path: &str,
-        patience: &Patience,
-    ) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
         let url = &self.patroni.url;
-        let (mut refused, mut not_asked) = (false, true);
+        let (addresses, tls) = match self.find_addresses(patience.deadline) {
+            Ok(found) => found,
+            Err(no_answer) => return (None, Err(no_answer)),
+        };
+        let mut causes = Vec::new();
         let mut first_error = None;
         for address in addresses {
-            match http::get(url, tls, *address, path, patience) {
+            match http::get(url, tls.as_ref(), address, path, patience) {
                 // The first error is told. ureq itself would share the time between the addresses.
                 Err(Failure::NotConnected(error)) => {
-                    refused |= Cause::of(&error) == Cause::Refused;
-                    not_asked &= Cause::of(&error) == Cause::NotAsked;
+                    causes.push(Cause::of(&error));
                     first_error.get_or_insert_with(|| http::in_words(url, error.into()));
                 }
                 Err(Failure::NoAnswer(error)) => {
-                    let patroni = match self.patroni.discover {
-                        true => &self.patroni.endpoint(address.ip()),
-                        false => &self.patroni.connect_to,
-                    };
+                    let found = self.patroni.endpoint(address.ip());
+                    let patroni =
+                        if self.patroni.discover { &found } else { &self.patroni.connect_to };
                     return (Some(address.ip()), Err(blame(patroni, error.into())));
                 }
                 Ok(response) => return (Some(address.ip()), Ok(response)),
             }
         }
-        let cause = match first_error {
-            Some(_) if not_asked => Cause::NotAsked,
-            _ if refused => Cause::Refused,
+        let cause = match &causes[..] {
+            [first, rest @ ..] if rest.iter().all(|cause| cause == first) => *first,
+            causes if causes.contains(&Cause::Refused) => Cause::Refused,
             _ => Cause::Failed,
         };
         let error = first_error.unwrap_or_else(|| "its name has no address".to_owned());
@@ -155,16 +129,13 @@ impl Prepared<'_> {
     }
 
     /// Where Patroni may be asked, and with which certificates.
-    fn addresses(
-        &self,
-        deadline: Instant,
-    ) -> Result<(Vec<SocketAddr>, Option<&Arc<ClientConfig>>), NoAnswer> {
-        let Prepared { patroni, asked, files } = self;
-        let Files { addresses, tls } = files.as_ref().map_err(NoAnswer::clone)?;
-        let Some(sockets) = patroni.sockets() else { return Ok((addresses.clone(), tls.as_ref())) };
-        let port = patroni.connect_to.port;
-        let candidates = patroni.candidates(*asked);
-        let (cause, reason) = match sockets.find(port, &candidates, asked.is_none(), deadline) {
+    fn find_addresses(&self, deadline: Instant) -> Result<Files, NoAnswer> {
+        let files = self.files.clone()?;
+        let Some(sockets) = self.patroni.sockets() else { return Ok(files) };
+        let port = self.patroni.connect_to.port;
+        let candidates = self.patroni.candidates(self.asked);
+        let found = sockets.find(port, &candidates, self.asked.is_none(), deadline);
+        let (cause, reason) = match found {
             Ok(addresses) => return Ok((addresses, None)),
             Err(NotFound::Nobody) => {
                 (Cause::Refused, format!("{}: connection refused{CURE}", self.tried()))
@@ -226,12 +197,9 @@ impl Prepared<'_> {
 
 /// The times that Patroni keeps the leader lock by, in seconds.
 pub struct LockSettings {
-    /// How long the lock lives if it is not renewed.
-    pub ttl: u64,
-    /// How long Patroni's main loop sleeps.
-    pub loop_wait: u64,
-    /// How long Patroni waits for the DCS or PostgreSQL.
-    pub retry_timeout: u64,
+    pub(crate) ttl: u64,
+    pub(crate) loop_wait: u64,
+    pub(crate) retry_timeout: u64,
 }
 
 #[cfg(test)]

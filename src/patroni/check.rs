@@ -16,31 +16,46 @@ enum Wants {
 }
 
 /// Patroni's health check endpoints (Patroni manual, "REST API", "Health check endpoints"). A name
-/// that Patroni does not know is no error there but a 503, so nothing else is ever sent.
-const CHECKS: &[(&str, Wants)] = &[
-    ("primary", Wants::Primary),
-    ("read-write", Wants::Primary),
-    ("master", Wants::Primary),
-    ("leader", Wants::Leader),
-    ("standby-leader", Wants::StandbyLeader),
-    ("standby_leader", Wants::StandbyLeader),
-    ("replica", Wants::Replica),
-    ("read-only", Wants::ReadOnly),
-    ("sync", Wants::Replica),
-    ("synchronous", Wants::Replica),
-    ("async", Wants::Replica),
-    ("asynchronous", Wants::Replica),
-    ("quorum", Wants::Replica),
-    ("read-only-sync", Wants::ReadOnly),
-    ("read-only-quorum", Wants::ReadOnly),
-    ("health", Wants::Any),
+/// that Patroni does not know is no error there but a 503, so nothing else is ever sent. The number of a name is its place in
+/// the memory file for good.
+const CHECKS: &[(&str, Wants, usize)] = &[
+    ("primary", Wants::Primary, 0),
+    ("read-write", Wants::Primary, 1),
+    ("master", Wants::Primary, 2),
+    ("leader", Wants::Leader, 3),
+    ("standby-leader", Wants::StandbyLeader, 4),
+    ("standby_leader", Wants::StandbyLeader, 5),
+    ("replica", Wants::Replica, 6),
+    ("read-only", Wants::ReadOnly, 7),
+    ("sync", Wants::Replica, 8),
+    ("synchronous", Wants::Replica, 9),
+    ("async", Wants::Replica, 10),
+    ("asynchronous", Wants::Replica, 11),
+    ("quorum", Wants::Replica, 12),
+    ("read-only-sync", Wants::ReadOnly, 13),
+    ("read-only-quorum", Wants::ReadOnly, 14),
+    ("health", Wants::Any, 15),
     // another name of read-only-sync in the release after 4.1.5
-    ("read-only-synchronous", Wants::ReadOnly),
+    ("read-only-synchronous", Wants::ReadOnly, 16),
 ];
+
+/// The numbers are less than this.
+pub const NUMBERS: usize = 23;
+
+const _: () = {
+    let mut used = [false; NUMBERS];
+    let mut row = 0;
+    while row < CHECKS.len() {
+        let number = CHECKS[row].2;
+        assert!(!used[number]);
+        used[number] = true;
+        row += 1;
+    }
+};
 
 /// The names of all checks.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    CHECKS.iter().map(|(name, _)| *name)
+    CHECKS.iter().map(|(name, ..)| *name)
 }
 
 /// One of Patroni's health checks with its query, such as `replica?lag=16MB`.
@@ -86,14 +101,22 @@ impl Check {
         &self.text
     }
 
-    /// The number of its name in the list, if it has no query.
+    /// The number of its name, if it has no query.
     pub fn plain_number(&self) -> Option<usize> {
-        CHECKS.iter().position(|(name, _)| *name == self.text)
+        let row = CHECKS.iter().find(|(name, ..)| *name == self.text);
+        row.map(|(.., number)| *number)
     }
 
     /// The `replication_state` that a replica must report, if the query names one.
     pub fn replication_state(&self) -> Option<&str> {
         self.replication_state.as_deref()
+    }
+}
+
+impl Default for Check {
+    fn default() -> Check {
+        let (text, path) = ("primary".to_owned(), "/primary".to_owned());
+        Check { text, path, wants: Wants::Primary, replication_state: None }
     }
 }
 
@@ -113,7 +136,7 @@ impl FromStr for Check {
             Some((name, query)) => (name, Some(query)),
             None => (text, None),
         };
-        let Some((name, wants)) = CHECKS.iter().find(|(known, _)| *known == name) else {
+        let Some((name, wants, _)) = CHECKS.iter().find(|(known, ..)| *known == name) else {
             return Err(format!(
                 "unknown health check '{name}'; try primary, replica, read-only (all: --help)"
             ));
@@ -200,7 +223,7 @@ mod tests {
 
     #[test]
     fn every_name_is_asked_as_it_is_written() {
-        for (name, _) in CHECKS {
+        for (name, ..) in CHECKS {
             assert_eq!(path(name), format!("/{name}"));
             assert_eq!(path(&format!("/{name}")), format!("/{name}"));
         }

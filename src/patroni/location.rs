@@ -11,7 +11,7 @@ use ureq::http::Uri;
 use ureq::http::uri::Authority;
 
 /// A host and a port.
-#[derive(Clone, Debug, Hash, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
 pub struct Endpoint {
     /// A name or an address, without brackets.
     pub host: String,
@@ -40,7 +40,7 @@ impl Endpoint {
 }
 
 /// The REST API of the local Patroni.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Patroni {
     /// `http://HOST:PORT` or `https://HOST:PORT`.
     pub url: Uri,

@@ -10,29 +10,11 @@ use std::path::Path;
 /// The longest hold file in bytes; a reason needs no more.
 const LIMIT: u64 = 4096;
 
-/// What a hold can say; an operator who takes a node out does not call it broken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
-    /// No new connections, old ones stay.
-    Drain,
-    /// Out of the pool.
-    Maint,
-}
-
-impl From<Word> for Otherwise {
-    fn from(word: Word) -> Otherwise {
-        match word {
-            Word::Drain => Otherwise::Drain,
-            Word::Maint => Otherwise::Maint,
-        }
-    }
-}
-
 /// A hold that is on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
-    /// What a node gets that would be ready.
-    pub word: Word,
+    /// What a node gets that would be ready: drain or maint. An operator who takes a node out does not call it broken.
+    pub word: Otherwise,
     /// Why, in the words of whoever wrote the file, or what is wrong with it.
     pub reason: String,
 }
@@ -50,7 +32,7 @@ pub struct Hold {
 pub fn read(path: &Path) -> Result<Option<Hold>, String> {
     let wrong = |error: String| {
         let reason = format!("{}: {error}", path.display());
-        Ok(Some(Hold { word: Word::Maint, reason }))
+        Ok(Some(Hold { word: Otherwise::Maint, reason }))
     };
     match file::read(path, LIMIT) {
         Err(error) => match fs::symlink_metadata(path).map_err(|error| error.kind()) {
@@ -70,12 +52,11 @@ pub fn read(path: &Path) -> Result<Option<Hold>, String> {
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
             if word.is_empty() {
                 let reason = "the file is empty".to_owned();
-                return Ok(Some(Hold { word: Word::Drain, reason }));
+                return Ok(Some(Hold { word: Otherwise::Drain, reason }));
             }
             let word = word.to_ascii_lowercase();
             let word = match word.parse() {
-                Ok(Otherwise::Drain) => Word::Drain,
-                Ok(Otherwise::Maint) => Word::Maint,
+                Ok(word @ (Otherwise::Drain | Otherwise::Maint)) => word,
                 _ => return wrong(format!("'{word}' is neither drain nor maint")),
             };
             let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };

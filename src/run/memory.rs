@@ -2,7 +2,8 @@
 //! is trouble. Knows the file and its one record for each health check; knows nothing of what they lead to.
 
 use crate::clock::now;
-use crate::patroni::check::Check;
+use crate::file;
+use crate::patroni::check::{self, Check};
 use crate::patroni::location::Endpoint;
 use rustix::process::{Resource, getrlimit};
 use std::fs::{File, OpenOptions};
@@ -24,7 +25,7 @@ const PLACES: usize = SIZE / RECORD;
 /// Patronis are asked, the first has them, and the others are where the checks with a query are.
 const PLAIN: usize = 24;
 /// The place of what is no check, the last of them.
-const NO_CHECK: usize = PLAIN - 1;
+const NO_CHECK: usize = check::NUMBERS;
 const _: () = assert!(NO_CHECK < PLAIN);
 /// A place is kept for a check that was asked for within this time.
 const KEPT: Duration = Duration::from_secs(60);
@@ -32,7 +33,7 @@ const KEPT: Duration = Duration::from_secs(60);
 const MAGIC: [u8; 4] = *b"PAC1";
 /// In milliseconds, for some thousands of years.
 const TIME: u64 = (1 << 48) - 1;
-const FOREIGN: &str = "not a memory file; remove it, and systemd-tmpfiles --create patroni-agent-check.conf creates one";
+const CREATE: &str = "systemd-tmpfiles --create patroni-agent-check.conf creates";
 /// Checks that are threads of one process read and leave one after the other, so that the journal hears once of what
 /// they all met in the same moment.
 static TURN: Mutex<()> = Mutex::new(());
@@ -82,27 +83,23 @@ pub struct Memory {
 impl Memory {
     /// Opens the file; makes it if it is not there, unless somebody only looks.
     pub fn open(path: &Path, look: bool) -> Memory {
-        // a FIFO must not keep the check waiting, and a link not lead elsewhere
-        let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
         let mut options = OpenOptions::new();
-        options.read(true).write(!look).create(!look).mode(0o644).custom_flags(flags);
-        let plain = |file: File| match file.metadata()? {
-            metadata if !metadata.is_file() => Err(io::Error::other("not a regular file")),
+        options.read(true).write(!look).create(!look).mode(0o644);
+        // a link must not lead elsewhere
+        let opened = file::open(path, &mut options, libc::O_NOFOLLOW);
+        let file = opened.and_then(|(file, metadata)| match metadata.len() {
             // what is behind the last place does not matter if it cannot be more than a record that was misplaced
-            metadata if metadata.len() > (SIZE + RECORD) as u64 => Err(io::Error::other(FOREIGN)),
+            length if length > (SIZE + RECORD) as u64 => Err(foreign()),
             // writing beyond it would kill the process
             _ if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < SIZE as u64) => {
                 Err(io::Error::other("LimitFSIZE= is less than 4096"))
             }
             _ => Ok(file),
-        };
-        let file = options.open(path).and_then(plain);
-        // in a folder of root's the agent may not make it
+        });
         let cure = |error: &io::Error| match error.kind() {
-            ErrorKind::NotFound | ErrorKind::PermissionDenied => {
-                "; systemd-tmpfiles --create patroni-agent-check.conf creates it"
-            }
-            _ => "",
+            // in a folder of root's the agent may not make it
+            ErrorKind::NotFound | ErrorKind::PermissionDenied => format!("; {CREATE} it"),
+            _ => String::new(),
         };
         let missing = file.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
         let file = file.map_err(|error| format!("{}: {error}{}", path.display(), cure(&error)));
@@ -125,7 +122,6 @@ impl Memory {
     ) -> Recalled {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = check.map_or(Some(NO_CHECK), Check::plain_number);
-        let mine = mine.filter(|number| *number <= NO_CHECK);
         let mut records = vec![0; SIZE];
         let missing = self.missing;
         let file = self.file.and_then(|mut file| {
@@ -175,7 +171,11 @@ fn read(file: &mut File, records: &mut [u8]) -> io::Result<()> {
         return Ok(());
     }
     records.fill(0);
-    Err(io::Error::other(FOREIGN))
+    Err(foreign())
+}
+
+fn foreign() -> io::Error {
+    io::Error::other(format!("not a memory file; remove it, and {CREATE} one"))
 }
 
 fn read_record(records: &[u8], place: usize, now: Duration) -> Option<(u64, Record)> {

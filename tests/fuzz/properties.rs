@@ -2,7 +2,7 @@
 //! tests/plain/properties.rs on the recorded answers and what a fixed series of changes makes of them.
 
 use patroni_agent_check::clock::now;
-use patroni_agent_check::decide::policy::{Case, Policy, Unreachable};
+use patroni_agent_check::decide::policy::{Case, Policy};
 use patroni_agent_check::decide::{decide, grace};
 use patroni_agent_check::haproxy::question::Question;
 use patroni_agent_check::haproxy::reply::{self, Otherwise, Reply, Verdict};
@@ -21,7 +21,7 @@ use std::path::Path;
 use std::time::Duration;
 
 fn policy(grace: Duration) -> Policy {
-    Policy { unreachable: Unreachable::Down, grace, stopping: Otherwise::Drain }
+    Policy { unreachable: Verdict::Down, grace, stopping: Otherwise::Drain }
 }
 
 fn heard(answer: Result<Answer, NoAnswer>, [asked, answered]: [Duration; 2]) -> Heard {
@@ -67,7 +67,6 @@ pub fn reply(bytes: &[u8]) {
         (Verdict::Out(Otherwise::Drain), "up drain"),
         (Verdict::Out(Otherwise::Down), "down ready"),
         (Verdict::Fail, "fail ready"),
-        (Verdict::Unasked, "fail ready"),
         (Verdict::Stopped, "stopped ready"),
         (Verdict::Down, "down ready"),
         (Verdict::Keep, "!"),
@@ -242,7 +241,7 @@ pub fn memory(bytes: &[u8]) {
     drop(recalled);
     // a line that is not understood leaves the checks alone
     let recalled = Memory::open(&path, false).recall(std::slice::from_ref(&patroni), None, None);
-    let _ = news::of_invalid_line(recalled);
+    let _ = news::of_invalid_line(recalled, Verdict::Fail);
     assert_eq!(recall().last(), again);
     fs::remove_file(&path).expect("no memory file");
 }

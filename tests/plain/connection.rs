@@ -4,7 +4,7 @@ use crate::common::{
     self, AGENT, FakePatroni, NotifySocket, Outcome, PRIMARY, READY, Start, check, check_with,
     connection, full_backlog, http, listen, start,
 };
-use patroni_agent_check::haproxy::connection::{Connection, NoLine};
+use patroni_agent_check::haproxy::connection::{Connection, NoQuestion};
 use patroni_agent_check::options::{Options, Stop};
 use patroni_agent_check::patroni::location::Patroni;
 use patroni_agent_check::patroni::tls::Tls;
@@ -223,7 +223,7 @@ fn a_reset_is_not_taken_for_a_peer_that_left() {
     client.peek(&mut [0]).expect("the byte");
     drop(client);
     let read = Connection::Socket(stream).read_line(Instant::now(), Duration::from_secs(9));
-    let Err(NoLine::Unreadable(why)) = read else { panic!("{read:?}") };
+    let Err(NoQuestion::Invalid(why)) = read else { panic!("{read:?}") };
     assert!(why.starts_with("cannot read the agent-send line: Connection reset"), "{why}");
 }
 

@@ -19,7 +19,7 @@
 //! made when the question came, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
 
 use patroni_agent_check::decide::decide;
-use patroni_agent_check::decide::policy::{Case, Policy, Unreachable};
+use patroni_agent_check::decide::policy::{Case, Policy};
 use patroni_agent_check::haproxy::question::Question;
 use patroni_agent_check::haproxy::reply::{Otherwise, Verdict};
 use patroni_agent_check::patroni::answer::{Answer, Cause, NoAnswer};
@@ -199,7 +199,7 @@ impl Cluster {
         let waited = state.haproxies[number].asking.unwrap_or(0);
         let question = Question::from_agent_send(b"primary", Otherwise::Maint).expect("a question");
         let policy = Policy {
-            unreachable: Unreachable::Down,
+            unreachable: Verdict::Down,
             grace: TICK * u32::from(self.grace),
             stopping: Otherwise::Drain,
         };

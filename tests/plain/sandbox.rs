@@ -3,10 +3,9 @@
 
 use landlock::ABI;
 use memmap2::{MmapMut, MmapOptions};
-use patroni_agent_check::decide::policy::Unreachable;
-use patroni_agent_check::haproxy::reply::Reply;
-use patroni_agent_check::sandbox::user;
-use patroni_agent_check::{agent, sandbox};
+use patroni_agent_check::agent;
+use patroni_agent_check::haproxy::reply::{Reply, Verdict};
+use patroni_agent_check::sandbox::{Confinement, user};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, Uid, kill_process};
 use rustix::thread::set_thread_res_uid;
@@ -260,13 +259,14 @@ fn inside() {
     let (log, journal) = UnixDatagram::pair().expect("a log and who reads it");
     let another = UnixDatagram::bind(another()).expect("a socket of somebody else");
     fs::set_permissions(self::another(), Permissions::from_mode(0o777)).expect("its file");
+    let mut confinement = Confinement::of_check(port, memory_fd, Some(log.as_raw_fd()));
     match what[2] {
         OUTSIDE => {}
-        INSIDE | AS_USER => sandbox::enter(port, memory_fd, Some(log.as_raw_fd()))
-            .expect("this kernel has all of it"),
+        INSIDE | AS_USER => confinement.enter().expect("this kernel has all of it"),
         abi => {
-            let abi = ABI::from(abi.parse::<i32>().expect("a number"));
-            let _ = sandbox::enter_with(abi, port, memory_fd, Some(log.as_raw_fd()));
+            let known = ABI::from(abi.parse::<i32>().expect("a number"));
+            confinement.known = known;
+            let _ = confinement.enter();
         }
     }
     let result = if what[0] == "status" {
@@ -279,7 +279,7 @@ fn inside() {
         std::process::abort()
     } else if what[0] == "panic" {
         std::panic::set_hook(Box::new(|_| {}));
-        agent::catch_panic::<Reply>(Unreachable::Down, || panic!("here")).reason
+        agent::catch_panic::<Reply>(Verdict::Down, || panic!("here")).reason
     } else {
         // what the agent is there for still works
         let socket = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
@@ -358,7 +358,7 @@ mod listening {
         say_outcome,
     };
     use landlock::ABI;
-    use patroni_agent_check::sandbox::{self, Again};
+    use patroni_agent_check::sandbox::Confinement;
     use rustix::process::{Pid, Resource, Rlimit, getppid, setrlimit};
     use std::fs::{self, File};
     use std::io::{self, Write};
@@ -468,16 +468,14 @@ mod listening {
         let port = patroni.local_addr().expect("an address").port();
         // its folder is not there yet
         let (hold, memory) = (ground.path("hold/folder/hold"), ground.path("run/memory"));
-        let again = Again {
-            port: Some(port),
-            read: vec![hold.clone(), ground.path("links/ca.pem")],
-            memory: Some(memory),
-            log: None,
-            systemd: Some(ground.systemd.as_raw_fd()),
-        };
+        let read = vec![hold.clone(), ground.path("links/ca.pem")];
+        let systemd = Some(ground.systemd.as_raw_fd());
+        let mut confinement =
+            Confinement::of_listener(Some(port), read, Some(&memory), None, systemd);
         let (_, abi) = ABIS.iter().find(|(name, _)| *name == what[1]).expect("an ABI");
         if let Some(abi) = abi {
-            let entered = sandbox::enter_listening_with(*abi, &again);
+            confinement.known = *abi;
+            let entered = confinement.enter();
             assert_eq!(entered.is_err(), *abi == ABI::Unsupported, "{entered:?}");
         }
         if what[0] == "abort" {
