@@ -1,5 +1,5 @@
-//! One agent check, from the connection to the reply: open, confine, read the question, ask, conclude. In goes a connection,
-//! out comes a reply and perhaps a line for the journal. Knows all the steps and does none of them itself.
+//! One agent check in five steps: open, confine, read the question, ask, conclude. In goes a connection, out come a reply
+//! and perhaps a line for the journal. Knows nothing of HTTP and files.
 
 use crate::NAME;
 use crate::conclude::{self, Concluded};
@@ -7,8 +7,7 @@ use crate::haproxy::connection::{self, Connection};
 use crate::haproxy::question::Question;
 use crate::haproxy::reply::{self, Reply, Verdict};
 use crate::journal::{self, news, news::News};
-use crate::listen::questions::Questions;
-use crate::listen::serve;
+use crate::listen::{questions::Questions, serve};
 use crate::options::{self, Options, Stop};
 use crate::process::{self, Process};
 use crate::run::before_stop::Patience;
@@ -71,8 +70,8 @@ fn answer(
     })
 }
 
-/// Answers, and tells how to exit: behind a socket always 0, since systemd keeps a failed unit's
-/// place; else 0 in the pool, 1 healthy but not in the pool, 2 broken.
+/// Answers, and tells how to exit: behind a socket always 0, since systemd keeps a failed unit's place; else 0 in the pool,
+/// 1 healthy but not in the pool, 2 broken.
 fn send(connection: &Connection, Concluded { reply, news }: &Concluded) -> ExitCode {
     let peer = news.and_then(|_| connection.peer());
     connection.send(&reply::line(reply));

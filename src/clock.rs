@@ -1,4 +1,4 @@
-//! The clock that the records in the memory are told by. Knows nothing of what is timed.
+//! The clock of the records in the memory. Knows nothing of Patroni and HAProxy.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;

@@ -1,9 +1,9 @@
-//! The end of a check: what HAProxy is told, what the next check is left, and what the journal hears. In goes what was left in
-//! /run and what was heard. Knows nothing of how the reply is sent.
+//! The end of a check. In go what was left in /run and what was heard, out come the reply, the record for the next check,
+//! and what the journal hears. Knows nothing of HTTP and the clock.
 
 use crate::by_hand::explain;
-use crate::decide::policy::{Case, Policy};
-use crate::decide::{self, grace};
+use crate::decide::grace::{self, Case, Policy};
+use crate::decide::{decide, no_question};
 use crate::haproxy::connection::{Connection, NoQuestion};
 use crate::haproxy::question::Question;
 use crate::haproxy::reply::{Otherwise, Reply};
@@ -35,13 +35,13 @@ pub fn without_question(
     why: &NoQuestion,
 ) -> Concluded {
     if let NoQuestion::OnlyHold | NoQuestion::Closed = why {
-        return Concluded { reply: decide::no_question(why, files.hold, false), news: None };
+        return Concluded { reply: no_question(why, files.hold, false), news: None };
     }
     let patroni = std::slice::from_ref(&options.patroni.connect_to);
     let recalled = files.memory.recall(patroni, None, connection.source());
-    let (records, now) = (recalled.plain_records(), recalled.now());
+    let (records, now) = (recalled.plain_records(), recalled.now);
     let is_well = grace::is_well(records, now, options.policy.grace);
-    let reply = decide::no_question(why, files.hold, is_well);
+    let reply = no_question(why, files.hold, is_well);
     let news = news::of_invalid_line(recalled, reply.verdict);
     Concluded { reply, news }
 }
@@ -60,19 +60,19 @@ pub fn conclude(
     if let Some(error) = recalled.error() {
         connection.remark(&format!("no grace period: {error}"));
     }
-    let last = &recalled.last();
+    let last = &recalled.last.clone();
     if options.explain {
         connection.remark(&explain::explain_memory(last, heard.asked));
     }
     let case = Case { question, heard, last, stop_noted: files.note.is_left() };
     let hold = files.hold.as_ref().ok().and_then(Option::as_ref);
-    let (mut reply, mut record) = decide::decide(case, options.policy, hold);
+    let (mut reply, mut record) = decide(case, options.policy, hold);
     let news = if by_hand { None } else { news::of_trouble(&recalled, &mut record) };
     let lost = recalled.lost().filter(|_| !by_hand).map(str::to_owned);
     if !recalled.leave(&record) && !by_hand {
         // nobody would know when the drain has begun
         let policy = Policy { stopping: Otherwise::Maint, ..options.policy };
-        reply = decide::decide(case, policy, hold).0;
+        reply = decide(case, policy, hold).0;
     }
     if let (Ok(_), Some(patroni)) = (&heard.answer, options.patroni.named()) {
         reply.reason += &format!(" (Patroni {patroni})");

@@ -1,12 +1,12 @@
-//! A regular file of this machine, opened and read whole. In goes a path, out come bytes. Knows nothing of what is in it.
+//! A regular file of this machine. In goes a path, out come its bytes. Knows nothing of Patroni and HAProxy.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Opens a regular file, and no other, which could keep the check waiting for ever or feed it without end. What was opened is
-/// looked at, not what had that name a moment ago.
+/// Opens a regular file, and no other, which could keep the check waiting for ever or feed it without end. What was opened
+/// is looked at, not what had that name a moment ago.
 ///
 /// # Errors
 ///

@@ -3,12 +3,12 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
 use patroni_agent_check::NAME;
-use patroni_agent_check::by_hand::settings;
+use patroni_agent_check::by_hand::{explain, settings};
 use patroni_agent_check::haproxy::connection::{Activation, Connection};
 use patroni_agent_check::journal::syslog;
 use patroni_agent_check::options::{Options, Stop};
 use patroni_agent_check::sandbox::user;
-use patroni_agent_check::{agent, by_hand, reopen};
+use patroni_agent_check::{agent, reopen};
 use rustix::process::geteuid;
 use std::panic;
 use std::process::ExitCode;
@@ -49,11 +49,12 @@ fn main() -> ExitCode {
 fn become_user(options: Options, by_hand: bool) -> Result<Options, Stop> {
     // --reopen is no check, and only root may do that
     let by_hand = by_hand && options.reopen.is_none();
-    let (own, before) = (options.user.as_deref(), geteuid());
+    let own = options.user.as_deref();
+    let before = by_hand.then(geteuid);
     let became = own.or(by_hand.then_some(NAME)).map_or(Ok(()), user::become_user);
-    if by_hand {
+    if let Some(before) = before {
         let uid = if own.is_some() { before } else { geteuid() };
-        by_hand::explain_start(&options, uid, became.as_ref().err().filter(|_| own.is_none()));
+        explain::explain_start(&options, uid, became.as_ref().err().filter(|_| own.is_none()));
     }
     match (own, became) {
         (Some(name), Err(error)) => Err(Stop::Usage(format!("--user {name}: {error}"))),

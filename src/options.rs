@@ -1,8 +1,8 @@
-//! The command line: the only way of configuring. Knows the options and builds from them what the steps are told; knows
-//! nothing of how the steps use it.
+//! The command line: the only way of configuring. In go the arguments, out come options. The table is hand-written, since a
+//! crate such as clap slows down each start. Knows nothing of files.
 
 use crate::NAME;
-use crate::decide::policy::Policy;
+use crate::decide::grace::Policy;
 use crate::haproxy::reply::{Otherwise, Verdict};
 use crate::patroni::check::{self, Check};
 use crate::patroni::location::Patroni;
@@ -59,7 +59,7 @@ pub const OPTIONS: &[Described] = &[
         .means("Patroni's REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 or, if Patroni does not listen there, the same port of the address on which HAProxy asked)"),
     takes("patroni-user", "USER", "", |options, value| set_text(&mut options.patroni_user, value))
         .means("without --url: the user whose Patroni is asked, a name in /etc/passwd or a number; nobody else's but root's is (default the owner of /run/postgresql, or else postgres)"),
-    takes("timeout", "DURATION", "1500ms", |options, value| set(&mut options.timeout, timeout_value(value)))
+    takes("timeout", "DURATION", "1500ms", |options, value| set(&mut options.timeout, within(value, 10..=10_000, "10ms to 10s, such as 1500ms or 2s")))
         .means("time limit for the whole check, 10ms to 10s"),
     takes("else", "maint|drain|down", "maint", |options, value| set(&mut options.otherwise, text(value).and_then(str::parse)))
         .means("state to report for a healthy node that does not match CHECK"),
@@ -77,7 +77,7 @@ pub const OPTIONS: &[Described] = &[
         .means("how long after a good answer a failure leaves HAProxy's state as it is, at most 15s; 0 turns this off"),
     takes("memory-file", "FILE", "/run/patroni-agent-check/memory", |options, value| set(&mut options.files.memory, Ok(value.into())))
         .means("where a check leaves its result for the next one, for --grace and the journal"),
-    takes("idle", "DURATION", "10s", |options, value| set(&mut options.idle, idle_value(value)))
+    takes("idle", "DURATION", "10s", |options, value| set(&mut options.idle, within(value, 1_000..=3_600_000, "1s to 1h, such as 10s or 5min")))
         .means("with a listening socket: exit after this time without a check, 1s to 1h"),
     takes("user", "NAME", "", |options, value| set_text(&mut options.user, value))
         .means("if started by root: become this user, as /etc/passwd has it, before anything else"),
@@ -163,8 +163,12 @@ impl Stop {
     /// With what would have shown the mistake before it counted. It comes last, since HAProxy's line may be cut.
     #[must_use]
     pub fn with_cure(self) -> Stop {
+        self.map_usage(|error| format!("{error}; try a copy: --settings FILE"))
+    }
+
+    fn map_usage(self, change: impl FnOnce(String) -> String) -> Stop {
         match self {
-            Stop::Usage(error) => Stop::Usage(format!("{error}; try a copy: --settings FILE")),
+            Stop::Usage(error) => Stop::Usage(change(error)),
             print @ Stop::Print(_) => print,
         }
     }
@@ -178,10 +182,8 @@ impl Options {
     /// See [`Stop`].
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
         let arguments: Vec<_> = arguments.into_iter().collect();
-        Options::parsed(&arguments).map_err(|stop| match stop {
-            Stop::Usage(error) => Stop::Usage(without_secrets(error, &arguments)),
-            print @ Stop::Print(_) => print,
-        })
+        let hide = |error| without_secrets(error, &arguments);
+        Options::read(&arguments).map_err(|stop| stop.map_usage(hide))
     }
 
     /// Reads the arguments that HAProxy's checks get.
@@ -192,16 +194,14 @@ impl Options {
     pub fn of_units(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
         let options = Options::parse(arguments)?;
         let error = match &options {
-            Options { settings: Some(_), .. } => {
-                "--settings is for a check by hand, and not for the settings"
-            }
-            Options { reopen: Some(_), .. } => "--reopen is no check, and not for the settings",
+            _ if options.settings.is_some() => "--settings is for a check by hand",
+            _ if options.reopen.is_some() => "--reopen is no check",
             _ => return Ok(options),
         };
-        Err(Stop::Usage(error.to_owned()))
+        Err(Stop::Usage(format!("{error}, and not for the settings")))
     }
 
-    fn parsed(arguments: &[OsString]) -> Result<Options, Stop> {
+    fn read(arguments: &[OsString]) -> Result<Options, Stop> {
         let mut options = Options::defaults().map_err(Stop::Usage)?;
         let mut parser = Parser::from_args(arguments);
         while let Some(argument) = parser.next()? {
@@ -376,17 +376,15 @@ fn stopping_value(value: &OsStr) -> Result<Otherwise, String> {
     word.filter(|word| *word != Otherwise::Down).ok_or("write drain or maint".to_owned())
 }
 
-fn timeout_value(value: &OsStr) -> Result<Duration, String> {
-    duration(value, 10..=10_000).ok_or("write 10ms to 10s, such as 1500ms or 2s".to_owned())
-}
-
 fn grace_value(value: &OsStr) -> Result<Duration, String> {
-    let grace = if value == "0" { Some(Duration::ZERO) } else { duration(value, 0..=15_000) };
-    grace.ok_or("write 0 to 15s, such as 3s or 2500ms".to_owned())
+    if value == "0" {
+        return Ok(Duration::ZERO);
+    }
+    within(value, 0..=15_000, "0 to 15s, such as 3s or 2500ms")
 }
 
-fn idle_value(value: &OsStr) -> Result<Duration, String> {
-    duration(value, 1_000..=3_600_000).ok_or("write 1s to 1h, such as 10s or 5min".to_owned())
+fn within(value: &OsStr, limits: RangeInclusive<u64>, range: &str) -> Result<Duration, String> {
+    duration(value, limits).ok_or_else(|| format!("write {range}"))
 }
 
 /// A whole number with its unit; none if it is not one or not within these milliseconds.

@@ -1,18 +1,15 @@
-//! The two kinds of process, and the two steps in which they differ: how each confines itself, and how it asks Patroni. A
-//! process for one check has read all files before it confines itself and then asks alone; a listener confines itself before
-//! it accepts a connection, and asks once for all checks that want to know the same. Knows nothing of what an answer means.
+//! The two kinds of process, and the two steps in which they differ. A process for one check reads all files, confines
+//! itself, and asks Patroni alone. A listener confines itself before it accepts, and its checks share questions. Knows
+//! nothing of what an answer means.
 
 use crate::by_hand::explain;
 use crate::haproxy::connection::Connection;
 use crate::journal::{self, syslog};
-use crate::listen::questions::Questions;
-use crate::listen::serve::Place;
+use crate::listen::{questions::Questions, serve::Place};
 use crate::options::Options;
 use crate::patroni::ask::{Heard, Prepared};
 use crate::patroni::check::Check;
-use crate::run::Files;
-use crate::run::before_stop::Patience;
-use crate::run::hold::Hold;
+use crate::run::{Files, before_stop::Patience, hold::Hold};
 use crate::sandbox::Confinement;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -72,18 +69,16 @@ impl<'a> Process<'a> {
     }
 }
 
-/// Confines a listener, before it accepts a connection. Only what each of its checks needs stays possible: next to nothing, if
-/// the command line is wrong.
+/// Confines a listener, before it accepts a connection. Only what each of its checks needs stays possible: next to nothing,
+/// if the command line is wrong.
 pub fn confine_listener(options: Option<&Options>, systemd: Option<RawFd>) {
-    let read = |options: &Options| {
-        options.patroni.sockets();
-        let mut files = options.patroni.files();
-        files.extend([options.files.hold.clone(), options.files.before_stop.clone()]);
-        files
-    };
-    let port = options.map(|options| options.patroni.connect_to.port);
-    let read = options.map(read).unwrap_or_default();
-    let memory = options.map(|options| options.files.memory.as_path());
+    let (mut port, mut read, mut memory) = (None, Vec::new(), None);
+    if let Some(Options { patroni, files, .. }) = options {
+        patroni.sockets();
+        (port, memory) = (Some(patroni.connect_to.port), Some(files.memory.as_path()));
+        read = patroni.files();
+        read.extend([files.hold.clone(), files.before_stop.clone()]);
+    }
     let log = syslog::descriptor();
     if let Err(missing) = Confinement::of_listener(port, read, memory, log, systemd).enter() {
         journal::log(journal::WARNING, &missing);

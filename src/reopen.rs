@@ -1,6 +1,5 @@
-//! What patroni-agent-check-reopen@.service runs when systemd has given up a socket: starts the socket again, once a
-//! second at most, until it is open or an administrator has closed it, and says why it was closed. Knows systemctl and
-//! nothing of checks.
+//! Opens a socket that systemd has given up, for patroni-agent-check-reopen@.service: once a second, until it is open or an
+//! administrator has closed it. In goes a unit's name, out comes a line for the journal. Knows nothing of HAProxy.
 
 use crate::journal;
 use crate::patroni::ports;
@@ -36,8 +35,7 @@ pub fn reopen(socket: &str) -> ExitCode {
                 }
             }
             "active" => {
-                // From here on, systemd starts another one of this for a socket that fails. It reads this line before it
-                // answers again.
+                // from here on systemd starts this unit again for a socket that fails; it reads this before it answers
                 let _ = sd_notify::notify(&[NotifyState::Stopping]);
                 if show([socket])[0].active == "failed" {
                     systemctl(&["reset-failed", socket]);
@@ -53,17 +51,17 @@ pub fn reopen(socket: &str) -> ExitCode {
 }
 
 /// Starts it, but never against an administrator who stops it or starts the other pair at this moment: that stops this
-/// process, too, and comes after it. In a shutdown, what is stopped first would keep the socket waiting to the end.
+/// process as well. In a shutdown the socket would wait for what is stopped first.
 fn start(socket: &str, shutdown: bool) {
     let mode = if shutdown { "ignore-dependencies" } else { "fail" };
     systemctl(&["start", "--quiet", "--job-mode", mode, socket]);
 }
 
-/// What systemctl prints; nothing, if it cannot be started.
+/// What systemctl prints; nothing if it cannot be started.
 fn systemctl(arguments: &[&str]) -> String {
     let mut command = Command::new("systemctl");
     command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
-    // it would tell of its own errors there
+    // systemctl would report its own errors there
     command.env_remove("NOTIFY_SOCKET");
     command.output().map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).into())
 }

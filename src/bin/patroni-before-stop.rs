@@ -120,7 +120,7 @@ impl Hook {
             Stop::Usage(text) | Stop::Print(text) => format!("{AGENT}: {text}"),
         })?;
         let file = &options.files.before_stop;
-        let note = match before_stop::note(file) {
+        let note = match before_stop::leave_note(file) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 return Err("another one runs".to_owned());
             }
@@ -175,8 +175,8 @@ impl Hook {
         }
     }
 
-    /// Waits until HAProxy has `heard`, and then for transactions, but only until `end`; `again` looks whether the end
-    /// comes sooner.
+    /// Waits until HAProxy has `heard`, and then for transactions, but only until `end`; `again` looks whether the end comes
+    /// sooner.
     fn wait_for_transactions(
         &self,
         heard: Instant,
@@ -261,7 +261,7 @@ fn left_in_memory(options: &Options) -> Result<Option<Duration>, String> {
     let record = |name: &&str| {
         let check = name.parse().ok()?;
         let memory = Memory::open(&options.files.memory, true);
-        Some(memory.recall(&patronis, Some(&check), None).last())
+        Some(memory.recall(&patronis, Some(&check), None).last.clone())
     };
     let records = LOCK.iter().filter_map(record).filter(|record| !record.at.is_zero());
     let newest = records.max_by_key(|record| record.at).ok_or("no check has left anything")?;

@@ -1,14 +1,37 @@
 //! What a check by hand says beside its answer: how the answer came about, and what HAProxy would not get. In goes what was
 //! heard, out come lines. Knows nothing of files.
 
+use crate::NAME;
 use crate::decide::bounds;
+use crate::journal::tell_operator;
 use crate::options::Options;
 use crate::patroni::ask::{Heard, Prepared};
 use crate::patroni::check::Check;
 use crate::patroni::location::Patroni;
 use crate::run::memory::Record;
+use rustix::net::{AddressFamily, getsockname};
+use rustix::process::Uid;
+use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+/// Tells a person as which user this process asks, and why that is `unlike` the units, and that it is a check by hand where
+/// this may not have been meant.
+pub fn explain_start(options: &Options, uid: Uid, unlike: Option<&String>) {
+    if let Some(error) = unlike.filter(|_| options.own.is_none() && !options.explain) {
+        tell_operator(&format!("the units would answer fail to HAProxy: --user {NAME}: {error}"));
+    }
+    if options.explain {
+        let why = unlike.map_or(String::new(), |error| format!("; not here: {error}"));
+        tell_operator(&format!("user: uid {uid}; the units run each check as {NAME}{why}"));
+    }
+    // of EXEC: and SYSTEM: of socat, and of ncat
+    if getsockname(io::stdin()).is_ok_and(|own| own.address_family() == AddressFamily::UNIX) {
+        tell_operator(
+            "standard input is a Unix socket and not HAProxy's connection, so this is a check by hand; with socat, add nofork after EXEC:...",
+        );
+    }
+}
 
 /// What a person is told of an answer: with `--explain` where Patroni was asked for what, whose Patroni it is, and what it
 /// said; always what HAProxy would not get, and a grace period that is too long.

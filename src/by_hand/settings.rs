@@ -1,6 +1,5 @@
-//! The settings of a check by hand: those of the units hold, so that the answer is the one that HAProxy gets, or those of
-//! `--settings`. In go the arguments, out come options. Hand-written, since what systemd makes of the file counts, down to its
-//! quotes. Knows nothing of Patroni.
+//! The settings of a check by hand: those of the units, or those that `--settings` tries. In go the arguments, out come
+//! options. Hand-written, since the file must be read exactly as systemd reads it. Knows nothing of Patroni and HAProxy.
 
 use super::sockets::explain_sockets;
 use crate::file;
@@ -11,13 +10,13 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The settings of the units, as their `EnvironmentFile=` lines have them: the last one counts.
+/// The files of the units' `EnvironmentFile=`. The last one counts.
 const SETTINGS: [&str; 2] =
     ["/etc/default/patroni-agent-check", "/etc/sysconfig/patroni-agent-check"];
 /// The longest settings file in bytes.
-const LIMIT: u64 = 64 * 1024;
-/// Reads the command line as [`Options::parse`]. Where it has no option of its own but `--explain`, the settings of the
-/// units hold, so that the answer is the one that HAProxy gets, or those of `--settings`; a CHECK takes the place of theirs.
+const SIZE_LIMIT: u64 = 64 * 1024;
+/// Reads the command line. If it has no option but `--explain`, the settings of the units or of `--settings` hold, so that
+/// the answer is the one that HAProxy gets. A CHECK takes the place of theirs.
 ///
 /// # Errors
 ///
@@ -35,7 +34,7 @@ pub fn settle(arguments: Vec<OsString>) -> Result<Options, Stop> {
     if given.own.is_some() { Ok(given) } else { with_settings(&given) }
 }
 
-/// With the settings that are tried or, if there are any, of the units.
+/// The options of the settings that are tried, or else of the units.
 fn with_settings(given: &Options) -> Result<Options, Stop> {
     let settings = match &given.settings {
         Some(file) => Some(tried(file).map_err(Stop::Usage)?),
@@ -59,10 +58,10 @@ fn with_settings(given: &Options) -> Result<Options, Stop> {
     Ok(theirs)
 }
 
-/// The settings file that counts and its `OPTIONS=`. What is wrong with one is said.
+/// The units' settings file that counts, and its `OPTIONS=`. Says what is wrong with one.
 fn installed() -> Option<(String, String)> {
     let read = |file: &str| {
-        let value = match file::read(Path::new(file), LIMIT) {
+        let value = match file::read(Path::new(file), SIZE_LIMIT) {
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             Err(error) => Err(format!("{error}, so the defaults hold here")),
             Ok(bytes) => value(&bytes),
@@ -82,10 +81,10 @@ fn installed() -> Option<(String, String)> {
 ///
 /// # Errors
 ///
-/// It cannot be read, or see [`value`]: what is tried must be what will count.
+/// It cannot be read, or see [`value`].
 fn tried(file: &Path) -> Result<(String, String), String> {
     let name = file.display().to_string();
-    let bytes = file::read(file, LIMIT).map_err(|error| error.to_string());
+    let bytes = file::read(file, SIZE_LIMIT).map_err(|error| error.to_string());
     let value =
         bytes.and_then(|bytes| value(&bytes)).map_err(|error| format!("{name}: {error}"))?;
     if value.is_none() {
@@ -96,12 +95,11 @@ fn tried(file: &Path) -> Result<(String, String), String> {
     Ok((name, value.unwrap_or_default()))
 }
 
-/// The value of `OPTIONS=` in a settings file, as systemd.exec(5) reads it (`EnvironmentFile=`); none in a file without
-/// settings.
+/// The value of `OPTIONS=`, as systemd.exec(5) reads it (`EnvironmentFile=`); none in a file without settings.
 ///
 /// # Errors
 ///
-/// It has settings and `OPTIONS=` is none of them, or they are not UTF-8, so that the units do not see them.
+/// It has settings but no `OPTIONS=`, or they are not UTF-8, so that the units ignore them.
 fn value(bytes: &[u8]) -> Result<Option<String>, String> {
     let text = String::from_utf8_lossy(bytes);
     let assigned = assignments(&text, systemd_version);
@@ -124,7 +122,7 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
 }
 
-/// This machine's systemd; the newest, if nobody knows.
+/// The version of this machine's systemd, or the newest if that is unknown.
 fn systemd_version() -> u32 {
     let output = Command::new("systemctl").arg("--version").stdin(Stdio::null()).output();
     let said =
@@ -132,7 +130,7 @@ fn systemd_version() -> u32 {
     said.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(u32::MAX)
 }
 
-/// Where systemd is in a settings file.
+/// Where systemd's reader is in a settings file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum At {
     Start,
@@ -145,12 +143,12 @@ enum At {
     Comment,
 }
 
-/// The assignments of a settings file, as systemd reads it: a backslash continues a line, even of a comment before version
-/// 254; white space around a name and a value does not count; what is in quotes does.
+/// The assignments of a settings file. A backslash continues a line, and before version 254 a comment as well. White space
+/// around names and values does not count, unless it is in quotes.
 fn assignments(text: &str, version: impl Fn() -> u32) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let (mut name, mut value) = (String::new(), String::new());
-    // how much of the value is kept at its end, though it is white space
+    // this much of the value is kept, even if it ends with white space
     let mut kept = 0;
     let mut at = At::Start;
     let mut chars = text.chars();
@@ -209,8 +207,7 @@ fn assignment(name: &str, value: &str, kept: usize) -> (String, String) {
     (name.trim_end().to_owned(), format!("{kept}{}", rest.trim_end()))
 }
 
-/// As systemd.service(5) splits `$OPTIONS` into arguments: at white space, with quotes around what has some, and as it is
-/// what follows a backslash.
+/// Splits `$OPTIONS` into arguments as systemd.service(5) does: at white space that is not in quotes or behind a backslash.
 fn words_of(text: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     let mut chars = text.chars();

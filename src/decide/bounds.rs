@@ -7,8 +7,8 @@ use std::time::Duration;
 /// HAProxy's `agent-inter` for a write pool, in units/examples/haproxy.cfg.
 const AGENT_INTER: Duration = Duration::from_millis(500);
 
-/// How long the leader lock outlives any good answer at the least: `ttl` less `retry_timeout` and the larger of `loop_wait` and
-/// `retry_timeout`, since a loop that waited that long for the DCS is followed by the next one at once.
+/// How long the leader lock outlives any good answer at the least: `ttl` less `retry_timeout` and the larger of `loop_wait`
+/// and `retry_timeout`, since a loop that waited that long for the DCS is followed by the next one at once.
 pub fn lock_outlives(lock: LockSettings) -> Option<Duration> {
     let LockSettings { ttl, loop_wait, retry_timeout } = lock;
     let taken = loop_wait.max(retry_timeout).checked_add(retry_timeout)?;

@@ -1,10 +1,7 @@
-//! The grace period: trouble soon after a good answer changes nothing in HAProxy. In go what a check has found out and what
-//! the table makes of it, out come the reply and the record of this answer. Knows nothing of where the record is kept.
-//!
-//! This is availability within the lease of the leader lock and decides nothing about who is primary: the lock outlives the
-//! last good answer ([`super::bounds`]).
+//! The grace period: trouble soon after a good answer changes nothing in HAProxy. In go a case and the table's reply, out
+//! come the reply and the record that is left. It does not decide who is primary: the leader lock outlives the last good
+//! answer ([`super::bounds`]). Knows nothing of files and the clock.
 
-use super::policy::{Case, Policy};
 use crate::haproxy::question::Question;
 use crate::haproxy::reply::{Otherwise, Reply, Verdict};
 use crate::patroni::answer::{Answer, Cause};
@@ -12,17 +9,39 @@ use crate::patroni::ask::Heard;
 use crate::run::memory::Record;
 use std::time::Duration;
 
-/// Trouble is not bridged for longer than this after Patroni last saw the DCS, by `dcs_last_seen`: its main loop
-/// may hang while its REST API goes on saying that it has the lock. With Patroni's own defaults (`ttl` 30,
-/// `loop_wait` 10) the lock then lives 20 s longer than that.
+/// Trouble is bridged for no longer than this after Patroni last saw the DCS: its main loop may hang while its REST API
+/// still says that it has the lock. With Patroni's defaults (`ttl` 30, `loop_wait` 10) the lock lives 20 s after that.
 const DCS_LIMIT: Duration = Duration::from_secs(15);
-/// How long a primary that Patroni stops keeps its sessions, from the first answer that says so. Nothing bounds how long
-/// Patroni takes for a stop.
+/// How long a primary that Patroni stops keeps its sessions. Patroni itself sets a stop no limit.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// By now every HAProxy has heard of a node that it is no longer ready, unless its `agent-inter` is longer.
+/// After this time every HAProxy has heard that a node is no longer ready, unless its `agent-inter` is longer.
 const EVERY_HAPROXY_KNOWS: Duration = Duration::from_secs(60);
-/// Patroni's `Date:` has whole seconds, and a short step of its clock ends no claim of the lock.
+/// Patroni's `Date:` has whole seconds, and a step of its clock in seconds shorter than this ends no claim of the lock.
 const CLOCK_STEP: u64 = 5;
+
+/// How trouble is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// What is said if Patroni gives no usable answer (`--unreachable`): down, or keep.
+    pub unreachable: Verdict,
+    /// How long after a good answer trouble is bridged (`--grace`); zero for never.
+    pub grace: Duration,
+    /// What a node gets that Patroni stops on purpose (`--stopping`): drain, or maint.
+    pub stopping: Otherwise,
+}
+
+/// What one check has found out.
+#[derive(Clone, Copy, Debug)]
+pub struct Case<'a> {
+    /// What HAProxy asked.
+    pub question: &'a Question,
+    /// What Patroni said, and when.
+    pub heard: &'a Heard,
+    /// What the last check of this question left.
+    pub last: &'a Record,
+    /// The before-stop hook has noted that PostgreSQL is about to stop.
+    pub stop_noted: bool,
+}
 
 /// Whether the last answer was ready.
 pub fn was_ready(record: &Record) -> bool {
@@ -34,13 +53,12 @@ pub fn end(record: &Record, grace: Duration) -> Duration {
     record.at + grace.min(record.lease)
 }
 
-/// Whether Patroni gave one of these checks a good answer not longer ago than the grace period: the node is well, and HAProxy's
-/// lines are as a rule in time.
+/// Whether Patroni gave one of these checks a good answer within the grace period.
 pub fn is_well(mut records: impl Iterator<Item = Record>, now: Duration, grace: Duration) -> bool {
     records.any(|record| now < end(&record, grace))
 }
 
-/// Changes the reply where trouble is bridged, and says whether the node is in the pool and what the next check is left. The
+/// Changes the reply where trouble is bridged. Returns whether the node is in the pool, and the record for the next check. A
 /// note of the before-stop hook turns what would be bridged into a drain, and what would be down after that into MAINT.
 pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
     let Case { question, heard, last, stop_noted } = case;
@@ -58,8 +76,8 @@ pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
                 (reply.verdict, in_the_pool) = (Verdict::Out(question.otherwise), false);
             }
             record.trouble = last.trouble.filter(|_| overtaken);
-            // What was asked before a bad answer came says nothing about what came after it; but what is not ready
-            // takes the place of what was.
+            // What was asked before a bad answer came says nothing about what came after it; but what is not ready takes the
+            // place of what was.
             let at = if ready { *asked } else { *answered };
             if at >= last.at {
                 (record.at, record.lease) = (at, lease(answer));

@@ -1,18 +1,15 @@
-//! What Patroni's answer means for HAProxy: the decision table first, then the grace period, then an operator's hold. In goes
-//! what a check has found out, out come the reply and what the next check is left. Pure: it knows nothing of sockets, files
-//! and the clock.
+//! What Patroni's answer means for HAProxy: the decision table, then the grace period, then an operator's hold. In goes a
+//! case, out come the reply and the record for the next check. Knows nothing of HTTP, files and the clock.
 
 pub mod bounds;
 pub mod grace;
-pub mod policy;
 pub mod table;
 
 use crate::haproxy::connection::NoQuestion;
 use crate::haproxy::question::HOLD;
 use crate::haproxy::reply::{Otherwise, Reply, Verdict};
-use crate::run::hold::Hold;
-use crate::run::memory::Record;
-use policy::{Case, Policy};
+use crate::run::{hold::Hold, memory::Record};
+use grace::{Case, Policy};
 
 /// What HAProxy is told, and what is left for the next check.
 pub fn decide(case: Case, policy: Policy, hold: Option<&Hold>) -> (Reply, Record) {
@@ -24,27 +21,23 @@ pub fn decide(case: Case, policy: Policy, hold: Option<&Hold>) -> (Reply, Record
     (reply, record)
 }
 
-/// What HAProxy is told if there is no question, so that Patroni was not asked. A line that is late to a node that
-/// `is_well` is trouble on the way here, and no more than a Patroni that is silent for a moment.
+/// What HAProxy is told if there is no question, so that Patroni was not asked. A line that is late on a node that `is_well`
+/// is trouble on the way here, and no more than a Patroni that is silent for a moment.
 pub fn no_question(why: &NoQuestion, hold: Result<Option<Hold>, String>, is_well: bool) -> Reply {
-    let (verdict, reason) = match why {
-        NoQuestion::OnlyHold => return only_hold(hold),
-        NoQuestion::Closed => (Verdict::Fail, "closed without an agent-send line"),
-        NoQuestion::Late(cure) if is_well => (Verdict::Keep, cure.as_str()),
-        NoQuestion::Late(text) | NoQuestion::Invalid(text) => (Verdict::Fail, text.as_str()),
+    let (verdict, check, reason) = match (why, hold) {
+        // also for maint: in MAINT HAProxy's own check would pause, for a server that asks Patroni itself
+        (NoQuestion::OnlyHold, Ok(Some(hold))) => {
+            (Verdict::Out(Otherwise::Drain), HOLD, format!("hold: {}", hold.reason))
+        }
+        (NoQuestion::OnlyHold, Ok(None)) => (Verdict::Ready, HOLD, "no hold".to_owned()),
+        (NoQuestion::OnlyHold, Err(unseen)) => (Verdict::Ready, HOLD, unseen),
+        (NoQuestion::Closed, _) => {
+            (Verdict::Fail, "", "closed without an agent-send line".to_owned())
+        }
+        (NoQuestion::Late(cure), _) if is_well => (Verdict::Keep, "", cure.clone()),
+        (NoQuestion::Late(why) | NoQuestion::Invalid(why), _) => (Verdict::Fail, "", why.clone()),
     };
-    Reply { verdict, check: String::new(), reason: reason.to_owned() }
-}
-
-/// Whether an operator holds the node, for a server of HAProxy's that asks Patroni itself. A hold drains it, and `maint`
-/// does, too: in MAINT HAProxy would check Patroni no more.
-fn only_hold(hold: Result<Option<Hold>, String>) -> Reply {
-    let (verdict, reason) = match hold {
-        Ok(Some(hold)) => (Verdict::Out(Otherwise::Drain), format!("hold: {}", hold.reason)),
-        Ok(None) => (Verdict::Ready, "no hold".to_owned()),
-        Err(unseen) => (Verdict::Ready, unseen),
-    };
-    Reply { verdict, check: HOLD.to_owned(), reason }
+    Reply { verdict, check: check.to_owned(), reason }
 }
 
 #[cfg(test)]

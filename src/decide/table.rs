@@ -1,17 +1,16 @@
-//! The decision table of the README. In goes what Patroni answered to a question, out come HAProxy's words and the reason.
-//! Knows nothing of earlier answers.
+//! The decision table of the README. In goes Patroni's answer to a question, out come HAProxy's words and the reason. Knows
+//! nothing of files and the clock.
 
-use super::grace::is_stopped_with_the_lock;
-use super::policy::Policy;
+use super::grace::{Policy, is_stopped_with_the_lock};
 use crate::haproxy::question::Question;
 use crate::haproxy::reply::{Otherwise, Reply, Verdict};
 use crate::patroni::answer::{Answer, Cause, NoAnswer};
 
 /// The first row that matches.
 ///
-/// READY needs all three: status 200, state running, a role that fits. The role word alone stays
-/// `primary` after the lock is lost, and `/primary` is 200 on a primary that is stopping, starting or
-/// crashed (patroni#2756) and on a replica that is not promoted yet (patroni#2972).
+/// READY needs all three: status 200, state running, a role that fits. The role word alone stays `primary` after the lock is
+/// lost, and `/primary` is 200 on a primary that is stopping, starting or crashed (patroni#2756) and on a replica that is
+/// not promoted yet (patroni#2972).
 pub fn look_up(question: &Question, policy: Policy, answer: &Result<Answer, NoAnswer>) -> Reply {
     let check = &question.check;
     let (verdict, reason) = match answer {

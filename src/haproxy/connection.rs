@@ -1,6 +1,5 @@
-//! The connection: HAProxy's, as fd 3 (systemd, `Accept=yes`) or as fd 0 (xinetd, inetd, `StandardInput=socket`), or that of a
-//! person. In comes an agent-send line, out goes a reply. A process may be given a listening socket instead (`Accept=no`,
-//! `wait = yes`). Knows nothing of Patroni and of what the bytes mean.
+//! HAProxy's connection, as fd 3 (systemd, `Accept=yes`) or fd 0 (xinetd, `StandardInput=socket`), or a person's terminal,
+//! or a listening socket (`Accept=no`). In comes an agent-send line, out goes a reply. Knows nothing of Patroni.
 
 use crate::journal;
 use listenfd::ListenFd;
@@ -16,12 +15,15 @@ use std::time::{Duration, Instant};
 
 /// The longest agent-send line, without its newline.
 pub const LINE_LIMIT: usize = 256;
-/// How long after the start HAProxy's agent-send line may come. HAProxy sends it as soon as it is connected, and a
-/// packet that is lost is sent again after some 200 ms; a stranger who says nothing must not keep a place for longer.
+/// How long after the start HAProxy's line may come. HAProxy sends it as soon as it is connected, and a lost packet again
+/// after some 200 ms. A stranger who sends nothing must not keep a place for longer.
 pub const LINE_DUE: Duration = Duration::from_millis(300);
 
-/// How often the line is tried, and how many times 1024 unread bytes are taken off the connection.
-const TRIES: usize = 16;
+/// How often the reply is tried.
+const SEND_TRIES: usize = 16;
+/// How many times 1024 unread bytes are taken off the connection before it is closed.
+const UNREAD_KIB: usize = 16;
+
 /// Where the question comes from and the reply goes.
 #[derive(Debug)]
 pub enum Connection {
@@ -47,11 +49,11 @@ pub enum NoQuestion {
 /// How this process was started.
 #[derive(Debug)]
 pub enum Activation {
-    /// One who asked.
+    /// With one connection.
     Here(Connection),
-    /// All who ask from now on, on one socket or several.
+    /// With listening sockets.
     Listeners(Vec<TcpListener>),
-    /// The connection was reset before this process got it.
+    /// With a connection that was reset before this process got it.
     Gone,
 }
 
@@ -60,7 +62,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// What was handed over is no TCP socket, or cannot be used.
+    /// It is no TCP socket, or cannot be used.
     pub fn inherited() -> Result<Activation, String> {
         let mut passed = ListenFd::from_env();
         let mut no_socket = Ok(Activation::Here(Connection::Standard));
@@ -70,7 +72,7 @@ impl Connection {
         }
         if passed.len() > 0 {
             let mut take = || passed.take_custom(0, libc::AF_INET, libc::SOCK_STREAM, "TCP socket");
-            // again, in case that looking at it has failed and not what it is
+            // twice, since the look at the socket may fail
             match take().or_else(|_| take()) {
                 Ok(stream) => {
                     return stream.map_or(Ok(Activation::Gone), |stream| connected(stream, others));
@@ -91,22 +93,33 @@ impl Connection {
         matches!(self, Connection::Standard)
     }
 
-    /// Sends the reply; nothing waits for the peer.
+    /// Sends the reply in one write: HAProxy 2.6 may complete a split line with bytes of its other clients. HAProxy usually
+    /// resets the connection right after the line, so nothing that comes later is an error.
     pub fn send(&self, line: &str) {
-        match self {
-            Connection::Socket(stream) => send(stream, line),
-            Connection::Standard => print(line),
+        let Connection::Socket(stream) = self else { return print(line) };
+        // Nothing waits for the peer. A send that fails for want of memory may work a moment later, and silence would leave
+        // HAProxy with the last reply.
+        let once = || net::send(stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        let _ = (0..SEND_TRIES).any(|_| once().is_ok());
+        let _ = stream.shutdown(Shutdown::Write);
+        // Closing with unread bytes would reset the connection, and with it perhaps the line.
+        let mut rest = [0; 1024];
+        for _ in 0..UNREAD_KIB {
+            match net::recv(stream, &mut rest, RecvFlags::DONTWAIT) {
+                Ok((1.., _)) | Err(Errno::INTR) => {}
+                _ => break,
+            }
         }
     }
 
-    /// Who asked, behind a socket. A dual-stack socket shows IPv4 as `::ffff:10.0.0.1`.
+    /// HAProxy's address and port. A dual-stack socket shows IPv4 as `::ffff:10.0.0.1`.
     pub fn peer(&self) -> Option<String> {
         let Connection::Socket(stream) = self else { return None };
         let canonical = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
         Some(stream.peer_addr().map_or(String::new(), |peer| canonical(peer).to_string()))
     }
 
-    /// The address of this machine that was asked, behind a socket; an interface's own IPv6 address with its interface.
+    /// The address of this machine on which HAProxy asked. A link-local IPv6 address has its interface.
     pub fn local(&self) -> Option<SocketAddr> {
         let Connection::Socket(stream) = self else { return None };
         let local = stream.local_addr().ok()?;
@@ -116,26 +129,25 @@ impl Connection {
         })
     }
 
-    /// Who asked, behind a socket.
+    /// The source that HAProxy is counted as; see [`source`].
     pub fn source(&self) -> Option<IpAddr> {
         let Connection::Socket(stream) = self else { return None };
         Some(source(stream.peer_addr().ok()?.ip(), stream.local_addr().ok()?.ip()))
     }
 
-    /// Says something that a human wants to know and HAProxy's journal does not, at every check.
+    /// Tells a person something that is not for the journal.
     pub fn remark(&self, text: &str) {
         if let Connection::Standard = self {
             journal::tell_operator(text);
         }
     }
 
-    /// Reads the line that HAProxy sends by `agent-send`, in however many pieces it comes.
-    /// Returned without its newline.
+    /// Reads the line that HAProxy sends by `agent-send`, and returns it without its newline.
     ///
     /// # Errors
     ///
-    /// The peer closed without a word; there is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`), and
-    /// never later than that `timeout`; or it is longer than [`LINE_LIMIT`] bytes.
+    /// The peer sent nothing and closed; there is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`); or it
+    /// is longer than [`LINE_LIMIT`] bytes.
     pub fn read_line(
         &mut self,
         started: Instant,
@@ -148,7 +160,7 @@ impl Connection {
     }
 }
 
-/// Whose address a peer's is. This machine has many, and so has everybody with IPv6: a network of 64 bits.
+/// The source that a peer is counted as. This machine has many addresses, and every host with IPv6 has a network of 64 bits.
 pub fn source(peer: IpAddr, local: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         ip if ip.is_loopback() || ip == local.to_canonical() => Ipv4Addr::LOCALHOST.into(),
@@ -160,13 +172,11 @@ pub fn source(peer: IpAddr, local: IpAddr) -> IpAddr {
 fn connected(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Activation, String> {
     match stream.peer_addr() {
         Ok(_) => {
-            // Nothing but a look at the environment unless a drop-in makes the unit Type=notify, for
-            // which a process that ends without this has failed.
+            // only for a drop-in with Type=notify, for which a process that ends without this has failed
             let _ = sd_notify::notify(&[NotifyState::Ready]);
             Ok(Activation::Here(Connection::Socket(stream)))
         }
-        // A listening socket and a connection that was reset both have no peer. Any other error says nothing of the
-        // connection: whoever is there is answered.
+        // A listening socket and a connection that was reset both have no peer. After any other error the peer is answered.
         Err(error) if error.kind() == ErrorKind::NotConnected => match socket_acceptconn(&stream) {
             Ok(true) => {
                 others.push(TcpListener::from(OwnedFd::from(stream)));
@@ -225,25 +235,7 @@ fn read_line(
     }
 }
 
-/// One write: HAProxy 2.6 may complete a split line with bytes of its other clients. HAProxy usually
-/// resets the connection right after the line, so nothing that comes later is an error.
-fn send(stream: &TcpStream, line: &str) {
-    // Nothing here waits for a peer. A send that fails for want of memory may work a moment later, and silence
-    // would leave HAProxy with what it heard last.
-    let once = || net::send(stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-    let _ = (0..TRIES).any(|_| once().is_ok());
-    let _ = stream.shutdown(Shutdown::Write);
-    // Closing with unread bytes would reset the connection, and with it perhaps the line.
-    let mut rest = [0; 1024];
-    for _ in 0..TRIES {
-        match net::recv(stream, &mut rest, RecvFlags::DONTWAIT) {
-            Ok((1.., _)) | Err(Errno::INTR) => {}
-            _ => break,
-        }
-    }
-}
-
-/// Text on stdout, for a human.
+/// Text on stdout, for a person.
 pub fn print(text: &str) {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes());

@@ -1,17 +1,17 @@
-//! What HAProxy asks: one of Patroni's health checks, and what a healthy node gets that does not match it. In goes the
-//! agent-send line, out comes a question or why there is none. Knows nothing of Patroni's answer.
+//! What HAProxy asks: one of Patroni's health checks, and the state of a healthy node that does not match it. In goes the
+//! agent-send line, out comes a question or why there is none. Knows nothing of what an answer means.
 
 use crate::haproxy::connection::{Connection, NoQuestion};
 use crate::haproxy::reply::Otherwise;
 use crate::patroni::check::Check;
 use std::time::{Duration, Instant};
 
-/// One question of HAProxy's.
+/// A question of HAProxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// The health check that Patroni is asked.
     pub check: Check,
-    /// What a healthy node gets that is not what was asked for.
+    /// The state of a healthy node that does not match.
     pub otherwise: Otherwise,
 }
 
@@ -38,8 +38,8 @@ impl Question {
         Question::from_agent_send(&line, otherwise).map_err(NoQuestion::Invalid)
     }
 
-    /// Reads the line that HAProxy sends by `agent-send`: `CHECK [maint|drain|down]`. A line
-    /// without a word gets `otherwise`.
+    /// Reads the line that HAProxy sends by `agent-send`: `CHECK [maint|drain|down]`. `otherwise` stands in for a missing
+    /// word.
     pub fn from_agent_send(line: &[u8], otherwise: Otherwise) -> Result<Question, String> {
         let line = String::from_utf8_lossy(line);
         let mut words = line.split_ascii_whitespace();
@@ -56,7 +56,7 @@ impl Question {
     }
 }
 
-/// The agent-send line of a server that only wants to know whether an operator holds the node.
+/// The agent-send line that only asks whether an operator holds the node.
 pub const HOLD: &str = "hold";
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! HAProxy's words: what it is told of a node, and the line that tells it. Knows nothing of why, and of how the line
-//! gets there.
+//! HAProxy's words: what it is told of a node. In goes a verdict with its reason, out comes the reply line. Knows nothing of
+//! Patroni and sockets.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,15 +7,15 @@ use std::str::FromStr;
 /// HAProxy keeps about 108 characters of the text (`HCHK_DESC_LEN` in its source).
 const REASON_LIMIT: usize = 100;
 
-/// What a healthy node gets that is not what was asked for (`--else`).
+/// The state of a healthy node that does not match the check (`--else`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Otherwise {
-    /// Out of the pool, shown as MAINT: expected.
+    /// Out of the pool, and shown as MAINT: expected.
     #[default]
     Maint,
-    /// No new connections, old ones stay.
+    /// No new sessions, old ones stay.
     Drain,
-    /// Shown as DOWN, as with HAProxy's HTTP check.
+    /// Shown as DOWN, as by HAProxy's HTTP check.
     Down,
 }
 
@@ -45,9 +45,9 @@ impl fmt::Display for Otherwise {
 /// What HAProxy shall do with this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is what was asked for: into the pool.
+    /// It matches the check: into the pool.
     Ready,
-    /// It is healthy or in transition, and not what was asked for: out of the pool, as expected.
+    /// It is healthy or in transition, and does not match: out of the pool, as expected.
     Out(Otherwise),
     /// It is broken.
     Fail,
@@ -56,7 +56,7 @@ pub enum Verdict {
     /// Patroni gave no usable answer.
     #[default]
     Down,
-    /// There is trouble, and HAProxy shall leave everything as it is.
+    /// There is trouble, and HAProxy shall leave the server as it is.
     Keep,
 }
 
@@ -65,21 +65,21 @@ pub enum Verdict {
 pub struct Reply {
     /// The verdict.
     pub verdict: Verdict,
-    /// The health check that was asked; empty where there was none.
+    /// The health check; empty if there was none.
     pub check: String,
-    /// Why, in an operator's words. May hold anything that Patroni sent.
+    /// Why, in words for an operator. It may hold anything that Patroni sent.
     pub reason: String,
 }
 
 /// The agent reply line (HAProxy's configuration manual, `agent-check`).
 ///
-/// Always a health word and an admin word, since each heals only its own kind: `ready` alone never
-/// brings back a server that an agent has called down. `down ready` rather than `down`, which is
-/// not seen on a server in MAINT. A word that HAProxy does not know changes nothing and is shown.
+/// Always a health word and an administrative word, since each undoes only its own kind: `ready` alone never brings back a
+/// server that an agent has called down. `down` alone is not seen on a server in MAINT. HAProxy shows and ignores a word
+/// that it does not know.
 pub fn line(reply: &Reply) -> String {
     let reason = printable(&reply.reason, REASON_LIMIT);
     match (words(reply.verdict), reply.verdict) {
-        // HAProxy also splits words at commas.
+        // HAProxy splits words at commas, too
         (word, Verdict::Keep) => format!("{word}:_{}\n", reason.replace([' ', ','], "_")),
         (words, _) => format!("{words} # {reason}\n"),
     }
@@ -98,7 +98,7 @@ pub fn words(verdict: Verdict) -> &'static str {
     }
 }
 
-/// Nothing from outside gets further than this as it came: printable ASCII only.
+/// Printable ASCII only: nothing from outside is passed on as it came.
 pub fn printable(text: &str, limit: usize) -> String {
     text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).take(limit).collect()
 }

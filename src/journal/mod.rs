@@ -1,5 +1,5 @@
-//! What is logged: by the system log, or else on stderr as sd-daemon(3) has it, and never to a peer. In goes a line. Knows
-//! nothing of what a line says.
+//! What is logged: by the system log, or else on stderr as sd-daemon(3) has it, and never to a peer. In goes a line with its
+//! priority. Knows nothing of Patroni.
 
 pub mod news;
 pub mod syslog;

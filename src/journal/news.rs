@@ -1,5 +1,5 @@
-//! When the journal hears of trouble, and in which words. In go what the last checks left and how this one ended, out comes a
-//! line or none: HAProxy asks far more often than an operator wants to read. Knows nothing of what a reply is for.
+//! When the journal hears of trouble, and in which words: HAProxy asks far more often than an operator wants to read. In go
+//! the records and how a check ended, out comes a line or none. Knows nothing of what an answer means.
 
 use super::{NOTICE, REPEAT, WARNING, log};
 use crate::haproxy::reply::{self, Reply, Verdict};
@@ -26,10 +26,10 @@ pub enum News {
     InvalidLine,
 }
 
-/// What the journal is told of this record's trouble: a line when trouble begins, one in a while as long as it lasts, one when
-/// it ends, however many checks meet it. The record notes the line. Without a memory each check tells what it met.
+/// What the journal is told of this record's trouble: a line when trouble begins, one in a while as long as it lasts, one
+/// when it ends, however many checks meet it. The record notes the line. Without a memory each check tells what it met.
 pub fn of_trouble(recalled: &Recalled, record: &mut Record) -> Option<News> {
-    news(&recalled.last(), recalled.records_alike(), recalled.now(), record)
+    news(&recalled.last, recalled.records_alike(), recalled.now, record)
 }
 
 fn news(
@@ -64,7 +64,7 @@ fn news(
 /// What the journal is told of a line that is no question, which anybody may send: that one came, once in a while. Without a
 /// memory, nothing.
 pub fn of_invalid_line(recalled: Recalled, verdict: Verdict) -> Option<News> {
-    let (mut record, now) = (recalled.last(), recalled.now());
+    let (mut record, now) = (recalled.last.clone(), recalled.now);
     if is_recent(record.logged, now) || recalled.error().is_some() {
         return None;
     }

@@ -1,6 +1,6 @@
-//! The system log, without ever waiting for it. systemd's own way, a stream of each process's stderr, keeps every check waiting
-//! as soon as journald has not taken some thousands of them. Hand-written, since no crate sends with `MSG_DONTWAIT`. Knows
-//! nothing of what is said.
+//! The system log. In goes a line, and nothing ever waits: systemd's own way, a stream of each process's stderr, keeps every
+//! check waiting once journald lags. Hand-written, since no crate sends with `MSG_DONTWAIT`. Knows nothing of Patroni and
+//! HAProxy.
 
 use rustix::io::Errno;
 use rustix::net::{self, SendFlags};

@@ -1,5 +1,5 @@
-//! The questions that a listener asks Patroni in the name of its checks. Checks that want to know the same share one question,
-//! and few questions are asked at once. Knows nothing of what an answer means.
+//! The questions of a listener's checks to Patroni. In goes the question of one check, out comes what was heard, for all
+//! checks that ask the same. Knows nothing of what an answer means.
 
 use crate::clock::now;
 use crate::listen::share::{Missed, Shared};

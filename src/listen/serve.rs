@@ -1,5 +1,5 @@
-//! Many checks a second: a listening socket (`Accept=no`), a thread for each check, and an end as soon as
-//! nobody asks any more. Knows nothing of what a check is.
+//! The listener's loop: it accepts connections, starts a thread for each, and ends when none has come for a while. In go
+//! listening sockets, out go connections, each with a place. Knows nothing of Patroni.
 
 use crate::haproxy::connection::{self, Connection};
 use crate::journal::{self, syslog};
@@ -20,19 +20,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Checks at once, in all and for each source ([`connection::source`]). While Patroni hangs, each pool of a HAProxy takes
-/// a place for `--timeout`. `TasksMax=` and `LimitNOFILE=` of the unit fit these.
+/// Checks at once, in all and for each [`connection::source`]. While Patroni hangs, each pool of a HAProxy takes a place for
+/// `--timeout`. `TasksMax=` and `LimitNOFILE=` of the unit fit these numbers.
 const AT_ONCE: usize = 512;
 const AT_ONCE_PER_SOURCE: usize = 128;
-/// Above the longest `--timeout`: a check that takes longer hangs, and systemd's watchdog shall see it.
+/// Longer than any `--timeout`: a check that takes this long hangs, and systemd's watchdog shall see it.
 const HANGS_AFTER: Duration = Duration::from_secs(15);
-/// How often systemd is told the status, at most: it costs PID 1 as much as it costs here.
+/// How often systemd is told the status at most: that costs PID 1 as much as this process.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
-/// Answers each connection by `check`, which returns the words that it said, until there was none for `idle`, SIGTERM
-/// came, or the system log was gone. Checks that run then are finished; connections that come later wait for the process
-/// that systemd starts next. `lock_in` comes before the first one, when all that this needs is open; it is given the socket
-/// to systemd.
+/// Answers each connection by `answer`, which returns HAProxy's words, until none has come for `idle`, SIGTERM comes, or the
+/// system log is gone. Checks that run then are finished, and later connections wait for the next process of systemd's.
+/// `confine` is called before the first connection with the socket to systemd, when everything is open.
 ///
 /// # Errors
 ///
@@ -40,14 +39,14 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 pub fn serve(
     listeners: &[TcpListener],
     idle: Duration,
-    lock_in: impl FnOnce(Option<RawFd>),
-    check: impl Fn(Connection, &Place) -> &'static str + Sync,
+    confine: impl FnOnce(Option<RawFd>),
+    answer: impl Fn(Connection, &Place) -> &'static str + Sync,
 ) -> io::Result<()> {
     let (stop, stopper) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, stopper)?;
-    // a log file that is too long for the sandbox: the line is lost, and not the checks
+    // a log file that has grown too long for the sandbox costs the line, and not the checks
     signal_hook::flag::register(SIGXFSZ, Arc::default())?;
-    // three for each check
+    // a check takes three descriptors
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     // a connection may be gone again before it is accepted
@@ -59,12 +58,12 @@ pub fn serve(
     let wait = Timespec::try_from(tick).map_err(io::Error::other)?;
     let checks = Checks::default();
     let systemd = systemd();
-    // what PID 1 has no time for is told again with the next tick
+    // if PID 1 has no time, it is told again at the next tick
     let notify = |state: NotifyState| {
         let text = state.to_string();
         systemd.as_ref().map(|systemd| systemd.send(text.as_bytes()))
     };
-    lock_in(systemd.as_ref().map(UnixDatagram::as_raw_fd));
+    confine(systemd.as_ref().map(UnixDatagram::as_raw_fd));
     notify(NotifyState::Ready);
     if let Some(systemd) = &systemd {
         systemd.set_nonblocking(true)?;
@@ -87,10 +86,10 @@ pub fn serve(
                     continue;
                 }
                 if let Some((stream, place)) = accept(listener, &checks) {
-                    let check = &check;
-                    // without a thread for it the connection is closed, as one above the limit
+                    let answer = &answer;
+                    // if no thread can be started, the connection is closed like one above the limit
                     let _ = thread::Builder::new()
-                        .spawn_scoped(scope, move || place.run(stream, check));
+                        .spawn_scoped(scope, move || place.run(stream, answer));
                 }
             }
             if !checks.lock().running.is_empty() {
@@ -123,7 +122,7 @@ fn accept<'a>(listener: &TcpListener, checks: &'a Checks) -> Option<(TcpStream, 
         Ok(place.map(|place| (stream, place)))
     });
     accepted.unwrap_or_else(|error| {
-        // No descriptor is left: one comes back when a check ends.
+        // no descriptor is left until a check ends
         if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) {
             thread::sleep(Duration::from_millis(10));
         }
@@ -131,7 +130,7 @@ fn accept<'a>(listener: &TcpListener, checks: &'a Checks) -> Option<(TcpStream, 
     })
 }
 
-/// Whom systemd wants to be told (sd_notify(3)): a path, or an abstract name after an `@`.
+/// The socket of sd_notify(3): a path, or an abstract name after an `@`.
 fn systemd() -> Option<UnixDatagram> {
     let name = env::var_os("NOTIFY_SOCKET")?;
     let socket = UnixDatagram::unbound().ok()?;
@@ -142,7 +141,7 @@ fn systemd() -> Option<UnixDatagram> {
     Some(socket)
 }
 
-/// The checks that are being answered, and what became of the others.
+/// The checks that run, and what became of the others.
 #[derive(Default)]
 struct Checks(Mutex<State>);
 
@@ -159,8 +158,8 @@ struct State {
     last: &'static str,
 }
 
-/// Connections that were closed without an answer, as systemd does it: newcomers that found no place, and those
-/// that said nothing and gave theirs to a newcomer.
+/// Connections that were closed without an answer: those that found no place, and silent ones that lost theirs to a
+/// newcomer.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Unanswered {
     refused: u64,
@@ -171,7 +170,7 @@ struct Running {
     number: u64,
     source: IpAddr,
     since: Instant,
-    /// The connection as long as nothing is known to have come from it.
+    /// The connection, as long as it may be silent.
     silent: Option<TcpStream>,
 }
 
@@ -186,8 +185,8 @@ impl Checks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a newcomer, if need be that of the connection that has been silent for longest: HAProxy's line comes
-    /// at once.
+    /// A place for a newcomer, if need be that of the connection that has been silent for longest: HAProxy sends its line at
+    /// once.
     fn place(&self, source: IpAddr, stream: &TcpStream) -> io::Result<Option<Place<'_>>> {
         let silent = Some(stream.try_clone()?);
         let state = &mut *self.lock();
@@ -201,7 +200,7 @@ impl Checks {
                 state.unanswered.refused += 1;
                 return Ok(None);
             };
-            // its thread ends then
+            // this ends its thread
             if let Some(stream) = state.running.remove(leaves).silent {
                 let _ = stream.shutdown(Shutdown::Both);
             }
@@ -224,7 +223,7 @@ impl State {
         )
     }
 
-    /// What the journal has not heard of yet.
+    /// The line that the journal has not got yet.
     fn news(&mut self) -> Option<String> {
         let (known, when) = self.told.unzip();
         let (known, now) = (known.unwrap_or_default(), self.unanswered);
@@ -240,7 +239,7 @@ impl State {
 }
 
 impl Place<'_> {
-    /// The peer has said what it wants: nobody takes its place any more.
+    /// Keeps the place, since the peer has sent its question: no newcomer gets it any more.
     pub fn keep(&self) {
         let running = &mut self.checks.lock().running;
         if let Some(own) = running.iter_mut().find(|check| check.number == self.number) {
@@ -248,10 +247,10 @@ impl Place<'_> {
         }
     }
 
-    fn run(self, stream: TcpStream, check: &(impl Fn(Connection, &Place) -> &'static str + Sync)) {
+    fn run(self, stream: TcpStream, answer: &(impl Fn(Connection, &Place) -> &'static str + Sync)) {
         // A bug in one check must not end the others.
         let said =
-            panic::catch_unwind(AssertUnwindSafe(|| check(Connection::Socket(stream), &self)));
+            panic::catch_unwind(AssertUnwindSafe(|| answer(Connection::Socket(stream), &self)));
         let mut state = self.checks.lock();
         if state.running.iter().any(|check| check.number == self.number) {
             state.served += 1;

@@ -1,5 +1,5 @@
-//! Who wants to know the same waits for one answer, and that is always asked for after he came; few are asked for at
-//! once, one after the other, and those who ask take turns. Knows nothing of what is asked, and of whom.
+//! Shared questions: those who ask the same wait for one answer. Hand-written, since crates for this join a call in flight,
+//! whose answer is older than the question. Knows nothing of Patroni and HAProxy.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,7 +7,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How many sources' turns are known before those of sources that do not wait are forgotten.
+/// How many sources' turns are remembered before those of sources that do not wait are forgotten.
 const TURNS: usize = 1024;
 
 /// Questions that are asked in the name of all who wait for the answer.
@@ -19,31 +19,31 @@ pub struct Shared<Q, S, A> {
 }
 
 struct State<Q, S, A> {
-    /// For whom they are being asked.
+    /// The sources for which questions are being asked.
     asking: Vec<S>,
-    /// None is asked before.
+    /// When the next question may be asked.
     next: Instant,
-    /// Those that are not asked yet, one of a kind, in the order in which they came.
+    /// The questions that are not asked yet, each once, in the order in which they came.
     waiting: Vec<Waiting<Q, S, A>>,
-    /// The number of each source's last question among all that were asked.
+    /// Each source's last question, by its number among all.
     turns: HashMap<S, u64>,
     asked: u64,
 }
 
 struct Waiting<Q, S, A> {
     question: Q,
-    /// Before those that are not.
+    /// It is asked before those that are not.
     first: bool,
-    /// Who asked it first; only his places are counted.
+    /// The source that came first, which alone it is counted for.
     source: S,
-    /// One for each who waits.
+    /// The deadline and the source of each who waits.
     who: Vec<(Instant, S)>,
     answer: Arc<Coming<A>>,
 }
 
-/// Outlives its question's place in the queue.
+/// An answer that is to come. It outlives its question's place in the queue.
 struct Coming<A> {
-    /// None if there will be none.
+    /// None if the one who asked has panicked.
     answer: OnceLock<Option<A>>,
     changed: Condvar,
 }
@@ -55,15 +55,15 @@ pub enum Missed {
     Unasked,
     /// Too many other questions of the same source wait.
     Crowded,
-    /// It was asked, and had not come by the deadline.
+    /// It was asked, and no answer came by the deadline.
     Unanswered,
-    /// Who asked it has panicked.
+    /// The one who asked has panicked.
     Broken,
 }
 
 impl<Q: PartialEq, S: Copy + Eq + Hash, A: Clone> Shared<Q, S, A> {
-    /// At most so many questions at once, of which one source never has all, the beginnings of any two so far apart, and at
-    /// most so many of one source that wait besides those that come first.
+    /// At most `at_once` questions, of which one source never has all, which begin `apart` from each other. A `queue` is as
+    /// long as the waiting questions of one source besides those that come first.
     pub fn new(at_once: usize, apart: Duration, queue: usize) -> Self {
         let state = State {
             asking: Vec::new(),
@@ -75,9 +75,9 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A: Clone> Shared<Q, S, A> {
         Shared { at_once, apart, queue, state: Mutex::new(state) }
     }
 
-    /// Returns an answer that was asked for after this call began: by `ask`, or by somebody with the same
-    /// question. `ask` must come back at the deadline. The next question is of the source that has not had a turn for
-    /// longest. Of one source, those that come `first` are asked before the others, and there must not be many of them.
+    /// Returns an answer that was asked for after this call began, by `ask` or by somebody with the same question. `ask`
+    /// must return at the deadline. The next question is that of the source whose last turn is longest ago, and among those
+    /// of one source one that comes `first`, of which there must not be many.
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
             same.who.push(who);
             let answer = same.answer.clone();
             if first && !same.first {
-                // those who asked the same before come along
+                // those who already wait for the same come along
                 same.first = true;
                 self.waiting[place..].rotate_left(1);
             }
@@ -167,12 +167,12 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
         Some(answer)
     }
 
-    /// The place of the question that is next, and in whose turn it is asked.
+    /// The place of the next question, and the source whose turn it is.
     fn next(&self, at_once: usize) -> Option<(usize, S)> {
         if self.asking.len() >= at_once {
             return None;
         }
-        // the last place at Patroni is for whoever has none
+        // the last place is for a source that has none
         let may = |source: &S| {
             let own = self.asking.iter().filter(|other| *other == source).count();
             own == 0 || own + 1 < at_once
@@ -187,8 +187,8 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
         next.map(|(source, _, place)| (place, source))
     }
 
-    /// Whether this question is next, and to be asked by whoever has this deadline: the last one, so that the others
-    /// have all their time.
+    /// Whether this question is next, and asked by the caller with this deadline: the last one, so that the others have all
+    /// their time.
     fn is_next(&self, coming: &Arc<Coming<A>>, deadline: Instant, at_once: usize) -> bool {
         let next = self.next(at_once).map(|(place, _)| &self.waiting[place]);
         next.is_some_and(|next| {
@@ -197,7 +197,7 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
         })
     }
 
-    /// It is being asked from here on, in the name of all who wait for it.
+    /// From here on it is asked for all who wait.
     fn begin(&mut self, coming: &Arc<Coming<A>>, at_once: usize) -> Option<S> {
         let (place, source) = self.next(at_once)?;
         debug_assert!(Arc::ptr_eq(&self.waiting[place].answer, coming));

@@ -1,12 +1,12 @@
-//! What Patroni answers, as far as it matters, or why there is no answer. In goes the body of its answer. Knows nothing of how
-//! the answer came and what it means for HAProxy.
+//! Patroni's answer, or why there is none. In goes the body, out come the few keys that matter. Knows nothing of HTTP and
+//! what an answer means.
 
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What Patroni said: top-level keys only, the body is the same with 200 and with 503.
+/// Patroni's answer: top-level keys only. The body is the same with 200 and with 503.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The HTTP status, 200 or 503.
@@ -49,13 +49,13 @@ pub enum Cause {
     Refused,
     /// This machine kept the agent from asking, which says nothing of Patroni.
     NotAsked,
-    /// Anything else: a Patroni that is silent, an answer that is none, a certificate that cannot be read.
+    /// Anything else, such as a silent Patroni, an answer that is not valid, or a certificate that cannot be read.
     Failed,
 }
 
 impl Cause {
-    /// What an error of the operating system means. This machine's own may be over in the next moment: no port, descriptor or
-    /// memory is left.
+    /// The cause of an error of the operating system. If no port, descriptor or memory is left, that may be over in a
+    /// moment.
     pub fn of(error: &io::Error) -> Cause {
         use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
         match error.raw_os_error() {
@@ -78,25 +78,20 @@ pub fn seconds(time: SystemTime) -> u32 {
     u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
 }
 
-/// Reads the body's few keys that matter. A key of an unexpected type counts as absent, and the
-/// rest of the body may be anything that is JSON. The date is that of this machine.
+/// Reads the body. A key of an unexpected type counts as absent, and the rest may be any JSON. The date is that of this
+/// machine.
 ///
 /// # Errors
 ///
 /// The body is no JSON object, or has no `state` or no `role`.
 pub fn read(status: u16, body: &[u8]) -> Result<Answer, String> {
-    let keys: BTreeMap<String, &RawValue> = serde_json::from_slice(body)
+    let keys: Keys = serde_json::from_slice(body)
         .map_err(|error| format!("answer is not Patroni's JSON: {error}"))?;
     let string = |key: &str| serde_json::from_str::<String>(keys.get(key)?.get()).ok();
     let is_true = |key: &str| keys.get(key).is_some_and(|value| value.get() == "true");
     let required = |key: &str| string(key).ok_or(format!("answer has no '{key}'"));
-    let tags = keys
-        .get("tags")
-        .and_then(|tags| serde_json::from_str::<BTreeMap<String, &RawValue>>(tags.get()).ok());
-    let noloadbalance = tags
-        .as_ref()
-        .and_then(|tags| tags.get("noloadbalance"))
-        .is_some_and(|value| value.get() == "true");
+    let noloadbalance = object(&keys, "tags")
+        .is_some_and(|tags| tags.get("noloadbalance").is_some_and(|tag| tag.get() == "true"));
     let (state, role) = (required("state")?, required("role")?);
     let replication_state = string("replication_state");
     let asked_in_vain = role == "replica" && replication_state.is_none();
@@ -116,11 +111,16 @@ pub fn read(status: u16, body: &[u8]) -> Result<Answer, String> {
     })
 }
 
+/// A JSON object.
+type Keys<'a> = BTreeMap<String, &'a RawValue>;
+
+fn object<'a>(keys: &Keys<'a>, key: &str) -> Option<Keys<'a>> {
+    serde_json::from_str(keys.get(key)?.get()).ok()
+}
+
 /// The release of Patroni, as far as it is numbers.
-fn version(keys: &BTreeMap<String, &RawValue>) -> Option<[u32; 3]> {
-    let patroni: BTreeMap<String, &RawValue> =
-        serde_json::from_str(keys.get("patroni")?.get()).ok()?;
-    let text: String = serde_json::from_str(patroni.get("version")?.get()).ok()?;
+fn version(keys: &Keys) -> Option<[u32; 3]> {
+    let text: String = serde_json::from_str(object(keys, "patroni")?.get("version")?.get()).ok()?;
     let mut numbers = text.split('.').map(|number| number.parse().unwrap_or(0));
     Some([(); 3].map(|()| numbers.next().unwrap_or(0)))
 }

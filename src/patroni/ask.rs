@@ -1,5 +1,5 @@
-//! The one question to Patroni: a GET of a health check, at the first address where Patroni listens. In go a health check and
-//! a deadline, out comes what was heard and when. Knows nothing of what that means for HAProxy.
+//! The one question to Patroni: a GET of a health check, at the first address where Patroni listens. In go a check and a
+//! deadline, out comes what was heard and when. Knows nothing of what an answer means.
 
 use super::answer::{self, Answer, Cause, NoAnswer, seconds};
 use super::check::Check;
@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 const CURE: &str = " (see restapi.listen and --url)";
 
 impl Patroni {
-    /// Reads the certificates, and the host's addresses if it is a name. Without `--url` Patroni is looked for when it is
-    /// asked: on localhost, or at the address on which HAProxy `asked`; by hand, wherever it listens.
+    /// Reads the certificates and the host's addresses. Without `--url` the first question finds Patroni on localhost or at
+    /// the address on which HAProxy `asked`, and by hand wherever it listens.
     pub fn prepare(&self, asked: Option<SocketAddr>) -> Prepared<'_> {
         self.sockets();
         Prepared { patroni: self, asked, files: self.read_files() }
@@ -40,12 +40,12 @@ impl Patroni {
     }
 }
 
-/// Says whose error it is.
+/// The error with the Patroni that it came from.
 pub fn blame(patroni: &Endpoint, NoAnswer { cause, reason }: NoAnswer) -> NoAnswer {
     NoAnswer { cause, reason: format!("Patroni {patroni}: {reason}") }
 }
 
-/// A Patroni for which no file needs to be read any more.
+/// A Patroni that can be asked without reading another file.
 pub struct Prepared<'a> {
     patroni: &'a Patroni,
     /// The address of this machine on which HAProxy asked.
@@ -53,19 +53,19 @@ pub struct Prepared<'a> {
     files: Result<Files, NoAnswer>,
 }
 
-/// What was read from files: the addresses of the URL's host, and the certificates.
+/// The addresses of the URL's host, and the certificates.
 type Files = (Vec<SocketAddr>, Option<Arc<ClientConfig>>);
 
 /// What came of one question.
 #[derive(Clone, Debug)]
 pub struct Heard {
-    /// Who was asked, or those who would have been.
+    /// The Patroni that was asked, or all that may be asked if none answered.
     pub from: Vec<Endpoint>,
-    /// What was said.
+    /// The answer, or why there is none.
     pub answer: Result<Answer, NoAnswer>,
-    /// Before the question was sent, by [`now`]. Counted from here, the verdict does not depend on `--timeout`.
+    /// When the question was sent, by [`now`]. The verdict counts from here, so that it does not depend on `--timeout`.
     pub asked: Duration,
-    /// When there was an answer or an end to waiting.
+    /// When the answer came, or the waiting ended.
     pub answered: Duration,
 }
 
@@ -75,9 +75,7 @@ impl Prepared<'_> {
         self.files.as_ref().err()
     }
 
-    /// Asks Patroni once. If there is no answer, the text says who failed and, where there is one, the cure: nobody there, a
-    /// stranger in its place, no answer before the deadline, no HTTP, a status other than 200 and 503, a body that is no
-    /// status of Patroni's.
+    /// Asks Patroni once. If there is no answer, the reason says what failed, and the cure where there is one.
     pub fn ask(&self, check: &Check, patience: &Patience) -> Heard {
         let (asked, since) = (now(), Instant::now());
         let (from, response) = self.get(check.path(), patience);
@@ -94,7 +92,7 @@ impl Prepared<'_> {
         Heard { from, answer, asked, answered: asked + since.elapsed() }
     }
 
-    /// One GET of the first address that can be connected, and who answered it or failed to.
+    /// One GET of the first address that can be connected. Returns that address as well.
     fn get(&self, path: &str, patience: &Patience) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
         let url = &self.patroni.url;
         let (addresses, tls) = match self.find_addresses(patience.deadline) {
@@ -105,7 +103,7 @@ impl Prepared<'_> {
         let mut first_error = None;
         for address in addresses {
             match http::get(url, tls.as_ref(), address, path, patience) {
-                // The first error is told. ureq itself would share the time between the addresses.
+                // the first error is told; ureq would share the time between the addresses
                 Err(Failure::NotConnected(error)) => {
                     causes.push(Cause::of(&error));
                     first_error.get_or_insert_with(|| http::in_words(url, error.into()));
@@ -158,20 +156,20 @@ impl Prepared<'_> {
         Err(NoAnswer { cause, reason })
     }
 
-    /// Where Patroni is looked for, in this order, in words.
+    /// Where Patroni is looked for, in words.
     pub fn tried(&self) -> String {
         let other = self.patroni.candidate_endpoints(self.asked);
         let other = other.get(2).map(|other| format!(" and {other}"));
         format!("Patroni {}{}", self.patroni.connect_to, other.unwrap_or_default())
     }
 
-    /// What Patroni says at another path. Not for HAProxy's checks, which ask once.
+    /// The keys that Patroni returns for another path. Not for HAProxy's checks, which ask once.
     fn keys(&self, path: &str, deadline: Instant) -> Option<BTreeMap<String, Box<RawValue>>> {
         let answered = self.get(path, &Patience::until(deadline)).1.ok()?;
         serde_json::from_slice(&answered.body).ok()
     }
 
-    /// The name that Patroni's node gives itself: 3.3.11 tells it, 3.0.4 does not. By hand, as [`Prepared::lock_settings`].
+    /// The name of Patroni's node, which 3.3.11 tells and 3.0.4 does not. Not for HAProxy's checks, which ask once.
     pub fn node(&self, deadline: Instant) -> Option<String> {
         let keys = self.keys("/patroni", deadline)?;
         let patroni: BTreeMap<String, &RawValue> =
@@ -179,8 +177,7 @@ impl Prepared<'_> {
         serde_json::from_str(patroni.get("name")?.get()).ok()
     }
 
-    /// What the leader lock's life depends on, from Patroni's dynamic configuration; none if Patroni does not tell it. Not for
-    /// HAProxy's checks, which ask once.
+    /// The leader lock's times in Patroni's dynamic configuration. Not for HAProxy's checks, which ask once.
     pub fn lock_settings(&self, deadline: Instant) -> Option<LockSettings> {
         let keys = self.keys("/config", deadline)?;
         // what is not set has Patroni's own default

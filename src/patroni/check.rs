@@ -1,10 +1,10 @@
-//! Patroni's health checks: their names, their queries, and the nodes that they are there to find. Knows the vocabulary of
-//! Patroni's REST API; knows nothing of HAProxy, sockets and HTTP.
+//! Patroni's health checks. In goes a name with its query, out come the path to ask for and the roles that match. Knows
+//! nothing of HAProxy, sockets and HTTP.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The nodes that a health check is there to find.
+/// The nodes that a health check looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wants {
     Primary,
@@ -15,9 +15,8 @@ enum Wants {
     Any,
 }
 
-/// Patroni's health check endpoints (Patroni manual, "REST API", "Health check endpoints"). A name
-/// that Patroni does not know is no error there but a 503, so nothing else is ever sent. The number of a name is its place in
-/// the memory file for good.
+/// Patroni's health check endpoints (Patroni manual, "REST API"). Patroni answers 503 to a name that it does not know, so
+/// nothing else is ever sent. A name's number is its place in the memory file for good.
 const CHECKS: &[(&str, Wants, usize)] = &[
     ("primary", Wants::Primary, 0),
     ("read-write", Wants::Primary, 1),
@@ -39,17 +38,15 @@ const CHECKS: &[(&str, Wants, usize)] = &[
     ("read-only-synchronous", Wants::ReadOnly, 16),
 ];
 
-/// The numbers are less than this.
+/// The numbers rise, and are less than this.
 pub const NUMBERS: usize = 23;
 
 const _: () = {
-    let mut used = [false; NUMBERS];
-    let mut row = 0;
-    while row < CHECKS.len() {
-        let number = CHECKS[row].2;
-        assert!(!used[number]);
-        used[number] = true;
-        row += 1;
+    let mut row = CHECKS.len() - 1;
+    assert!(CHECKS[row].2 < NUMBERS);
+    while row > 0 {
+        row -= 1;
+        assert!(CHECKS[row].2 < CHECKS[row + 1].2);
     }
 };
 
@@ -68,16 +65,13 @@ pub struct Check {
 }
 
 impl Check {
-    /// What is asked of the REST API, such as `/replica?lag=16MB`.
-    ///
-    /// `replication_state` is left out: no release up to 4.1.5 looks at it, and the code that is to
-    /// come compares it with a list and so answers 503 always. It is judged on the answer's body.
+    /// The path that Patroni is asked for, such as `/replica?lag=16MB`. It lacks `replication_state`, which is judged on the
+    /// body: Patroni ignores it up to 4.1.5, and the code that is to come always answers 503 to it.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// Whether a node of this role is one that the check is there to find. Patroni 4 says
-    /// `primary` where older ones say `master`.
+    /// Whether a node of this role matches. Patroni 4 says `primary` where older ones say `master`.
     pub fn fits(&self, role: &str) -> bool {
         match self.wants {
             Wants::Primary => matches!(role, "primary" | "master"),
@@ -178,11 +172,11 @@ impl FromStr for Check {
     }
 }
 
-/// Patroni takes a size that it cannot read for "no limit", so only what every version reads may pass.
+/// Patroni takes a size that it cannot read for "no limit", so only what every version reads is allowed.
 fn size(value: &str) -> Result<(), String> {
     let digits = value.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = value.split_at(digits);
-    // A leading 0 means octal to Patroni.
+    // a leading 0 means octal to Patroni
     let plain = number == "0" || (!number.is_empty() && !number.starts_with('0'));
     if plain && number.len() <= 15 && matches!(unit, "" | "B" | "kB" | "MB" | "GB" | "TB") {
         return Ok(());
@@ -192,7 +186,7 @@ fn size(value: &str) -> Result<(), String> {
     ))
 }
 
-/// Only characters that mean nothing special in a URL: the query is sent as it stands.
+/// Only characters without a meaning in a URL, since the query is sent as it is.
 fn word(key: &str, value: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/@,".contains(c);
     if !value.is_empty() && value.chars().all(plain) {

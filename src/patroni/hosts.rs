@@ -1,5 +1,5 @@
-//! The addresses of a host: those that are written, and those of `/etc/hosts`. Knows no DNS and none of the
-//! machine's other name services: they may be slow, and glibc's would be loaded into the static program.
+//! The addresses of a host. In goes a name, out come its addresses in `/etc/hosts`. Hand-written, since a crate for it is a
+//! whole resolver, and glibc's name services do not go into a static program. Knows nothing of sockets.
 
 use crate::file;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,11 +8,11 @@ use std::path::Path;
 /// hosts(5)
 pub const HOSTS: &str = "/etc/hosts";
 /// The longest `/etc/hosts` in bytes: some 20,000 names.
-const LIMIT: u64 = 1024 * 1024;
-/// No host of a Patroni has more addresses; each one that refuses costs a try.
-const ADDRESSES: usize = 16;
+const SIZE_LIMIT: u64 = 1024 * 1024;
+/// The most addresses of a host. Each one that refuses costs a try.
+const MOST_ADDRESSES: usize = 16;
 
-/// An address itself or both addresses of `localhost`; none of a name, for which [`HOSTS`] must be read.
+/// An address itself, or both addresses of `localhost`; none for a name, which is looked up in [`HOSTS`].
 pub fn written(host: &str) -> Option<Vec<IpAddr>> {
     if host.eq_ignore_ascii_case("localhost") {
         return Some(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
@@ -29,7 +29,7 @@ pub fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
     if let Some(addresses) = written(host) {
         return Ok(addresses);
     }
-    let (hosts, error) = match file::read(Path::new(HOSTS), LIMIT) {
+    let (hosts, error) = match file::read(Path::new(HOSTS), SIZE_LIMIT) {
         Ok(hosts) => (hosts, String::new()),
         Err(error) => (Vec::new(), format!(" ({error})")),
     };
@@ -41,8 +41,8 @@ pub fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
     }
 }
 
-/// hosts(5): an address and its names in each line, `#` begins a comment. A line that is none of this is left out,
-/// and so is an address that is good on one interface only, such as `fe80::1%eth0`.
+/// hosts(5): each line has an address and its names, and `#` begins a comment. Other lines are left out, and so is an
+/// address with an interface, such as `fe80::1%eth0`.
 fn named(hosts: &[u8], host: &str) -> Vec<IpAddr> {
     let address = |line: &[u8]| {
         let line = line.split(|byte| *byte == b'#').next()?;
@@ -51,7 +51,7 @@ fn named(hosts: &[u8], host: &str) -> Vec<IpAddr> {
         words.find(|name| name.eq_ignore_ascii_case(host.as_bytes()))?;
         std::str::from_utf8(address).ok()?.parse().ok()
     };
-    hosts.split(|byte| *byte == b'\n').filter_map(address).take(ADDRESSES).collect()
+    hosts.split(|byte| *byte == b'\n').filter_map(address).take(MOST_ADDRESSES).collect()
 }
 
 #[cfg(test)]
@@ -89,7 +89,7 @@ mod tests {
     fn not_without_end() {
         let hosts = (0..99).map(|number| format!("10.0.0.{number} pg1\n")).collect::<String>();
         let found = texts(hosts.as_bytes(), "pg1");
-        assert_eq!((found.len(), found[15].as_str()), (ADDRESSES, "10.0.0.15"));
+        assert_eq!((found.len(), found[15].as_str()), (MOST_ADDRESSES, "10.0.0.15"));
     }
 
     #[test]

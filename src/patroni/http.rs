@@ -1,9 +1,7 @@
-//! One GET by ureq, and the transport for it. The transport is here because ureq's own takes no verifier of certificates,
-//! delays acknowledgements, which costs 40 ms with https, and cannot end sooner. Knows nothing of what is asked and what
-//! comes back.
+//! One GET by ureq. In go a URL and an address, out comes a response. The transport is hand-written, since ureq's takes no
+//! verifier of certificates, delays acknowledgements by 40 ms, and cannot end early. Knows nothing of what an answer means.
 
-use super::answer::Cause;
-use super::tls;
+use super::{answer::Cause, tls};
 use crate::run::before_stop::Patience;
 use rustix::net::sockopt::set_tcp_quickack;
 use rustls::pki_types::ServerName;
@@ -20,12 +18,12 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Error};
 
-/// An answer has 500 to 800 bytes, and about 150 more for each replica.
+/// Longest body in bytes. An answer has 500 to 800, and about 150 more for each replica.
 const BODY_LIMIT: u64 = 64 * 1024;
-/// Patroni's header has 150 bytes. ureq clears a buffer of this size at each check.
+/// Longest header in bytes. Patroni's has 150, and ureq clears a buffer of this size at each check.
 const HEADER_LIMIT: usize = 4 * 1024;
 
-/// Said of a Patroni that is silent.
+/// What an operator is told of a silent Patroni.
 pub const NO_ANSWER: &str = "no answer before the deadline (--timeout)";
 
 /// What came of one GET.
@@ -34,15 +32,15 @@ pub struct Response {
     pub status: u16,
     /// The `Date:` of Patroni's clock.
     pub date: Option<SystemTime>,
-    /// As it came.
+    /// The body as it came.
     pub body: Vec<u8>,
 }
 
 /// Why there is no answer from one address.
 pub enum Failure {
-    /// It was not even connected, so another one may be asked.
+    /// There was no connection, so another address may be asked.
     NotConnected(io::Error),
-    /// It was connected, and gave no answer.
+    /// There was a connection, and no answer.
     NoAnswer(String),
 }
 
@@ -84,7 +82,7 @@ pub fn get(
     let status = response.status().as_u16();
     let date = response.headers().get("Date").and_then(|date| date.to_str().ok());
     let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
-    // Read to the end even if it is of no use: Patroni logs a traceback for a reset connection.
+    // read to the end in any case, since Patroni logs a traceback for a reset connection
     let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec();
     if !matches!(status, 200 | 503) {
         return Err(format!("HTTP status {status} instead of 200 or 503").into());
@@ -114,12 +112,12 @@ fn agent(connect: Connect, address: SocketAddr, left: Duration) -> Agent {
         .accept_encoding("")
         .input_buffer_size(HEADER_LIMIT)
         .output_buffer_size(1024)
-        // less than the buffer, or a full one is taken for the connection's end
+        // ureq takes a full buffer for the end of the connection
         .max_response_header_size(HEADER_LIMIT - 1);
     Agent::with_parts(config.build(), connect, To(address))
 }
 
-/// For ureq, whose own resolver starts a thread as soon as there is a deadline.
+/// One address in place of ureq's resolver, which starts a thread as soon as there is a deadline.
 #[derive(Debug)]
 pub struct To(pub SocketAddr);
 
@@ -131,7 +129,7 @@ impl Resolver for To {
     }
 }
 
-/// What the error is for an operator, and its cure.
+/// The error in words for an operator, with its cure.
 pub fn in_words(url: &Uri, error: Error) -> String {
     match error {
         Error::Timeout(_) => NO_ANSWER.to_owned(),
@@ -183,13 +181,13 @@ enum Stream {
     Https(Box<StreamOwned<ClientConnection, Tcp>>),
 }
 
-/// As long as there is patience.
+/// A connection that ends with the patience.
 #[derive(Debug)]
 struct Tcp {
     stream: TcpStream,
     patience: Patience,
-    /// Acknowledges at once. Patroni sends an answer's header and body as two TLS records and, by Nagle's algorithm, the
-    /// second only when the first is acknowledged. With a delayed acknowledgement both sides would wait 40 ms.
+    /// Acknowledges at once. Patroni sends header and body as two TLS records, and the second only when the first is
+    /// acknowledged (Nagle's algorithm).
     quick: bool,
 }
 
@@ -244,7 +242,7 @@ impl Transport for Connected {
     }
 
     fn is_open(&mut self) -> bool {
-        false // for another request: there is none
+        false // there is no other request
     }
 
     fn is_tls(&self) -> bool {
@@ -257,7 +255,7 @@ impl Read for Tcp {
         loop {
             self.stream.set_read_timeout(Some(self.patience.left()?))?;
             if self.quick {
-                // it does not last: the kernel delays again once something is sent
+                // each time, since the kernel delays again once something is sent
                 set_tcp_quickack(&self.stream, true)?;
             }
             match self.stream.read(buffer) {
@@ -284,7 +282,7 @@ impl Write for Tcp {
     }
 }
 
-/// One that is silent takes no connection either when many wait. It is tried twice at the most.
+/// Twice at most: a silent Patroni takes no connection while many wait, and a note may have come meanwhile.
 fn connect_to(patroni: SocketAddr, patience: &Patience) -> io::Result<TcpStream> {
     match TcpStream::connect_timeout(&patroni, patience.left()?) {
         Err(error) if error.kind() == ErrorKind::TimedOut => {

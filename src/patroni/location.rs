@@ -1,4 +1,5 @@
-//! Where the local Patroni is: from the options, and from what listens on this machine. Knows nothing of what it is asked.
+//! Where the local Patroni is. In go options and the address on which HAProxy asked, out come addresses. Knows nothing of
+//! HAProxy and what an answer means.
 
 use super::hosts;
 use super::ports::{self, Sockets};
@@ -50,13 +51,13 @@ pub struct Patroni {
     pub tls: Option<Tls>,
     /// No URL was given: the agent looks where Patroni listens on this machine.
     pub discover: bool,
-    /// `--patroni-user`: whose sockets are believed then.
+    /// `--patroni-user`: only this user's sockets and root's are believed then.
     pub user: Option<String>,
     sockets: Arc<OnceLock<Sockets>>,
 }
 
-/// Without `--url`. Patroni's own configuration generator and Debian's package have its REST API on the node's address
-/// alone, where the agent finds it by [`Prepared::ask`].
+/// The default of `--url`. Patroni's configuration generator and Debian's package let the REST API listen on the node's
+/// address alone, which the agent finds.
 const LOCAL: &str = "http://127.0.0.1:8008";
 
 impl Patroni {
@@ -64,7 +65,7 @@ impl Patroni {
     ///
     /// # Errors
     ///
-    /// One of them cannot be, or they do not go together.
+    /// One of them is not valid, or they do not go together.
     pub fn new(url: Option<&str>, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, String> {
         let discover = url.is_none() && connect_to.is_none();
         let url = url.unwrap_or(LOCAL);
@@ -104,7 +105,7 @@ impl Patroni {
         Ok(Patroni { connect_to, tls, url: uri, discover, user: None, sockets: Arc::default() })
     }
 
-    /// Where the connection goes, if that may be another machine: settings that were meant for one node are soon on all.
+    /// Where the connection goes, if that may be another machine: settings for one node are soon copied to all.
     pub fn named(&self) -> Option<&Endpoint> {
         let host = &self.connect_to.host;
         let local =
@@ -112,7 +113,7 @@ impl Patroni {
         (!local).then_some(&self.connect_to)
     }
 
-    /// What tells who listens, opened once, before the sandbox is entered; none if the URL was given.
+    /// The files that tell who listens, opened once, before the sandbox is entered; none if the URL was given.
     pub fn sockets(&self) -> Option<&Sockets> {
         let open = || Sockets::open(self.user.as_deref());
         self.discover.then(|| self.sockets.get_or_init(open))
@@ -121,25 +122,22 @@ impl Patroni {
     /// Where Patroni is looked for without `--url`: on localhost, and at the address on which HAProxy `asked` the agent. An
     /// address of localhost does not count because HAProxy asked there: any user of this machine can listen on one of them.
     pub fn candidates(&self, asked: Option<SocketAddr>) -> Vec<SocketAddr> {
-        let four = (Ipv4Addr::LOCALHOST, 0).into();
-        let six = (Ipv6Addr::LOCALHOST, 0).into();
-        let mut candidates: Vec<SocketAddr> =
-            [four, six].into_iter().chain(beside_localhost(asked)).collect();
+        let localhost = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        let localhost = localhost.map(|ip| SocketAddr::new(ip, 0));
+        let mut candidates: Vec<_> = localhost.into_iter().chain(beside_localhost(asked)).collect();
         candidates.iter_mut().for_each(|address| address.set_port(self.connect_to.port));
         candidates
     }
 
-    /// Whose records in the memory are those of a check that could not ask: the Patronis that it would have asked.
+    /// The Patronis that a check may ask, whose records in the memory it takes if none of them answers.
     pub fn candidate_endpoints(&self, asked: Option<SocketAddr>) -> Vec<Endpoint> {
-        match self.discover {
-            true => {
-                self.candidates(asked).iter().map(|address| self.endpoint(address.ip())).collect()
-            }
-            false => vec![self.connect_to.clone()],
+        if !self.discover {
+            return vec![self.connect_to.clone()];
         }
+        self.candidates(asked).iter().map(|address| self.endpoint(address.ip())).collect()
     }
 
-    /// All whose records those of HAProxy's checks may be, wherever on this machine HAProxy asks.
+    /// The Patronis that any of HAProxy's checks may ask, on whichever address of this machine HAProxy asks.
     pub fn all_endpoints(&self) -> Vec<Endpoint> {
         let own = if self.discover { ports::addresses() } else { Vec::new() };
         let own = own.into_iter().map(|ip| self.endpoint(ip));
@@ -151,7 +149,7 @@ impl Patroni {
         Endpoint { host: ip.to_string(), port: self.connect_to.port }
     }
 
-    /// The files that [`Patroni::prepare`] reads.
+    /// The files that [`Patroni::prepare`](super::ask) reads.
     pub fn files(&self) -> Vec<PathBuf> {
         let name = hosts::written(&self.connect_to.host).is_none();
         let tls = self.tls.iter().flat_map(|tls| [&tls.cacert, &tls.cert, &tls.key]);
@@ -160,17 +158,17 @@ impl Patroni {
     }
 }
 
-/// An address on which HAProxy asked, if it is none of localhost.
+/// The address on which HAProxy asked, unless it is one of localhost.
 pub fn beside_localhost(asked: Option<SocketAddr>) -> Option<SocketAddr> {
     asked.filter(|asked| !asked.ip().is_loopback())
 }
 
-/// The port that is written, or the default if none is; none if it is not one.
+/// The port, or the default if none is written; none if it is not valid.
 fn port(authority: &Authority, default: u16) -> Option<u16> {
     if authority.as_str() == authority.host() { Some(default) } else { authority.port_u16() }
 }
 
-/// The host without the brackets of an IPv6 address; none if it is none.
+/// The host without the brackets of an IPv6 address; none if it is not valid.
 fn bare(authority: &Authority) -> Option<String> {
     let host = authority.host();
     let host = match host.strip_prefix('[') {

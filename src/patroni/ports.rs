@@ -1,5 +1,5 @@
-//! The sockets of this machine on which somebody listens, and whose they are, as the kernel tells it: whom the agent
-//! believes does not depend on who has asked. Knows nothing of what is said there.
+//! Who listens on a port of this machine, as the kernel tells it. In go a port and addresses, out come those of them at
+//! which Patroni's user or root listens. Knows nothing of HTTP.
 
 use crate::sandbox::user;
 use std::fs::{self, File};
@@ -9,37 +9,37 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// proc(5): the sockets of this machine, for IPv4 and IPv6. `/proc/net` is not there with `ProcSubset=pid`.
+/// proc(5): the sockets of IPv4 and IPv6. `/proc/net` is not there with `ProcSubset=pid`.
 const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
 /// The addresses of this machine, for IPv4 and IPv6.
 const ADDRESSES: [&str; 2] = ["/proc/self/net/fib_trie", "/proc/self/net/if_inet6"];
 const UID_MAP: &str = "/proc/self/uid_map";
-/// The number of `nobody`, and of all for whom a user namespace has none.
+/// The number of `nobody`, and of each user for whom a user namespace has no number.
 const OVERFLOW: u32 = 65534;
-/// PostgreSQL's folder, which root makes for its user.
+/// PostgreSQL's folder, which root makes for PostgreSQL's user.
 const POSTGRESQL: &str = "/run/postgresql";
-/// Its user, where there is no such folder.
+/// PostgreSQL's user, where there is no such folder.
 const POSTGRES: &str = "postgres";
-/// What the kernel gives at once, as a rule.
+/// The kernel usually gives this much at once.
 const PAGE: usize = 4096;
-/// The state of a socket that listens. Those come first.
+/// The state of a socket that listens. Such sockets come first.
 const LISTENS: &[u8] = b"0A";
-/// Before Linux 4.4 these come among them.
+/// Before Linux 4.4, sockets of this state come among them.
 const OPENS: &[u8] = b"03";
 /// How long a check by hand looks at port 5555.
-const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A socket that listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Listener {
-    /// Where; an address of IPv4 as such, even if the socket is one of IPv6.
+    /// An address of IPv4 as such, even if the socket is one of IPv6.
     ip: IpAddr,
     uid: u32,
     inode: u64,
 }
 
 impl Listener {
-    /// What proc(5) shows for each descriptor of it.
+    /// What proc(5) shows for a descriptor of this socket.
     fn link(&self) -> PathBuf {
         format!("socket:[{}]", self.inode).into()
     }
@@ -50,43 +50,41 @@ impl Listener {
 pub enum NotFound {
     /// Nobody listens.
     Nobody,
-    /// Somebody else does: where, and who.
+    /// Another user listens there.
     Stranger(SocketAddr, u32),
-    /// Several do, and this process cannot see whose they are.
+    /// Several sockets listen, and this process cannot see whose they are.
     Hidden,
     /// The kernel did not tell.
     Untold(io::Error),
 }
 
-/// What tells who listens. It is opened before the sandbox is entered, and read inside.
+/// The files that tell who listens. They are opened before the sandbox is entered, and read inside.
 #[derive(Debug)]
 pub struct Sockets {
     tables: [io::Result<File>; 2],
-    /// None if nobody is hidden.
+    /// None if no user is hidden.
     uid_map: Option<File>,
     /// Who is believed besides root.
     patroni: Option<u32>,
-    /// Whether that was given, so that it is nobody else.
+    /// Whether that is `--patroni-user`, so that nobody else is believed.
     given: bool,
 }
 
 impl Sockets {
-    /// Opens all that is read later. Patroni's `user` is a name of `/etc/passwd` or a number; if none is given, it is the
-    /// owner of PostgreSQL.
+    /// Opens the files. Patroni's `user` is a name of `/etc/passwd` or a number, and by default the owner of PostgreSQL.
     pub fn open(user: Option<&str>) -> Sockets {
         let owner = if user.is_none() { owner_of_postgresql() } else { None };
         let patroni = match user {
             Some(user) => user.parse().ok().or_else(|| user::uid(user)),
             None => owner.or_else(|| user::uid(POSTGRES)),
         };
-        // whoever sees that owner sees the others
+        // a process that sees that owner sees the other users
         let uid_map = if owner.is_some() { None } else { File::open(UID_MAP).ok() };
         Sockets { tables: TABLES.map(File::open), uid_map, patroni, given: user.is_some() }
     }
 
-    /// Those of the `candidates` at which Patroni may be asked. By hand, it is any address at which Patroni listens.
-    ///
-    /// An address may be asked only if the kernel would hand the connection to a socket of root or of Patroni's user.
+    /// The `candidates` at which Patroni may be asked, and by hand any address at which it listens: the kernel would hand
+    /// the connection to a socket of root or of Patroni's user.
     ///
     /// # Errors
     ///
@@ -99,7 +97,7 @@ impl Sockets {
         deadline: Instant,
     ) -> Result<Vec<SocketAddr>, NotFound> {
         let mut listeners = self.table(0, port, deadline).map_err(NotFound::Untold)?;
-        // A socket of IPv4 comes before one of both families, so the others need not be looked at.
+        // a socket of IPv4 comes before one of both families, so the other table need not be read
         let found = self.patronis(candidates, &listeners);
         if !by_hand && !found.is_empty() {
             return Ok(found);
@@ -130,7 +128,7 @@ impl Sockets {
         Err(NotFound::Stranger(*first, uid))
     }
 
-    /// Those places at which it is Patroni that listens.
+    /// The places at which Patroni listens.
     fn patronis(&self, places: &[SocketAddr], listeners: &[Listener]) -> Vec<SocketAddr> {
         let patronis = |place: &&SocketAddr| {
             let serving = serving(listeners, place.ip());
@@ -145,8 +143,8 @@ impl Sockets {
         uid == 0 || self.patroni == Some(uid) || is_postgresqls()
     }
 
-    /// Whether this process cannot see whose sockets are: all users for whom its user namespace (`PrivateUsers=`) has no
-    /// number look alike.
+    /// Whether this process cannot see whose a socket is: all users without a number in its user namespace (`PrivateUsers=`)
+    /// look alike.
     fn hides(&self) -> bool {
         let mut map = [0; PAGE];
         let length = self.uid_map.as_ref().map_or(0, |file| file.read_at(&mut map, 0).unwrap_or(0));
@@ -159,7 +157,7 @@ impl Sockets {
         length > 0 && !text.lines().any(has_overflow)
     }
 
-    /// Who listens on this port. Those who listen stand before all other sockets, which may be many.
+    /// The sockets that listen on this port. They stand before all others, which may be many.
     fn table(&self, family: usize, port: u16, deadline: Instant) -> io::Result<Vec<Listener>> {
         let file = self.tables[family].as_ref().map_err(|error| match error.raw_os_error() {
             Some(number) => io::Error::from_raw_os_error(number),
@@ -196,7 +194,7 @@ impl Sockets {
     }
 }
 
-/// Those to whom the kernel gives a connection to this address: a socket of that address before one of any.
+/// The sockets to which the kernel gives a connection to this address: those of this address come before those of any.
 fn serving(listeners: &[Listener], ip: IpAddr) -> Vec<&Listener> {
     let any = match ip {
         IpAddr::V4(_) => Some(Ipv4Addr::UNSPECIFIED.into()),
@@ -208,7 +206,7 @@ fn serving(listeners: &[Listener], ip: IpAddr) -> Vec<&Listener> {
     levels.find(|listeners| !listeners.is_empty()).unwrap_or_default()
 }
 
-/// The user whose folder of Unix sockets this is, unless that is nobody's in particular.
+/// The user who owns PostgreSQL's folder, unless that is root or unknown.
 fn owner_of_postgresql() -> Option<u32> {
     let owner = fs::metadata(POSTGRESQL).ok()?.uid();
     (!matches!(owner, 0 | OVERFLOW)).then_some(owner)
@@ -219,14 +217,13 @@ pub fn is_listening(port: u16) -> bool {
     !all(port).is_empty()
 }
 
-/// Whether somebody listens on this port with a socket that is not systemd's. Nobody, if the kernel does not tell this
-/// user what PID 1 has.
+/// Whether a socket that is not systemd's listens on this port; false if the kernel does not tell this user what PID 1 has.
 pub fn is_foreign(port: u16) -> bool {
     let systemds: Vec<_> = files_of(Path::new("/proc/1")).collect();
     !systemds.is_empty() && !all(port).iter().all(|listener| systemds.contains(&listener.link()))
 }
 
-/// Who listens on this port, in words: the address, the user's number, and the processes as far as they can be seen.
+/// Who listens on this port, in words: the address, the user's number, and the processes that can be seen.
 pub fn holders(port: u16) -> Vec<String> {
     let holder = |listener: Listener| {
         let address = SocketAddr::new(listener.ip, port);
@@ -236,7 +233,7 @@ pub fn holders(port: u16) -> Vec<String> {
     all(port).into_iter().map(holder).collect()
 }
 
-/// The processes that have this file.
+/// The processes that have this socket open.
 fn processes_with(link: &Path) -> String {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
     let name = |process: PathBuf| {
@@ -248,16 +245,16 @@ fn processes_with(link: &Path) -> String {
     processes.filter_map(name).collect()
 }
 
-/// The files that this process has open; none, if the kernel does not tell.
+/// The files that a process has open; none if the kernel does not tell.
 fn files_of(process: &Path) -> impl Iterator<Item = PathBuf> {
     let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
     files.filter_map(|file| fs::read_link(file.path()).ok())
 }
 
-/// All addresses of this machine, and some others; none, if the kernel does not tell.
+/// All addresses of this machine, and some others; none if the kernel does not tell.
 pub fn addresses() -> Vec<IpAddr> {
     let [four, six] = ADDRESSES.map(|file| fs::read_to_string(file).unwrap_or_default());
-    // a tree of all networks, in which each address stands alone after such a line
+    // a tree of networks, in which each address stands alone after this mark
     let four = four.lines().filter_map(|line| line.trim_start().strip_prefix("|-- "));
     let four = four.filter_map(|ip| ip.parse().ok()).map(IpAddr::V4);
     let six = six.lines().filter_map(|line| u128::from_str_radix(line.get(..32)?, 16).ok());
@@ -268,14 +265,14 @@ pub fn addresses() -> Vec<IpAddr> {
     found
 }
 
-/// For a human.
+/// All sockets that listen on this port, for a person.
 fn all(port: u16) -> Vec<Listener> {
-    let (sockets, deadline) = (Sockets::open(None), Instant::now() + PATIENCE);
+    let (sockets, deadline) = (Sockets::open(None), Instant::now() + LOOK_LIMIT);
     let table = |family| sockets.table(family, port, deadline).unwrap_or_default();
     [table(0), table(1)].concat()
 }
 
-/// After a line's number and a colon: an address and its port, the peer's in as many characters, and the state.
+/// A line's address and port, and its state. Between them are the peer's address and port, in as many characters.
 fn local_and_state(line: &[u8]) -> Option<(&[u8], &[u8])> {
     // the first line has the columns' names, and no colon
     let number = line.iter().position(|byte| *byte == b':')?;
@@ -284,8 +281,8 @@ fn local_and_state(line: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&rest[..width], rest.get(2 * width + 2..2 * width + 4)?))
 }
 
-/// A line's number, its address and port in hexadecimal, the peer's, the state, two words and a number that do not matter,
-/// the user, another number, and the inode.
+/// A line's words: number, address and port in hexadecimal, the peer's, state, three that do not matter, user, another
+/// number, inode.
 fn listener(line: &[u8]) -> Option<Listener> {
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
     let (address, _) = words.next()?.split_once(':')?;
@@ -314,7 +311,7 @@ mod tests {
     const NOBODY: u32 = 65534;
 
     fn soon() -> Instant {
-        Instant::now() + PATIENCE
+        Instant::now() + LOOK_LIMIT
     }
 
     #[test]

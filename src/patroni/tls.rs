@@ -1,5 +1,5 @@
-//! What https to Patroni needs: which certificate is trusted, perhaps a client certificate, and TLS errors in words that
-//! name the cure. No public CAs: none of them shall vouch for a Patroni. Knows nothing of connections.
+//! TLS to Patroni. In go the files of the options, out come a configuration that trusts no public CA, and errors in words
+//! that name the cure. Knows nothing of sockets.
 
 use super::answer::{Cause, NoAnswer};
 use crate::file;
@@ -18,7 +18,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const FILE_LIMIT: u64 = 1024 * 1024;
+/// The longest PEM file in bytes.
+const SIZE_LIMIT: u64 = 1024 * 1024;
 
 /// The TLS options, in curl's words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,13 +70,13 @@ impl Tls {
     }
 }
 
-/// Whose certificates are trusted: what is in `--cacert`, and what its CAs have signed.
+/// The certificates that are trusted: those in `--cacert`, and those that its CAs have signed.
 #[derive(Debug)]
 struct Trusted {
     certificates: Vec<CertificateDer<'static>>,
-    /// Takes all of them for CAs.
+    /// Takes all in `--cacert` for CAs.
     all: Arc<WebPkiServerVerifier>,
-    /// None if none is a CA's.
+    /// Takes the CAs there for CAs; none if there is no CA.
     signed: Option<Arc<WebPkiServerVerifier>>,
 }
 
@@ -92,8 +93,8 @@ fn trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, NoAns
     Ok(Trusted { certificates, all, signed: verifier(cas).ok() })
 }
 
-/// Whether a certificate may vouch for others, as OpenSSL has it: its basic constraints say so; without them its key
-/// usage, or its version 1, which has no extensions. A key usage that there is must be for it.
+/// Whether a certificate may vouch for others, as OpenSSL decides: by its basic constraints, or without them by its key
+/// usage, or by its version 1, which has no extensions. A key usage must allow it.
 fn is_a_cas(certificate: &[u8]) -> bool {
     const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
     const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
@@ -112,7 +113,7 @@ fn is_a_cas(certificate: &[u8]) -> bool {
         let extension = extensions.into_iter().find(|parts| parts.first() == Some(&(6, id)))?;
         parts(extension.last()?.1).first().copied()
     };
-    // of the bits the sixth
+    // keyCertSign is bit 5
     let signs = value(KEY_USAGE).map(|(_, bits)| bits.get(1).is_some_and(|bits| bits & 4 != 0));
     match value(BASIC_CONSTRAINTS) {
         Some((SEQUENCE, constraints)) => {
@@ -122,11 +123,11 @@ fn is_a_cas(certificate: &[u8]) -> bool {
     }
 }
 
-/// The tags and contents of what stands one after the other in DER, as far as it is that.
+/// The tags and contents of the DER elements that follow each other, as far as they are valid.
 fn parts(mut der: &[u8]) -> Vec<(u8, &[u8])> {
     let mut parts = Vec::new();
     while let [tag, length, rest @ ..] = der {
-        // a length of more than 127 is a number of bytes that are it
+        // a length of more than 127 is the number of bytes that hold the length
         let more = if *length < 0x80 { 0 } else { usize::from(*length & 0x7f) };
         let (Some(bytes), true) = (rest.get(..more), more <= 4) else { break };
         let long = bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
@@ -138,20 +139,20 @@ fn parts(mut der: &[u8]) -> Vec<(u8, &[u8])> {
     parts
 }
 
-/// Whether a certificate that is itself in `--cacert` is refused only because no issuer there vouches for it: it is a CA
-/// (`openssl req -x509` makes it so) and may not be a server's, or was signed by another one. Its dates come before that.
+/// Whether a certificate that is itself in `--cacert` is refused only for its issuer: it is a CA, as `openssl req -x509`
+/// makes it, or was signed by another one. A wrong date is another error.
 fn not_by_its_issuer(error: &CertificateError) -> bool {
     match error {
         CertificateError::UnknownIssuer => true,
-        CertificateError::Other(error) => error.to_string() == CA,
+        CertificateError::Other(error) => error.to_string() == CA_AS_SERVER,
         _ => false,
     }
 }
 
-/// webpki's word for the certificate of a CA that is used as a server's.
-const CA: &str = "CaUsedAsEndEntity";
+/// webpki's name of the error.
+const CA_AS_SERVER: &str = "CaUsedAsEndEntity";
 
-/// As curl with the same options.
+/// Verifies as curl does with the same options.
 #[derive(Debug)]
 struct Verifier {
     provider: Arc<CryptoProvider>,
@@ -190,10 +191,10 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        match &self.trusted {
-            Some(trusted) => trusted.all.verify_tls12_signature(message, certificate, signature),
-            None => Ok(HandshakeSignatureValid::assertion()),
-        }
+        let Some(Trusted { all, .. }) = &self.trusted else {
+            return Ok(HandshakeSignatureValid::assertion());
+        };
+        all.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -202,10 +203,10 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        match &self.trusted {
-            Some(trusted) => trusted.all.verify_tls13_signature(message, certificate, signature),
-            None => Ok(HandshakeSignatureValid::assertion()),
-        }
+        let Some(Trusted { all, .. }) = &self.trusted else {
+            return Ok(HandshakeSignatureValid::assertion());
+        };
+        all.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -214,7 +215,7 @@ impl ServerCertVerifier for Verifier {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, NoAnswer> {
-    file::read(path, FILE_LIMIT).map_err(|error| NoAnswer {
+    file::read(path, SIZE_LIMIT).map_err(|error| NoAnswer {
         cause: Cause::of(&error),
         reason: format!("cannot read {}: {error}", path.display()),
     })
@@ -270,7 +271,7 @@ pub fn in_words(error: &io::Error, host: &str) -> Option<String> {
             "its certificate needs RSA from 2048 bits, P-256 or P-384 with SHA-256 or SHA-384, or Ed25519".to_owned()
         }
         InvalidCertificate(Bad::Other(error)) => match error.to_string().as_str() {
-            CA => {
+            CA_AS_SERVER => {
                 "its certificate is a CA's (CA:TRUE): put this very certificate into --cacert".to_owned()
             }
             "UnsupportedCertVersion" => "its certificate has X.509 version 1; make one with version 3".to_owned(),
@@ -280,7 +281,7 @@ pub fn in_words(error: &io::Error, host: &str) -> Option<String> {
         AlertReceived(AlertDescription::CertificateRequired) => {
             "it requires a client certificate: --cert and --key".to_owned()
         }
-        // OpenSSL says so with TLS 1.2 where a client certificate is missing, and of a key that this side does not know
+        // from OpenSSL with TLS 1.2 if a client certificate is missing, or the server's key is of an unknown kind
         AlertReceived(AlertDescription::HandshakeFailure) => {
             "HandshakeFailure: it requires --cert and --key, or its key is not RSA, P-256, P-384 or Ed25519".to_owned()
         }

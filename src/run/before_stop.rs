@@ -1,5 +1,5 @@
-//! The note that the before-stop hook (`patroni-before-stop`) leaves in /run: Patroni is about to stop PostgreSQL, and its
-//! REST API may answer nobody any more. Knows the file; knows nothing of what HAProxy is told.
+//! The note that the before-stop hook (`patroni-before-stop`) leaves: Patroni is about to stop PostgreSQL, and its REST API
+//! may fall silent. In goes a file, out comes how long a check may wait. Knows nothing of HAProxy.
 
 use crate::clock::now;
 use rustix::fs::{FlockOperation, flock};
@@ -10,39 +10,39 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a note holds: a note that nobody takes away must not take a node out.
-const HOLDS: Duration = Duration::from_secs(10);
+/// How long a note is valid: one that is left behind must not take a node out.
+const VALID: Duration = Duration::from_secs(10);
 /// How often a check that waits for Patroni looks for a note.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A note is twenty digits and a newline.
 const LENGTH: usize = 21;
 
-/// The note's file, opened before the sandbox is entered; none if it cannot be.
+/// The note's file, opened before the sandbox is entered; none if it cannot be opened.
 #[derive(Clone, Debug)]
 pub struct Note(Option<Arc<File>>);
 
 impl Note {
-    /// Opens the file. Where there is none, there is no note.
+    /// Opens the file.
     pub fn open(path: &Path) -> Note {
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         Note(OpenOptions::new().read(true).custom_flags(flags).open(path).ok().map(Arc::new))
     }
 
-    /// Whether a hook has begun within the last ten seconds, as the file says now.
+    /// Whether a hook has begun within the last ten seconds.
     pub fn is_left(&self) -> bool {
         let mut bytes = [0; LENGTH];
         let read = self.0.as_ref().and_then(|file| file.read_at(&mut bytes, 0).ok());
         let text = read.and_then(|length| std::str::from_utf8(&bytes[..length]).ok());
         let began = text.and_then(|text| text.trim().parse().ok()).map(Duration::from_millis);
-        began.and_then(|began| now().checked_sub(began)).is_some_and(|age| age < HOLDS)
+        began.and_then(|began| now().checked_sub(began)).is_some_and(|age| age < VALID)
     }
 }
 
-/// How long a check waits for Patroni. One that stops may be silent until its end, and HAProxy has to hear of the drain
-/// before that: so it is until the deadline, but only for a third of the time if there is a note, also if it comes meanwhile.
+/// How long a check waits for Patroni: until the deadline, or a third of that as soon as there is a note. A Patroni that
+/// stops may be silent to its end, and HAProxy has to hear of the drain before.
 #[derive(Clone, Debug)]
 pub struct Patience {
-    /// Never longer than until then.
+    /// Never longer than this.
     pub deadline: Instant,
     with_note: Instant,
     note: Note,
@@ -54,12 +54,12 @@ pub fn with_note(timeout: Duration) -> Duration {
 }
 
 impl Patience {
-    /// Of a check that began then.
+    /// That of a check.
     pub fn new(started: Instant, timeout: Duration, note: Note) -> Patience {
         Patience { deadline: started + timeout, with_note: started + with_note(timeout), note }
     }
 
-    /// Whatever may be noted.
+    /// Until this deadline, note or none.
     pub fn until(deadline: Instant) -> Patience {
         Patience { deadline, with_note: deadline, note: Note(None) }
     }
@@ -77,21 +77,21 @@ impl Patience {
         let end = if self.note.is_left() { self.with_note } else { self.deadline };
         match end.saturating_duration_since(now) {
             Duration::ZERO => Err(ErrorKind::TimedOut.into()),
-            left => Ok(left.min(LOOK)),
+            left => Ok(left.min(LOOK_EVERY)),
         }
     }
 }
 
-/// Leaves the note. The hook that holds the returned file is the only one that runs.
+/// Leaves the note. Only one hook at a time holds the returned file.
 ///
 /// # Errors
 ///
 /// The file is not there, or this user may not write to it; or another hook runs ([`io::ErrorKind::WouldBlock`]).
-pub fn note(path: &Path) -> io::Result<File> {
+pub fn leave_note(path: &Path) -> io::Result<File> {
     let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
     let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    // always as long, so that a check never reads the rest of an older note
+    // always of one length, so that a check never reads the rest of an older note
     file.write_all_at(format!("{:020}\n", now().as_millis()).as_bytes(), 0)?;
     Ok(file)
 }

@@ -1,5 +1,5 @@
-//! The operator's hand: a file that takes this node out of every pool, whatever it is asked for. Knows the
-//! file, and nothing of what the node would be without it.
+//! An operator's hold: a file that takes this node out of every pool. In goes the file, out comes a state with a reason.
+//! Knows nothing of Patroni.
 
 use crate::file;
 use crate::haproxy::reply::Otherwise;
@@ -7,8 +7,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// The longest hold file in bytes; a reason needs no more.
-const LIMIT: u64 = 4096;
+/// The longest hold file in bytes.
+const SIZE_LIMIT: u64 = 4096;
 
 /// A hold that is on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,27 +21,26 @@ pub struct Hold {
 
 /// Reads the hold file, `drain|maint [REASON]`; none if there is no file.
 ///
-/// An empty file is a hold with drain, the gentler word: `echo` empties the file before it fills it, and
-/// `touch` says no more. Whatever else is there is a hold too, with maint: it was somebody's will to take the
-/// node out, and the reason says what is wrong.
+/// An empty file means drain, the gentler word: `echo` empties the file before it fills it. Anything else means maint, since
+/// somebody wanted to take the node out, and the reason says what is wrong.
 ///
 /// # Errors
 ///
-/// Nobody can see whether there is one: the folder may not be searched. That is no hold, since nobody has written
-/// one, and a `chmod` that is rolled out must not take every node out of its pools; but it has to be said.
+/// The folder may not be searched. That is no hold, since a `chmod` that is rolled out must not take every node out of its
+/// pools; but the operator has to be told.
 pub fn read(path: &Path) -> Result<Option<Hold>, String> {
     let wrong = |error: String| {
         let reason = format!("{}: {error}", path.display());
         Ok(Some(Hold { word: Otherwise::Maint, reason }))
     };
-    match file::read(path, LIMIT) {
+    match file::read(path, SIZE_LIMIT) {
         Err(error) => match fs::symlink_metadata(path).map_err(|error| error.kind()) {
             Err(ErrorKind::NotFound) => Ok(None),
             Err(ErrorKind::PermissionDenied) => Err(format!(
                 "cannot see whether there is a hold: {}: its folder may not be searched",
                 path.display()
             )),
-            // It has come since, and the next check reads it; but a link to nothing is somebody's will.
+            // it has come since, and the next check reads it; but a link to nothing is a hold
             Ok(there) if error.kind() == ErrorKind::NotFound && !there.is_symlink() => Ok(None),
             _ => wrong(error.to_string()),
         },

@@ -1,5 +1,5 @@
-//! What the last checks left in /run for the next: when Patroni last gave a good answer, and since when there
-//! is trouble. Knows the file and its one record for each health check; knows nothing of what they lead to.
+//! The memory: one file in /run with a record for each health check. In goes a health check, out comes the record that its
+//! last check left. Knows nothing of what an answer means.
 
 use crate::clock::now;
 use crate::file;
@@ -21,33 +21,31 @@ pub const RECORD: usize = 64;
 /// The whole file: one page.
 pub const SIZE: usize = 64 * RECORD;
 const PLACES: usize = SIZE / RECORD;
-/// The places of the checks without a query, which no check with one can take: anybody may ask anything. Where several
-/// Patronis are asked, the first has them, and the others are where the checks with a query are.
+/// The places of the checks without a query. No check with a query can take one: anybody may ask anything. Where several
+/// Patronis are asked, the first one has these places, and the others share those of the checks with a query.
 const PLAIN: usize = 24;
-/// The place of what is no check, the last of them.
+/// The place of the lines that are no question.
 const NO_CHECK: usize = check::NUMBERS;
 const _: () = assert!(NO_CHECK < PLAIN);
 /// A place is kept for a check that was asked for within this time.
 const KEPT: Duration = Duration::from_secs(60);
-/// What each record begins with, so that no other file is ever written to.
+/// Each record begins with this, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
-/// In milliseconds, for some thousands of years.
+/// The bits of a time in milliseconds: enough for some thousands of years.
 const TIME: u64 = (1 << 48) - 1;
 const CREATE: &str = "systemd-tmpfiles --create patroni-agent-check.conf creates";
-/// Checks that are threads of one process read and leave one after the other, so that the journal hears once of what
-/// they all met in the same moment.
+/// The threads of a listener read and leave one after the other, so that the journal hears once of what all of them met.
 static TURN: Mutex<()> = Mutex::new(());
-/// What is remembered of one health check. All times are those of CLOCK_BOOTTIME, in milliseconds.
+/// What is remembered of one health check. All times are those of [`now`], in milliseconds.
 #[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
 pub struct Record {
-    /// When the question was asked to which the node was ready, or when any other answer came: the later of both.
+    /// The later of two times: when the last question was asked whose answer was ready, and when the last other answer came.
     pub at: Duration,
-    /// How long after `at` trouble may be bridged at the most; zero after a bad answer, the rest after a standby's
-    /// transition.
+    /// How long after `at` trouble may be bridged at most: zero after a bad answer, the rest after a standby's transition.
     pub lease: Duration,
-    /// When the question was asked to which the node was ready last.
+    /// When the last question was asked whose answer was ready.
     pub ready: Option<Duration>,
-    /// Patroni's own clock in the last answer that was no trouble, in seconds since 1970.
+    /// Patroni's clock in the last answer that was no trouble, in seconds since 1970.
     pub date: u32,
     /// Whether the cluster was paused in the last good answer.
     pub pause: bool,
@@ -55,7 +53,7 @@ pub struct Record {
     pub refused: bool,
     /// Since when there is trouble.
     pub trouble: Option<Duration>,
-    /// When Patroni first said that it is stopping or restarting this PostgreSQL, if it has said nothing else since.
+    /// When Patroni first said that it stops or restarts PostgreSQL, if it has said nothing else since.
     pub stopping: Option<Duration>,
     /// When the journal last got a line about it.
     pub logged: Duration,
@@ -76,19 +74,19 @@ fn wall_clock() -> Duration {
 #[derive(Debug)]
 pub struct Memory {
     file: Result<File, String>,
-    /// Nobody has made it.
+    /// The file is not there.
     missing: bool,
 }
 
 impl Memory {
-    /// Opens the file; makes it if it is not there, unless somebody only looks.
+    /// Opens the file. Makes it if it is not there, unless this check only looks.
     pub fn open(path: &Path, look: bool) -> Memory {
         let mut options = OpenOptions::new();
         options.read(true).write(!look).create(!look).mode(0o644);
         // a link must not lead elsewhere
         let opened = file::open(path, &mut options, libc::O_NOFOLLOW);
         let file = opened.and_then(|(file, metadata)| match metadata.len() {
-            // what is behind the last place does not matter if it cannot be more than a record that was misplaced
+            // one record behind the last place was misplaced and does no harm
             length if length > (SIZE + RECORD) as u64 => Err(foreign()),
             // writing beyond it would kill the process
             _ if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < SIZE as u64) => {
@@ -111,9 +109,8 @@ impl Memory {
         self.file.as_ref().ok().map(File::as_raw_fd)
     }
 
-    /// Reads what was left for a check of the Patroni at this host and port, or for lines that were not understood; of
-    /// several Patronis, what was left of the one that was heard last. Nothing was, if the file cannot be read, or the
-    /// record is torn, of another Patroni, of another boot or of the future. `source` is who asks.
+    /// Reads the record of this check, or of the lines that are no question: of several Patronis, that of the one that
+    /// answered last. It is empty if the file cannot be read, or the record is torn, of another boot or of the future.
     pub fn recall(
         self,
         patronis: &[Endpoint],
@@ -123,21 +120,20 @@ impl Memory {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = check.map_or(Some(NO_CHECK), Check::plain_number);
         let mut records = vec![0; SIZE];
-        let missing = self.missing;
         let file = self.file.and_then(|mut file| {
             let read = read(&mut file, &mut records);
             read.map(|()| file).map_err(|error| error.to_string())
         });
-        // only now: what another check has left meanwhile is not of the future
+        // not sooner: what another check has left meanwhile is not of the future
         let now = now();
         let of = |patroni: &Endpoint| {
             let key = hash(&(patroni, check.map_or("", Check::text)));
-            // as a rule it is at its number
+            // usually the record is at the check's number
             let mut places = mine.into_iter().chain(0..PLACES);
             let found = places.find_map(|place| Some((place, of_key(&records, place, key, now)?)));
             (key, found)
         };
-        // the last of those that are alike, which is the one that was asked for
+        // of equal ones the last, which is the address on which HAProxy asked
         let at = |(_, found): &(u64, Option<(usize, Record)>)| {
             found.as_ref().map(|(_, record)| record.at)
         };
@@ -147,7 +143,8 @@ impl Memory {
         let place = place.unwrap_or_else(|| new_place(&records, mine, source, now));
         let plain = mine.is_some();
         let last = last.unwrap_or_default();
-        Recalled { file, missing, records, last, place, key, now, plain, source, _turn: turn }
+        let memory = Memory { file, missing: self.missing };
+        Recalled { memory, records, last, place, key, now, plain, source, _turn: turn }
     }
 }
 
@@ -164,7 +161,7 @@ fn read(file: &mut File, records: &mut [u8]) -> io::Result<()> {
             length => break length?,
         }
     };
-    // one that was spoilt is none, and the next takes its place
+    // a spoilt record counts as none, and the next one takes its place
     let ours = |record: &[u8]| record.starts_with(&MAGIC);
     let left = &records[..length];
     if left.chunks(RECORD).any(ours) || left.iter().all(|byte| *byte == 0) {
@@ -184,16 +181,15 @@ fn read_record(records: &[u8], place: usize, now: Duration) -> Option<(u64, Reco
 
 /// The record in this place, if it has this key.
 fn of_key(records: &[u8], place: usize, key: u64, now: Duration) -> Option<Record> {
-    // most are not it, which is seen without a checksum
+    // cheaper than the checksum
     if records[place * RECORD..][8..16] != key.to_le_bytes() {
         return None;
     }
     read_record(records, place, now).map(|(_, record)| record)
 }
 
-/// A place for a check that has none: that of its number if it has no query, or else a shared one. None is taken from a
-/// check that was asked for within a minute, unless all are taken; then whoever has most of them loses the one that was
-/// not asked for longest, and nobody loses one to a source that has as many.
+/// A place for a check that has none: its number, or a shared place if it has a query. A check keeps its place for a minute,
+/// unless all places are taken. Then the source with most places loses the oldest one, but never to a source with as many.
 fn new_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration) -> usize {
     let of = |place: usize| read_record(records, place, now).map(|(_, record)| record);
     let asked =
@@ -211,16 +207,17 @@ fn new_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration) -
     theirs.min_by_key(|(_, record)| asked(record)).map_or(PLAIN, |(place, _)| *place)
 }
 
-/// All records as they were when they were read, and the place of one check.
+/// The records as they were read, and the place of one check.
 #[derive(Debug)]
 pub struct Recalled {
-    file: Result<File, String>,
-    missing: bool,
+    memory: Memory,
     records: Vec<u8>,
-    last: Record,
+    /// What was left for this check.
+    pub last: Record,
     place: usize,
     key: u64,
-    now: Duration,
+    /// When the file was read.
+    pub now: Duration,
     /// The check has no query.
     plain: bool,
     source: u16,
@@ -228,33 +225,23 @@ pub struct Recalled {
 }
 
 impl Recalled {
-    /// What was left for this check.
-    pub fn last(&self) -> Record {
-        self.last.clone()
-    }
-
     /// What is wrong with the file.
     pub fn error(&self) -> Option<&str> {
-        self.file.as_ref().err().map(String::as_str)
+        self.memory.file.as_ref().err().map(String::as_str)
     }
 
     /// What is wrong with a file that is there.
     pub fn lost(&self) -> Option<&str> {
-        self.error().filter(|_| !self.missing)
+        self.error().filter(|_| !self.memory.missing)
     }
 
-    /// When the file was read.
-    pub fn now(&self) -> Duration {
-        self.now
-    }
-
-    /// What was left for the checks without a query.
+    /// The records of the checks without a query.
     pub fn plain_records(&self) -> impl Iterator<Item = Record> {
         self.records_of(NO_CHECK)
     }
 
-    /// What was left for the checks whose trouble is that of this one: of a check without a query only those like it, since
-    /// anybody may ask anything else.
+    /// The records whose trouble the journal takes for that of this check. For a check without a query they are those
+    /// without one, since anybody may ask anything else.
     pub fn records_alike(&self) -> impl Iterator<Item = Record> {
         self.records_of(if self.plain { PLAIN } else { PLACES })
     }
@@ -264,12 +251,12 @@ impl Recalled {
         (0..places).filter_map(read).map(|(_, record)| record)
     }
 
-    /// Leaves this for the next check: one write. Says whether it is there now.
+    /// Leaves this record for the next check, in one write. Returns whether that worked.
     pub fn leave(self, record: &Record) -> bool {
         let source = if record.source == 0 { self.source } else { record.source };
         let record = Record { source, ..record.clone() };
         let (bytes, offset) = (encode(self.key, &record, self.now), self.place * RECORD);
-        self.file.is_ok_and(|file| {
+        self.memory.file.is_ok_and(|file| {
             file.write_at(&bytes, offset as u64).is_ok_and(|written| written == RECORD)
         })
     }
@@ -279,6 +266,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Another release of Rust may compute something else, and then a record is forgotten once.
 fn checksum(bytes: &[u8]) -> [u8; 4] {
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
@@ -300,13 +288,13 @@ fn encode(key: u64, record: &Record, now: Duration) -> [u8; RECORD] {
     bytes[24..32].copy_from_slice(&time(record.ready));
     bytes[32..40].copy_from_slice(&time(record.trouble));
     bytes[40..48].copy_from_slice(&time(Some(record.logged)));
-    // In whole milliseconds, so that the time does not move with the next answers. Programs before 0.2 have zero here.
+    // in whole milliseconds, so that the time does not move with the next answers; programs before 0.2 have zero here
     let stopping = record.stopping.map_or(0, |since| {
         let passed = milliseconds(record.at).saturating_sub(milliseconds(since));
         u16::try_from(passed + 1).unwrap_or(u16::MAX)
     });
     bytes[46..48].copy_from_slice(&stopping.to_le_bytes());
-    // by how much the two clocks differ, which says whether it is the same boot
+    // by how much the two clocks differ tells one boot from another
     let booted = wall_clock().saturating_sub(now);
     bytes[48..56].copy_from_slice(&time(Some(booted)));
     bytes[54..56].copy_from_slice(&record.source.to_le_bytes());
@@ -337,14 +325,14 @@ fn decode(bytes: &[u8], now: Duration) -> Option<(u64, Record)> {
         refused: bytes[58] & 2 != 0,
         trouble: maybe(32)?,
         stopping: stopping.map(|passed| at.saturating_sub(Duration::from_millis(passed))),
-        // two times have only 48 bits, and something else in the rest
+        // two times have only 48 bits, since the rest holds something else
         logged: Duration::from_millis(number(40)? & TIME),
         own_line: bytes[58] & 4 != 0,
         lines: bytes[58] >> 3,
         source: short(54),
     };
-    // At another boot the two clocks differ by what they differed then and at least the time that the machine had
-    // been up; when somebody sets the clock, by less.
+    // after another boot they differ by at least the time that the machine had been up before, and by less if somebody has
+    // set the clock
     let booted = wall_clock().saturating_sub(now);
     let then = Duration::from_millis(number(48)? & TIME);
     let same_boot = booted.abs_diff(then) < record.at.max(Duration::from_secs(1));

@@ -1,5 +1,5 @@
-//! What others left in /run for a check: an operator's hold, the last check's memory, the note of the before-stop hook. Out
-//! comes what was left, as it was left. Knows nothing of what it leads to.
+//! What others left in /run for a check: an operator's hold, the memory of the last checks, the note of the before-stop
+//! hook. In go paths, out come open files. Knows nothing of what an answer means.
 
 pub mod before_stop;
 pub mod hold;

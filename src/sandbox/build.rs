@@ -1,6 +1,5 @@
-//! The build script: compiles the seccomp filters that `mod.rs` installs. seccompiler takes a quarter of a check's
-//! instructions to compile one, which is too much at each start. Knows system calls and what their arguments may be; the
-//! descriptors are left open.
+//! The build script. In go system calls and what their arguments may be, out come the seccomp filters that `mod.rs`
+//! installs: to compile one at each start would cost a quarter of a check's instructions. Descriptors are placeholders.
 
 use libc::c_int;
 use serde_json::{Value, json};
@@ -8,8 +7,7 @@ use std::error::Error;
 use std::fmt::Write;
 use std::path::Path;
 
-/// The system calls that are left as they are. Each one costs: the kernel runs the filter once for
-/// every number there is when it is installed.
+/// The system calls that are allowed with any arguments. Each one costs: the kernel runs a new filter once for every number.
 const ALLOWED: &[&str] = &[
     // the connections, and who listens
     "read",
@@ -35,8 +33,8 @@ const ALLOWED: &[&str] = &[
     "exit_group",
 ];
 
-/// What the checks of a process with a listening socket need beyond [`ALLOWED`]: connections that come, files, threads.
-const ALLOWED_AGAIN: &[&str] = &[
+/// What a listener needs beyond [`ALLOWED`]: connections that come, files, threads.
+const ALLOWED_TO_LISTENERS: &[&str] = &[
     "accept4",
     "getsockname",
     "openat",
@@ -45,7 +43,7 @@ const ALLOWED_AGAIN: &[&str] = &[
     "statx",
     "lseek",
     "write",
-    // the other filter has a word on it
+    // but see NO_CLONE3
     "clone3",
     "set_robust_list",
     "rseq",
@@ -57,12 +55,12 @@ const ALLOWED_AGAIN: &[&str] = &[
     "clock_nanosleep",
 ];
 
-/// Stand for the descriptors of the memory file and of the sockets to the log and to systemd, which only the process
-/// knows. None can be opened.
+/// Placeholders for the descriptors of the memory file and of the sockets to the log and to systemd, which only the process
+/// knows. No descriptor has such a number.
 const MEMORY: u32 = 0x8000_0001;
 const LOG: u32 = 0x8000_0002;
 const SYSTEMD: u32 = 0x8000_0003;
-/// One record of the memory file, and the whole file, in bytes. The agent is not built if they are not those of `memory.rs`.
+/// A record of the memory file, and the whole file, in bytes. The agent is not built if they differ from `memory.rs`.
 const RECORD: u64 = 64;
 const SIZE: u64 = 64 * RECORD;
 
@@ -112,17 +110,17 @@ fn errno(number: c_int) -> Value {
     json!({ "errno": number })
 }
 
-/// A call, whatever its arguments are.
+/// A call with any arguments.
 fn plain(call: &str) -> Value {
     json!({ "syscall": call })
 }
 
-/// A call of whose arguments all this is true.
+/// A call whose arguments meet all of these.
 fn call(name: &str, arguments: &[Value]) -> Value {
     json!({ "syscall": name, "args": arguments })
 }
 
-/// The 32 bits of an argument, as far as the mask goes.
+/// The bits of a 32-bit argument that are in the mask.
 fn bits(argument: u8, mask: c_int, value: c_int) -> Value {
     let op = json!({ "masked_eq": mask as u32 });
     json!({ "index": argument, "type": "dword", "op": op, "val": value as u32 })
@@ -142,7 +140,7 @@ fn record() -> [Value; 3] {
     [whole(2, "eq", RECORD), whole(3, "lt", SIZE), bits(3, RECORD as c_int - 1, 0)]
 }
 
-/// TCP to whom Landlock allows it, the sockets to others stay with them, and no memory becomes code.
+/// TCP as Landlock allows it, no other use of the sockets to the log and to systemd, and no memory that becomes code.
 fn sockets_and_memory() -> Vec<Value> {
     // IPv4 and IPv6 are 2 and 10
     let internet = bits(0, !(libc::AF_INET ^ libc::AF_INET6), libc::AF_INET);
@@ -156,7 +154,7 @@ fn sockets_and_memory() -> Vec<Value> {
     // the two differ in their last bit
     let timeouts = bits(2, !(libc::SO_RCVTIMEO ^ libc::SO_SNDTIMEO), libc::SO_RCVTIMEO);
     let no_code = bits(2, libc::PROT_EXEC, 0);
-    // no file's memory is everybody's
+    // no file's memory is shared
     let private = bits(3, 0xf, libc::MAP_PRIVATE);
     vec![
         call("socket", &[internet, stream, tcp]),
@@ -172,7 +170,7 @@ fn sockets_and_memory() -> Vec<Value> {
     ]
 }
 
-/// For a process that answers one check. `old` says that the architecture has calls that later ones leave to others.
+/// For a process that answers one check. `old`: the architecture has calls that newer ones have replaced.
 fn check(old: bool) -> Value {
     let mut calls: Vec<_> = ALLOWED.iter().map(|call| plain(call)).collect();
     calls.extend(old.then(|| plain("poll")));
@@ -185,10 +183,10 @@ fn check(old: bool) -> Value {
     allow_only(calls)
 }
 
-/// For a process with a listening socket: threads, but no process and no program; files as Landlock allows them, none
-/// beyond the memory's size, and with an offset only a record in its place.
+/// For a listener: threads, but no process and no program; files as Landlock allows them, and at an offset only a record.
 fn listening(old: bool) -> Value {
-    let mut calls: Vec<_> = ALLOWED.iter().chain(ALLOWED_AGAIN).map(|call| plain(call)).collect();
+    let mut calls: Vec<_> =
+        ALLOWED.iter().chain(ALLOWED_TO_LISTENERS).map(|call| plain(call)).collect();
     if old {
         calls.extend(["poll", "open", "stat", "lstat"].map(plain));
     }

@@ -1,10 +1,10 @@
-//! Locks this process in before it reads a byte from a peer. What is left: its open descriptors,
-//! memory, time, TCP connections to Patroni's port, and one record in the memory file; with a listening socket also
-//! threads, and the folders of the files that the next check reads. Knows nothing of what they are used for.
+//! The sandbox, which a process enters before it reads a byte from a peer. In go a port, files and descriptors that it may
+//! still use, out comes what the kernel does not support. Knows nothing of HAProxy, Patroni and the command line.
 
 pub mod user;
 
 use crate::run::memory::SIZE;
+use filters::{LOG, MEMORY, SYSTEMD};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope,
@@ -16,47 +16,40 @@ use std::error::Error;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
-/// What the build script made.
+/// From build.rs.
 mod filters {
     use seccompiler::sock_filter;
     include!(concat!(env!("OUT_DIR"), "/filters.rs"));
 }
 
-/// What a process may still do once it is confined.
+/// What a process may still use: its open descriptors, memory, time, TCP to Patroni's port, and one record in the memory
+/// file; a listener also threads, and the folders of the files that its checks read.
 #[derive(Clone, Debug)]
 pub struct Confinement<'a> {
-    /// No more of Landlock is used than a kernel of this ABI knows. Only tests change it, to see what that leaves open.
+    /// The Landlock that is used. Only tests use an older one, to see what that leaves open.
     pub known: ABI,
-    /// Patroni's port. No other can be connected to, where the kernel knows ports (Landlock ABI 4, Linux 6.7).
+    /// The only port that can be connected to, where the kernel knows ports (Landlock ABI 4, Linux 6.7).
     port: Option<u16>,
-    /// Files that are read again. They may be replaced, or not be there yet, so all that is in their folders can be read, and
-    /// in the folders that links lead to.
+    /// Files that are read again. They may be replaced or not be there yet, so all in their folders can be read.
     read: Vec<PathBuf>,
-    /// The memory file, if it is opened again. It may have to be made.
+    /// The memory file, if it is opened again or has to be made.
     memory: Option<&'a Path>,
     limits: &'static [(Resource, u64)],
-    /// One after the other. Each forbids the next ones nothing.
     filters: &'static [&'static [sock_filter]],
-    /// The descriptors that the build script left open.
+    /// The descriptors that stand in the filters as placeholders.
     descriptors: [(u32, Option<RawFd>); 3],
 }
 
 impl<'a> Confinement<'a> {
-    /// Of a process for one check. To `memory` only a record can be written, in its place, and `log` stays connected to whom it
-    /// is.
+    /// That of a process for one check. To `memory` only a record can be written, and `log` cannot be connected elsewhere.
     pub fn of_check(port: u16, memory: Option<RawFd>, log: Option<RawFd>) -> Confinement<'a> {
-        Confinement {
-            known: ABI::V7,
-            port: Some(port),
-            read: Vec::new(),
-            memory: None,
-            limits: &CHECK_LIMITS,
-            filters: &[&filters::CHECK],
-            descriptors: [(filters::MEMORY, memory), (filters::LOG, log), (filters::SYSTEMD, None)],
-        }
+        let (port, read) = (Some(port), Vec::new());
+        let (limits, filters) = (&CHECK_LIMITS, CHECK_FILTERS);
+        let descriptors = [(MEMORY, memory), (LOG, log), (SYSTEMD, None)];
+        Confinement { known: ABI::V7, port, read, memory: None, limits, filters, descriptors }
     }
 
-    /// Of a listener: what each of its checks needs again. `log` and `systemd` stay connected to whom they are.
+    /// That of a listener, each of whose checks opens its files. `log` and `systemd` cannot be connected elsewhere.
     pub fn of_listener(
         port: Option<u16>,
         read: Vec<PathBuf>,
@@ -64,26 +57,16 @@ impl<'a> Confinement<'a> {
         log: Option<RawFd>,
         systemd: Option<RawFd>,
     ) -> Confinement<'a> {
-        Confinement {
-            known: ABI::V7,
-            port,
-            read,
-            memory,
-            limits: &LISTENER_LIMITS,
-            filters: &[&filters::NO_CLONE3, &filters::LISTENING],
-            descriptors: [
-                (filters::MEMORY, None),
-                (filters::LOG, log),
-                (filters::SYSTEMD, systemd),
-            ],
-        }
+        let (limits, filters) = (&LISTENER_LIMITS, LISTENER_FILTERS);
+        let descriptors = [(MEMORY, None), (LOG, log), (SYSTEMD, systemd)];
+        Confinement { known: ABI::V7, port, read, memory, limits, filters, descriptors }
     }
 
     /// Confines this process for good.
     ///
     /// # Errors
     ///
-    /// This kernel has not all of it: the text says what is missing. The rest holds, and the check can go on.
+    /// The kernel lacks something, which the text names. The rest holds, and the check can go on.
     pub fn enter(&self) -> Result<(), String> {
         let limits = limit(self.limits);
         let landlock = self.restrict_files_and_ports();
@@ -100,7 +83,7 @@ impl<'a> Confinement<'a> {
         }
     }
 
-    /// Installs a filter from here on, with the descriptors that the build script left open.
+    /// Installs a filter with the descriptors in place of the placeholders.
     fn filter_calls(&self, filter: &[sock_filter]) -> Result<(), Box<dyn Error>> {
         if filter.is_empty() {
             return Err(format!("not supported on {}", std::env::consts::ARCH).into());
@@ -116,7 +99,7 @@ impl<'a> Confinement<'a> {
         Ok(seccompiler::apply_filter(&filter)?)
     }
 
-    /// No file but in the folders that are needed again, no TCP port but Patroni's, no abstract Unix socket, no signal to
+    /// Forbids all files but those in the folders, all TCP ports but Patroni's, abstract Unix sockets, and signals to
     /// others.
     fn restrict_files_and_ports(&self) -> Result<(), Box<dyn Error>> {
         let known = self.known;
@@ -151,11 +134,13 @@ impl<'a> Confinement<'a> {
     }
 }
 
-/// A bug or an intruder shall not dump memory, spin (the longest --timeout is 10 s), start a process or collect
-/// descriptors.
+/// A bug or an intruder must not dump memory, spin (the longest --timeout is 10 s), start a process or collect descriptors.
 const CHECK_LIMITS: [(Resource, u64); 4] =
     [(Resource::Core, 0), (Resource::Cpu, 11), (Resource::Nproc, 0), (Resource::Nofile, 64)];
 
+/// The filters are installed one after the other.
+const CHECK_FILTERS: &[&[sock_filter]] = &[&filters::CHECK];
+const LISTENER_FILTERS: &[&[sock_filter]] = &[&filters::NO_CLONE3, &filters::LISTENING];
 /// No file is larger than the memory.
 const LISTENER_LIMITS: [(Resource, u64); 1] = [(Resource::Fsize, SIZE as u64)];
 
@@ -174,8 +159,8 @@ fn limit(limits: &[(Resource, u64)]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The folder in which a file is looked for, and the one in which it is. In the place of a folder that is not there yet
-/// the one above it, but never all of the file system.
+/// The folder in which a file is looked for, and the one in which it is. For a folder that is not there yet it is the one
+/// above, but never the root.
 fn folders(file: &Path) -> Vec<PathFd> {
     let named = std::path::absolute(file).ok();
     let real = file.canonicalize().ok();

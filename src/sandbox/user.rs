@@ -1,5 +1,5 @@
-//! Gives root away, if root started this process: from then on it is a user of `/etc/passwd`. Asks no directory
-//! service, which systemd's own `User=` does at each start, and knows nothing of what the process is for.
+//! Gives root away, if root started this process. In goes a user's name, out come its numbers in `/etc/passwd`.
+//! Hand-written, since crates for this ask the name services, which may hang. Knows nothing of HAProxy and Patroni.
 
 use crate::file;
 use rustix::io::Errno;
@@ -10,14 +10,14 @@ use std::path::Path;
 
 const PASSWD: &str = "/etc/passwd";
 /// The longest `/etc/passwd` in bytes: some 50,000 users.
-const LIMIT: u64 = 4 * 1024 * 1024;
+const SIZE_LIMIT: u64 = 4 * 1024 * 1024;
 
-/// Becomes this user for good, with its own group and no other. Nothing is done if root did not start it. Only for a
-/// process with one thread: each thread has a user of its own.
+/// Becomes this user for good, with its own group and no other, if root started this process. Only for a process with one
+/// thread, since each thread has its own user.
 ///
 /// # Errors
 ///
-/// There is no such user, it is root, or root cannot be given away: nothing else may be done then.
+/// There is no such user, it is root, or root cannot be given away. Then nothing else may be done.
 pub fn become_user(name: &str) -> Result<(), String> {
     if !geteuid().is_root() {
         return Ok(());
@@ -33,7 +33,7 @@ pub fn become_user(name: &str) -> Result<(), String> {
         numbers.ok_or_else(|| format!("its line in {PASSWD} is root's, or invalid"))?;
     give_root_away(Uid::from_raw(uid), Gid::from_raw(gid))
         .map_err(|error| format!("cannot become this user (CapabilityBoundingSet=?): {error}"))?;
-    // what cannot be taken back is gone
+    // root is gone only if it cannot be taken back
     match set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT) {
         Err(Errno::PERM) => Ok(()),
         _ => Err("this user can become root again".to_owned()),
@@ -46,7 +46,7 @@ pub fn uid(name: &str) -> Option<u32> {
 }
 
 fn passwd() -> io::Result<Vec<u8>> {
-    file::read(Path::new(PASSWD), LIMIT)
+    file::read(Path::new(PASSWD), SIZE_LIMIT)
 }
 
 /// The kernel takes all capabilities with the last one, and lets no other process of the user look in.
@@ -56,8 +56,8 @@ fn give_root_away(uid: Uid, gid: Gid) -> rustix::io::Result<()> {
     set_thread_res_uid(uid, uid, uid)
 }
 
-/// passwd(5): a user's number and its group's. The first line of this name counts; inside none, if it has no good
-/// numbers: 0 is root, and the largest is for the kernel no change at all.
+/// passwd(5): a user's number and its group's, in the first line of this name. The inner option is none if one is not valid:
+/// 0 is root's, and the largest one means no change to the kernel.
 fn numbers(passwd: &[u8], name: &str) -> Option<Option<(u32, u32)>> {
     let mut lines =
         passwd.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':'));

@@ -2,8 +2,8 @@
 //! tests/plain/properties.rs on the recorded answers and what a fixed series of changes makes of them.
 
 use patroni_agent_check::clock::now;
-use patroni_agent_check::decide::policy::{Case, Policy};
-use patroni_agent_check::decide::{decide, grace};
+use patroni_agent_check::decide::decide;
+use patroni_agent_check::decide::grace::{self, Case, Policy};
 use patroni_agent_check::haproxy::question::Question;
 use patroni_agent_check::haproxy::reply::{self, Otherwise, Reply, Verdict};
 use patroni_agent_check::journal::news;
@@ -197,8 +197,8 @@ pub fn memory(bytes: &[u8]) {
 
     let at = now();
     let recalled = recall();
-    let last = recalled.last();
-    assert!(!grace::is_well(recalled.plain_records(), recalled.now(), Duration::ZERO));
+    let last = recalled.last.clone();
+    assert!(!grace::is_well(recalled.plain_records(), recalled.now, Duration::ZERO));
     if last != Record::default() {
         let whole = |record: &[u8]| record[SUM..] == sum(record);
         assert!(before.chunks_exact(RECORD).any(whole), "a torn record counts: {last:?}");
@@ -226,7 +226,7 @@ pub fn memory(bytes: &[u8]) {
     assert!(written <= 1 && after.len() <= longest, "{written} records, {} bytes", after.len());
     // which the next check reads, and no trouble is bridged by it for longer than --grace
     let recalled = recall();
-    let again = recalled.last();
+    let again = recalled.last.clone();
     let whole = |time: Duration| time.as_millis();
     assert_eq!(whole(again.at), whole(record.at));
     assert_eq!(whole(again.lease), whole(record.lease));
@@ -242,7 +242,7 @@ pub fn memory(bytes: &[u8]) {
     // a line that is not understood leaves the checks alone
     let recalled = Memory::open(&path, false).recall(std::slice::from_ref(&patroni), None, None);
     let _ = news::of_invalid_line(recalled, Verdict::Fail);
-    assert_eq!(recall().last(), again);
+    assert_eq!(recall().last, again);
     fs::remove_file(&path).expect("no memory file");
 }
 

@@ -8,6 +8,7 @@ mod answers;
 mod before_stop;
 mod connection;
 mod grace;
+mod headers;
 mod hold;
 mod hostile;
 mod manual;

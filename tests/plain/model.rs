@@ -19,7 +19,7 @@
 //! made when the question came, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
 
 use patroni_agent_check::decide::decide;
-use patroni_agent_check::decide::policy::{Case, Policy};
+use patroni_agent_check::decide::grace::{Case, Policy};
 use patroni_agent_check::haproxy::question::Question;
 use patroni_agent_check::haproxy::reply::{Otherwise, Verdict};
 use patroni_agent_check::patroni::answer::{Answer, Cause, NoAnswer};
