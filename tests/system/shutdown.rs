@@ -114,16 +114,21 @@ fn no_drop_in_loses_a_check_in_a_shutdown() {
     });
 }
 
-/// Rescue mode stops Patroni, and HAProxy is told so.
+/// Rescue and emergency mode stop Patroni, and HAProxy is told so.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn rescue_mode_answers_before_and_after() {
+fn rescue_and_emergency_mode_answer_before_and_after() {
     std::thread::scope(|scope| {
-        for (units, name, root) in [(UNITS, "rescue-13", DEBIAN_13), (LISTEN, "rescue-12", "/")] {
+        for (units, name, root, mode) in [
+            (UNITS, "rescue-13", DEBIAN_13, "rescue"),
+            (LISTEN, "rescue-12", "/", "rescue"),
+            (UNITS, "emergency-12", "/", "emergency"),
+            (LISTEN, "emergency-13", DEBIAN_13, "emergency"),
+        ] {
             scope.spawn(move || {
                 let machine = Node::with(units, name, root);
-                let rescue = "systemctl isolate --no-block rescue.target";
-                assert_answers_until_the_end(&machine, rescue, Duration::from_secs(1));
+                let isolate = format!("systemctl isolate --no-block {mode}.target");
+                assert_answers_until_the_end(&machine, &isolate, Duration::from_secs(1));
             });
         }
     });
