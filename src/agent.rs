@@ -48,7 +48,7 @@ pub fn answer_all(options: &Result<Options, Stop>, listeners: &[TcpListener]) ->
     }
 }
 
-/// Answers one check, by a listener or by a process of its own, which is confined here. Each step hands on to the next.
+/// Answers one check, for a listener or in a process of its own, which is confined here.
 fn answer(
     options: &Options,
     connection: &mut Connection,
@@ -70,8 +70,8 @@ fn answer(
     })
 }
 
-/// Answers, and tells how to exit: behind a socket always 0, since systemd keeps a failed unit's place; else 0 in the pool,
-/// 1 healthy but not in the pool, 2 broken.
+/// Sends the reply and logs it. The exit status is 0 behind a socket, since systemd keeps a failed unit's place, and by hand
+/// 0 in the pool, 1 healthy but not in the pool, 2 broken.
 fn send(connection: &Connection, Concluded { reply, news }: &Concluded) -> ExitCode {
     let peer = news.and_then(|_| connection.peer());
     connection.send(&reply::line(reply));
@@ -89,7 +89,7 @@ fn send(connection: &Connection, Concluded { reply, news }: &Concluded) -> ExitC
     ExitCode::SUCCESS
 }
 
-/// Says what is wrong with the command line, or prints what it asks for.
+/// Answers without a check: says what is wrong with the command line, or prints what it asks for.
 pub fn refuse(connection: &Connection, stop: &Stop) -> ExitCode {
     let reason = match (connection, stop) {
         (Connection::Standard, Stop::Print(text)) => {
@@ -100,18 +100,18 @@ pub fn refuse(connection: &Connection, stop: &Stop) -> ExitCode {
         (_, Stop::Usage(error)) => format!("{NAME}: {error}"),
         (_, Stop::Print(_)) => format!("{NAME}: {}", options::FOR_A_TERMINAL),
     };
-    // Silence would leave HAProxy with what it heard last, which may be READY.
+    // silence would leave HAProxy with the last reply, which may be READY
     let reply = Reply { verdict: Verdict::Fail, check: String::new(), reason };
     send(connection, &Concluded { reply, news: Some(News::Began) })
 }
 
-/// Says how this program was started wrongly, where there is nobody to answer.
+/// Says what is wrong with the command line or the start, where there is no connection.
 pub fn report_usage_error(error: &str) -> ExitCode {
     journal::tell_operator(error);
     ExitCode::from(USAGE)
 }
 
-/// Even a bug is answered: silence would leave HAProxy with what it heard last, which may be READY.
+/// Answers even after a bug: silence would leave HAProxy with the last reply, which may be READY.
 pub fn catch_panic<T: From<Reply>>(unreachable: Verdict, answer: impl FnOnce() -> T) -> T {
     panic::catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);

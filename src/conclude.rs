@@ -21,13 +21,13 @@ pub struct Concluded {
 }
 
 impl From<Reply> for Concluded {
-    /// A reply of which nothing is remembered, so that it is always news.
+    /// A reply that is always news, since nothing is remembered of it.
     fn from(reply: Reply) -> Concluded {
         Concluded { reply, news: Some(News::Began) }
     }
 }
 
-/// What HAProxy is told if it asked nothing of Patroni.
+/// Concludes a check that does not ask Patroni.
 pub fn without_question(
     options: &Options,
     connection: &Connection,
@@ -46,8 +46,8 @@ pub fn without_question(
     Concluded { reply, news }
 }
 
-/// What HAProxy is told of what was heard. It is left for the next check before it is said, for whoever asks in the next
-/// moment.
+/// Concludes a check that has asked Patroni. The record is left before HAProxy is answered, since another check may follow
+/// at once.
 pub fn conclude(
     options: &Options,
     connection: &Connection,
@@ -70,14 +70,14 @@ pub fn conclude(
     let news = if by_hand { None } else { news::of_trouble(&recalled, &mut record) };
     let lost = recalled.lost().filter(|_| !by_hand).map(str::to_owned);
     if !recalled.leave(&record) && !by_hand {
-        // nobody would know when the drain has begun
+        // the next check would not know when the drain has begun
         let policy = Policy { stopping: Otherwise::Maint, ..options.policy };
         reply = decide(case, policy, hold).0;
     }
     if let (Ok(_), Some(patroni)) = (&heard.answer, options.patroni.named()) {
         reply.reason += &format!(" (Patroni {patroni})");
     }
-    // by hand as well: it is part of the reason
+    // by hand as well, since it is part of the reason
     if let Err(unseen) = &files.hold {
         reply.reason += &format!("; {unseen}");
     }

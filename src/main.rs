@@ -16,11 +16,11 @@ use std::time::Instant;
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    // A panic's own message goes to fd 2, which under xinetd is HAProxy. It goes into the reply instead.
+    // a panic's message would go to fd 2, which is HAProxy under xinetd, and goes into the reply instead
     panic::set_hook(Box::new(|_| {}));
     let activation = Connection::inherited();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    // whatever is wrong with the rest of the command line
+    // even if the rest of the command line is wrong
     if arguments.iter().any(|argument| argument == "--syslog") {
         syslog::open();
     }
@@ -44,8 +44,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Before anything is opened, and before a byte of the peer is read. A check by hand becomes the user of the units, since
-/// HAProxy's checks see no more than this user does.
+/// Changes the user before anything is opened and before a byte from the peer is read. A check by hand becomes the user of
+/// the units, so that it sees no more than HAProxy's checks.
 fn become_user(options: Options, by_hand: bool) -> Result<Options, Stop> {
     // --reopen is no check, and only root may do that
     let by_hand = by_hand && options.reopen.is_none();

@@ -25,7 +25,7 @@ pub struct Described {
     pub long: &'static str,
     /// What it takes: `a|b` is a choice, `FILE` a file; empty if it takes nothing.
     pub value: &'static str,
-    /// Its value where it is not given; empty if there is none.
+    /// Its value if it is not given; empty if there is none.
     pub default: &'static str,
     /// What it means.
     pub meaning: &'static str,
@@ -53,7 +53,7 @@ const fn flag(short: Option<char>, long: &'static str, set: Set) -> Described {
     Described { short, long, value: "", default: "", meaning: "", set }
 }
 
-/// All options. What is said of them anywhere is made from this (`tests/plain/manual.rs`).
+/// All options. The help, the manual, the completions and README.md are made from this table (`tests/plain/manual.rs`).
 pub const OPTIONS: &[Described] = &[
     takes("url", "URL", "", |options, value| set_text(&mut options.url, value))
         .means("Patroni's REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 or, if Patroni does not listen there, the same port of the address on which HAProxy asked)"),
@@ -119,29 +119,29 @@ pub struct Options {
     pub timeout: Duration,
     /// How trouble is answered.
     pub policy: Policy,
-    /// What others leave for a check.
+    /// What others left in /run.
     pub files: Paths,
-    /// With a listening socket: how long to stay after the last check.
+    /// How long a listener stays after the last check.
     pub idle: Duration,
-    /// Whom to become if root starts it.
+    /// The user to become if root starts the program.
     pub user: Option<String>,
     /// The health check, if one was given.
     pub check: Option<Check>,
     /// HAProxy sends the health check.
     pub agent_send: bool,
-    /// What a healthy node gets that does not match, unless HAProxy's line says it.
+    /// The state of a healthy node that does not match, unless HAProxy's line names one.
     pub otherwise: Otherwise,
     /// The last option that was given, if any was but `--settings` and `--explain`.
     pub own: Option<&'static str>,
     /// By hand: the file whose settings are tried.
     pub settings: Option<PathBuf>,
-    /// By hand: all is said.
+    /// By hand: more is printed.
     pub explain: bool,
     /// No check, but a socket unit that has failed.
     pub reopen: Option<String>,
 }
 
-/// What is said of `--help` and `--version` elsewhere.
+/// The answer to `--help` and `--version` without a terminal.
 pub const FOR_A_TERMINAL: &str = "--help and --version are for a terminal";
 
 /// Why there is nothing to check.
@@ -160,7 +160,7 @@ impl From<lexopt::Error> for Stop {
 }
 
 impl Stop {
-    /// With what would have shown the mistake before it counted. It comes last, since HAProxy's line may be cut.
+    /// With the option that would have shown the mistake before it counted. It comes last, since HAProxy may cut the line.
     #[must_use]
     pub fn with_cure(self) -> Stop {
         self.map_usage(|error| format!("{error}; try a copy: --settings FILE"))
@@ -190,7 +190,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// See [`Stop`]; also if something is among them that is not for HAProxy's checks.
+    /// See [`Stop`]; also if there is an option that is not for HAProxy's checks.
     pub fn of_units(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
         let options = Options::parse(arguments)?;
         let error = match &options {
@@ -267,12 +267,12 @@ impl Options {
     }
 }
 
-/// How long a process with a listening socket stays after the last check, where the command line is wrong.
+/// How long a listener stays after the last check if the command line is wrong.
 pub fn default_idle() -> Duration {
     Options::defaults().unwrap_or_default().idle
 }
 
-/// What is said of the command line is told to everybody who asks: no name and password that stand before an `@`.
+/// Hides names and passwords before an `@`, since everybody who asks is told what is wrong with the command line.
 fn without_secrets(mut error: String, arguments: &[OsString]) -> String {
     for argument in arguments {
         let argument = argument.to_string_lossy();
@@ -290,7 +290,7 @@ fn without_secrets(mut error: String, arguments: &[OsString]) -> String {
     error
 }
 
-/// An option's value, or why it is none.
+/// Sets an option's value, or says why it is not valid.
 fn set<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
     *place = value?;
     Ok(())
@@ -340,7 +340,7 @@ pub fn help() -> String {
     text
 }
 
-/// Adds words in a column of this width, beside what stands before its first line.
+/// Adds words in a column of this width, and before its first line `before`.
 pub fn wrap<'a>(
     text: &mut String,
     before: &str,
@@ -387,7 +387,7 @@ fn within(value: &OsStr, limits: RangeInclusive<u64>, range: &str) -> Result<Dur
     duration(value, limits).ok_or_else(|| format!("write {range}"))
 }
 
-/// A whole number with its unit; none if it is not one or not within these milliseconds.
+/// A whole number with its unit; none if it is not valid or not within these milliseconds.
 pub fn duration(value: &OsStr, milliseconds: RangeInclusive<u64>) -> Option<Duration> {
     let text = value.to_str()?;
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -398,7 +398,7 @@ pub fn duration(value: &OsStr, milliseconds: RangeInclusive<u64>) -> Option<Dura
         "h" => 3_600_000,
         _ => return None,
     };
-    // Only digits: parse() would take a sign.
+    // only digits, since parse() would take a sign
     let digits = number.bytes().all(|byte| byte.is_ascii_digit());
     let duration = number.parse::<u64>().ok().filter(|_| digits)?.checked_mul(unit)?;
     milliseconds.contains(&duration).then(|| Duration::from_millis(duration))

@@ -14,21 +14,21 @@ use crate::sandbox::Confinement;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
-/// What a check asks Patroni by.
+/// The process in which a check runs.
 pub enum Process<'a> {
-    /// The process of this check alone, which is confined.
+    /// A process for this check alone, which is confined.
     OneCheck(Prepared<'a>),
-    /// A listener, of which this check is a thread.
+    /// A listener, in a thread of it.
     Listener(&'a Questions, &'a Place<'a>),
 }
 
 impl<'a> Process<'a> {
-    /// Reads what Patroni is asked with, and then confines this process, which answers one check.
+    /// Reads the files that the question needs, and then confines this process.
     pub fn confine(options: &'a Options, connection: &Connection, files: &Files) -> Process<'a> {
         if let Ok(Some(Hold { word, reason })) = &files.hold {
             connection.remark(&format!("a hold is active: {word}, {reason}"));
         }
-        let prepared = options.patroni.prepare(asked_address(options, connection));
+        let prepared = options.patroni.prepare(agent_address(options, connection));
         // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
         if !cfg!(without_sandbox) {
             let port = options.patroni.connect_to.port;
@@ -62,15 +62,14 @@ impl<'a> Process<'a> {
             }
             Process::Listener(questions, place) => {
                 place.keep();
-                let asked = asked_address(options, connection);
-                questions.ask(&options.patroni, asked, connection.source(), check, patience)
+                let address = agent_address(options, connection);
+                questions.ask(&options.patroni, address, connection.source(), check, patience)
             }
         }
     }
 }
 
-/// Confines a listener, before it accepts a connection. Only what each of its checks needs stays possible: next to nothing,
-/// if the command line is wrong.
+/// Confines a listener before it accepts a connection. Without options its checks need no file and no port.
 pub fn confine_listener(options: Option<&Options>, systemd: Option<RawFd>) {
     let (mut port, mut read, mut memory) = (None, Vec::new(), None);
     if let Some(Options { patroni, files, .. }) = options {
@@ -85,9 +84,9 @@ pub fn confine_listener(options: Option<&Options>, systemd: Option<RawFd>) {
     }
 }
 
-/// Where on this machine HAProxy asked, if Patroni may be there.
-fn asked_address(options: &Options, connection: &Connection) -> Option<SocketAddr> {
-    if options.patroni.discover { connection.local() } else { None }
+/// The address of this machine on which HAProxy asked, if Patroni may listen there.
+fn agent_address(options: &Options, connection: &Connection) -> Option<SocketAddr> {
+    if options.patroni.discover { connection.agent_address() } else { None }
 }
 
 #[cfg(test)]
@@ -101,11 +100,11 @@ mod tests {
         let asked = listener.local_addr().expect("an address");
         let _haproxy = TcpStream::connect(asked).expect("a connection");
         let connection = Connection::Socket(listener.accept().expect("a connection").0);
-        let asked_address = |arguments: &[&str]| {
+        let agent_address = |arguments: &[&str]| {
             let options = Options::parse(arguments.iter().map(Into::into));
-            asked_address(&options.expect("options"), &connection)
+            agent_address(&options.expect("options"), &connection)
         };
-        assert_eq!(asked_address(&[]), Some(asked));
-        assert_eq!(asked_address(&["--url", "http://127.0.0.1:8008"]), None);
+        assert_eq!(agent_address(&[]), Some(asked));
+        assert_eq!(agent_address(&["--url", "http://127.0.0.1:8008"]), None);
     }
 }

@@ -15,8 +15,8 @@ use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Tells a person as which user this process asks, and why that is `unlike` the units, and that it is a check by hand where
-/// this may not have been meant.
+/// Tells a person which user this process is, why it is `unlike` the units, and that this is a check by hand where the
+/// person may have wanted another one.
 pub fn explain_start(options: &Options, uid: Uid, unlike: Option<&String>) {
     if let Some(error) = unlike.filter(|_| options.own.is_none() && !options.explain) {
         tell_operator(&format!("the units would answer fail to HAProxy: --user {NAME}: {error}"));
@@ -33,8 +33,8 @@ pub fn explain_start(options: &Options, uid: Uid, unlike: Option<&String>) {
     }
 }
 
-/// What a person is told of an answer: with `--explain` where Patroni was asked for what, whose Patroni it is, and what it
-/// said; always what HAProxy would not get, and a grace period that is too long.
+/// What a person is told of an answer: always what HAProxy would not get, and a grace period that is too long; with
+/// `--explain` also where Patroni was asked for what, and what it answered.
 pub fn explain_answer(
     options: &Options,
     prepared: &Prepared,
@@ -66,7 +66,7 @@ pub fn explain_answer(
     lines
 }
 
-/// Who gets this answer, if Patroni was found at an address on which HAProxy need not ask.
+/// Which checks of HAProxy get this answer, if Patroni listens at one address only.
 fn found_beside_localhost(patroni: &Patroni, heard: &Heard) -> Option<String> {
     let [from] = &heard.from[..] else { return None };
     let local = from.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
@@ -78,7 +78,7 @@ fn found_beside_localhost(patroni: &Patroni, heard: &Heard) -> Option<String> {
     })
 }
 
-/// `--explain`, of what was left for this check: when it had an answer last, which shows whether HAProxy asks.
+/// When this check last had an answer, which shows whether HAProxy asks.
 pub fn explain_memory(last: &Record, asked: Duration) -> String {
     if last.at.is_zero() {
         return "memory: no answer to this check is remembered".to_owned();

@@ -109,17 +109,14 @@ fn value(bytes: &[u8]) -> Result<Option<String>, String> {
     {
         return Err("a setting is not UTF-8, so the units ignore the whole file".to_owned());
     }
-    let first = lines(&text).next();
+    let is_setting = |line: &&str| !line.is_empty() && !line.starts_with(['#', ';']);
+    let first = text.lines().map(str::trim).find(is_setting);
     match (assigned.into_iter().rfind(|(name, _)| name == "OPTIONS"), first) {
         (None, Some(line)) => Err(format!(
             "'{line}' is not OPTIONS=..., so the units ignore it and ask for primary, whatever HAProxy sends"
         )),
         (value, _) => Ok(value.map(|(_, value)| value)),
     }
-}
-
-fn lines(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
 }
 
 /// The version of this machine's systemd, or the newest if that is unknown.

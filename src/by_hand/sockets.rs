@@ -11,19 +11,19 @@ use std::path::Path;
 const LIMIT: u64 = 64 * 1024;
 /// The port of the units.
 const PORT: u16 = 5555;
-/// What an administrator adds to the sockets, that of both pairs and that of one.
+/// Drop-ins of the sockets.
 const SOCKETS: [&str; 3] = [
     "etc/systemd/system/patroni-agent-.socket.d",
     "etc/systemd/system/patroni-agent-check.socket.d",
     "etc/systemd/system/patroni-agent-check-listen.socket.d",
 ];
-/// What an administrator adds to the services.
+/// Drop-ins of the services.
 const DROP_INS: [&str; 2] = [
     "/etc/systemd/system/patroni-agent-check@.service.d",
     "/etc/systemd/system/patroni-agent-check-listen.service.d",
 ];
 
-/// The ports of the sockets: that of the units, as drop-ins change it. systemd reads them in the order of their names.
+/// The ports of the units' sockets, as drop-ins change them. systemd reads drop-ins in the order of their names.
 fn unit_ports(root: &Path) -> Vec<u16> {
     let folders = SOCKETS.iter().filter_map(|folder| fs::read_dir(root.join(folder)).ok());
     let mut files: Vec<_> = folders.flatten().flatten().map(|file| file.path()).collect();
@@ -47,7 +47,7 @@ fn unit_ports(root: &Path) -> Vec<u16> {
     ports
 }
 
-/// `--explain`, of this machine: whether HAProxy could ask, and what holds for its checks alone.
+/// Whether HAProxy can ask, and the drop-ins that hold for HAProxy's checks alone.
 pub fn explain_sockets() -> Vec<String> {
     let port = unit_ports(Path::new("/")).into_iter().filter_map(|port| {
         if !ports::is_listening(port) {

@@ -62,32 +62,32 @@ pub fn is_well(mut records: impl Iterator<Item = Record>, now: Duration, grace: 
 /// note of the before-stop hook turns what would be bridged into a drain, and what would be down after that into MAINT.
 pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
     let Case { question, heard, last, stop_noted } = case;
-    let Heard { answer, asked, answered, .. } = heard;
-    let cause = answer.as_ref().err().map(|no_answer| no_answer.cause);
+    let (asked, answered) = (heard.asked, heard.answered);
+    let cause = heard.answer.as_ref().err().map(|no_answer| no_answer.cause);
     let mut record = last.clone();
     let ready = reply.verdict == Verdict::Ready;
     let was_ready = was_ready(last);
     let mut in_the_pool = ready;
     match meaning(case) {
         Meaning::Good(answer) => {
-            // A READY that was asked for before another check heard something else is no longer true.
-            let overtaken = ready && *asked < last.at && !was_ready;
+            // a READY is no longer true if another check has heard something else since it was asked for
+            let overtaken = ready && asked < last.at && !was_ready;
             if overtaken {
                 (reply.verdict, in_the_pool) = (Verdict::Out(question.otherwise), false);
             }
             record.trouble = last.trouble.filter(|_| overtaken);
-            // What was asked before a bad answer came says nothing about what came after it; but what is not ready takes the
-            // place of what was.
-            let at = if ready { *asked } else { *answered };
+            // a question from before the last bad answer says nothing about now, but an answer that is not ready replaces
+            // one that was
+            let at = if ready { asked } else { answered };
             if at >= last.at {
                 (record.at, record.lease) = (at, lease(answer));
-                record.ready = if ready { Some(*asked) } else { last.ready };
+                record.ready = if ready { Some(asked) } else { last.ready };
                 record.stopping = None;
                 (record.date, record.pause, record.refused) = (answer.date, answer.pause, false);
             }
         }
         Meaning::Trouble(excuse) => {
-            record.trouble = last.trouble.or(Some(*answered));
+            record.trouble = last.trouble.or(Some(answered));
             record.refused |= cause == Some(Cause::Refused);
             let passed = asked.saturating_sub(last.at);
             let grace = policy.grace.min(last.lease);
@@ -96,10 +96,10 @@ pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
                 let why = excuse.unwrap_or(&reply.reason).to_owned();
                 reply.reason = format!("held {passed:.1} of {grace} s: {why}");
                 in_the_pool = was_ready;
-                let since = |ready| asked.saturating_sub(ready);
-                reply.verdict = match last.ready.filter(|ready| since(*ready) < EVERY_HAPROXY_KNOWS)
-                {
-                    // It has left the pool, and a HAProxy that has not heard of it must not keep it.
+                let is_recent =
+                    |ready: &Duration| asked.saturating_sub(*ready) < EVERY_HAPROXY_KNOWS;
+                reply.verdict = match last.ready.filter(is_recent) {
+                    // the node has left the pool, and a HAProxy that has not heard of that must not keep it
                     Some(_) if !was_ready => Verdict::Out(question.otherwise),
                     Some(_) if stop_noted && policy.stopping == Otherwise::Drain => {
                         reply.reason = format!("PostgreSQL is about to stop: {why}");
@@ -108,46 +108,46 @@ pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
                     _ => Verdict::Keep,
                 };
             } else if cause == Some(Cause::NotAsked) {
-                // HAProxy leaves it where it is, so an operator's hold counts
+                // HAProxy leaves the node where it is, so an operator's hold counts
                 in_the_pool = was_ready;
             } else if stop_noted && cause.is_some() {
-                // expected, and for as long as the note holds
+                // expected, as long as the note is valid
                 reply.reason = format!("PostgreSQL is about to stop: {}", reply.reason);
                 reply.verdict = Verdict::Out(Otherwise::Maint);
             }
         }
         Meaning::Other(answer) => {
             let end = end(last, policy.grace);
-            // A standby whose Patroni is restarted stops first: it has left the pool, and is not broken.
+            // a standby whose Patroni is restarted stops first: it has left the pool, and is not broken
             let standby = answer.role == "replica";
-            if standby && reply.verdict == Verdict::Stopped && *asked < end {
+            if standby && reply.verdict == Verdict::Stopped && asked < end {
                 reply.verdict = Verdict::Out(Otherwise::Maint);
             }
             let broken = matches!(reply.verdict, Verdict::Fail | Verdict::Stopped);
-            record.trouble = last.trouble.or(Some(*answered)).filter(|_| broken);
+            record.trouble = last.trouble.or(Some(answered)).filter(|_| broken);
             record.stopping = is_stopped_with_the_lock(question, answer)
-                .then(|| last.stopping.unwrap_or(*answered));
+                .then(|| last.stopping.unwrap_or(answered));
             let too_long = |since| answered.saturating_sub(since) >= DRAIN_LIMIT;
             if record.stopping.is_some_and(too_long) {
                 reply.verdict = Verdict::Out(Otherwise::Maint);
             }
             let standby = standby && !broken;
-            if *answered >= last.at {
-                (record.at, record.date) = (*answered, answer.date);
-                record.lease = if standby { end.saturating_sub(*answered) } else { Duration::ZERO };
+            if answered >= last.at {
+                (record.at, record.date) = (answered, answer.date);
+                record.lease = if standby { end.saturating_sub(answered) } else { Duration::ZERO };
             }
         }
     }
     (in_the_pool, record)
 }
 
-/// What an answer means for the grace.
+/// What an answer means for the grace period.
 enum Meaning<'a> {
-    /// A healthy node, in the pool or not: the grace begins.
+    /// A healthy node, in the pool or not: the grace period begins.
     Good(&'a Answer),
-    /// Nobody knows, and it may be over with the next answer. Why, if the table would say something else.
+    /// Trouble, which may be over with the next answer; the reason, if the table has another one.
     Trouble(Option<&'static str>),
-    /// Patroni has said something else, and that stands: what was ready is so no more.
+    /// Patroni reports something else, which ends the grace period.
     Other(&'a Answer),
 }
 
@@ -162,32 +162,31 @@ fn meaning<'a>(Case { question, heard, last, .. }: Case<'a>) -> Meaning<'a> {
             }
         }
         (_, "running", _) => Meaning::Good(answer),
-        // it has the lock, and PostgreSQL did not answer it this once
+        // Patroni has the lock, and PostgreSQL did not answer Patroni this once
         (200, "unknown", role) if lock && role != "replica" => Meaning::Trouble(None),
         _ => Meaning::Other(answer),
     }
 }
 
-/// Why a primary says 503 though it need not have lost the leader lock.
+/// Why a primary answers 503 though it may still have the leader lock.
 fn without_the_lock(answer: &Answer, last: &Record, answered: Duration) -> Option<&'static str> {
     let patronis = u64::from(answer.date.saturating_sub(last.date));
     let ours = answered.saturating_sub(last.at).as_secs();
     if last.refused {
         Some("primary, Patroni has just started and does not know its lock yet")
     } else if answer.pause && last.pause {
-        // nobody but an operator promotes another one now
+        // now nobody but an operator promotes another node
         Some("primary, paused, Patroni does not know its lock")
     } else if last.date > 0 && patronis > ours + CLOCK_STEP {
-        // its claim ends by its own clock, the lock by that of the DCS
+        // Patroni's claim ends by its own clock, and the lock by that of the DCS
         Some("primary, Patroni's clock was set forward")
     } else {
         None
     }
 }
 
-/// Whether Patroni stops or restarts a primary that still holds the leader lock: its transactions may end by themselves.
-/// That it holds the lock is Patroni's own claim, as it is for a node that is ready; but the DCS must have been read not
-/// long ago.
+/// Whether Patroni stops or restarts a primary that holds the leader lock, so that transactions may end by themselves.
+/// Patroni itself says that it holds the lock, as for a node that is ready, but it must have read the DCS not long ago.
 pub fn is_stopped_with_the_lock(question: &Question, answer: &Answer) -> bool {
     question.check.asks_for_the_lock()
         && answer.status == 200
@@ -201,7 +200,7 @@ pub fn is_stopped_with_the_lock(question: &Question, answer: &Answer) -> bool {
 fn lease(answer: &Answer) -> Duration {
     let age = answer.dcs_last_seen.map(|seen| i64::from(answer.date) - i64::from(seen));
     match age {
-        // in failsafe mode, or the lock has just run out
+        // failsafe mode, or the lock has just run out
         _ if answer.cluster_unlocked => Duration::ZERO,
         // before 2.1.2 it is not known
         None => DCS_LIMIT,

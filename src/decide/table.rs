@@ -14,7 +14,7 @@ use crate::patroni::answer::{Answer, Cause, NoAnswer};
 pub fn look_up(question: &Question, policy: Policy, answer: &Result<Answer, NoAnswer>) -> Reply {
     let check = &question.check;
     let (verdict, reason) = match answer {
-        // what this machine lacks is no trouble of Patroni's, so HAProxy's own check decides
+        // this machine lacks something and Patroni does not, so HAProxy's own check decides
         Err(error) if error.cause == Cause::NotAsked => (Verdict::Keep, error.reason.clone()),
         Err(error) => (policy.unreachable, error.reason.clone()),
         Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
@@ -69,7 +69,7 @@ pub fn look_up(question: &Question, policy: Policy, answer: &Result<Answer, NoAn
     Reply { verdict, check: check.to_string(), reason }
 }
 
-/// Whether the body shows what the check is there to find.
+/// Whether the node matches the check.
 fn serves(question: &Question, answer: &Answer) -> bool {
     let streams = match question.check.replication_state() {
         Some(wanted) if answer.role == "replica" => {

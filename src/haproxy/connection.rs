@@ -120,7 +120,7 @@ impl Connection {
     }
 
     /// The address of this machine on which HAProxy asked. A link-local IPv6 address has its interface.
-    pub fn local(&self) -> Option<SocketAddr> {
+    pub fn agent_address(&self) -> Option<SocketAddr> {
         let Connection::Socket(stream) = self else { return None };
         let local = stream.local_addr().ok()?;
         Some(match local.ip().to_canonical() {

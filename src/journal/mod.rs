@@ -12,30 +12,30 @@ use std::time::Duration;
 
 /// The priorities of syslog(3).
 pub const ERROR: u8 = 3;
-/// HAProxy was told something that an operator may have to act on.
+/// An operator may have to act.
 pub const WARNING: u8 = 4;
-/// It is over.
+/// The trouble is over.
 pub const NOTICE: u8 = 5;
-/// The journal hears again of something that lasts after this time. HAProxy asks more often.
+/// Something that lasts is logged again after this time.
 pub const REPEAT: Duration = Duration::from_secs(60);
-/// The longest line. It may be longer than a reply.
+/// The longest line, which may be longer than a reply.
 const LINE_LIMIT: usize = 1000;
 
-/// One line for the journal.
+/// Writes one line to the journal.
 pub fn log(priority: u8, text: &str) {
     if !syslog::send(priority, NAME, &printable(text, LINE_LIMIT)) {
         write_to_stderr(&format!("<{priority}>{text}"));
     }
 }
 
-/// One line for whoever started this program, which may be a person.
+/// Writes one line for whoever started this program, who may be a person.
 pub fn tell_operator(text: &str) {
     if !syslog::send(WARNING, NAME, &printable(text, LINE_LIMIT)) {
         write_to_stderr(&format!("{NAME}: {text}"));
     }
 }
 
-/// Not if stderr is the peer: xinetd makes fd 2 the connection as well.
+/// Writes nothing if stderr is the peer: xinetd makes fd 2 the connection as well.
 fn write_to_stderr(text: &str) {
     let stderr = io::stderr();
     let family = getpeername(&stderr).ok().flatten().map(|peer| peer.address_family());

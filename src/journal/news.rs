@@ -6,11 +6,11 @@ use crate::haproxy::reply::{self, Reply, Verdict};
 use crate::run::memory::{Recalled, Record};
 use std::time::Duration;
 
-/// How many lines the journal gets of trouble in the time of [`REPEAT`], however often it begins and ends.
+/// The most lines about trouble within [`REPEAT`], however often trouble begins and ends.
 const MOST_LINES: u8 = 20;
-/// As much as a record can count.
+/// The most lines that a record can count.
 const COUNTED: u8 = 31;
-/// What an agent-send line that is no question is in the journal, where nothing may get that a peer makes up.
+/// The text for an invalid agent-send line: nothing that a peer makes up gets into the journal.
 const NOT_UNDERSTOOD: &str = "agent-send line not understood (the reply says why)";
 
 /// What the journal is told of trouble.
@@ -22,12 +22,12 @@ pub enum News {
     Lasts(Duration),
     /// It is over, after this long.
     Ended(Duration),
-    /// A line came that is no question.
+    /// An invalid agent-send line came.
     InvalidLine,
 }
 
-/// What the journal is told of this record's trouble: a line when trouble begins, one in a while as long as it lasts, one
-/// when it ends, however many checks meet it. The record notes the line. Without a memory each check tells what it met.
+/// Whether the journal gets a line about trouble, which the record then notes: when it begins, from time to time while it
+/// lasts, and when it ends, however many checks meet it. Without a memory each check logs what it met.
 pub fn of_trouble(recalled: &Recalled, record: &mut Record) -> Option<News> {
     news(&recalled.last, recalled.records_alike(), recalled.now, record)
 }
@@ -47,7 +47,7 @@ fn news(
     let logged: Vec<_> = alike.filter(|other| is_recent(other.logged, now)).collect();
     let in_trouble = logged.iter().filter(|other| other.trouble.is_some());
     if let Some(logged) = in_trouble.map(|other| other.logged).max() {
-        // the record that takes another one's place must not forget it
+        // a record that takes the place of another one must not forget that line
         record.logged = logged;
         return None;
     }
@@ -61,8 +61,8 @@ fn news(
     })
 }
 
-/// What the journal is told of a line that is no question, which anybody may send: that one came, once in a while. Without a
-/// memory, nothing.
+/// Whether the journal gets a line about an invalid agent-send line, which anybody may send: from time to time, and never
+/// without a memory.
 pub fn of_invalid_line(recalled: Recalled, verdict: Verdict) -> Option<News> {
     let (mut record, now) = (recalled.last.clone(), recalled.now);
     if is_recent(record.logged, now) || recalled.error().is_some() {
@@ -77,7 +77,7 @@ fn is_recent(logged: Duration, now: Duration) -> bool {
     !logged.is_zero() && now.saturating_sub(logged) < REPEAT
 }
 
-/// Logs what a peer was told.
+/// Logs what HAProxy was told.
 pub fn log_reply(reply: &Reply, news: News, peer: &str) {
     let (priority, since) = match news {
         News::Began | News::InvalidLine => (WARNING, String::new()),

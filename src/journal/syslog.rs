@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const SOCKET: &str = "/dev/log";
 const DAEMON: u8 = 3 << 3;
 
-/// With the number of this process, which the sandbox no longer tells.
+/// The socket, and the number of this process, which the sandbox hides.
 static LOG: OnceLock<(UnixDatagram, u32)> = OnceLock::new();
 
-/// Whether nobody reads any more what this process has opened.
+/// Whether nobody reads from the socket any more.
 static GONE: AtomicBool = AtomicBool::new(false);
 
-/// Opens it for this process. Where there is none, what is said goes to stderr as before.
+/// Opens the system log. If there is none, lines go to stderr.
 pub fn open() {
     if let Ok(log) = UnixDatagram::unbound() {
         if log.connect(SOCKET).is_ok() {
@@ -34,7 +34,7 @@ pub fn descriptor() -> Option<RawFd> {
     LOG.get().map(|(log, _)| log.as_raw_fd())
 }
 
-/// Sends one line of a priority as in syslog(3), 4 for a warning; whether there was a system log to take it.
+/// Sends one line with a priority of syslog(3). Returns whether the system log was opened.
 pub fn send(priority: u8, name: &str, line: &str) -> bool {
     let Some((log, process)) = LOG.get() else { return false };
     let line = format!("<{}>{name}[{process}]: {line}", DAEMON | priority);
@@ -45,8 +45,8 @@ pub fn send(priority: u8, name: &str, line: &str) -> bool {
     true
 }
 
-/// Whether a line was lost because somebody has made the system log anew. The sandbox keeps this process from opening that
-/// one; the next process does.
+/// Whether a line was lost since the system log was restarted. Only the next process can open the new one, because of the
+/// sandbox.
 pub fn is_gone() -> bool {
     GONE.load(Ordering::Relaxed)
 }

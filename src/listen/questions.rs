@@ -33,19 +33,20 @@ impl Default for Questions {
 
 impl Questions {
     /// Asks Patroni, or waits for the answer to the same question of another check. Only the check that asks reads the
-    /// certificates. `asked` is the address on which HAProxy asked, and `source` is who asked.
+    /// certificates. `source` is who asked.
     pub fn ask(
         &self,
         patroni: &Patroni,
-        asked: Option<SocketAddr>,
+        agent_address: Option<SocketAddr>,
         source: Option<IpAddr>,
         check: &Check,
         patience: &Patience,
     ) -> Heard {
         let since = now();
-        let question = (check.path().to_owned(), beside_localhost(asked).map(|asked| asked.ip()));
+        let question =
+            (check.path().to_owned(), beside_localhost(agent_address).map(|address| address.ip()));
         let first = check.plain_number().is_some();
-        let ask = || patroni.prepare(asked).ask(check, patience);
+        let ask = || patroni.prepare(agent_address).ask(check, patience);
         self.0.ask(question, source, first, patience.deadline, ask).unwrap_or_else(|missed| {
             let why = match missed {
                 Missed::Unasked => &format!("{NO_ANSWER}: too many others are waiting"),
@@ -54,7 +55,7 @@ impl Questions {
                 Missed::Broken => "not asked because of a bug in patroni-agent-check",
             };
             let answer = Err(blame(&patroni.connect_to, why.to_owned().into()));
-            let from = patroni.candidate_endpoints(asked);
+            let from = patroni.candidate_endpoints(agent_address);
             Heard { from, answer, asked: since, answered: now() }
         })
     }

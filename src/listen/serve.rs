@@ -69,8 +69,8 @@ pub fn serve(
         systemd.set_nonblocking(true)?;
     }
     thread::scope(|scope| {
-        let mut asked = Instant::now();
-        let mut told = asked;
+        let mut last_check = Instant::now();
+        let mut told = last_check;
         loop {
             let mut ready = vec![PollFd::new(&stop, PollFlags::IN)];
             ready.extend(listeners.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
@@ -93,8 +93,8 @@ pub fn serve(
                 }
             }
             if !checks.lock().running.is_empty() {
-                asked = Instant::now();
-            } else if asked.elapsed() >= idle {
+                last_check = Instant::now();
+            } else if last_check.elapsed() >= idle {
                 break;
             }
             if told.elapsed() >= tick {

@@ -27,7 +27,7 @@ struct State<Q, S, A> {
     waiting: Vec<Waiting<Q, S, A>>,
     /// Each source's last question, by its number among all.
     turns: HashMap<S, u64>,
-    asked: u64,
+    begun: u64,
 }
 
 struct Waiting<Q, S, A> {
@@ -70,7 +70,7 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A: Clone> Shared<Q, S, A> {
             next: Instant::now(),
             waiting: Vec::new(),
             turns: HashMap::new(),
-            asked: 0,
+            begun: 0,
         };
         Shared { at_once, apart, queue, state: Mutex::new(state) }
     }
@@ -201,12 +201,12 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
     fn begin(&mut self, coming: &Arc<Coming<A>>, at_once: usize) -> Option<S> {
         let (place, source) = self.next(at_once)?;
         debug_assert!(Arc::ptr_eq(&self.waiting[place].answer, coming));
-        self.asked += 1;
+        self.begun += 1;
         if self.turns.len() >= TURNS {
             let waiting: Vec<_> = self.waiting.iter().flat_map(|other| &other.who).collect();
             self.turns.retain(|source, _| waiting.iter().any(|(_, other)| other == source));
         }
-        self.turns.insert(source, self.asked);
+        self.turns.insert(source, self.begun);
         self.waiting.remove(place);
         self.asking.push(source);
         Some(source)

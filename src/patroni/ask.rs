@@ -22,10 +22,10 @@ const CURE: &str = " (see restapi.listen and --url)";
 
 impl Patroni {
     /// Reads the certificates and the host's addresses. Without `--url` the first question finds Patroni on localhost or at
-    /// the address on which HAProxy `asked`, and by hand wherever it listens.
-    pub fn prepare(&self, asked: Option<SocketAddr>) -> Prepared<'_> {
+    /// the `agent_address`, and by hand wherever it listens.
+    pub fn prepare(&self, agent_address: Option<SocketAddr>) -> Prepared<'_> {
         self.sockets();
-        Prepared { patroni: self, asked, files: self.read_files() }
+        Prepared { patroni: self, agent_address, files: self.read_files() }
     }
 
     fn read_files(&self) -> Result<Files, NoAnswer> {
@@ -49,7 +49,7 @@ pub fn blame(patroni: &Endpoint, NoAnswer { cause, reason }: NoAnswer) -> NoAnsw
 pub struct Prepared<'a> {
     patroni: &'a Patroni,
     /// The address of this machine on which HAProxy asked.
-    asked: Option<SocketAddr>,
+    agent_address: Option<SocketAddr>,
     files: Result<Files, NoAnswer>,
 }
 
@@ -81,7 +81,7 @@ impl Prepared<'_> {
         let (from, response) = self.get(check.path(), patience);
         let from = match from {
             Some(ip) if self.patroni.discover => vec![self.patroni.endpoint(ip)],
-            _ => self.patroni.candidate_endpoints(self.asked),
+            _ => self.patroni.candidate_endpoints(self.agent_address),
         };
         let answer = response.and_then(|response| {
             let answer = answer::read(response.status, &response.body);
@@ -131,8 +131,8 @@ impl Prepared<'_> {
         let files = self.files.clone()?;
         let Some(sockets) = self.patroni.sockets() else { return Ok(files) };
         let port = self.patroni.connect_to.port;
-        let candidates = self.patroni.candidates(self.asked);
-        let found = sockets.find(port, &candidates, self.asked.is_none(), deadline);
+        let candidates = self.patroni.candidates(self.agent_address);
+        let found = sockets.find(port, &candidates, self.agent_address.is_none(), deadline);
         let (cause, reason) = match found {
             Ok(addresses) => return Ok((addresses, None)),
             Err(NotFound::Nobody) => {
@@ -158,7 +158,7 @@ impl Prepared<'_> {
 
     /// Where Patroni is looked for, in words.
     pub fn tried(&self) -> String {
-        let other = self.patroni.candidate_endpoints(self.asked);
+        let other = self.patroni.candidate_endpoints(self.agent_address);
         let other = other.get(2).map(|other| format!(" and {other}"));
         format!("Patroni {}{}", self.patroni.connect_to, other.unwrap_or_default())
     }

@@ -33,12 +33,13 @@ pub fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
         Ok(hosts) => (hosts, String::new()),
         Err(error) => (Vec::new(), format!(" ({error})")),
     };
-    match named(&hosts, host) {
-        found if found.is_empty() => {
-            Err(format!("not in {HOSTS}{error}, and DNS is not used: give --connect-to ADDRESS"))
-        }
-        found => Ok(found),
+    let found = named(&hosts, host);
+    if found.is_empty() {
+        return Err(format!(
+            "not in {HOSTS}{error}, and DNS is not used: give --connect-to ADDRESS"
+        ));
     }
+    Ok(found)
 }
 
 /// hosts(5): each line has an address and its names, and `#` begins a comment. Other lines are left out, and so is an

@@ -1,5 +1,5 @@
-//! Where the local Patroni is. In go options and the address on which HAProxy asked, out come addresses. Knows nothing of
-//! HAProxy and what an answer means.
+//! Where the local Patroni is. In go options and the address on which HAProxy agent_address, out come addresses. Knows
+//! nothing of HAProxy and what an answer means.
 
 use super::hosts;
 use super::ports::{self, Sockets};
@@ -119,22 +119,22 @@ impl Patroni {
         self.discover.then(|| self.sockets.get_or_init(open))
     }
 
-    /// Where Patroni is looked for without `--url`: on localhost, and at the address on which HAProxy `asked` the agent. An
+    /// Where Patroni is looked for without `--url`: on localhost, and at the address on which HAProxy asked the agent. An
     /// address of localhost does not count because HAProxy asked there: any user of this machine can listen on one of them.
-    pub fn candidates(&self, asked: Option<SocketAddr>) -> Vec<SocketAddr> {
-        let localhost = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
-        let localhost = localhost.map(|ip| SocketAddr::new(ip, 0));
-        let mut candidates: Vec<_> = localhost.into_iter().chain(beside_localhost(asked)).collect();
+    pub fn candidates(&self, agent_address: Option<SocketAddr>) -> Vec<SocketAddr> {
+        let localhost: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let mut candidates = localhost.map(|ip| SocketAddr::new(ip, 0)).to_vec();
+        candidates.extend(beside_localhost(agent_address));
         candidates.iter_mut().for_each(|address| address.set_port(self.connect_to.port));
         candidates
     }
 
     /// The Patronis that a check may ask, whose records in the memory it takes if none of them answers.
-    pub fn candidate_endpoints(&self, asked: Option<SocketAddr>) -> Vec<Endpoint> {
+    pub fn candidate_endpoints(&self, agent_address: Option<SocketAddr>) -> Vec<Endpoint> {
         if !self.discover {
             return vec![self.connect_to.clone()];
         }
-        self.candidates(asked).iter().map(|address| self.endpoint(address.ip())).collect()
+        self.candidates(agent_address).iter().map(|address| self.endpoint(address.ip())).collect()
     }
 
     /// The Patronis that any of HAProxy's checks may ask, on whichever address of this machine HAProxy asks.
@@ -158,9 +158,9 @@ impl Patroni {
     }
 }
 
-/// The address on which HAProxy asked, unless it is one of localhost.
-pub fn beside_localhost(asked: Option<SocketAddr>) -> Option<SocketAddr> {
-    asked.filter(|asked| !asked.ip().is_loopback())
+/// The address on which HAProxy agent_address, unless it is one of localhost.
+pub fn beside_localhost(agent_address: Option<SocketAddr>) -> Option<SocketAddr> {
+    agent_address.filter(|address| !address.ip().is_loopback())
 }
 
 /// The port, or the default if none is written; none if it is not valid.

@@ -192,10 +192,11 @@ fn of_key(records: &[u8], place: usize, key: u64, now: Duration) -> Option<Recor
 /// unless all places are taken. Then the source with most places loses the oldest one, but never to a source with as many.
 fn new_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration) -> usize {
     let of = |place: usize| read_record(records, place, now).map(|(_, record)| record);
-    let asked =
+    let last_used =
         |record: &Record| record.at.max(record.logged).max(record.trouble.unwrap_or_default());
-    let is_free =
-        |place: usize| of(place).is_none_or(|record| now.saturating_sub(asked(&record)) >= KEPT);
+    let is_free = |place: usize| {
+        of(place).is_none_or(|record| now.saturating_sub(last_used(&record)) >= KEPT)
+    };
     if let Some(free) = plain.into_iter().chain(PLAIN..PLACES).find(|place| is_free(*place)) {
         return free;
     }
@@ -204,7 +205,7 @@ fn new_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration) -
     let most = taken.iter().map(|(_, other)| other.source).max_by_key(|source| has(*source));
     let loses = most.filter(|most| has(*most) > has(source)).unwrap_or(source);
     let theirs = taken.iter().filter(|(_, other)| other.source == loses);
-    theirs.min_by_key(|(_, record)| asked(record)).map_or(PLAIN, |(place, _)| *place)
+    theirs.min_by_key(|(_, record)| last_used(record)).map_or(PLAIN, |(place, _)| *place)
 }
 
 /// The records as they were read, and the place of one check.
@@ -268,9 +269,7 @@ fn milliseconds(time: Duration) -> u64 {
 
 /// Another release of Rust may compute something else, and then a record is forgotten once.
 fn checksum(bytes: &[u8]) -> [u8; 4] {
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    (hasher.finish() as u32).to_le_bytes()
+    (hash(&bytes) as u32).to_le_bytes()
 }
 
 fn encode(key: u64, record: &Record, now: Duration) -> [u8; RECORD] {

@@ -17,22 +17,22 @@ pub struct Paths {
     pub hold: PathBuf,
     /// Where the before-stop hook leaves its note.
     pub before_stop: PathBuf,
-    /// What one check leaves to the next.
+    /// The memory of the last checks.
     pub memory: PathBuf,
 }
 
-/// What was left. The memory and the note are open, and are read inside the sandbox.
+/// The files. The memory and the note are open, and are read inside the sandbox.
 pub struct Files {
-    /// What the last checks left.
+    /// The memory of the last checks.
     pub memory: Memory,
-    /// The operator's hold, or why nobody can tell whether there is one.
+    /// The operator's hold, or why it is unknown whether there is one.
     pub hold: Result<Option<Hold>, String>,
     /// The note of the before-stop hook.
     pub note: Note,
 }
 
 impl Paths {
-    /// Opens what was left. A check by hand leaves nothing itself.
+    /// Opens the files. A check by hand writes nothing.
     pub fn open(&self, by_hand: bool) -> Files {
         let memory = Memory::open(&self.memory, by_hand);
         Files { memory, hold: hold::read(&self.hold), note: Note::open(&self.before_stop) }

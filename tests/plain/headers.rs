@@ -49,7 +49,8 @@ fn named(file: &str, code: &str) -> Vec<String> {
         .filter(|line| !line.trim_start().starts_with("//"))
         .collect::<Vec<_>>()
         .join("\n");
-    let uses = code.split("\nuse ").skip(1).filter_map(|text| text.split_once(';'));
+    let uses = format!("\n{code}");
+    let uses = uses.split("\nuse ").skip(1).filter_map(|text| text.split_once(';'));
     let mut paths: Vec<_> = uses.flat_map(|(tree, _)| flat("", tree)).collect();
     let is_path = |c: char| c.is_alphanumeric() || matches!(c, '_' | ':');
     paths.extend(code.split(|c| !is_path(c)).filter(|word| word.contains("::")).map(str::to_owned));
