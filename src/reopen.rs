@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How often the socket is started at most.
-const EVERY: Duration = Duration::from_secs(1);
+const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// Starts this socket unit again until it listens.
 pub fn reopen(socket: &str) -> ExitCode {
@@ -46,7 +46,7 @@ pub fn reopen(socket: &str) -> ExitCode {
             // busy, or systemctl could not be run
             _ => {}
         }
-        sleep(EVERY.saturating_sub(now.elapsed()));
+        sleep(RETRY_EVERY.saturating_sub(now.elapsed()));
     }
 }
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 /// The longest drop-in in bytes.
-const LIMIT: u64 = 64 * 1024;
+const SIZE_LIMIT: u64 = 64 * 1024;
 /// The port of the units.
 const PORT: u16 = 5555;
 /// Drop-ins of the sockets.
@@ -30,7 +30,7 @@ fn unit_ports(root: &Path) -> Vec<u16> {
     files.retain(|file| file.extension().is_some_and(|extension| extension == "conf"));
     files.sort_by(|one, other| one.file_name().cmp(&other.file_name()));
     let mut ports = vec![PORT];
-    for text in files.iter().filter_map(|file| file::read(file, LIMIT).ok()) {
+    for text in files.iter().filter_map(|file| file::read(file, SIZE_LIMIT).ok()) {
         let text = String::from_utf8_lossy(&text).into_owned();
         for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
             if key.trim() != "ListenStream" {

@@ -14,10 +14,10 @@ use std::time::Duration;
 /// Questions to Patroni at once, of which one source has all but one, and the least time between two: its REST API has five
 /// workers, a queue of five, and shares one core with its main loop. Each question takes a millisecond of that.
 const AT_ONCE: usize = 5;
-const APART: Duration = Duration::from_millis(2);
+const LEAST_INTERVAL: Duration = Duration::from_millis(2);
 /// Different questions with a query of one source that may wait: anybody can make up another one, and it would wait for its
 /// deadline.
-const WAITING: usize = 64;
+const QUEUE_LIMIT: usize = 64;
 
 /// Checks share a question that have the same path, and look for Patroni at the same address beside localhost.
 type SameQuestion = (String, Option<IpAddr>);
@@ -27,7 +27,7 @@ pub struct Questions(Shared<SameQuestion, Option<IpAddr>, Heard>);
 
 impl Default for Questions {
     fn default() -> Questions {
-        Questions(Shared::new(AT_ONCE, APART, WAITING))
+        Questions(Shared::new(AT_ONCE, LEAST_INTERVAL, QUEUE_LIMIT))
     }
 }
 

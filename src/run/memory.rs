@@ -32,7 +32,7 @@ const KEPT: Duration = Duration::from_secs(60);
 /// Each record begins with this, so that no other file is ever written to.
 const MAGIC: [u8; 4] = *b"PAC1";
 /// The bits of a time in milliseconds: enough for some thousands of years.
-const TIME: u64 = (1 << 48) - 1;
+const TIME_MASK: u64 = (1 << 48) - 1;
 const CREATE: &str = "systemd-tmpfiles --create patroni-agent-check.conf creates";
 /// The threads of a listener read and leave one after the other, so that the journal hears once of what all of them met.
 static TURN: Mutex<()> = Mutex::new(());
@@ -325,7 +325,7 @@ fn decode(bytes: &[u8], now: Duration) -> Option<(u64, Record)> {
         trouble: maybe(32)?,
         stopping: stopping.map(|passed| at.saturating_sub(Duration::from_millis(passed))),
         // two times have only 48 bits, since the rest holds something else
-        logged: Duration::from_millis(number(40)? & TIME),
+        logged: Duration::from_millis(number(40)? & TIME_MASK),
         own_line: bytes[58] & 4 != 0,
         lines: bytes[58] >> 3,
         source: short(54),
@@ -333,7 +333,7 @@ fn decode(bytes: &[u8], now: Duration) -> Option<(u64, Record)> {
     // after another boot they differ by at least the time that the machine had been up before, and by less if somebody has
     // set the clock
     let booted = wall_clock().saturating_sub(now);
-    let then = Duration::from_millis(number(48)? & TIME);
+    let then = Duration::from_millis(number(48)? & TIME_MASK);
     let same_boot = booted.abs_diff(then) < record.at.max(Duration::from_secs(1));
     let past = [Some(record.at), record.ready, record.trouble, Some(record.logged)];
     let past = past.into_iter().flatten().all(|time| time <= now);
