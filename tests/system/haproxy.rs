@@ -40,9 +40,11 @@ fn launcher(address: &str, arguments: Arc<Mutex<Vec<String>>>) -> SocketAddr {
     address
 }
 
-/// units/examples/haproxy.cfg
+/// units/examples/haproxy.cfg, with its variable replaced: tests take parts of it.
 pub fn shipped() -> String {
-    fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg")
+    let text = fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
+    let text = text.replace("\"${AGENT_PORT}\"", "5555").replace(":${AGENT_PORT}\"", ":5555");
+    text.replace(" \"pg", " pg")
 }
 
 /// A port of this machine that nobody listens on yet.

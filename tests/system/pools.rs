@@ -109,7 +109,8 @@ fn haproxy_is_the_judge_of_its_language() {
     // names that this machine does not know are not a matter of the language
     let example = fs::read_to_string(file("units/examples/haproxy.cfg")).expect("an example");
     let example = example.split_once("\ndefaults").expect("defaults").1;
-    let example = format!("defaults{example}").replace("pg1:", "pg1.invalid:");
+    let example = format!("defaults{example}");
+    let example = example.replace("pg1:", "pg1.invalid:").replace("${AGENT_PORT}", "5555");
     haproxy.write(&example);
     let (status, found, said) = haproxy.run(&["check"]);
     assert_eq!((status, &*found), (Some(0), ""), "{said}");
