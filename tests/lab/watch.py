@@ -89,9 +89,10 @@ def create_table(node):
 
 class Watch:
     """Runs from `start` to `stop`; the records only grow. `pools` for writes and `reads`: {name: HAProxy's port}. `second`:
-    the admin socket of another HAProxy, whose first pool is looked at."""
+    the admin socket of another HAProxy, whose first pool is looked at. `pairs`: how many clients there are of each kind,
+    which write or read through a pool and keep their session or do not."""
 
-    def __init__(self, admin_socket, pools, reads, second=None):
+    def __init__(self, admin_socket, pools, reads, second=None, pairs=1):
         self.admin_socket, self.pools, self.read_pools, self.second = admin_socket, pools, reads, second
         self.writes, self.reads, self.looks, self.truths, self.called, self.second_looks = [], [], [], [], [], []
         self.last_look, self.longest_between_looks = time.time(), 0
@@ -99,8 +100,9 @@ class Watch:
         self.broken, self.sessions = [], itertools.count()
         tasks = [(self._look, ())] + ([(self._look_at_second, ())] if second else [])
         tasks += [(task, (node,)) for task in (self._ask_the_node, self._ask_patroni) for node in NODES]
-        tasks += [(self._read, (pool, session)) for pool in reads for session in (True, False)]
-        tasks += [(self._write, (pool, session)) for pool in pools for session in (True, False)]
+        for pair in range(pairs):
+            tasks += [(self._read, (pool, session)) for pool in reads for session in (True, False)]
+            tasks += [(self._write, (pool, session, pair)) for pool in pools for session in (True, False)]
         self.threads = [threading.Thread(target=self._guard, args=(task, args)) for task, args in tasks]
 
     def start(self):
@@ -137,10 +139,11 @@ class Watch:
             yield
             due = max(due + seconds, time.monotonic() - seconds)
 
-    def _write(self, pool, keeps_session):
+    def _write(self, pool, keeps_session, pair=0):
         """A client: numbered rows, each its own transaction, in one session or in a new one each time."""
         local.patience = 3
-        client, connection, node, session, number = f"{pool}/{keeps_session}", None, None, None, 0
+        client = f"{pool}/{keeps_session}" + (f"/{pair}" if pair else "")
+        connection, node, session, number = None, None, None, 0
         for _ in self._every(0.1):
             number += 1
             begun, kept, sent, done, seen, reached = time.time(), connection is not None, False, UNKNOWN, None, None

@@ -34,12 +34,13 @@ fn wanted<'a>(pool: &'a Pool, server: &'a Server) -> Option<&'a str> {
     }
     let no_role = |asked: &str| pool::NO_ROLE.contains(&asked.split('?').next().unwrap_or(asked));
     own.filter(|asked| pool::is_known(asked) && !no_role(asked))
-        .or(is_for_writes(pool).then_some("primary"))
+        .or_else(|| is_for_writes(pool).then_some("primary"))
 }
 
 pub(super) fn agent_missing(site: &Site, found: &mut Found) {
     let (port, with): (_, HashSet<_>) = (site.port(), site.with_agent().map(Pool::name).collect());
     for pool in site.of_postgresql() {
+        let inter = if may_write(pool) { "500ms" } else { "2s" };
         for server in
             pool.nodes().filter(|server| !server.has("agent-check") && !server.has("track"))
         {
@@ -58,7 +59,6 @@ pub(super) fn agent_missing(site: &Site, found: &mut Found) {
                 }
                 _ => continue,
             };
-            let inter = if may_write(pool) { "500ms" } else { "2s" };
             let mut write = vec!["agent-check".to_owned()];
             write.extend((!server.has("agent-port")).then(|| format!("agent-port {port}")));
             write.extend((!server.has("agent-inter")).then(|| format!("agent-inter {inter}")));
