@@ -2,8 +2,8 @@
 //! and xinetd start it.
 #![allow(dead_code)] // each program uses its part
 
-pub mod haproxy;
 pub mod machine;
+pub mod stats_socket;
 
 use std::fs::{self, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import NamedTuple
 
-import haproxy
+import stats_socket
 
 LAB = pathlib.Path(__file__).parent
 WRITE, READ = "postgres-write", "postgres-read"
@@ -39,7 +39,7 @@ class Server(NamedTuple):
 
 def look(leader):
     """The servers as HAProxy in the machine with this PID 1 shows them."""
-    for row in haproxy.stat(f"/proc/{leader}/root/run/haproxy/admin.sock"):
+    for row in stats_socket.stat(f"/proc/{leader}/root/run/haproxy/admin.sock"):
         if row["pxname"] in PORTS and row["svname"].startswith("pg"):
             said = row["last_agt"]
             reason = said.partition("(")[2].rpartition(")")[0] or said

@@ -15,7 +15,7 @@ import psycopg2
 import psycopg2.errorcodes
 import psycopg2.extensions
 
-import haproxy
+import stats_socket
 
 NODES = {"pg1": "10.55.0.11", "pg2": "10.55.0.12", "pg3": "10.55.0.13"}
 LB = "10.55.0.1"
@@ -258,8 +258,8 @@ class Watch:
 def look(admin_socket, pools):
     """What HAProxy shows now, of these pools. A server is known by its address, whatever its name."""
     nodes = {address: node for node, address in NODES.items()}
-    rows = [(pool, row) for (pool, _), row in haproxy.servers(admin_socket).items() if pool in pools and row[4] in nodes]
-    shown = {(pool, nodes[row[4]]): haproxy.state(int(row[5]), int(row[6])) for pool, row in rows}
+    rows = [(pool, row) for (pool, _), row in stats_socket.servers(admin_socket).items() if pool in pools and row[4] in nodes]
+    shown = {(pool, nodes[row[4]]): stats_socket.state(int(row[5]), int(row[6])) for pool, row in rows}
     if len(shown) != len(pools) * len(NODES):
         raise OSError(f"an incomplete answer from HAProxy: {shown}")
     return shown

@@ -7,7 +7,7 @@ import sys
 import time
 
 import cluster
-import haproxy
+import stats_socket
 import watch
 
 DOCUMENT = pathlib.Path("units/MIGRATION.md")
@@ -342,7 +342,7 @@ class Moves:
         self.port("5432")
 
     def port(self, port):
-        rows = haproxy.servers(self.socket)
+        rows = stats_socket.servers(self.socket)
         ports = {rows[pool, node][18] for pool in self.site.ports for node in watch.NODES}
         assert ports == {port}, ports
 
@@ -395,7 +395,7 @@ class Moves:
         self.cluster.run(standby, "systemctl start patroni-agent-check.socket")
         self.run("patroni-pools status --wait 15")
         print("    a check that was turned off and stays so", flush=True)
-        server = next(server for pool, server in haproxy.servers(self.socket) if pool == self.site.write)
+        server = next(server for pool, server in stats_socket.servers(self.socket) if pool == self.site.write)
         self.run(f"echo 'disable agent {self.site.write}/{server}' | socat stdio /run/haproxy/admin.sock")
         self.named("patroni-pools status", "somebody has turned off its agent check (enable agent)")
         self.run(f"echo 'enable agent {self.site.write}/{server}' | socat stdio /run/haproxy/admin.sock")

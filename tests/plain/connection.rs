@@ -56,7 +56,7 @@ fn patroni_on_ipv6_and_under_a_name() {
         let outcome = common::check(&["--url", &url]);
         assert_eq!(outcome.reply, READY, "{url}");
     }
-    // names of /etc/hosts: no_module_is_loaded in tests/system/units.rs
+    // names of /etc/hosts: no_module_is_loaded in tests/system/surroundings.rs
     let outcome = common::check(&["--url", "http://no-such-host.invalid:8008"]);
     let told = "down ready # Patroni no-such-host.invalid:8008: not in /etc/hosts, and DNS is not used: give --connect-to ADDRESS\n";
     assert_eq!(outcome.reply, told);

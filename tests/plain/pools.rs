@@ -261,10 +261,10 @@ fn what_other_services_do_is_their_affair() {
     );
 }
 
-/// With the agent: each setting of the shipped file that tests/settings takes out.
+/// With the agent: each setting of the shipped file that tests/mutants/settings takes out.
 #[test]
 fn each_setting_that_is_taken_out_is_missed() {
-    let table = text("tests/settings");
+    let table = text("tests/mutants/settings");
     let rows: Vec<_> =
         table.lines().filter(|row| row.starts_with("examples/haproxy.cfg | ")).collect();
     assert!(rows.len() > 30);

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 
-import haproxy
+import stats_socket
 import view
 import watch
 from cluster import Cluster
@@ -233,7 +233,7 @@ def reloads(site, primary):
         site.assert_never_up(since, replica)
 
     reload()
-    site.until("HAProxy's own check fails", 20, lambda: haproxy.fails(site.socket, (WRITE, replica)))
+    site.until("HAProxy's own check fails", 20, lambda: stats_socket.fails(site.socket, (WRITE, replica)))
     reload()
     site.cluster.patroni(replica, "start")
     site.settled(primary)

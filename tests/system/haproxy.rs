@@ -1,8 +1,8 @@
 //! Real HAProxy with the program as its agent: what each verdict does, from every state.
 //! Needs HAProxy (tests/install); tests/run runs it. HAPROXY names another one.
 
-use crate::common::{self, AGENT, FakePatroni, Start, haproxy, http, start};
-use crate::site::{LONG, Site, Truth};
+use crate::common::{self, AGENT, FakePatroni, Start, http, start, stats_socket};
+use crate::played_nodes::{LONG, Site, Truth};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -92,11 +92,11 @@ impl HaProxy {
     }
 
     pub fn command(&self, command: &str) -> String {
-        haproxy::command(&self.socket(), command).expect("HAProxy")
+        stats_socket::command(&self.socket(), command).expect("HAProxy")
     }
 
     pub fn stat(&self, pool: &str, server: &str, field: &str) -> String {
-        haproxy::stat(&self.socket(), pool, server, field).expect("HAProxy")
+        stats_socket::stat(&self.socket(), pool, server, field).expect("HAProxy")
     }
 
     /// Waits until a field of a server or of BACKEND is as it should be, and returns it.
@@ -120,7 +120,7 @@ impl HaProxy {
 
     /// Operating state, administrative state, and what the agent said last.
     fn state(&self, backend: &str) -> (u32, u32, String) {
-        let states = haproxy::states(&self.socket()).expect("HAProxy");
+        let states = stats_socket::states(&self.socket()).expect("HAProxy");
         let state = states[&(backend.to_owned(), "pg".to_owned())];
         (state.operating, state.administrative, self.stat(backend, "pg", "last_agt"))
     }

@@ -4,13 +4,18 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod by_hand;
+mod drop_ins;
+mod floods;
 mod haproxy;
+mod never_dead;
+mod node;
+mod played_nodes;
 mod pools;
 mod port_stays;
 mod reload;
 mod shutdown;
-mod site;
 mod strangers;
+mod surroundings;
 mod system_calls;
-mod units;
 mod waiting;

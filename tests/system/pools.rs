@@ -1,8 +1,7 @@
 //! `patroni-pools` beside a real HAProxy: what HAProxy refuses, what it does, and what a reload begins with. Needs HAProxy,
 //! and no root.
 
-use crate::common::haproxy as common_haproxy;
-use crate::common::{FakePatroni, file, http};
+use crate::common::{FakePatroni, file, http, stats_socket};
 use patroni_agent_check::pools::configuration::Configuration;
 use patroni_agent_check::pools::pool::Pool;
 use patroni_agent_check::pools::words::Environment;
@@ -172,7 +171,7 @@ backend agents from agent
     let socket = haproxy.path("admin.sock");
     let end = Instant::now() + Duration::from_secs(10);
     let states = loop {
-        match common_haproxy::command(&socket, "show servers state") {
+        match stats_socket::command(&socket, "show servers state") {
             Ok(states) => break states,
             Err(error) => assert!(Instant::now() < end, "{error}"),
         }

@@ -1,7 +1,7 @@
 //! Nobody but an administrator closes port 5555: PID 1's own errors, an address that comes late, a service's unit that is
 //! away, and a stranger who takes the port. Needs root and what tests/install installs; tests/run runs it.
 
-use crate::units::{DEBIAN_13, LISTEN, Node, UNITS, agent, check, on_both, stranger};
+use crate::node::{DEBIAN_13, LISTEN, Node, UNITS, agent, check, on_both, stranger};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
@@ -224,7 +224,7 @@ fn an_address_that_comes_late() {
             );
             for address in ["10.99.7.7:5555", "[fd00:99::7]:5555"] {
                 let address = address.parse().expect("an address");
-                let reply = machine.network(|| crate::units::ask_at(address, "primary"));
+                let reply = machine.network(|| crate::node::ask_at(address, "primary"));
                 assert!(reply.starts_with("up ready"), "{units} {name}: {address}: {reply:?}");
             }
         });

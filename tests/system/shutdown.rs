@@ -4,8 +4,8 @@
 
 use crate::common::machine::Machine;
 use crate::common::{self, AGENT};
+use crate::node::{DEBIAN_13, LISTEN, Node, UNITS, check, on_both};
 use crate::port_stays::Errors;
-use crate::units::{DEBIAN_13, LISTEN, Node, UNITS, check, on_both};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;

@@ -1,7 +1,7 @@
 //! Clients wait while their pool has no server (units/examples/haproxy.cfg). Needs HAProxy (tests/install); tests/run runs
 //! it.
 
-use crate::site::{LONG, MOMENT, SHORT, Session, Site, Truth, answers};
+use crate::played_nodes::{LONG, MOMENT, SHORT, Session, Site, Truth, answers};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::Ordering;
