@@ -86,7 +86,7 @@ fn a_good_configuration_has_no_mistake() {
         }
     }
     assert_eq!(found(SITE, false), BTreeSet::new());
-    assert_eq!(found(&text("tests/moves/sites/template/haproxy.cfg"), false), BTreeSet::new());
+    assert_eq!(found(&text("tests/walks/sites/template/haproxy.cfg"), false), BTreeSet::new());
     // what README says of a pool without the agent
     let reserve = "listen x\n option httpchk\n http-check connect port 8008\n http-check send meth GET uri /primary\n \
         http-check expect error-status L7STS status 200,503\n \
@@ -403,7 +403,7 @@ fn a_good_configuration_in_other_layouts() {
 /// All servers of a template have the same name, and the same agent's port.
 #[test]
 fn a_template_with_another_port_for_the_agents() {
-    let site = text("tests/moves/sites/dns/haproxy.cfg");
+    let site = text("tests/walks/sites/dns/haproxy.cfg");
     let words = " agent-check agent-port 5554 agent-send \"primary\\n\" disabled\n";
     let site = site.replacen("check port 8008\n", &format!("check port 8008{words}"), 1)
         + "\nbackend agents\n option tcp-check\n tcp-check send \"primary\\n\"\n default-server check\n \

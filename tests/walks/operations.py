@@ -1,4 +1,4 @@
-"""Walks through the site, step by step; each step says what it does. Started by tests/site/run.
+"""What an operator does to the site, and what may happen to it; each step says what it does.
 
 The clients of tests/lab/watch.py write and read all the time, and every look at HAProxy is kept: a step asserts over all
 that was seen since it began, not only over what is there at its end."""
@@ -11,7 +11,7 @@ import time
 import stats_socket
 import view
 import watch
-from cluster import Cluster
+from walk import Walk
 from watch import NODES
 
 WRITE, READ = "postgres-write", "postgres-read"
@@ -26,11 +26,9 @@ KNOWN = (
 )
 
 
-class Site:
+class Operations(Walk):
     def __init__(self):
-        self.cluster = Cluster()
-        self.leader = self.cluster.leader("lb")
-        self.socket = f"/proc/{self.leader}/root/run/haproxy/admin.sock"
+        super().__init__(patience=10)
         self.watch = watch.Watch(self.socket, {WRITE: 5000}, {READ: 5001})
 
     def run(self, node, line):
@@ -340,7 +338,7 @@ def walk(site):
 
 
 def main():
-    site = Site()
+    site = Operations()
     watch.create_table(site.cluster.primary())
     site.watch.start()
     try:

@@ -1,11 +1,11 @@
-"""Checks on made-up histories that history.py sees what is wrong, and nothing else."""
+"""On made-up histories: that history.py sees what is wrong, and nothing else."""
 
 import unittest
 
 import figures
 import history
-from check_figures import Fault, looks
-from check_figures import run as calm_run
+from test_figures import Fault, looks
+from test_figures import run as calm_run
 from pools import OURS
 from watch import FAIL, OK, UNKNOWN, Read, Write
 
@@ -84,4 +84,4 @@ class History(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=["check_history"])
+    unittest.main(argv=["test_history"])

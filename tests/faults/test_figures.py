@@ -1,4 +1,4 @@
-"""Checks on made-up records that figures.py sees a promise broken, before the run relies on it."""
+"""On made-up records: that figures.py sees a promise broken, before the run relies on it."""
 
 import unittest
 from collections import namedtuple
@@ -238,4 +238,4 @@ class Figures(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=["check_figures"])
+    unittest.main(argv=["test_figures"])

@@ -1,4 +1,4 @@
-"""Walks the moves of units/MIGRATION.md, on each site of tests/moves/sites. Started by tests/moves/run."""
+"""The moves of units/MIGRATION.md, on each site of tests/walks/sites."""
 
 import pathlib
 import re
@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 
-import cluster
 import stats_socket
 import watch
+from walk import Walk, blocks
 
-DOCUMENT = pathlib.Path("units/MIGRATION.md")
-SITES = pathlib.Path("tests/moves/sites")
+DOCUMENT = "units/MIGRATION.md"
+HERE = pathlib.Path("tests/walks")
 EXAMPLES = "/usr/share/doc/patroni-pools/examples"
 # {site: its pools for writes and for reads}. The last one goes on to https. A site's folder has the configuration without the agent, and what the
 # administrator writes in the two steps of the first move.
@@ -23,18 +23,13 @@ POOLS = {
 }
 FIRST, SECOND = "state-file-and-agents.patch", "agent-check.patch"
 CHANGE = "Change HAProxy's configuration"
-# through PgBouncer the address is the node's own, and the same on each
-watch.NODE = "rtrim(pg_read_file('/proc/sys/kernel/hostname'), chr(10))"
 
 
 def steps(heading):
     """[(where, commands)] of the indented blocks below that heading."""
-    section = re.split(rf"^## {re.escape(heading)}$", DOCUMENT.read_text(), flags=re.MULTILINE)
-    assert len(section) == 2, f"{heading!r} is there {len(section) - 1} times"
-    section = re.sub(r"^```.*?^```$", "", section[1].split("\n## ")[0], flags=re.MULTILINE | re.DOTALL)
-    blocks = [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^    .*\n)+", section, re.M)]
-    found = [re.fullmatch(r"# on (each node|the HAProxy machine)\n(.*)", block, re.DOTALL) for block in blocks]
-    assert found and all(found), f"{heading!r} has a block that does not say where it runs: {blocks}"
+    parts = [part for block in blocks(DOCUMENT, heading) for part in re.split(r"\n+(?=# on )", block)]
+    found = [re.fullmatch(r"# on (each node|the HAProxy machine)\n(.*)", part, re.DOTALL) for part in parts]
+    assert found and all(found), f"{heading!r} has a block that does not say where it runs: {parts}"
     return [found.groups() for found in found]
 
 
@@ -42,7 +37,7 @@ class Site:
     """One kind of site: its files, and the names of its pools."""
 
     def __init__(self, moves, name):
-        self.name, self.moves, self.folder = name, moves, SITES / name
+        self.name, self.moves, self.folder = name, moves, HERE / "sites" / name
         self.write, self.read = POOLS[name]
         self.ports = {self.write: 5000, self.read: 5001}
         self.etc = pathlib.Path(f"{moves.root}/etc/haproxy")
@@ -87,14 +82,11 @@ class Site:
         self.put(text)
 
 
-class Moves:
+class Moves(Walk):
     def __init__(self):
-        self.cluster = cluster.Cluster()
-        self.root = f"/proc/{self.cluster.leader('lb')}/root"
-        self.socket = f"{self.root}/run/haproxy/admin.sock"
+        super().__init__(patience=10)
         self.failed = False
         self.site = None
-        watch.local.patience = 10
 
     def run(self, commands):
         return self.cluster.run("lb", f"set -e\n{commands}")
@@ -112,7 +104,7 @@ class Moves:
         )
         for example in pathlib.Path("units/examples").iterdir():
             self.cluster.put("lb", example, f"{EXAMPLES}/{example.name}")
-        self.cluster.put("lb", "tests/moves/dns.py", "/usr/local/bin/dns")
+        self.cluster.put("lb", HERE / "dns.py", "/usr/local/bin/dns")
         addresses = " ".join(watch.NODES.values())
         self.run(f"systemd-run -q --unit=dns /usr/bin/python3 /usr/local/bin/dns {addresses}")
         there = pathlib.Path(f"{self.root}/etc/haproxy")
@@ -120,7 +112,7 @@ class Moves:
         for node in watch.NODES:
             for file, name in ("server.key",) * 2, ("server.pem",) * 2, ("patroni-ca.pem", "ca.pem"):
                 self.cluster.put(node, there / file, f"/etc/patroni/{name}")
-            self.cluster.put(node, "tests/moves/pgbouncer.ini", "/etc/pgbouncer/pgbouncer.ini")
+            self.cluster.put(node, HERE / "pgbouncer-on-a-node.ini", "/etc/pgbouncer/pgbouncer.ini")
             self.cluster.run(
                 node,
                 f"chown postgres /etc/patroni/server.key; sed -i '{in_blocks}' /etc/patroni/config.yml\n"
@@ -153,12 +145,6 @@ class Moves:
             self.see("MAINT")
             print(f"PgBouncer of the primary and of a standby, after SIG{' and SIG'.join(signals)}: DOWN", flush=True)
 
-    def shown(self):
-        try:
-            return watch.look(self.socket, self.site.ports)
-        except OSError:  # a reload puts a new socket into its place
-            return None
-
     def meant(self, pool, node):
         """Whether that node is there for the clients of that pool."""
         return (node == self.primary) == (pool == self.site.write)
@@ -172,7 +158,7 @@ class Moves:
         }
         end, since = time.monotonic() + 30, None
         while since is None or time.monotonic() < since + seconds:
-            shown = self.shown()
+            shown = self.shown(self.site.ports)
             since = (since or time.monotonic()) if shown == wanted else None
             assert time.monotonic() < end, f"{shown} instead of {wanted}"
             time.sleep(0.05)
@@ -357,35 +343,40 @@ class Moves:
         said = self.run(f"{command} 2>&1 && exit 3; [ $? -le 2 ]")
         assert all(word in said for word in words), f"{words}: {said}"
 
-    def wrong_steps(self):
+    def mistake(self, what, old, new, *said):
+        """Writes `new` for `old`; each of `said`, a command and its words, names it. Then all is as it was."""
+        print(f"    {what}", flush=True)
         good = self.site.text()
-        back = lambda: (self.site.put(good), self.change())
-        print("    a wrong port", flush=True)
-        self.site.replace(('agent-port "${AGENT_PORT}"', "agent-port 5554"))
-        self.named("patroni-pools check", "agent-port")
-        self.run("systemctl reload haproxy")
-        self.named("patroni-pools status --wait 3", "its agent does not answer (L4CON) on port 5554")
-        back()
-        print("    a wrong port for all", flush=True)
-        self.site.replace(("AGENT_PORT 5555", "AGENT_PORT 5554"))
-        self.run("patroni-pools check; systemctl reload haproxy")
-        self.named("patroni-pools status --wait 3", "its agent does not answer (L4CON) on port 5554", "agents/")
-        back()
-        print("    a lost newline", flush=True)
-        self.site.replace(('agent-send "primary\\n"', 'agent-send "primary"'))
-        self.named("patroni-pools check", "agent-send")
-        self.run("systemctl reload haproxy")
-        self.named("patroni-pools status --wait 5", "its agent leaves it as it is: !unreachable: no agent-send line within 300 ms: end it with a newline")
-        back()
-        print("    HAProxy refuses the file", flush=True)
-        self.site.replace(("retries", "retrys"))
-        self.named("patroni-pools check", "retrys", "HAProxy refuses these files")
-        self.named("systemctl reload haproxy", "Job for haproxy.service failed")
-        back()
-        print("    the old file is forgotten", flush=True)
-        self.site.replace(("AGENT_PORT 5555", "AGENT_PORT 5556"))
-        self.named("patroni-pools status --wait 1", "the configuration says another", "has HAProxy been reloaded")
-        back()
+        self.site.replace((old, new))
+        for command, *words in said:
+            self.named(command, *words) if words else self.run(command)
+        self.site.put(good)
+        self.change()
+
+    def wrong_steps(self):
+        reload, silent = ["systemctl reload haproxy"], "its agent does not answer (L4CON) on port 5554"
+        check, status = "patroni-pools check", "patroni-pools status --wait"
+        self.mistake(
+            "a wrong port", 'agent-port "${AGENT_PORT}"', "agent-port 5554",
+            [check, "agent-port"], reload, [f"{status} 3", silent],
+        )
+        self.mistake(
+            "a wrong port for all", "AGENT_PORT 5555", "AGENT_PORT 5554",
+            [check], reload, [f"{status} 3", silent, "agents/"],
+        )
+        unread = "its agent leaves it as it is: !unreachable: no agent-send line within 300 ms: end it with a newline"
+        self.mistake(
+            "a lost newline", 'agent-send "primary\\n"', 'agent-send "primary"',
+            [check, "agent-send"], reload, [f"{status} 5", unread],
+        )
+        self.mistake(
+            "HAProxy refuses the file", "retries", "retrys",
+            [check, "retrys", "HAProxy refuses these files"], [*reload, "Job for haproxy.service failed"],
+        )
+        self.mistake(
+            "the old file is forgotten", "AGENT_PORT 5555", "AGENT_PORT 5556",
+            [f"{status} 1", "the configuration says another", "has HAProxy been reloaded"],
+        )
         print("    an agent that HAProxy does not reach", flush=True)
         standby = next(node for node in watch.NODES if node != self.primary)
         self.cluster.run(standby, "systemctl stop patroni-agent-check.socket")
@@ -403,6 +394,8 @@ class Moves:
 
 
 def main():
+    # through PgBouncer the address is the node's own, and the same on each
+    watch.NODE = "rtrim(pg_read_file('/proc/sys/kernel/hostname'), chr(10))"
     moves = Moves()
     moves.nodes()
     changes = ("MAINT", "DOWN")

@@ -1,5 +1,7 @@
-"""Walks the switchover of units/README.md, "PgBouncer in front of HAProxy", and measures it without PAUSE. Started by
-tests/pgbouncer/run."""
+"""The switchover of units/README.md, "PgBouncer in front of HAProxy": with PAUSE no transaction may fail.
+
+Without PAUSE, with and without the waiting room of haproxy.cfg, the hook and a short server_login_retry, it says how much
+longer PgBouncer's clients were without a primary than those of HAProxy; some must fail, or the walk would see nothing."""
 
 import os
 import pathlib
@@ -14,10 +16,9 @@ from collections import namedtuple
 
 import psycopg2
 
-import cluster
 import watch
+from walk import Walk, blocks
 
-DOCUMENT = pathlib.Path("units/README.md")
 HEADING = "PgBouncer in front of HAProxy"
 POOL = "postgres-write"
 HAPROXY, PGBOUNCER = 5000, 6432
@@ -45,11 +46,7 @@ Operation = namedtuple("Operation", "begun ended said")
 
 def commands(candidate):
     """The script of the document, for this candidate."""
-    section = re.split(rf"^#+ {re.escape(HEADING)}$", DOCUMENT.read_text(), flags=re.MULTILINE)
-    assert len(section) == 2, f"{HEADING!r} is there {len(section) - 1} times"
-    section = re.split(r"^#", section[1], flags=re.MULTILINE)[0]
-    block = re.findall(r"(?:^(?:    .*)?\n)+", section, re.MULTILINE)
-    scripts = [re.sub("^    ", "", found, flags=re.M) for found in block if "patronictl switchover" in found]
+    scripts = [block for block in blocks("units/README.md", HEADING) if "patronictl switchover" in block]
     assert len(scripts) == 1, scripts
     script, times = re.subn(r"--candidate pg2\b", f"--candidate {candidate}", scripts[0])
     assert times == 1, scripts
@@ -152,13 +149,10 @@ def connect(port, database):
     return session
 
 
-class Front:
+class Front(Walk):
     def __init__(self):
-        self.cluster = cluster.Cluster()
-        self.root = f"/proc/{self.cluster.leader('lb')}/root"
-        self.socket = f"{self.root}/run/haproxy/admin.sock"
+        super().__init__(patience=30)
         self.broken = []
-        watch.local.patience = 30
 
     def must(self, true, what):
         if not true:
@@ -179,7 +173,7 @@ class Front:
 
     def pgbouncer(self, retry):
         """Starts it anew: it would remember that a login failed."""
-        self.cluster.put("lb", "tests/pgbouncer/pgbouncer.ini", "/etc/pgbouncer/pgbouncer.ini")
+        self.cluster.put("lb", "tests/walks/pgbouncer-in-front.ini", "/etc/pgbouncer/pgbouncer.ini")
         self.cluster.run(
             "lb", f"echo server_login_retry = {retry} >> /etc/pgbouncer/pgbouncer.ini; systemctl restart pgbouncer"
         )
@@ -198,10 +192,7 @@ class Front:
         """HAProxy shows one server UP for writes, the primary. Returns its name and that of a standby that streams."""
         end = time.monotonic() + 60
         while True:
-            try:
-                shown = watch.look(self.socket, [POOL])
-            except OSError:
-                shown = {}
+            shown = self.shown([POOL])
             up = [node for (_, node), state in shown.items() if state == "UP"]
             if len(up) == 1 and self.cluster.is_primary(up[0]):
                 streaming = "select count(*) from pg_stat_replication where state = 'streaming'"

@@ -1,0 +1,34 @@
+"""What every walk has: the machines of the site, what HAProxy shows of them, and the commands of a document."""
+
+import pathlib
+import re
+
+import watch
+from cluster import Cluster
+
+
+class Walk:
+    def __init__(self, patience):
+        """`patience`: how many seconds the walk itself waits for PostgreSQL."""
+        self.cluster = Cluster()
+        self.leader = self.cluster.leader("lb")
+        self.root = f"/proc/{self.leader}/root"
+        self.socket = f"{self.root}/run/haproxy/admin.sock"
+        watch.local.patience = patience
+
+    def shown(self, pools):
+        """{(pool, node): what HAProxy shows}; nothing while a reload puts a new socket into its place."""
+        try:
+            return watch.look(self.socket, pools)
+        except OSError:
+            return {}
+
+
+def blocks(document, heading):
+    """The indented blocks below that heading, up to the next one of its level."""
+    text = re.sub(r"^```.*?^```$", "", pathlib.Path(document).read_text(), flags=re.MULTILINE | re.DOTALL)
+    parts = re.split(rf"^(#+) {re.escape(heading)}$", text, flags=re.MULTILINE)
+    assert len(parts) == 3, f"{heading!r} is there {len(parts) // 2} times"
+    section = re.split(rf"^#{{1,{len(parts[1])}}} ", parts[2], flags=re.MULTILINE)[0]
+    found = re.findall(r"^    .*\n(?:\n*    .*\n)*", section, re.MULTILINE)
+    return [re.sub("^    ", "", block, flags=re.MULTILINE) for block in found]
