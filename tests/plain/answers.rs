@@ -4,8 +4,8 @@
 //! A new answer needs no Rust: see "A recorded answer" in CONTRIBUTING.md, and `tests/data/answers/more`.
 
 use crate::common::{self, FakePatroni, Outcome, Start, answers, check_with, file, listen, nobody};
-use std::collections::HashMap;
-use std::fs;
+use std::collections::HashSet;
+use std::{fs, thread};
 
 const CHECKS: &str = "primary read-write master leader standby-leader standby_leader replica read-only \
     sync synchronous async asynchronous quorum read-only-sync read-only-quorum health";
@@ -133,38 +133,48 @@ fn expected() -> Vec<Expected> {
         .collect()
 }
 
+/// The line of the table that covers this answer, or what is wrong with the reply.
+fn judge<'a>(table: &'a [Expected], recorded: &Recorded) -> Result<&'a Expected, String> {
+    let covering: Vec<_> = table.iter().filter(|row| row.covers(recorded)).collect();
+    let name = format!("{} /{} {}", recorded.file, recorded.check, recorded.status);
+    let [row] = covering[..] else {
+        return Err(format!("{name}: covered by {} lines of expected.txt", covering.len()));
+    };
+    let outcome = play(recorded);
+    let words = outcome.reply.split(" # ").next().expect("a word");
+    let line = outcome.reply.strip_suffix('\n').unwrap_or("no newline");
+    if words != row.reply || line.contains('\n') || line.len() > 120 {
+        return Err(format!("{name}: {} expected, got {:?}", row.reply, outcome.reply));
+    }
+    // The journal gets one line for what is broken and none for what is healthy.
+    let broken = !row.reply.starts_with("up ");
+    if outcome.stderr.lines().count() != usize::from(broken) {
+        return Err(format!("{name}: the journal got {:?}", outcome.stderr));
+    }
+    Ok(row)
+}
+
 #[test]
 fn every_recorded_answer_becomes_the_expected_reply() {
     let table = expected();
     let recorded = recorded();
     assert!(recorded.len() > 3000, "only {} recorded answers", recorded.len());
-    let mut used: HashMap<&str, usize> = HashMap::new();
-    let mut wrong = Vec::new();
-    for recorded in &recorded {
-        let covering: Vec<_> = table.iter().filter(|row| row.covers(recorded)).collect();
-        let name = format!("{} /{} {}", recorded.file, recorded.check, recorded.status);
-        let [row] = covering[..] else {
-            wrong.push(format!("{name}: covered by {} lines of expected.txt", covering.len()));
-            continue;
-        };
-        *used.entry(&row.line).or_default() += 1;
-        let outcome = play(recorded);
-        let words = outcome.reply.split(" # ").next().expect("a word");
-        let line = outcome.reply.strip_suffix('\n').unwrap_or("no newline");
-        if words != row.reply || line.contains('\n') || line.len() > 120 {
-            wrong.push(format!("{name}: {} expected, got {:?}", row.reply, outcome.reply));
-        }
-        // The journal gets one line for what is broken and none for what is healthy.
-        let broken = !row.reply.starts_with("up ");
-        if outcome.stderr.lines().count() != usize::from(broken) {
-            wrong.push(format!("{name}: the journal got {:?}", outcome.stderr));
-        }
-    }
-    for row in &table {
-        if !used.contains_key(row.line.as_str()) {
-            wrong.push(format!("covers no answer: {}", row.line));
-        }
-    }
+    // much of it is waiting
+    let judged: Vec<_> = thread::scope(|scope| {
+        let table = &table;
+        let parts = recorded.chunks(recorded.len().div_ceil(8));
+        let judges: Vec<_> = parts
+            .map(|part| {
+                scope.spawn(move || part.iter().map(|it| judge(table, it)).collect::<Vec<_>>())
+            })
+            .collect();
+        judges.into_iter().flat_map(|judge| judge.join().expect("no panic")).collect()
+    });
+    let used: HashSet<_> = judged.iter().flatten().map(|row| &row.line).collect();
+    let unused = table.iter().filter(|row| !used.contains(&row.line));
+    let wrong: Vec<_> = (judged.iter().filter_map(|judged| judged.as_ref().err().cloned()))
+        .chain(unused.map(|row| format!("covers no answer: {}", row.line)))
+        .collect();
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 

@@ -1,0 +1,328 @@
+"""Brings a real Patroni into one state after the other, asks each node every health check all the time, and keeps each
+answer that is new. Started by tests/data/record."""
+
+import csv
+import functools
+import json
+import pathlib
+import re
+import socket
+import sys
+import threading
+import time
+
+import faults
+from cluster import DATA, Cluster
+from watch import NODES
+
+WORK, VERSION, ONLY = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+FLAGS = "cluster_unlocked failsafe_mode_is_active pause pending_restart sync_standby quorum_standby watchdog_failed".split()
+ASKING = 3  # threads for each node: Patroni has five for its REST API
+
+
+def describe(raw):
+    """What the index says of an answer: status, role, state and flags."""
+    head, _, body = raw.partition(b"\r\n\r\n")
+    try:
+        said = json.loads(body)
+    except ValueError:
+        said = None
+    said = said if isinstance(said, dict) else {}
+    flags = [flag for flag in FLAGS if said.get(flag)]
+    flags += [f"rs={said['replication_state']}"] if said.get("replication_state") else []
+    return head.split(b" ")[1].decode(), said.get("role", ""), said.get("state", ""), ",".join(flags)
+
+
+class Recorder:
+    """Asks until it is stopped."""
+
+    def __init__(self):
+        with (WORK / "index.tsv").open() as index:
+            rows = list(csv.DictReader(index, delimiter="\t"))
+        self.paths = sorted({row["path"] for row in rows})
+        self.next = 1 + max(int(row["file"].split("/")[1].split(".")[0]) for row in rows)
+        raw = lambda row: (WORK / "answers" / row["file"]).read_bytes()
+        self.known = {
+            (row["path"], *(describe(raw(row)) if raw(row) else (row["status"], "", "", "")))
+            for row in rows if row["version"] == VERSION
+        }
+        self.scenario, self.added, self.lock, self.ended = "", 0, threading.Lock(), threading.Event()
+        (WORK / "answers" / VERSION).mkdir(exist_ok=True)
+        parts = [self.paths[number::ASKING] for number in range(ASKING)]
+        self.threads = [threading.Thread(target=self.ask, args=(node, part)) for node in NODES for part in parts]
+
+    def ask(self, node, paths):
+        while not self.ended.is_set():
+            for path in paths:
+                self.keep(path, *self.answer(node, path))
+                time.sleep(0.01)
+
+    def answer(self, node, path):
+        """The bytes, and how they failed to come."""
+        raw = b""
+        try:
+            with socket.create_connection((NODES[node], 8008), 2) as patroni:
+                patroni.sendall(f"GET {path} HTTP/1.1\r\nHost: {node}:8008\r\nConnection: close\r\n\r\n".encode())
+                while received := patroni.recv(65536):
+                    raw += received
+        except ConnectionRefusedError:
+            return b"", "refused"
+        except ConnectionResetError:
+            return b"", "reset"
+        except OSError:  # a node that is away is not Patroni's answer
+            return b"", "timeout" if self.reached(node) else None
+        return raw, None if raw else "empty"
+
+    def reached(self, node):
+        try:
+            socket.create_connection((NODES[node], 5432), 1).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def keep(self, path, raw, failed):
+        if not raw and not failed:
+            return
+        said = describe(raw) if raw else (failed, "", "", "")
+        with self.lock:
+            if (path, *said) in self.known:
+                return
+            self.known.add((path, *said))
+            file = f"{VERSION}/{self.next:04}.http"
+            (WORK / "answers" / file).write_bytes(raw)
+            with (WORK / "index.tsv").open("a") as index:
+                print(file, VERSION, path, *said, self.scenario, sep="\t", file=index)
+            self.next, self.added = self.next + 1, self.added + 1
+
+
+SCENARIOS = {}
+
+
+def scenario(name):
+    def register(function):
+        SCENARIOS[name] = function
+        return function
+
+    return register
+
+
+def settle(cluster):
+    """Waits until the primary has two standbys that stream, and each Patroni is content."""
+    end = time.monotonic() + 180
+    streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
+    while True:
+        try:
+            if cluster.sql(cluster.primary(), streaming).strip() == "2":
+                for node in NODES:
+                    cluster.run(node, "curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/health")
+                return
+        except RuntimeError:
+            if time.monotonic() > end:
+                raise
+        assert time.monotonic() < end, "the cluster does not settle"
+        time.sleep(0.2)
+
+
+def edit(cluster, node, change):
+    cluster.run(node, f"sed -i '{change}' /etc/patroni/config.yml; systemctl reload patroni")
+
+
+@scenario("healthy")
+def healthy(cluster, chance):
+    time.sleep(10)
+
+
+@scenario("paused, DCS frozen")
+def paused(cluster, chance):
+    cluster.patronictl("pause", "demo", "--wait")
+    try:
+        time.sleep(5)
+        faults.freeze_etcd(cluster, 25)
+        time.sleep(5)
+    finally:
+        cluster.patronictl("resume", "demo", "--wait")
+
+
+@scenario("a standby stopped by hand in pause")
+def stopped_standby(cluster, chance):
+    standby = faults.others(cluster.primary())[0]
+    cluster.patronictl("pause", "demo", "--wait")
+    try:
+        cluster.pg_ctl(standby, "-m fast stop")
+        time.sleep(8)
+    finally:
+        cluster.patronictl("resume", "demo", "--wait")
+
+
+@scenario("pending restart")
+def pending_restart(cluster, chance):
+    cluster.setting("postgresql.parameters.max_connections=60")
+    time.sleep(10)
+    cluster.setting("postgresql.parameters.max_connections=50")
+
+
+def synchronous(cluster, chance, mode):
+    cluster.setting(f"synchronous_mode={mode}")
+    try:
+        time.sleep(10)
+    finally:
+        cluster.setting("synchronous_mode=null")
+
+
+scenario("synchronous")(functools.partial(synchronous, mode="true"))
+if int(VERSION.split(".")[0]) >= 4:
+    scenario("quorum")(functools.partial(synchronous, mode="quorum"))
+
+
+@scenario("tags")
+def tags(cluster, chance):
+    primary = cluster.primary()
+    for node in NODES:
+        edit(cluster, node, "$ a tags: {x: y, noloadbalance: %s}" % ("false" if node == primary else "true"))
+    time.sleep(8)
+    edit(cluster, primary, "s/noloadbalance: false/noloadbalance: true/")
+    for node in faults.others(primary):
+        edit(cluster, node, "s/noloadbalance: true/noloadbalance: false/")
+    time.sleep(8)
+    for node in NODES:
+        edit(cluster, node, "/^tags: /d")
+
+
+@scenario("a watchdog that is not there")
+def watchdog(cluster, chance):
+    for node in NODES:
+        edit(cluster, node, "$ a watchdog: {mode: required, device: /dev/none}")
+        cluster.patroni(node, "restart")
+    time.sleep(15)
+    for node in NODES:
+        edit(cluster, node, "/^watchdog: /d")
+        cluster.patroni(node, "restart")
+
+
+@scenario("a standby does not start")
+def start_failed(cluster, chance):
+    standby = faults.others(cluster.primary())[0]
+    edit(cluster, standby, "s/parameters: {unix/parameters: {shared_preload_libraries: nothing, unix/")
+    time.sleep(3)
+    try:
+        cluster.patronictl("restart", "demo", standby, "--force")
+    except RuntimeError:  # that it failed
+        pass
+    time.sleep(8)
+    edit(cluster, standby, "s/shared_preload_libraries: nothing, //")
+
+
+@scenario("replication broken")
+def replication_broken(cluster, chance):
+    primary = cluster.primary()
+    cluster.sql(primary, "alter role replication noreplication")
+    cluster.sql(primary, "select pg_terminate_backend(pid) from pg_stat_replication")
+    time.sleep(10)
+    cluster.sql(primary, "alter role replication replication")
+
+
+@scenario("a standby lags")
+def lagging(cluster, chance):
+    primary = cluster.primary()
+    standby = faults.others(primary)[0]
+    cluster.sql(standby, "select pg_wal_replay_pause()")
+    cluster.sql(primary, "create table filled as select generate_series(1, 200000)")
+    time.sleep(8)
+    cluster.sql(standby, "select pg_wal_replay_resume()")
+    cluster.sql(primary, "drop table filled")
+
+
+@scenario("standby cluster")
+def standby_cluster(cluster, chance):
+    """Of a primary on HAProxy's machine, which has left the cluster. Frozen DCS, a switchover, and its promotion."""
+    primary, folder = cluster.primary(), "/var/lib/postgresql/upstream"
+    as_postgres = lambda words: cluster.run("lb", f"su postgres -s /bin/sh -c \"$(ls -d /usr/lib/postgresql/*/bin | tail -1)/{words}\" > /dev/null 2>&1")
+    cluster.run("lb", "install -d -o postgres -m 700 /var/lib/postgresql")
+    as_postgres(f"pg_basebackup -h {NODES[primary]} -U replication -c fast -R -D {folder}")
+    as_postgres(f"pg_ctl -D {folder} -w -o '-p 5433 -c unix_socket_directories=/tmp' -l /tmp/upstream.log start")
+    as_postgres(f"pg_ctl -D {folder} -w promote")
+    try:
+        cluster.setting("standby_cluster.host=lb")
+        cluster.setting("standby_cluster.port=5433")
+        time.sleep(30)
+        leader = until_leader(cluster, "standby_leader")
+        faults.freeze_etcd(cluster, 25)
+        time.sleep(10)
+        leader = until_leader(cluster, "standby_leader")
+        cluster.patronictl("switchover", "demo", "--leader", leader, "--candidate", faults.others(leader)[0], "--force")
+        time.sleep(10)
+    finally:
+        cluster.setting("standby_cluster=null")
+        cluster.primary()
+        as_postgres(f"pg_ctl -D {folder} -m immediate stop")
+
+
+def until_leader(cluster, role):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for node in NODES:
+            try:
+                said = cluster.run(node, "curl -s -m 1 http://127.0.0.1:8008/patroni || true")
+            except RuntimeError:
+                continue
+            if f'"role": "{role}"' in said:
+                return node
+        time.sleep(0.2)
+    raise RuntimeError(f"no {role} for 60 s")
+
+
+@scenario("a new cluster")
+def bootstrap(cluster, chance):
+    """As on the first day. Its settings in the DCS are gone, so this comes last."""
+    for node in NODES:
+        cluster.patroni(node, "stop")
+    cluster.run("lb", "ETCDCTL_API=3 etcdctl --endpoints=etcd:2379 del --prefix /service/demo")
+    for node in NODES:
+        cluster.run(node, f"rm -rf {DATA}/*")
+    for node in NODES:
+        cluster.patroni(node, "start")
+        time.sleep(1)
+
+
+def prepare(cluster):
+    # promotion asks for WAL from the archive first: that takes long while /tmp/slow is there
+    restore = "test ! -e /tmp/slow || sleep 2; false"
+    cluster.setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
+
+
+def main():
+    cluster, recorder = Cluster(), Recorder()
+    prepare(cluster)
+    # what a fault does to HAProxy, the agents or a link changes nothing that Patroni says
+    beside = {"haproxy", "agents", "machine", "machines"}
+    made = {name: fault for name, fault in faults.FAULTS.items() if not fault.takes or fault.takes - beside}
+    last = {"a new cluster": SCENARIOS.pop("a new cluster")}
+    failed = []
+    for thread in recorder.threads:
+        thread.start()
+    try:
+        for name, make in {**SCENARIOS, **made, **last}.items():
+            if not re.search(ONLY, name):
+                continue
+            settle(cluster)
+            time.sleep(2)
+            recorder.scenario, before, began = name, recorder.added, time.monotonic()
+            try:
+                make(cluster, faults.Chance(f"{VERSION} {name}"))
+                settle(cluster)
+            except (RuntimeError, AssertionError) as error:
+                failed.append(f"{name}: {error}")
+            print(f"{name}: {recorder.added - before} new answers, {time.monotonic() - began:.0f} s", flush=True)
+    finally:
+        recorder.ended.set()
+        for thread in recorder.threads:
+            thread.join()
+    print(f"record: {recorder.added} new answers of Patroni {VERSION}")
+    for what in failed:
+        print(f"record: not made: {what}")
+    sys.exit(bool(failed))
+
+
+main()
