@@ -14,6 +14,7 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
     SignatureScheme,
 };
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -76,8 +77,8 @@ struct Trusted {
     certificates: Vec<CertificateDer<'static>>,
     /// Takes all in `--cacert` for CAs.
     all: Arc<WebPkiServerVerifier>,
-    /// Takes the CAs there for CAs; none if there is no CA.
-    signed: Option<Arc<WebPkiServerVerifier>>,
+    /// The CAs there, by how many CAs may follow one in a chain.
+    signed: BTreeMap<usize, Arc<WebPkiServerVerifier>>,
 }
 
 fn trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, NoAnswer> {
@@ -89,23 +90,32 @@ fn trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, NoAns
     };
     let all =
         verifier(certificates.clone()).map_err(|error| format!("{}: {error}", file.display()))?;
-    let cas = certificates.iter().filter(|certificate| is_a_cas(certificate)).cloned().collect();
-    Ok(Trusted { certificates, all, signed: verifier(cas).ok() })
+    let mut cas: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+    for certificate in &certificates {
+        if let Some(limit) = path_limit(certificate) {
+            cas.entry(limit).or_default().push(certificate.clone());
+        }
+    }
+    let signed = cas.into_iter().filter_map(|(limit, cas)| Some((limit, verifier(cas).ok()?)));
+    let signed = signed.collect();
+    Ok(Trusted { certificates, all, signed })
 }
 
-/// Whether a certificate may vouch for others, as OpenSSL decides: by its basic constraints, or without them by its key
-/// usage, or by its version 1, which has no extensions. A key usage must allow it.
-fn is_a_cas(certificate: &[u8]) -> bool {
+/// How many CAs may stand between this certificate and a server's; `None` if it may not vouch for others. As OpenSSL
+/// decides: by its basic constraints, or without them by its key usage, or by its version 1, which has no extensions. A key
+/// usage must allow it. webpki heeds no limit of a CA that it is told to trust.
+fn path_limit(certificate: &[u8]) -> Option<usize> {
     const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
     const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
     const SEQUENCE: u8 = 0x30;
+    const INTEGER: u8 = 2;
     const TRUE: (u8, &[u8]) = (1, &[0xff]);
     let whole = parts(certificate).first().map_or(vec![], |(_, whole)| parts(whole));
     let fields = whole.first().map_or(vec![], |(_, signed)| parts(signed));
     let first = fields.first().map(|(tag, _)| *tag);
     // [0] is the version, and [3] are the extensions
     let Some((_, extensions)) = fields.iter().find(|(tag, _)| *tag == 0xa3) else {
-        return first.is_some_and(|tag| tag != 0xa0);
+        return first.is_some_and(|tag| tag != 0xa0).then_some(usize::MAX);
     };
     let extensions = parts(extensions).first().map_or(vec![], |(_, list)| parts(list));
     let value = |id: &[u8]| {
@@ -115,12 +125,19 @@ fn is_a_cas(certificate: &[u8]) -> bool {
     };
     // keyCertSign is bit 5
     let signs = value(KEY_USAGE).map(|(_, bits)| bits.get(1).is_some_and(|bits| bits & 4 != 0));
-    match value(BASIC_CONSTRAINTS) {
-        Some((SEQUENCE, constraints)) => {
-            parts(constraints).first() == Some(&TRUE) && signs != Some(false)
-        }
-        _ => signs == Some(true),
+    let Some((SEQUENCE, constraints)) = value(BASIC_CONSTRAINTS) else {
+        return (signs == Some(true)).then_some(usize::MAX);
+    };
+    match parts(constraints)[..] {
+        [TRUE] if signs != Some(false) => Some(usize::MAX),
+        [TRUE, (INTEGER, limit)] if signs != Some(false) => Some(number(limit)),
+        _ => None,
     }
+}
+
+/// A number without a sign, as far as it fits.
+fn number(bytes: &[u8]) -> usize {
+    bytes.iter().fold(0, |number: usize, byte| number.saturating_mul(256) | usize::from(*byte))
 }
 
 /// The tags and contents of the DER elements that follow each other, as far as they are valid.
@@ -130,8 +147,7 @@ fn parts(mut der: &[u8]) -> Vec<(u8, &[u8])> {
         // a length of more than 127 is the number of bytes that hold the length
         let more = if *length < 0x80 { 0 } else { usize::from(*length & 0x7f) };
         let (Some(bytes), true) = (rest.get(..more), more <= 4) else { break };
-        let long = bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
-        let length = if more == 0 { usize::from(*length) } else { long };
+        let length = if more == 0 { usize::from(*length) } else { number(bytes) };
         let Some(content) = rest.get(more..more + length) else { break };
         parts.push((*tag, content));
         der = &rest[more + length..];
@@ -173,8 +189,20 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         };
         if !certificates.contains(certificate) {
-            let signed = signed.as_ref().ok_or(CertificateError::UnknownIssuer)?;
-            return signed.verify_server_cert(certificate, intermediates, name, ocsp, now);
+            let between = intermediates.iter().filter(|ca| !certificates.contains(ca));
+            let between: Vec<_> = between.cloned().collect();
+            let unknown = Error::from(CertificateError::UnknownIssuer);
+            let mut error = unknown.clone();
+            for (limit, cas) in signed {
+                let between = &between[..between.len().min(*limit)];
+                match cas.verify_server_cert(certificate, between, name, ocsp, now) {
+                    // the CA that has signed knows the better reason
+                    Err(better) if error == unknown => error = better,
+                    Err(_) => {}
+                    verified => return verified,
+                }
+            }
+            return Err(error);
         }
         match all.verify_server_cert(certificate, intermediates, name, ocsp, now) {
             Err(Error::InvalidCertificate(error)) if not_by_its_issuer(&error) => {

@@ -45,7 +45,9 @@ fn patroni(
     let key = PrivateKeyDer::from_pem_file(pem(&format!("{name}.key"))).expect("a key");
     let key = ring::default_provider().key_provider.load_private_key(key).expect("a key");
     // as it is: rustls itself would refuse to show some
-    let shown = CertifiedKey::new(vec![certificate(&format!("{name}.pem"))], key);
+    let chain = CertificateDer::pem_file_iter(pem(&format!("{name}.pem"))).expect("certificates");
+    let chain = chain.collect::<Result<_, _>>().expect("certificates");
+    let shown = CertifiedKey::new(chain, key);
     let config = Arc::new(config.with_cert_resolver(Arc::new(SingleCertAndKey::from(shown))));
     FakePatroni::on("127.0.0.1:0", move |stream, requests| {
         let connection = ServerConnection::new(config.clone()).expect("a connection");
@@ -150,6 +152,26 @@ fn a_trusted_certificate_that_is_no_ca() {
         let reply = ask(&other, &["--cacert", &cacert]);
         assert_eq!(reply, down(&other, "its certificate is not signed by the CA in --cacert"));
     }
+}
+
+/// A CA with `pathlen:0` vouches for servers and for no other CA, as with curl; one with `pathlen:1` for one CA.
+#[test]
+fn a_ca_below_a_ca_that_allows_none() {
+    let ask = |chain, cacert: &str| {
+        let patroni = plain(chain);
+        (ask(&patroni, &["--cacert", &pem(cacert)]), patroni)
+    };
+    assert_eq!(ask("by-last", "last.pem").0, READY, "signed by it");
+    let (reply, patroni) = ask("by-below-last", "last.pem");
+    assert_eq!(reply, down(&patroni, "its certificate is not signed by the CA in --cacert"));
+    assert_eq!(ask("by-below-next", "next.pem").0, READY, "one CA between them is allowed");
+    let (reply, patroni) = ask("by-below-below-next", "next.pem");
+    assert_eq!(reply, down(&patroni, "its certificate is not signed by the CA in --cacert"));
+    assert_eq!(
+        ask("by-below-below-next", "below-next.pem").0,
+        READY,
+        "the CA below is trusted itself"
+    );
 }
 
 #[test]
