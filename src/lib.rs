@@ -7,6 +7,8 @@
 
 /// This program's name.
 pub const NAME: &str = env!("CARGO_PKG_NAME");
+/// Its version, which names the commit unless it is a release: see `build.rs`.
+pub const VERSION: &str = env!("VERSION");
 
 pub mod agent;
 pub mod by_hand;

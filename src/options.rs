@@ -1,13 +1,13 @@
 //! The command line: the only way of configuring. In go the arguments, out come options. The table is hand-written, since a
 //! crate such as clap slows down each start. Knows nothing of files.
 
-use crate::NAME;
 use crate::decide::grace::Policy;
 use crate::haproxy::reply::{Otherwise, Verdict};
 use crate::patroni::check::{self, Check};
 use crate::patroni::location::Patroni;
 use crate::patroni::tls::Tls;
 use crate::run::Paths;
+use crate::{NAME, VERSION};
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
@@ -360,7 +360,7 @@ pub fn wrap<'a>(
 }
 
 fn version() -> String {
-    format!("{NAME} {}\n", env!("CARGO_PKG_VERSION"))
+    format!("{NAME} {VERSION}\n")
 }
 
 fn unreachable_value(value: &OsStr) -> Result<Verdict, String> {

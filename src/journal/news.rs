@@ -2,6 +2,7 @@
 //! the records and how a check ended, out comes a line or none. Knows nothing of what an answer means.
 
 use super::{NOTICE, REPEAT, WARNING, log};
+use crate::VERSION;
 use crate::haproxy::reply::{self, Reply, Verdict};
 use crate::run::memory::{Recalled, Record};
 use std::time::Duration;
@@ -80,7 +81,8 @@ fn is_recent(logged: Duration, now: Duration) -> bool {
 /// Logs what HAProxy was told.
 pub fn log_reply(reply: &Reply, news: News, peer: &str) {
     let (priority, since) = match news {
-        News::Began | News::InvalidLine => (WARNING, String::new()),
+        // who reads the first line may want to know which build it is
+        News::Began | News::InvalidLine => (WARNING, format!(" [{VERSION}]")),
         News::Lasts(time) => (WARNING, format!(" (trouble for {:.0} s)", time.as_secs_f32())),
         News::Ended(time) => (NOTICE, format!(" (after {:.1} s of trouble)", time.as_secs_f32())),
     };

@@ -3,6 +3,7 @@
 
 use super::{answer::Cause, tls};
 use crate::run::before_stop::Patience;
+use crate::{NAME, VERSION};
 use rustix::net::sockopt::set_tcp_quickack;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
@@ -107,7 +108,7 @@ fn agent(connect: Connect, address: SocketAddr, left: Duration) -> Agent {
         .proxy(None)
         .max_idle_connections(0)
         .no_delay(false) // the request is one write
-        .user_agent(concat!("patroni-agent-check/", env!("CARGO_PKG_VERSION")))
+        .user_agent(format!("{NAME}/{VERSION}"))
         .accept("")
         .accept_encoding("")
         .input_buffer_size(HEADER_LIMIT)

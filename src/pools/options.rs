@@ -1,6 +1,7 @@
 //! The command line of `patroni-pools`, from one table: what is said of it in the help, the manual and the completions is
 //! made from this. Knows nothing of what the commands do.
 
+use crate::VERSION;
 use crate::options::{Stop, wrap};
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
@@ -209,10 +210,7 @@ impl Options {
                 "rules" => options.rules = true,
                 "quiet" => options.quiet = true,
                 "help" => return Err(Stop::Print(help())),
-                _ => {
-                    let version = env!("CARGO_PKG_VERSION");
-                    return Err(Stop::Print(format!("{NAME} {version}\n")));
-                }
+                _ => return Err(Stop::Print(format!("{NAME} {VERSION}\n"))),
             }
         }
         let Some((name, command, _)) = command else {

@@ -1,5 +1,5 @@
-//! The build script. In go system calls and what their arguments may be, out come the seccomp filters that `mod.rs`
-//! installs: to compile one at each start would cost a quarter of a check's instructions. Descriptors are placeholders.
+//! The part of the build script for the sandbox. In go system calls and what their arguments may be, out come the seccomp
+//! filters that `mod.rs` installs: to compile one at each start would cost a quarter of a check's instructions.
 
 use libc::c_int;
 use serde_json::{Value, json};
@@ -64,8 +64,8 @@ const SYSTEMD: u32 = 0x8000_0003;
 const RECORD: u64 = 64;
 const SIZE: u64 = 64 * RECORD;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo::rerun-if-changed=src/sandbox/build.rs");
+/// Writes them for `mod.rs` to include.
+pub fn write_filters() -> Result<(), Box<dyn Error>> {
     let architecture = std::env::var("CARGO_CFG_TARGET_ARCH")?;
     let old = architecture == "x86_64";
     let filters = [

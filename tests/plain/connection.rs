@@ -481,8 +481,19 @@ fn help_and_version() {
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     assert!(stdout.contains("--unreachable down|keep"), "{stdout}");
     assert!(stdout.lines().all(|line| line.len() <= 100), "{stdout}");
-    let version = format!("patroni-agent-check {}\n", env!("CARGO_PKG_VERSION"));
-    assert_eq!(text(&run(Stdio::null(), &["-V"])).1, version);
+    // a build that is no release says which commit it is of
+    let version = text(&run(Stdio::null(), &["-V"])).1;
+    let build =
+        version.trim_end().strip_prefix(concat!("patroni-agent-check ", env!("CARGO_PKG_VERSION")));
+    let build = build.unwrap_or_else(|| panic!("{version}"));
+    let commit = build.strip_prefix("+git").map(|commit| commit.split('.').collect::<Vec<_>>());
+    match commit.as_deref() {
+        None => assert_eq!(build, ""),
+        Some([day, minute, hash] | [day, minute, hash, "changed"]) => {
+            assert_eq!((day.len(), minute.len(), hash.len()), (8, 4, 7), "{version}");
+        }
+        _ => panic!("{version}"),
+    }
 }
 
 // --settings

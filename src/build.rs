@@ -1,0 +1,51 @@
+//! The build script. Out come the version, which names the commit unless it is a release, and the filters of the sandbox.
+
+#[path = "sandbox/build.rs"]
+mod sandbox;
+
+use std::error::Error;
+use std::process::Command;
+
+const RELEASE: &str = env!("CARGO_PKG_VERSION");
+/// What the version tells whether it was changed after the commit.
+const SHIPPED: [&str; 5] = ["src", "units", "Cargo.toml", "Cargo.lock", ".cargo"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rustc-env=VERSION={}", version());
+    sandbox::write_filters()
+}
+
+/// Cargo.toml's version, and in a checkout, unless its commit has the tag of that version, the commit's time in UTC and its
+/// hash: `0.1.0+git20261129.1704.44c5417`. dpkg, rpm and semver take it for newer than the release before it.
+fn version() -> String {
+    // not the repository of somebody who builds these sources inside another
+    let Some(prefix) = git(&["rev-parse", "--show-prefix"]) else {
+        println!("cargo::rerun-if-changed=Cargo.toml");
+        return RELEASE.to_owned();
+    };
+    if !prefix.is_empty() {
+        return RELEASE.to_owned();
+    }
+    let head = git(&["rev-parse", "--git-path", "logs/HEAD"]).unwrap_or_default();
+    SHIPPED
+        .iter()
+        .chain([&head.as_str()])
+        .for_each(|path| println!("cargo::rerun-if-changed={path}"));
+    let changed =
+        git(&[&["status", "--porcelain", "--untracked-files=no", "--"], &SHIPPED[..]].concat());
+    let tag = git(&["tag", "--points-at", "HEAD", "--list", &format!("v{RELEASE}")]);
+    let commit =
+        git(&["log", "-1", "--format=%cd.%h", "--date=format-local:%Y%m%d.%H%M", "--abbrev=7"]);
+    match (commit, changed.as_deref(), tag.as_deref()) {
+        (Some(_), Some(""), Some(tag)) if !tag.is_empty() => RELEASE.to_owned(),
+        (Some(commit), Some(""), _) => format!("{RELEASE}+git{commit}"),
+        (Some(commit), ..) => format!("{RELEASE}+git{commit}.changed"),
+        (None, ..) => format!("{RELEASE}+unknown"),
+    }
+}
+
+/// What git says about this checkout; `None` without git or a checkout.
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).env("TZ", "UTC").output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
