@@ -2,7 +2,8 @@
 //! and perhaps a line for the journal. Knows nothing of HTTP and files.
 
 use crate::NAME;
-use crate::conclude::{self, Concluded};
+use crate::conclude::{self, Conclusion};
+use crate::decide::grace::Unreachable;
 use crate::haproxy::connection::{self, Connection};
 use crate::haproxy::question::Question;
 use crate::haproxy::reply::{self, Reply, Verdict};
@@ -16,16 +17,16 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Usage, in sysexits(3).
+/// The exit status for wrong usage, as in sysexits(3).
 const USAGE: u8 = 64;
 
-/// Answers one check in a process of its own.
+/// Answers one check, for which this process was started.
 pub fn answer_one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
-    let concluded = answer(options, &mut connection, started, None);
-    send(&connection, &concluded)
+    let conclusion = answer(options, &mut connection, started, None);
+    send(&connection, &conclusion)
 }
 
-/// Answers all checks that come by these sockets, until none has come for a while.
+/// Answers every check that comes to these listening sockets, until none has come for the time of `--idle`.
 pub fn answer_all(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let idle = options.as_ref().map_or_else(|_| options::default_idle(), |options| options.idle);
     let questions = Questions::default();
@@ -33,12 +34,12 @@ pub fn answer_all(options: &Result<Options, Stop>, listeners: &[TcpListener]) ->
     let served = serve::serve(listeners, idle, confine, |mut connection, place| match options {
         Ok(options) => {
             let process = Process::Listener(&questions, place);
-            let concluded = answer(options, &mut connection, Instant::now(), Some(process));
-            send(&connection, &concluded);
-            reply::words(concluded.reply.verdict)
+            let conclusion = answer(options, &mut connection, Instant::now(), Some(process));
+            send(&connection, &conclusion);
+            reply::words(conclusion.reply.verdict)
         }
         Err(stop) => {
-            refuse(&connection, stop);
+            answer_without_check(&connection, stop);
             reply::words(Verdict::Fail)
         }
     });
@@ -48,13 +49,13 @@ pub fn answer_all(options: &Result<Options, Stop>, listeners: &[TcpListener]) ->
     }
 }
 
-/// Answers one check, for a listener or in a process of its own, which is confined here.
+/// Takes the five steps. A process that was started for this check alone is confined here.
 fn answer(
     options: &Options,
     connection: &mut Connection,
     started: Instant,
     listener: Option<Process>,
-) -> Concluded {
+) -> Conclusion {
     catch_panic(options.policy.unreachable, || {
         let files = options.files.open(connection.is_by_hand());
         let process = listener.unwrap_or_else(|| Process::confine(options, connection, &files));
@@ -62,19 +63,21 @@ fn answer(
         let question = Question::read(fixed, otherwise, connection, started, options.timeout);
         let question = match question {
             Ok(question) => question,
-            Err(why) => return conclude::without_question(options, connection, files, &why),
+            Err(why) => {
+                return conclude::conclude_without_question(options, connection, files, &why);
+            }
         };
         let patience = Patience::new(started, options.timeout, files.note.clone());
-        let heard = process.ask(options, connection, &question.check, &patience);
-        conclude::conclude(options, connection, files, &question, &heard)
+        let outcome = process.ask(options, connection, &question.check, &patience);
+        conclude::conclude(options, connection, files, &question, &outcome)
     })
 }
 
-/// Sends the reply and logs it. The exit status is 0 behind a socket, since systemd keeps a failed unit's place, and by hand
-/// 0 in the pool, 1 healthy but not in the pool, 2 broken.
-fn send(connection: &Connection, Concluded { reply, news }: &Concluded) -> ExitCode {
+/// Sends the reply and logs it. The exit status is 0 behind a socket, since a unit that has failed keeps its place among
+/// `MaxConnections=`. By hand it is 0 in the pool, 1 healthy but not in the pool, 2 broken.
+fn send(connection: &Connection, Conclusion { reply, news }: &Conclusion) -> ExitCode {
     let peer = news.and_then(|_| connection.peer());
-    connection.send(&reply::line(reply));
+    connection.send(&reply::format_line(reply));
     if let Connection::Standard = connection {
         journal::tell_operator(&news::describe(reply, &reply.check));
         return ExitCode::from(match reply.verdict {
@@ -89,8 +92,8 @@ fn send(connection: &Connection, Concluded { reply, news }: &Concluded) -> ExitC
     ExitCode::SUCCESS
 }
 
-/// Answers without a check: says what is wrong with the command line, or prints what it asks for.
-pub fn refuse(connection: &Connection, stop: &Stop) -> ExitCode {
+/// Reports what is wrong with the command line, or prints the help or the version.
+pub fn answer_without_check(connection: &Connection, stop: &Stop) -> ExitCode {
     let reason = match (connection, stop) {
         (Connection::Standard, Stop::Print(text)) => {
             connection::print(text);
@@ -102,22 +105,22 @@ pub fn refuse(connection: &Connection, stop: &Stop) -> ExitCode {
     };
     // silence would leave HAProxy with the last reply, which may be READY
     let reply = Reply { verdict: Verdict::Fail, check: String::new(), reason };
-    send(connection, &Concluded { reply, news: Some(News::Began) })
+    send(connection, &Conclusion { reply, news: Some(News::Began) })
 }
 
-/// Says what is wrong with the command line or the start, where there is no connection.
+/// Reports what is wrong with the command line or with the start to whoever started the program.
 pub fn report_usage_error(error: &str) -> ExitCode {
     journal::tell_operator(error);
     ExitCode::from(USAGE)
 }
 
-/// Answers even after a bug: silence would leave HAProxy with the last reply, which may be READY.
-pub fn catch_panic<T: From<Reply>>(unreachable: Verdict, answer: impl FnOnce() -> T) -> T {
+/// Answers even if a bug makes `answer` panic: silence would leave HAProxy with the last reply, which may be READY.
+pub fn catch_panic<T: From<Reply>>(unreachable: Unreachable, answer: impl FnOnce() -> T) -> T {
     panic::catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
         let reason = format!("bug in patroni-agent-check, please report it: {text}");
-        Reply { verdict: unreachable, check: String::new(), reason }.into()
+        Reply { verdict: unreachable.into(), check: String::new(), reason }.into()
     })
 }
 
@@ -126,11 +129,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_answered() {
+    fn a_panic_is_answered_with_its_text() {
         let text = "bug in patroni-agent-check, please report it: ";
-        let reply: Reply = catch_panic(Verdict::Down, || panic!("at {}", 3));
+        let reply: Reply = catch_panic(Unreachable::Down, || panic!("at {}", 3));
         assert_eq!((reply.verdict, reply.reason), (Verdict::Down, format!("{text}at 3")));
-        let reply: Reply = catch_panic(Verdict::Keep, || panic!("here"));
+        let reply: Reply = catch_panic(Unreachable::Keep, || panic!("here"));
         assert_eq!((reply.verdict, reply.reason), (Verdict::Keep, format!("{text}here")));
     }
 }

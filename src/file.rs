@@ -5,12 +5,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Opens a regular file, and no other, which could keep the check waiting for ever or feed it without end. What was opened
-/// is looked at, not what had that name a moment ago.
-///
-/// # Errors
-///
-/// It cannot be opened, or is not a regular file.
+/// Opens a regular file. Any other file is an error, since it could keep the check waiting or feed it without end. The file
+/// that was opened is looked at, and not the one that had this name a moment ago.
 pub fn open(
     file: &Path,
     options: &mut OpenOptions,
@@ -24,11 +20,7 @@ pub fn open(
     Ok((file, metadata))
 }
 
-/// Reads a regular file of at most `limit` bytes.
-///
-/// # Errors
-///
-/// It cannot be opened or read, or is longer.
+/// Reads a regular file of at most `limit` bytes; a longer one is an error.
 pub fn read(file: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let (file, metadata) = open(file, OpenOptions::new().read(true), 0)?;
     // one read, and one for the end

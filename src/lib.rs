@@ -1,8 +1,8 @@
-//! A zero-resident HAProxy agent for Patroni. One agent check starts one process, which goes once through five steps and
-//! exits: open, confine, read the question, ask, conclude. A listener runs each check in a thread instead. The library
-//! exists so that tests can call the steps.
+//! A zero-resident HAProxy agent for Patroni. Each agent check starts one process, which takes five steps and exits: open,
+//! confine, read the question, ask, conclude. A listener runs each check in a thread instead. The library exists so that
+//! tests and the other programs can call its parts.
 
-// fd 1 and 2 may be HAProxy: only `connection` and `journal` write there, and never by a macro that may panic.
+// fd 1 and 2 may be HAProxy's connection: only `connection` and `journal` write there, and never by a macro that may panic.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
 /// This program's name.

@@ -9,35 +9,36 @@ use patroni_agent_check::journal::syslog;
 use patroni_agent_check::options::{Options, Stop};
 use patroni_agent_check::sandbox::user;
 use patroni_agent_check::{agent, reopen};
-use rustix::process::geteuid;
 use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    // a panic's message would go to fd 2, which is HAProxy under xinetd, and goes into the reply instead
+    // a panic's message goes into the reply and not to fd 2, which is HAProxy's connection under xinetd
     panic::set_hook(Box::new(|_| {}));
     let activation = Connection::inherited();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    // even if the rest of the command line is wrong
+    // before the command line is read, so that its mistakes are logged there, too
     if arguments.iter().any(|argument| argument == "--syslog") {
         syslog::open();
     }
-    let by_hand = matches!(activation, Ok(Activation::Here(Connection::Standard)));
+    let by_hand = matches!(activation, Ok(Activation::Connected(Connection::Standard)));
     let parse = || match by_hand {
-        true => settings::settle(arguments),
-        false => Options::of_units(arguments).map_err(Stop::with_cure),
+        true => settings::read_command_line(arguments),
+        false => Options::parse_for_units(arguments).map_err(Stop::with_hint),
     };
     let bug = || Err(Stop::Usage("bug in reading the command line".to_owned()));
     let options = panic::catch_unwind(parse).unwrap_or_else(|_| bug());
     let options = options.and_then(|options| become_user(options, by_hand));
     match (activation, options) {
         (Err(error), _) => agent::report_usage_error(&error),
-        (Ok(Activation::Gone), _) => ExitCode::SUCCESS,
-        (Ok(Activation::Here(connection)), Err(stop)) => agent::refuse(&connection, &stop),
+        (Ok(Activation::Reset), _) => ExitCode::SUCCESS,
+        (Ok(Activation::Connected(connection)), Err(stop)) => {
+            agent::answer_without_check(&connection, &stop)
+        }
         (_, Ok(Options { reopen: Some(socket), .. })) => reopen::reopen(&socket),
-        (Ok(Activation::Here(connection)), Ok(options)) => {
+        (Ok(Activation::Connected(connection)), Ok(options)) => {
             agent::answer_one(&options, connection, started)
         }
         (Ok(Activation::Listeners(listeners)), options) => agent::answer_all(&options, &listeners),
@@ -49,15 +50,13 @@ fn main() -> ExitCode {
 fn become_user(options: Options, by_hand: bool) -> Result<Options, Stop> {
     // --reopen is no check, and only root may do that
     let by_hand = by_hand && options.reopen.is_none();
-    let own = options.user.as_deref();
-    let before = by_hand.then(geteuid);
-    let became = own.or(by_hand.then_some(NAME)).map_or(Ok(()), user::become_user);
-    if let Some(before) = before {
-        let uid = if own.is_some() { before } else { geteuid() };
-        explain::explain_start(&options, uid, became.as_ref().err().filter(|_| own.is_none()));
+    let given = options.user.as_deref();
+    let became = given.or(by_hand.then_some(NAME)).map_or(Ok(()), user::become_user);
+    if let (Some(name), Err(error)) = (given, &became) {
+        return Err(Stop::Usage(format!("--user {name}: {error}")));
     }
-    match (own, became) {
-        (Some(name), Err(error)) => Err(Stop::Usage(format!("--user {name}: {error}"))),
-        _ => Ok(options),
+    if by_hand {
+        explain::explain_start(&options, became.err().as_deref());
     }
+    Ok(options)
 }

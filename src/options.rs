@@ -1,8 +1,8 @@
-//! The command line: the only way of configuring. In go the arguments, out come options. The table is hand-written, since a
-//! crate such as clap slows down each start. Knows nothing of files.
+//! The command line, which is the only configuration. In go the arguments, out come options. The table is hand-written,
+//! since a crate such as clap slows down each start. Knows nothing of files.
 
 use crate::decide::grace::Policy;
-use crate::haproxy::reply::{Otherwise, Verdict};
+use crate::haproxy::reply::Otherwise;
 use crate::patroni::check::{self, Check};
 use crate::patroni::location::Patroni;
 use crate::patroni::tls::Tls;
@@ -14,18 +14,19 @@ use std::fmt::Write;
 use std::mem::take;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-/// One option, as `--help`, the manual, the completions and the README have it, and what it sets.
+/// One option, as `--help`, the manual, the completions and README.md show it, and what it sets.
 #[derive(Clone, Copy, Debug)]
-pub struct Described {
-    /// Its letter, if it has one.
+pub struct OptionRow {
+    /// Its short form, if it has one.
     pub short: Option<char>,
     /// Its name, without the dashes.
     pub long: &'static str,
     /// What it takes: `a|b` is a choice, `FILE` a file; empty if it takes nothing.
     pub value: &'static str,
-    /// Its value if it is not given; empty if there is none.
+    /// Its default value; empty if there is none.
     pub default: &'static str,
     /// What it means.
     pub meaning: &'static str,
@@ -45,85 +46,104 @@ const fn takes(
     value: &'static str,
     default: &'static str,
     set: fn(&mut Options, &OsStr) -> Result<(), String>,
-) -> Described {
-    Described { short: None, long, value, default, meaning: "", set: Set::Value(set) }
+    meaning: &'static str,
+) -> OptionRow {
+    OptionRow { short: None, long, value, default, meaning, set: Set::Value(set) }
 }
 
-const fn flag(short: Option<char>, long: &'static str, set: Set) -> Described {
-    Described { short, long, value: "", default: "", meaning: "", set }
+const fn flag(
+    short: Option<char>,
+    long: &'static str,
+    set: Set,
+    meaning: &'static str,
+) -> OptionRow {
+    OptionRow { short, long, value: "", default: "", meaning, set }
 }
 
 /// All options. The help, the manual, the completions and README.md are made from this table (`tests/plain/manual.rs`).
-pub const OPTIONS: &[Described] = &[
-    takes("url", "URL", "", |options, value| set_text(&mut options.url, value))
-        .means("Patroni's REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 or, if Patroni does not listen there, the same port of the address on which HAProxy asked)"),
-    takes("patroni-user", "USER", "", |options, value| set_text(&mut options.patroni_user, value))
-        .means("without --url: the user whose Patroni is asked, a name in /etc/passwd or a number; nobody else's but root's is (default the owner of /run/postgresql, or else postgres)"),
-    takes("timeout", "DURATION", "1500ms", |options, value| set(&mut options.timeout, within(value, 10..=10_000, "10ms to 10s, such as 1500ms or 2s")))
-        .means("time limit for the whole check, 10ms to 10s"),
-    takes("else", "maint|drain|down", "maint", |options, value| set(&mut options.otherwise, text(value).and_then(str::parse)))
-        .means("state to report for a healthy node that does not match CHECK"),
-    takes("unreachable", "down|keep", "down", |options, value| set(&mut options.policy.unreachable, unreachable_value(value)))
-        .means("state to report if Patroni gives no usable answer; keep leaves HAProxy's state as it is"),
-    takes("stopping", "drain|maint", "drain", |options, value| set(&mut options.policy.stopping, stopping_value(value)))
-        .means("state to report, for at most 10 s, for a primary that Patroni stops or restarts while it holds the leader lock"),
-    flag(None, "agent-send", Set::Flag(|options| options.agent_send = true))
-        .means("read the check from HAProxy: one line CHECK [maint|drain|down], at most 256 bytes, or hold: up drain while an operator's hold is active, otherwise up ready, without asking Patroni"),
-    takes("hold-file", "FILE", "/run/patroni-agent-check/hold", |options, value| set(&mut options.files.hold, Ok(value.into())))
-        .means("if this file exists, a node that is ready reports its first word, drain or maint, and the rest as the reason"),
-    takes("before-stop-file", "FILE", "/run/patroni-agent-check/before-stop", |options, value| set(&mut options.files.before_stop, Ok(value.into())))
-        .means("where the hook for Patroni's before_stop notes that PostgreSQL is about to stop"),
-    takes("grace", "DURATION", "3s", |options, value| set(&mut options.policy.grace, grace_value(value)))
-        .means("how long after a good answer a failure leaves HAProxy's state as it is, at most 15s; 0 turns this off"),
-    takes("memory-file", "FILE", "/run/patroni-agent-check/memory", |options, value| set(&mut options.files.memory, Ok(value.into())))
-        .means("where a check leaves its result for the next one, for --grace and the journal"),
-    takes("idle", "DURATION", "10s", |options, value| set(&mut options.idle, within(value, 1_000..=3_600_000, "1s to 1h, such as 10s or 5min")))
-        .means("with a listening socket: exit after this time without a check, 1s to 1h"),
-    takes("user", "NAME", "", |options, value| set_text(&mut options.user, value))
-        .means("if started by root: become this user, as /etc/passwd has it, before anything else"),
-    // done before the command line is read
-    flag(None, "syslog", Set::Flag(|_| {}))
-        .means("log to /dev/log instead of stderr, and never wait for it"),
-    takes("cacert", "FILE", "", |options, value| set(&mut options.tls.cacert, Ok(Some(value.into()))))
-        .means("the CA that signed Patroni's certificate, or that certificate itself, PEM; public CAs are not trusted"),
-    takes("cert", "FILE", "", |options, value| set(&mut options.tls.cert, Ok(Some(value.into()))))
-        .means("client certificate, PEM"),
-    takes("key", "FILE", "", |options, value| set(&mut options.tls.key, Ok(Some(value.into()))))
-        .means("private key of --cert, PEM; by default it is read from the file of --cert"),
-    flag(Some('k'), "insecure", Set::Flag(|options| options.tls.insecure = true))
-        .means("do not verify Patroni's certificate"),
-    takes("connect-to", "HOST[:PORT]", "", |options, value| set_text(&mut options.connect_to, value))
-        .means("connect to this address, but verify and send the host name of --url"),
-    takes("settings", "FILE", "", |options, value| set(&mut options.settings, Ok(Some(value.into()))))
-        .means("by hand: try the settings in this file before they count, in place of those of the units; with no other option but --explain"),
-    flag(None, "explain", Set::Flag(|options| options.explain = true))
-        .means("by hand: also print what was asked, what came back, and what looks wrong, on stderr"),
-    takes("reopen", "UNIT", "", |options, value| set_text(&mut options.reopen, value))
-        .means("no check: start this socket unit again, which systemd has given up (patroni-agent-check-reopen@.service)"),
-    flag(Some('h'), "help", Set::Print(help))
-        .means("print this help and exit"),
-    flag(Some('V'), "version", Set::Print(version))
-        .means("print the version and exit"),
+#[rustfmt::skip] // rustfmt would give each argument a line of its own
+pub const OPTIONS: &[OptionRow] = &[
+    takes("url", "URL", "", |o, v| set_text(&mut o.url, v),
+        "Patroni's REST API, http or https; a host name must be in /etc/hosts unless --connect-to \
+         is given (default http://127.0.0.1:8008 or, if Patroni does not listen there, the same port of the \
+         address on which HAProxy asked)"),
+    takes("patroni-user", "USER", "", |o, v| set_text(&mut o.patroni_user, v),
+        "without --url: the user whose Patroni is asked, a name in /etc/passwd or a number; nobody \
+         else's but root's is (default the owner of /run/postgresql, or else postgres)"),
+    takes("timeout", "DURATION", "1500ms",
+        |o, v| set_within(&mut o.timeout, v, 10..=10_000, "10ms to 10s, such as 1500ms or 2s"),
+        "time limit for the whole check, 10ms to 10s"),
+    takes("else", "maint|drain|down", "maint", |o, v| set_word(&mut o.otherwise, v),
+        "state to report for a healthy node that does not match CHECK"),
+    takes("unreachable", "down|keep", "down", |o, v| set_word(&mut o.policy.unreachable, v),
+        "state to report if Patroni gives no usable answer; keep leaves HAProxy's state as it is"),
+    takes("stopping", "drain|maint", "drain", |o, v| set_word(&mut o.policy.stopping, v),
+        "state to report, for at most 10 s, for a primary that Patroni stops or restarts while it \
+         holds the leader lock"),
+    flag(None, "agent-send", Set::Flag(|o| o.agent_send = true),
+        "read the check from HAProxy: one line CHECK [maint|drain|down], at most 256 bytes, or \
+         hold: up drain while an operator's hold is active, otherwise up ready, without asking Patroni"),
+    takes("hold-file", "FILE", "/run/patroni-agent-check/hold",
+        |o, v| set_path(&mut o.files.hold, v),
+        "if this file exists, a node that is ready reports its first word, drain or maint, and the \
+         rest as the reason"),
+    takes("before-stop-file", "FILE", "/run/patroni-agent-check/before-stop",
+        |o, v| set_path(&mut o.files.before_stop, v),
+        "where the hook for Patroni's before_stop notes that PostgreSQL is about to stop"),
+    takes("grace", "DURATION", "3s", |o, v| set_grace(&mut o.policy.grace, v),
+        "how long after a good answer a failure leaves HAProxy's state as it is, at most 15s; 0 \
+         turns this off"),
+    takes("memory-file", "FILE", "/run/patroni-agent-check/memory",
+        |o, v| set_path(&mut o.files.memory, v),
+        "where a check leaves its result for the next one, for --grace and the journal"),
+    takes("idle", "DURATION", "10s",
+        |o, v| set_within(&mut o.idle, v, 1_000..=3_600_000, "1s to 1h, such as 10s or 5min"),
+        "with a listening socket: exit after this time without a check, 1s to 1h"),
+    takes("user", "NAME", "", |o, v| set_text(&mut o.user, v),
+        "if started by root: become this user, as /etc/passwd has it, before anything else"),
+    // `main` opens the system log, before it reads the command line
+    flag(None, "syslog", Set::Flag(|_| {}),
+        "log to /dev/log instead of stderr, and never wait for it"),
+    takes("cacert", "FILE", "", |o, v| set_path(&mut o.tls.cacert, v),
+        "the CA that signed Patroni's certificate, or that certificate itself, PEM; public CAs are \
+         not trusted"),
+    takes("cert", "FILE", "", |o, v| set_path(&mut o.tls.cert, v), "client certificate, PEM"),
+    takes("key", "FILE", "", |o, v| set_path(&mut o.tls.key, v),
+        "private key of --cert, PEM; by default it is read from the file of --cert"),
+    flag(Some('k'), "insecure", Set::Flag(|o| o.tls.insecure = true),
+        "do not verify Patroni's certificate"),
+    takes("connect-to", "HOST[:PORT]", "", |o, v| set_text(&mut o.connect_to, v),
+        "connect to this address, but verify and send the host name of --url"),
+    takes("settings", "FILE", "", |o, v| set_path(&mut o.settings, v),
+        "by hand: try the settings in this file before they count, in place of those of the units; \
+         with no other option but --explain"),
+    flag(None, "explain", Set::Flag(|o| o.explain = true),
+        "by hand: also print what was asked, what came back, and what looks wrong, on stderr"),
+    takes("reopen", "UNIT", "", |o, v| set_text(&mut o.reopen, v),
+        "no check: start this socket unit again, which systemd has given up \
+         (patroni-agent-check-reopen@.service)"),
+    flag(Some('h'), "help", Set::Print(help), "print this help and exit"),
+    flag(Some('V'), "version", Set::Print(version), "print the version and exit"),
 ];
 
-/// A valid command line.
+/// The options of a valid command line.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where Patroni is, by the options that name it.
+    /// The local Patroni.
     pub patroni: Patroni,
     url: Option<String>,
     connect_to: Option<String>,
     patroni_user: Option<String>,
     tls: Tls,
-    /// From the start of the process to the reply.
+    /// The time limit from the start of the process to the reply.
     pub timeout: Duration,
     /// How trouble is answered.
     pub policy: Policy,
-    /// What others left in /run.
+    /// The files in /run.
     pub files: Paths,
-    /// How long a listener stays after the last check.
+    /// How long a listener waits for another check before it exits.
     pub idle: Duration,
-    /// The user to become if root starts the program.
+    /// The user that the agent becomes if root starts it.
     pub user: Option<String>,
     /// The health check, if one was given.
     pub check: Option<Check>,
@@ -131,25 +151,25 @@ pub struct Options {
     pub agent_send: bool,
     /// The state of a healthy node that does not match, unless HAProxy's line names one.
     pub otherwise: Otherwise,
-    /// The last option that was given, if any was but `--settings` and `--explain`.
-    pub own: Option<&'static str>,
+    /// The last option on the command line other than `--settings` and `--explain`.
+    pub other: Option<&'static str>,
     /// By hand: the file whose settings are tried.
     pub settings: Option<PathBuf>,
-    /// By hand: more is printed.
+    /// By hand: explain the reply.
     pub explain: bool,
-    /// No check, but a socket unit that has failed.
+    /// The socket unit to start again, instead of a check.
     pub reopen: Option<String>,
 }
 
-/// The answer to `--help` and `--version` without a terminal.
+/// The reply to HAProxy if the settings contain `--help` or `--version`.
 pub const FOR_A_TERMINAL: &str = "--help and --version are for a terminal";
 
-/// Why there is nothing to check.
+/// Why there is no check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// `--help` or `--version`: this text was asked for.
+    /// `--help` or `--version`, with the text to print.
     Print(String),
-    /// The command line is wrong: this is why.
+    /// The command line is wrong, with the reason.
     Usage(String),
 }
 
@@ -160,9 +180,9 @@ impl From<lexopt::Error> for Stop {
 }
 
 impl Stop {
-    /// With the option that would have shown the mistake before it counted. It comes last, since HAProxy may cut the line.
+    /// Adds the option that shows such a mistake before it counts. The hint comes last, since HAProxy may cut the line.
     #[must_use]
-    pub fn with_cure(self) -> Stop {
+    pub fn with_hint(self) -> Stop {
         self.map_usage(|error| format!("{error}; try a copy: --settings FILE"))
     }
 
@@ -175,23 +195,15 @@ impl Stop {
 }
 
 impl Options {
-    /// Reads the arguments, without the program's name.
-    ///
-    /// # Errors
-    ///
-    /// See [`Stop`].
+    /// Parses the arguments, without the program's name.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
         let arguments: Vec<_> = arguments.into_iter().collect();
-        let hide = |error| without_secrets(error, &arguments);
+        let hide = |error| hide_secrets(error, &arguments);
         Options::read(&arguments).map_err(|stop| stop.map_usage(hide))
     }
 
-    /// Reads the arguments that HAProxy's checks get.
-    ///
-    /// # Errors
-    ///
-    /// See [`Stop`]; also if there is an option that is not for HAProxy's checks.
-    pub fn of_units(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
+    /// Parses the arguments of HAProxy's checks. An option that is only for checks by hand is an error.
+    pub fn parse_for_units(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Stop> {
         let options = Options::parse(arguments)?;
         let error = match &options {
             _ if options.settings.is_some() => "--settings is for a check by hand",
@@ -220,7 +232,7 @@ impl Options {
                 continue;
             };
             if !["settings", "explain"].contains(&option.long) {
-                options.own = Some(option.long);
+                options.other = Some(option.long);
             }
             match option.set {
                 Set::Flag(set) => set(&mut options),
@@ -234,7 +246,7 @@ impl Options {
                 }
             }
         }
-        options.complete().map_err(Stop::Usage)
+        options.resolve().map_err(Stop::Usage)
     }
 
     fn defaults() -> Result<Options, String> {
@@ -247,8 +259,8 @@ impl Options {
         Ok(options)
     }
 
-    /// Checks what goes together.
-    fn complete(mut self) -> Result<Options, String> {
+    /// Refuses options that do not go together, and completes the others.
+    fn resolve(mut self) -> Result<Options, String> {
         if self.agent_send && self.check.is_some() {
             return Err("with --agent-send HAProxy sends the check, so give none here".to_owned());
         }
@@ -261,26 +273,26 @@ impl Options {
         Ok(self)
     }
 
-    /// The health check of the command line; none if HAProxy sends it.
+    /// The health check that HAProxy cannot change; none if HAProxy sends it.
     pub fn fixed_check(&self) -> Option<Check> {
         (!self.agent_send).then(|| self.check.clone().unwrap_or_default())
     }
 }
 
-/// How long a listener stays after the last check if the command line is wrong.
+/// How long a listener waits for another check if the command line is wrong.
 pub fn default_idle() -> Duration {
     Options::defaults().unwrap_or_default().idle
 }
 
-/// Hides names and passwords before an `@`, since everybody who asks is told what is wrong with the command line.
-fn without_secrets(mut error: String, arguments: &[OsString]) -> String {
+/// Hides names and passwords before an `@`, since every peer is told what is wrong with the command line.
+fn hide_secrets(mut error: String, arguments: &[OsString]) -> String {
     for argument in arguments {
         let argument = argument.to_string_lossy();
         let Some((before, _)) = argument.rsplit_once('@') else { continue };
         let value = if before.starts_with('-') { before.split_once('=') } else { None };
         let value = value.map_or(before, |(_, value)| value);
         let secret = value.split_once("://").map_or(value, |(_, secret)| secret);
-        // as it is, and as it is quoted
+        // as it is written, and as it is quoted
         for secret in [secret, format!("{secret:?}").trim_matches('"')] {
             if !secret.is_empty() {
                 error = error.replace(secret, "...");
@@ -290,25 +302,28 @@ fn without_secrets(mut error: String, arguments: &[OsString]) -> String {
     error
 }
 
-/// Sets an option's value, or says why it is not valid.
-fn set<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
-    *place = value?;
+fn set<T>(field: &mut T, value: Result<T, String>) -> Result<(), String> {
+    *field = value?;
     Ok(())
 }
 
-fn set_text(place: &mut Option<String>, value: &OsStr) -> Result<(), String> {
-    set(place, text(value).map(|text| Some(text.to_owned())))
+fn set_path<T: From<PathBuf>>(field: &mut T, value: &OsStr) -> Result<(), String> {
+    set(field, Ok(PathBuf::from(value).into()))
+}
+
+fn set_text(field: &mut Option<String>, value: &OsStr) -> Result<(), String> {
+    set(field, text(value).map(|text| Some(text.to_owned())))
+}
+
+fn set_word<T: FromStr<Err = String>>(field: &mut T, value: &OsStr) -> Result<(), String> {
+    set(field, text(value).and_then(str::parse))
 }
 
 fn text(value: &OsStr) -> Result<&str, String> {
     value.to_str().ok_or("not valid UTF-8".to_owned())
 }
 
-impl Described {
-    const fn means(self, meaning: &'static str) -> Described {
-        Described { meaning, ..self }
-    }
-
+impl OptionRow {
     /// The option with its value, such as `-k, --insecure` or `--url URL`.
     pub fn usage(&self) -> String {
         let short = self.short.map(|short| format!("-{short}, ")).unwrap_or_default();
@@ -317,7 +332,7 @@ impl Described {
     }
 }
 
-/// What `--help` prints.
+/// The text of `--help`.
 pub fn help() -> String {
     let mut text = format!(
         "HAProxy agent for Patroni: answers one agent check and exits.\n\n\
@@ -340,7 +355,7 @@ pub fn help() -> String {
     text
 }
 
-/// Adds words in a column of this width, and before its first line `before`.
+/// Adds words in a column of this width, with `before` in front of its first line.
 pub fn wrap<'a>(
     text: &mut String,
     before: &str,
@@ -363,32 +378,25 @@ fn version() -> String {
     format!("{NAME} {VERSION}\n")
 }
 
-fn unreachable_value(value: &OsStr) -> Result<Verdict, String> {
-    match text(value)? {
-        "down" => Ok(Verdict::Down),
-        "keep" => Ok(Verdict::Keep),
-        _ => Err("write down or keep".to_owned()),
-    }
-}
-
-fn stopping_value(value: &OsStr) -> Result<Otherwise, String> {
-    let word = text(value)?.parse().ok();
-    word.filter(|word| *word != Otherwise::Down).ok_or("write drain or maint".to_owned())
-}
-
-fn grace_value(value: &OsStr) -> Result<Duration, String> {
+fn set_grace(field: &mut Duration, value: &OsStr) -> Result<(), String> {
     if value == "0" {
-        return Ok(Duration::ZERO);
+        set(field, Ok(Duration::ZERO))
+    } else {
+        set_within(field, value, 0..=15_000, "0 to 15s, such as 3s or 2500ms")
     }
-    within(value, 0..=15_000, "0 to 15s, such as 3s or 2500ms")
 }
 
-fn within(value: &OsStr, limits: RangeInclusive<u64>, range: &str) -> Result<Duration, String> {
-    duration(value, limits).ok_or_else(|| format!("write {range}"))
+fn set_within(
+    field: &mut Duration,
+    value: &OsStr,
+    limits: RangeInclusive<u64>,
+    range: &str,
+) -> Result<(), String> {
+    set(field, parse_duration(value, limits).ok_or_else(|| format!("write {range}")))
 }
 
-/// A whole number with its unit; none if it is not valid or not within these milliseconds.
-pub fn duration(value: &OsStr, milliseconds: RangeInclusive<u64>) -> Option<Duration> {
+/// Parses a whole number with its unit; none if it is not valid or not within these milliseconds.
+pub fn parse_duration(value: &OsStr, milliseconds: RangeInclusive<u64>) -> Option<Duration> {
     let text = value.to_str()?;
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[number.len()..] {
@@ -398,7 +406,7 @@ pub fn duration(value: &OsStr, milliseconds: RangeInclusive<u64>) -> Option<Dura
         "h" => 3_600_000,
         _ => return None,
     };
-    // only digits, since parse() would take a sign
+    // only digits, since parse() would accept a sign
     let digits = number.bytes().all(|byte| byte.is_ascii_digit());
     let duration = number.parse::<u64>().ok().filter(|_| digits)?.checked_mul(unit)?;
     milliseconds.contains(&duration).then(|| Duration::from_millis(duration))

@@ -1,13 +1,13 @@
-//! The two kinds of process, and the two steps in which they differ. A process for one check reads all files, confines
-//! itself, and asks Patroni alone. A listener confines itself before it accepts, and its checks share questions. Knows
-//! nothing of what an answer means.
+//! The two steps in which processes differ: confine and ask. A process for one check reads its files, confines itself and
+//! asks. A listener confines itself before it accepts, and its checks share questions. Knows nothing of what an answer
+//! means.
 
 use crate::by_hand::explain;
 use crate::haproxy::connection::Connection;
 use crate::journal::{self, syslog};
 use crate::listen::{questions::Questions, serve::Place};
 use crate::options::Options;
-use crate::patroni::ask::{Heard, Prepared};
+use crate::patroni::ask::{Outcome, Prepared};
 use crate::patroni::check::Check;
 use crate::run::{Files, before_stop::Patience, hold::Hold};
 use crate::sandbox::Confinement;
@@ -18,47 +18,48 @@ use std::os::fd::RawFd;
 pub enum Process<'a> {
     /// A process for this check alone, which is confined.
     OneCheck(Prepared<'a>),
-    /// A listener, in a thread of it.
+    /// A thread of a listener.
     Listener(&'a Questions, &'a Place<'a>),
 }
 
 impl<'a> Process<'a> {
-    /// Reads the files that the question needs, and then confines this process.
+    /// Reads the files that the question to Patroni needs, and then confines this process.
     pub fn confine(options: &'a Options, connection: &Connection, files: &Files) -> Process<'a> {
-        if let Ok(Some(Hold { word, reason })) = &files.hold {
-            connection.remark(&format!("a hold is active: {word}, {reason}"));
+        if let Ok(Some(Hold { state, reason })) = &files.hold {
+            connection.tell_operator(&format!("a hold is active: {state}, {reason}"));
         }
         let prepared = options.patroni.prepare(agent_address(options, connection));
-        // without_sandbox: only tests/bench/check builds it so, to tell the sandbox's cost from the rest
+        // only tests/bench/check builds without_sandbox, to measure what the sandbox costs
         if !cfg!(without_sandbox) {
             let port = options.patroni.connect_to.port;
             let memory = files.memory.descriptor();
             match Confinement::of_check(port, memory, syslog::descriptor()).enter() {
-                Err(missing) => connection.remark(&missing),
-                Ok(()) if options.explain => connection.remark("sandbox: complete"),
+                Err(missing) => connection.tell_operator(&missing),
+                Ok(()) if options.explain => connection.tell_operator("sandbox: complete"),
                 Ok(()) => {}
             }
         }
         Process::OneCheck(prepared)
     }
 
-    /// Asks Patroni, and tells a person what came of it.
+    /// Asks Patroni. A check by hand also explains the answer.
     pub fn ask(
         &self,
         options: &Options,
         connection: &Connection,
         check: &Check,
         patience: &Patience,
-    ) -> Heard {
+    ) -> Outcome {
         match self {
             Process::OneCheck(prepared) => {
-                let heard = prepared.ask(check, patience);
+                let outcome = prepared.ask(check, patience);
                 if connection.is_by_hand() {
                     let deadline = patience.deadline;
-                    let lines = explain::explain_answer(options, prepared, check, &heard, deadline);
-                    lines.iter().for_each(|text| connection.remark(text));
+                    let lines =
+                        explain::explain_answer(options, prepared, check, &outcome, deadline);
+                    lines.iter().for_each(|text| connection.tell_operator(text));
                 }
-                heard
+                outcome
             }
             Process::Listener(questions, place) => {
                 place.keep();
@@ -69,13 +70,13 @@ impl<'a> Process<'a> {
     }
 }
 
-/// Confines a listener before it accepts a connection. Without options its checks need no file and no port.
+/// Confines a listener before it accepts a connection. Without options, its checks need no file and no port.
 pub fn confine_listener(options: Option<&Options>, systemd: Option<RawFd>) {
     let (mut port, mut read, mut memory) = (None, Vec::new(), None);
     if let Some(Options { patroni, files, .. }) = options {
-        patroni.sockets();
+        patroni.open_sockets();
         (port, memory) = (Some(patroni.connect_to.port), Some(files.memory.as_path()));
-        read = patroni.files();
+        read = patroni.files_to_read();
         read.extend([files.hold.clone(), files.before_stop.clone()]);
     }
     let log = syslog::descriptor();

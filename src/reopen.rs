@@ -1,5 +1,5 @@
-//! Opens a socket that systemd has given up, for patroni-agent-check-reopen@.service: once a second, until it is open or an
-//! administrator has closed it. In goes a unit's name, out comes a line for the journal. Knows nothing of HAProxy.
+//! Starts a socket unit that systemd has given up (patroni-agent-check-reopen@.service), once a second, until it listens or
+//! an administrator has closed it. In goes a unit's name, out come log lines. Knows nothing of HAProxy.
 
 use crate::journal;
 use crate::patroni::ports;
@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How often the socket is started at most.
+/// The time between two starts of the socket.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// Starts this socket unit again until it listens.
@@ -17,7 +17,7 @@ pub fn reopen(socket: &str) -> ExitCode {
     let (mut first, mut told) = (None, None::<(bool, Instant)>);
     loop {
         let now = Instant::now();
-        let [unit, shutdown] = show([socket, "shutdown.target"]);
+        let [unit, shutdown] = show_units([socket, "shutdown.target"]);
         match unit.active.as_str() {
             "failed" | "inactive" => {
                 let file = first.get_or_insert_with(|| unit.file.clone());
@@ -25,39 +25,39 @@ pub fn reopen(socket: &str) -> ExitCode {
                     journal::log(journal::WARNING, &format!("{socket} stays closed: {reason}"));
                     return ExitCode::SUCCESS;
                 }
-                start(socket, shutdown.job);
-                let open = show([socket])[0].active == "active";
+                start_socket(socket, shutdown.job);
+                let open = show_units([socket])[0].active == "active";
                 if told.is_none_or(|(was_open, when)| {
                     (open && !was_open) || when.elapsed() >= journal::REPEAT
                 }) {
                     told = Some((open, now));
-                    journal::log(journal::ERROR, &unit.story(socket, open, begun.elapsed()));
+                    journal::log(journal::ERROR, &unit.describe(socket, open, begun.elapsed()));
                 }
             }
             "active" => {
-                // from here on systemd starts this unit again for a socket that fails; it reads this before it answers
+                // from here on, systemd starts this unit again for a socket that fails, before it answers the next question
                 let _ = sd_notify::notify(&[NotifyState::Stopping]);
-                if show([socket])[0].active == "failed" {
+                if show_units([socket])[0].active == "failed" {
                     systemctl(&["reset-failed", socket]);
-                    start(socket, shutdown.job);
+                    start_socket(socket, shutdown.job);
                 }
                 return ExitCode::SUCCESS;
             }
-            // busy, or systemctl could not be run
+            // the unit is changing its state, or systemctl could not be run
             _ => {}
         }
         sleep(RETRY_EVERY.saturating_sub(now.elapsed()));
     }
 }
 
-/// Starts it, but never against an administrator who stops it or starts the other pair at this moment: that stops this
-/// process as well. In a shutdown the socket would wait for what is stopped first.
-fn start(socket: &str, shutdown: bool) {
+/// Starts the socket, but never against an administrator who stops it or starts the other pair at this moment: such a job
+/// also stops this process. In a shutdown, the socket must not wait for the jobs of other units.
+fn start_socket(socket: &str, shutdown: bool) {
     let mode = if shutdown { "ignore-dependencies" } else { "fail" };
     systemctl(&["start", "--quiet", "--job-mode", mode, socket]);
 }
 
-/// What systemctl prints; nothing if it cannot be started.
+/// Returns what systemctl prints; nothing if it cannot be started.
 fn systemctl(arguments: &[&str]) -> String {
     let mut command = Command::new("systemctl");
     command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
@@ -66,28 +66,28 @@ fn systemctl(arguments: &[&str]) -> String {
     command.output().map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).into())
 }
 
-/// What systemd says of these units.
-fn show<const COUNT: usize>(units: [&str; COUNT]) -> [Unit; COUNT] {
+/// Asks systemd for the state of these units.
+fn show_units<const COUNT: usize>(units: [&str; COUNT]) -> [Unit; COUNT] {
     let names = "ActiveState,LoadState,UnitFileState,Result,Job,Listen";
     let text = systemctl(&[&["show", "-p", names], units.as_slice()].concat());
-    let mut units = text.split("\n\n").map(Unit::from);
+    let mut units = text.split("\n\n").map(Unit::parse);
     std::array::from_fn(|_| units.next().unwrap_or_default())
 }
 
-/// A unit, as far as it matters here.
+/// What systemd says of a unit.
 #[derive(Debug, Default)]
 struct Unit {
     active: String,
     load: String,
     file: String,
     result: String,
-    /// Something is queued for it.
+    /// A job is queued for it.
     job: bool,
     listens: Vec<String>,
 }
 
 impl Unit {
-    fn from(text: &str) -> Unit {
+    fn parse(text: &str) -> Unit {
         let mut unit = Unit::default();
         for (name, value) in text.lines().filter_map(|line| line.split_once('=')) {
             match name {
@@ -96,7 +96,7 @@ impl Unit {
                 "UnitFileState" => unit.file = value.to_owned(),
                 "Result" => unit.result = value.to_owned(),
                 "Job" => unit.job = !matches!(value, "" | "0"),
-                // systemd 247 says of what kind it is
+                // ListenStream, with systemd 247
                 _ if name.starts_with("Listen") => unit.listens.push(value.to_owned()),
                 _ => {}
             }
@@ -104,7 +104,7 @@ impl Unit {
         unit
     }
 
-    /// What an administrator has done since it was found failed with this state of its file.
+    /// What an administrator has done to the unit, whose file had this state when the unit was found failed.
     fn closed_by_an_administrator(&self, file: &str) -> Option<String> {
         if matches!(self.load.as_str(), "masked" | "not-found") {
             return Some(format!("it is {}", self.load));
@@ -115,10 +115,10 @@ impl Unit {
         None
     }
 
-    /// Why it was closed, and what became of it.
-    fn story(&self, socket: &str, open: bool, after: Duration) -> String {
+    /// Why systemd closed the socket, and whether it is open again.
+    fn describe(&self, socket: &str, open: bool, after: Duration) -> String {
         let why = match self.result.as_str() {
-            // "success", if the failure was forgotten before this could be started
+            // "success", if somebody reset the failure before this process was started
             "resources" | "success" => {
                 "resources: no memory, no process, too many open files, no unit for the service, or the port was taken"
             }
@@ -128,14 +128,17 @@ impl Unit {
         let now = if open {
             format!("open again after {after:.1} s")
         } else {
-            format!("still closed after {after:.1} s, and tried every second{}", self.taken())
+            format!(
+                "still closed after {after:.1} s, and tried every second{}",
+                self.name_holders()
+            )
         };
         format!("systemd has closed {socket} ({why}): {now}")
     }
 
-    /// Who has the port.
-    fn taken(&self) -> String {
-        let mut holders: Vec<_> = self.ports().into_iter().flat_map(ports::holders).collect();
+    /// Who listens on the port.
+    fn name_holders(&self) -> String {
+        let mut holders: Vec<_> = self.ports().into_iter().flat_map(ports::name_holders).collect();
         holders.sort();
         holders.dedup();
         holders.iter().map(|holder| format!("; {holder}")).collect()
@@ -152,15 +155,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_systemctl_shows() {
+    fn every_systemd_shows_the_port_and_the_job() {
         for listens in ["Listen=[::]:5555 (Stream)", "ListenStream=[::]:5555"] {
             let text = format!(
                 "{listens}\nResult=resources\n\
                  LoadState=loaded\nActiveState=failed\nUnitFileState=enabled\nJob=0\n"
             );
-            let unit = Unit::from(&text);
+            let unit = Unit::parse(&text);
             assert_eq!(unit.ports(), [5555]);
-            assert!(!unit.job && Unit::from("Job=7").job);
+            assert!(!unit.job && Unit::parse("Job=7").job);
         }
     }
 }

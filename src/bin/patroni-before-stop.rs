@@ -1,8 +1,6 @@
-//! The hook for Patroni's `postgresql.before_stop` (Patroni 3.0.3 and later), which Patroni runs before it stops PostgreSQL
-//! and waits for: HAProxy hears of the stop first, and transactions that are short may end. Knows what may be waited for and
-//! how long; knows nothing of why Patroni stops PostgreSQL, which Patroni tells nobody.
-//!
-//! Patroni may have lost its leader lock or be about to, so each wait ends with what the lock has left in the worst case.
+//! The hook for Patroni's `postgresql.before_stop` (Patroni 3.0.3 and later). Patroni runs the hook before it stops
+//! PostgreSQL, and waits for it: HAProxy is told of the stop first, and short transactions may end. Patroni tells nobody why
+//! it stops PostgreSQL, and may have lost its leader lock. So each wait ends with the lock in the worst case.
 
 #![deny(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -11,7 +9,7 @@ use patroni_agent_check::NAME as AGENT;
 use patroni_agent_check::by_hand::settings;
 use patroni_agent_check::clock::now;
 use patroni_agent_check::decide::{bounds, grace};
-use patroni_agent_check::options::{Options, Stop, duration};
+use patroni_agent_check::options::{Options, Stop, parse_duration};
 use patroni_agent_check::patroni::answer::Answer;
 use patroni_agent_check::patroni::check::Check;
 use patroni_agent_check::run::before_stop::{self, Patience};
@@ -38,16 +36,16 @@ Usage, in Patroni's configuration: before_stop: /usr/lib/patroni-agent-check/bef
 
 AGENT-OPTIONS take the place of the agent's settings file. See patroni-agent-check(8).
 ";
-/// Between two questions to Patroni.
+/// The time between two questions to Patroni.
 const PERIOD: Duration = Duration::from_millis(100);
 /// How long one agent check takes on a busy machine.
 const CHECK: Duration = Duration::from_millis(200);
-/// How long Patroni may take for an answer. One whose service stops is silent: its port is open, and nobody answers there.
+/// How long the hook waits for Patroni's answer. While Patroni's service stops, its port is open and nobody answers.
 const ANSWER: Duration = Duration::from_millis(300);
-/// What a fast stop of PostgreSQL takes at the least, of what the lock has left.
+/// How long a fast stop of PostgreSQL takes at least, which the lock must outlive.
 const STOP: Duration = Duration::from_secs(2);
 /// The health checks of a write pool.
-const LOCK: [&str; 4] = ["primary", "read-write", "master", "leader"];
+const WRITE_POOL_CHECKS: [&str; 4] = ["primary", "read-write", "master", "leader"];
 
 /// The arguments.
 struct Hook {
@@ -103,22 +101,19 @@ impl Hook {
                 other => return Err(wrong(other.unexpected())),
             };
             let value = parser.value().map_err(wrong)?;
-            *place = duration(&value, 0..=60_000).ok_or_else(|| {
+            *place = parse_duration(&value, 0..=60_000).ok_or_else(|| {
                 format!("'{}': write 0ms to 60s, such as 500ms", value.to_string_lossy())
             })?;
         }
         Ok(hook)
     }
 
-    /// Waits. Says why it ended, where that is worth a line in Patroni's log.
-    ///
-    /// # Errors
-    ///
-    /// What kept it from waiting longer.
+    /// Waits. Returns the reason if the time was too short, and fails with what kept the hook from waiting longer.
     fn wait(&self, began: Instant) -> Result<Option<String>, String> {
-        let options = settings::settle(self.agent.clone()).map_err(|stop| match stop {
-            Stop::Usage(text) | Stop::Print(text) => format!("{AGENT}: {text}"),
-        })?;
+        let options =
+            settings::read_command_line(self.agent.clone()).map_err(|stop| match stop {
+                Stop::Usage(text) | Stop::Print(text) => format!("{AGENT}: {text}"),
+            })?;
         let file = &options.files.before_stop;
         let note = match before_stop::leave_note(file) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -133,41 +128,42 @@ impl Hook {
             return Err(no_answer.reason.clone());
         }
         let check = Check::default();
-        let heard = |inter: Duration| began + inter + CHECK;
+        let told = |inter: Duration| began + inter + CHECK;
         let mut end = began + self.bound;
         match prepared.ask(&check, &Patience::until(end.min(began + ANSWER))).answer {
             Ok(answer) if answer.status == 200 => {
-                let outlives = prepared.lock_settings(end).and_then(bounds::lock_outlives);
-                let outlives = outlives.ok_or("Patroni does not tell its ttl")?;
-                let stop =
-                    STOP + self.watchdog(getppid().map_or(0, |pid| pid.as_raw_nonzero().get()));
-                let outlives = outlives.saturating_sub(stop);
-                let lock_left = |answer: &Answer| outlives.saturating_sub(age(answer));
+                let lock_time = prepared.lock_settings(end).and_then(bounds::shortest_lock_time);
+                let lock_time = lock_time.ok_or("Patroni does not tell its ttl")?;
+                let patroni = getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+                let lock_time = lock_time.saturating_sub(STOP + self.watchdog_time(patroni));
+                let lock_left = |answer: &Answer| lock_time.saturating_sub(dcs_age(answer));
                 end = end.min(Instant::now() + lock_left(&answer));
-                let again = |end: Instant| match prepared.ask(&check, &Patience::until(end)).answer
+                let check_lock = |end: Instant| match prepared
+                    .ask(&check, &Patience::until(end))
+                    .answer
                 {
                     Ok(answer) if answer.status == 200 => Ok(Instant::now() + lock_left(&answer)),
                     Ok(answer) => Err(format!("Patroni says {}", answer.status)),
                     Err(no_answer) => Err(no_answer.reason),
                 };
-                self.wait_for_transactions(heard(self.agent_inter), end, again)
+                self.wait_for_transactions(told(self.agent_inter), end, check_lock)
             }
             Ok(answer) if matches!(answer.role.as_str(), "replica" | "standby_leader") => {
-                sleep_until(end.min(heard(self.read_agent_inter)));
+                sleep_until(end.min(told(self.read_agent_inter)));
                 Ok(None)
             }
             Ok(answer) => Err(format!("Patroni says {}", answer.status)),
-            // Patroni's own service stops, and its REST API first: the agent tells HAProxy by the note.
+            // Patroni's own service stops, its REST API first: the agent sees the note and tells HAProxy
             Err(_) => {
                 let _only_one = note?;
-                match left_in_memory(&options)? {
+                match remembered_lock_time(&options)? {
                     Some(left) => {
-                        let heard =
-                            heard(self.agent_inter + before_stop::with_note(options.timeout));
-                        self.wait_for_transactions(heard, end.min(Instant::now() + left), Ok)
+                        let silence = before_stop::timeout_with_note(options.timeout);
+                        let told = told(self.agent_inter + silence);
+                        self.wait_for_transactions(told, end.min(Instant::now() + left), Ok)
                     }
                     None => {
-                        sleep_until(end.min(heard(self.read_agent_inter)));
+                        sleep_until(end.min(told(self.read_agent_inter)));
                         Ok(None)
                     }
                 }
@@ -175,13 +171,12 @@ impl Hook {
         }
     }
 
-    /// Waits until HAProxy has `heard`, and then for transactions, but only until `end`; `again` looks whether the end comes
-    /// sooner.
+    /// Waits until HAProxy was `told`, and then for transactions, but only until `end`. `check_lock` may find a sooner end.
     fn wait_for_transactions(
         &self,
-        heard: Instant,
+        told: Instant,
         mut end: Instant,
-        again: impl Fn(Instant) -> Result<Instant, String>,
+        check_lock: impl Fn(Instant) -> Result<Instant, String>,
     ) -> Result<Option<String>, String> {
         let mut psql = None;
         let waited = loop {
@@ -189,8 +184,8 @@ impl Hook {
             if now >= end {
                 break Ok(Some("the time is over".to_owned()));
             }
-            if now >= heard && psql.is_none() {
-                match self.transactions(end - now) {
+            if now >= told && psql.is_none() {
+                match self.start_psql(end - now) {
                     Ok(child) => psql = Some(child),
                     Err(error) => break Err(format!("psql: {error}")),
                 }
@@ -201,12 +196,12 @@ impl Hook {
                 Some(Err(error)) => break Err(format!("psql: {error}")),
                 Some(Ok(None)) | None => {}
             }
-            match again(end) {
+            match check_lock(end) {
                 Ok(sooner) => end = end.min(sooner),
                 Err(_) if Instant::now() >= end => continue,
                 Err(why) => break Err(why),
             }
-            let next = if now < heard { heard.min(end) } else { end };
+            let next = if now < told { told.min(end) } else { end };
             sleep_until(next.min(Instant::now() + PERIOD));
         };
         if let Some(mut psql) = psql {
@@ -215,9 +210,9 @@ impl Hook {
         waited
     }
 
-    /// A psql that ends as soon as no client has a transaction open, but for those that were open for longer than the bound:
-    /// they will not end in time. One session that waits at the server, since each new one costs more.
-    fn transactions(&self, left: Duration) -> std::io::Result<Child> {
+    /// Starts a psql that ends as soon as no client has a transaction open. Transactions that have been open for longer than
+    /// the bound do not count, since they will not end in time. One session that waits in the server costs less than many.
+    fn start_psql(&self, left: Duration) -> std::io::Result<Child> {
         let bound = self.bound.as_millis();
         let wait = format!(
             "do $$ begin while exists (select from pg_stat_activity where backend_type = 'client backend' \
@@ -234,8 +229,8 @@ impl Hook {
             .spawn()
     }
 
-    /// What the watchdog takes of the lock's time, if that process has one open.
-    fn watchdog(&self, patroni: i32) -> Duration {
+    /// How much of the lock's time the watchdog takes, if Patroni has one open.
+    fn watchdog_time(&self, patroni: i32) -> Duration {
         let open = fs::read_dir(format!("/proc/{patroni}/fd")).into_iter().flatten().flatten();
         let mut files = open.filter_map(|file| fs::read_link(file.path()).ok());
         let uses = files.any(|file| file.to_string_lossy().starts_with("/dev/watchdog"));
@@ -243,29 +238,24 @@ impl Hook {
     }
 }
 
-/// How long ago Patroni last read the DCS. Both times are whole seconds. One that does not tell it (before 2.1.2) has no
-/// hook either.
-fn age(answer: &Answer) -> Duration {
+/// How long ago Patroni last read the DCS, in whole seconds. A Patroni that does not tell (before 2.1.2) runs no hook.
+fn dcs_age(answer: &Answer) -> Duration {
     let seen = answer.dcs_last_seen.unwrap_or(0);
     Duration::from_secs(answer.date.saturating_sub(seen).into())
 }
 
-/// How long the lock of this node is known to live on, from what the last checks left: as long as they would leave HAProxy's
-/// state as it is. None on a node that is no primary.
-///
-/// # Errors
-///
-/// No check has left anything of a write pool, so that nothing is known.
-fn left_in_memory(options: &Options) -> Result<Option<Duration>, String> {
+/// How long the lock of this node certainly lives on, from the records of the last checks: for the rest of their grace
+/// period. None on a node that is no primary. Fails if no check of a write pool has left a record.
+fn remembered_lock_time(options: &Options) -> Result<Option<Duration>, String> {
     let (now, patronis) = (now(), options.patroni.all_endpoints());
     let record = |name: &&str| {
         let check = name.parse().ok()?;
         let memory = Memory::open(&options.files.memory, true);
         Some(memory.recall(&patronis, Some(&check), None).last.clone())
     };
-    let records = LOCK.iter().filter_map(record).filter(|record| !record.at.is_zero());
+    let records = WRITE_POOL_CHECKS.iter().filter_map(record).filter(|record| !record.at.is_zero());
     let newest = records.max_by_key(|record| record.at).ok_or("no check has left anything")?;
-    let end = grace::end(&newest, options.policy.grace);
+    let end = grace::grace_end(&newest, options.policy.grace);
     Ok(grace::was_ready(&newest).then(|| end.saturating_sub(now)))
 }
 

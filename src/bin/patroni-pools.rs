@@ -3,7 +3,7 @@
 
 #![deny(clippy::unwrap_used)]
 
-use patroni_agent_check::haproxy::reply::printable;
+use patroni_agent_check::haproxy::reply::to_printable;
 use patroni_agent_check::options::Stop;
 use patroni_agent_check::pools::configuration::Configuration;
 use patroni_agent_check::pools::options::{Command, NAME, Options};
@@ -205,10 +205,10 @@ fn see_status(options: &Options, service: &Service) -> ExitCode {
 
 /// A line on stdout. Whoever reads it may have gone.
 fn say(line: &str) {
-    let _ = writeln!(io::stdout(), "{}", printable(line, LINE));
+    let _ = writeln!(io::stdout(), "{}", to_printable(line, LINE));
 }
 
 /// A line on stderr.
 fn complain(line: &str) {
-    let _ = writeln!(io::stderr(), "{NAME}: {}", printable(line, LINE));
+    let _ = writeln!(io::stderr(), "{NAME}: {}", to_printable(line, LINE));
 }

@@ -1,31 +1,35 @@
-//! What a check by hand says beside its answer: how the answer came about, and what HAProxy would not get. In goes what was
-//! heard, out come lines. Knows nothing of files.
+//! What a check by hand tells the operator besides the reply: how the answer came about, and in what HAProxy's checks would
+//! differ. In goes the outcome of the question, out come lines. Knows nothing of files.
 
+use super::sockets::explain_access_lists;
 use crate::NAME;
 use crate::decide::bounds;
 use crate::journal::tell_operator;
 use crate::options::Options;
-use crate::patroni::ask::{Heard, Prepared};
+use crate::patroni::ask::{Outcome, Prepared};
 use crate::patroni::check::Check;
 use crate::patroni::location::Patroni;
 use crate::run::memory::Record;
 use rustix::net::{AddressFamily, getsockname};
-use rustix::process::Uid;
+use rustix::process::geteuid;
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Tells a person which user this process is, why it is `unlike` the units, and that this is a check by hand where the
-/// person may have wanted another one.
-pub fn explain_start(options: &Options, uid: Uid, unlike: Option<&String>) {
-    if let Some(error) = unlike.filter(|_| options.own.is_none() && !options.explain) {
+/// Tells the operator which user this check has become, why it could not become the user of the units, and that this is a
+/// check by hand where HAProxy's connection may have been meant.
+pub fn explain_start(options: &Options, error: Option<&str>) {
+    if let Some(error) = error.filter(|_| options.other.is_none() && !options.explain) {
         tell_operator(&format!("the units would answer fail to HAProxy: --user {NAME}: {error}"));
     }
     if options.explain {
-        let why = unlike.map_or(String::new(), |error| format!("; not here: {error}"));
+        let (uid, why) = (geteuid(), error.map(|error| format!("; not here: {error}")));
+        let why = why.unwrap_or_default();
         tell_operator(&format!("user: uid {uid}; the units run each check as {NAME}{why}"));
     }
-    // of EXEC: and SYSTEM: of socat, and of ncat
+    explain_access_lists(Path::new("/")).iter().for_each(|text| tell_operator(text));
+    // socat with EXEC: or SYSTEM:, and ncat, start the agent with one
     if getsockname(io::stdin()).is_ok_and(|own| own.address_family() == AddressFamily::UNIX) {
         tell_operator(
             "standard input is a Unix socket and not HAProxy's connection, so this is a check by hand; with socat, add nofork after EXEC:...",
@@ -33,26 +37,27 @@ pub fn explain_start(options: &Options, uid: Uid, unlike: Option<&String>) {
     }
 }
 
-/// What a person is told of an answer: always what HAProxy would not get, and a grace period that is too long; with
-/// `--explain` also where Patroni was asked for what, and what it answered.
+/// Explains an answer: always what HAProxy's checks would not get, and a grace period that is too long; with `--explain`
+/// also what the check asked and what Patroni answered.
 pub fn explain_answer(
     options: &Options,
     prepared: &Prepared,
     check: &Check,
-    heard: &Heard,
+    outcome: &Outcome,
     deadline: Instant,
 ) -> Vec<String> {
     let mut lines = Vec::new();
     if options.explain {
-        let from = match &heard.from[..] {
+        let from = match &outcome.from[..] {
             [patroni] => format!("Patroni {patroni}"),
-            _ => prepared.tried(),
+            _ => prepared.describe_candidates(),
         };
         lines.push(format!("asked: {from} for {}", check.path()));
     }
-    let Ok(answer) = &heard.answer else { return lines };
+    let Ok(answer) = &outcome.answer else { return lines };
     if options.explain {
-        let node = prepared.node(deadline).map_or(String::new(), |node| format!(" of node {node}"));
+        let node =
+            prepared.node_name(deadline).map_or(String::new(), |node| format!(" of node {node}"));
         let replication = answer.replication_state.as_deref().unwrap_or("none");
         let timeline = answer.timeline.map_or("none".to_owned(), |timeline| timeline.to_string());
         lines.push(format!(
@@ -60,15 +65,15 @@ pub fn explain_answer(
             answer.status, answer.state, answer.role
         ));
     }
-    lines.extend(found_beside_localhost(&options.patroni, heard));
-    let lock = prepared.lock_settings(deadline).and_then(bounds::lock_outlives);
+    lines.extend(explain_only_address(&options.patroni, outcome));
+    let lock = prepared.lock_settings(deadline).and_then(bounds::shortest_lock_time);
     lines.extend(bounds::explain_too_long(options.policy.grace, options.timeout, lock));
     lines
 }
 
-/// Which checks of HAProxy get this answer, if Patroni listens at one address only.
-fn found_beside_localhost(patroni: &Patroni, heard: &Heard) -> Option<String> {
-    let [from] = &heard.from[..] else { return None };
+/// Says which of HAProxy's checks get this answer, if Patroni listens on one address only and that is not localhost.
+fn explain_only_address(patroni: &Patroni, outcome: &Outcome) -> Option<String> {
+    let [from] = &outcome.from[..] else { return None };
     let local = from.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
     (patroni.discover && !local).then(|| {
         format!(
@@ -78,7 +83,7 @@ fn found_beside_localhost(patroni: &Patroni, heard: &Heard) -> Option<String> {
     })
 }
 
-/// When this check last had an answer, which shows whether HAProxy asks.
+/// Says when this check last had an answer, which shows whether HAProxy asks.
 pub fn explain_memory(last: &Record, asked: Duration) -> String {
     if last.at.is_zero() {
         return "memory: no answer to this check is remembered".to_owned();

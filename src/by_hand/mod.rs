@@ -1,5 +1,4 @@
-//! What is different if a person starts the agent: which settings hold, and what is said beside the answer. Knows nothing of
-//! HAProxy.
+//! A check by hand: whose settings count, and what it tells besides the reply. Knows nothing of HAProxy.
 
 pub mod explain;
 pub mod settings;

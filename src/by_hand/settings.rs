@@ -1,5 +1,5 @@
 //! The settings of a check by hand: those of the units, or those that `--settings` tries. In go the arguments, out come
-//! options. Hand-written, since the file must be read exactly as systemd reads it. Knows nothing of Patroni and HAProxy.
+//! options. Hand-written, since the check must read the file exactly as systemd does. Knows nothing of Patroni and HAProxy.
 
 use super::sockets::explain_sockets;
 use crate::file;
@@ -15,30 +15,27 @@ const SETTINGS: [&str; 2] =
     ["/etc/default/patroni-agent-check", "/etc/sysconfig/patroni-agent-check"];
 /// The longest settings file in bytes.
 const SIZE_LIMIT: u64 = 64 * 1024;
-/// Reads the command line. If it has no option but `--explain`, the settings of the units or of `--settings` hold, so that
-/// the answer is the one that HAProxy gets. A CHECK takes the place of theirs.
-///
-/// # Errors
-///
-/// See [`Stop`]; with the file's name, if the settings are wrong.
-pub fn settle(arguments: Vec<OsString>) -> Result<Options, Stop> {
+
+/// Reads the command line. Without an option other than `--explain`, the settings of the units or of `--settings` count, so
+/// that the reply is the one that HAProxy gets. A CHECK on the command line replaces the one in the settings.
+pub fn read_command_line(arguments: Vec<OsString>) -> Result<Options, Stop> {
     let given = Options::parse(arguments)?;
-    if let (Some(own), Some(_)) = (given.own, &given.settings) {
+    if let (Some(other), Some(_)) = (given.other, &given.settings) {
         return Err(Stop::Usage(format!(
-            "--{own} does not go with --settings, whose file has the options"
+            "--{other} does not go with --settings, whose file has the options"
         )));
     }
     if given.explain {
         explain_sockets().iter().for_each(|text| tell_operator(text));
     }
-    if given.own.is_some() { Ok(given) } else { with_settings(&given) }
+    if given.other.is_some() { Ok(given) } else { apply_settings(&given) }
 }
 
-/// The options of the settings that are tried, or else of the units.
-fn with_settings(given: &Options) -> Result<Options, Stop> {
+/// Reads the options from the file of `--settings`, or else from the settings of the units.
+fn apply_settings(given: &Options) -> Result<Options, Stop> {
     let settings = match &given.settings {
-        Some(file) => Some(tried(file).map_err(Stop::Usage)?),
-        None => installed(),
+        Some(file) => Some(read_tried(file).map_err(Stop::Usage)?),
+        None => read_installed(),
     };
     let Some((file, settings)) = settings else { return Ok(given.clone()) };
     if given.explain {
@@ -49,22 +46,22 @@ fn with_settings(given: &Options) -> Result<Options, Stop> {
             Stop::Usage(error) => Stop::Usage(format!("{file}: {error}")),
             Stop::Print(_) => Stop::Usage(format!("{file}: {FOR_A_TERMINAL}")),
         };
-        if given.settings.is_some() { stop } else { stop.with_cure() }
+        if given.settings.is_some() { stop } else { stop.with_hint() }
     };
-    let theirs = Options::of_units(words_of(&settings).into_iter().map(OsString::from));
+    let theirs = Options::parse_for_units(split_words(&settings).into_iter().map(OsString::from));
     let mut theirs = theirs.map_err(wrong)?;
     theirs.check = given.check.clone().or(theirs.check);
-    (theirs.agent_send, theirs.explain, theirs.own) = (false, given.explain, None);
+    (theirs.agent_send, theirs.explain, theirs.other) = (false, given.explain, None);
     Ok(theirs)
 }
 
-/// The units' settings file that counts, and its `OPTIONS=`. Says what is wrong with one.
-fn installed() -> Option<(String, String)> {
+/// Reads the settings file that counts for the units. Returns its name and its `OPTIONS=`, and reports unreadable files.
+fn read_installed() -> Option<(String, String)> {
     let read = |file: &str| {
         let value = match file::read(Path::new(file), SIZE_LIMIT) {
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             Err(error) => Err(format!("{error}, so the defaults hold here")),
-            Ok(bytes) => value(&bytes),
+            Ok(bytes) => read_value(&bytes),
         };
         match value {
             Ok(value) => Some((file.to_owned(), value?)),
@@ -77,16 +74,12 @@ fn installed() -> Option<(String, String)> {
     SETTINGS.into_iter().filter_map(read).next_back()
 }
 
-/// The file of `--settings` and its `OPTIONS=`.
-///
-/// # Errors
-///
-/// It cannot be read, or see [`value`].
-fn tried(file: &Path) -> Result<(String, String), String> {
+/// Reads the file of `--settings`. Returns its name and its `OPTIONS=`.
+fn read_tried(file: &Path) -> Result<(String, String), String> {
     let name = file.display().to_string();
     let bytes = file::read(file, SIZE_LIMIT).map_err(|error| error.to_string());
     let value =
-        bytes.and_then(|bytes| value(&bytes)).map_err(|error| format!("{name}: {error}"))?;
+        bytes.and_then(|bytes| read_value(&bytes)).map_err(|error| format!("{name}: {error}"))?;
     if value.is_none() {
         tell_operator(&format!(
             "settings: {name}: none in it, so the defaults hold: the units ask for primary, whatever HAProxy sends"
@@ -95,14 +88,11 @@ fn tried(file: &Path) -> Result<(String, String), String> {
     Ok((name, value.unwrap_or_default()))
 }
 
-/// The value of `OPTIONS=`, as systemd.exec(5) reads it (`EnvironmentFile=`); none in a file without settings.
-///
-/// # Errors
-///
-/// It has settings but no `OPTIONS=`, or they are not UTF-8, so that the units ignore them.
-fn value(bytes: &[u8]) -> Result<Option<String>, String> {
+/// Reads the value of `OPTIONS=` as systemd.exec(5) does (`EnvironmentFile=`); none in a file without settings. Fails if the
+/// file has settings but no `OPTIONS=`, or if a setting is not UTF-8, so that the units ignore them.
+fn read_value(bytes: &[u8]) -> Result<Option<String>, String> {
     let text = String::from_utf8_lossy(bytes);
-    let assigned = assignments(&text, systemd_version);
+    let assigned = read_assignments(&text, systemd_version);
     if assigned
         .iter()
         .any(|(name, value)| [name, value].iter().any(|text| text.contains('\u{fffd}')))
@@ -119,7 +109,7 @@ fn value(bytes: &[u8]) -> Result<Option<String>, String> {
     }
 }
 
-/// The version of this machine's systemd, or the newest if that is unknown.
+/// The version of this machine's systemd, or the largest number if nobody tells.
 fn systemd_version() -> u32 {
     let output = Command::new("systemctl").arg("--version").stdin(Stdio::null()).output();
     let said =
@@ -127,12 +117,12 @@ fn systemd_version() -> u32 {
     said.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(u32::MAX)
 }
 
-/// Where systemd's reader is in a settings file.
+/// Where the reader is in a settings file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum At {
+enum Position {
     Start,
     Name,
-    /// Before a value, or after something in quotes.
+    /// Before a value, or after a part in quotes.
     BeforeValue,
     Value,
     /// In quotes of this kind.
@@ -140,72 +130,76 @@ enum At {
     Comment,
 }
 
-/// The assignments of a settings file. A backslash continues a line, and before version 254 a comment as well. White space
-/// around names and values does not count, unless it is in quotes.
-fn assignments(text: &str, version: impl Fn() -> u32) -> Vec<(String, String)> {
+/// Reads the assignments of a settings file. A backslash continues a line, and before version 254 a comment as well. White
+/// space around names and values does not count, unless it is in quotes.
+fn read_assignments(text: &str, version: impl Fn() -> u32) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let (mut name, mut value) = (String::new(), String::new());
-    // this much of the value is kept, even if it ends with white space
+    // so much of the value stays, even if it ends with white space
     let mut kept = 0;
-    let mut at = At::Start;
+    let mut at = Position::Start;
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         let ends = matches!(c, '\n' | '\r');
         match at {
-            At::Start if matches!(c, '#' | ';') => at = At::Comment,
-            At::Start if matches!(c, ' ' | '\t' | '\n' | '\r') => {}
-            At::Start => (at, name) = (At::Name, c.to_string()),
-            At::Name if ends => at = At::Start,
-            At::Name if c == '=' => (at, value, kept) = (At::BeforeValue, String::new(), 0),
-            At::Name => name.push(c),
-            At::BeforeValue | At::Value if ends => {
-                at = At::Start;
-                found.push(assignment(&name, &value, kept));
+            Position::Start if matches!(c, '#' | ';') => at = Position::Comment,
+            Position::Start if matches!(c, ' ' | '\t' | '\n' | '\r') => {}
+            Position::Start => (at, name) = (Position::Name, c.to_string()),
+            Position::Name if ends => at = Position::Start,
+            Position::Name if c == '=' => {
+                (at, value, kept) = (Position::BeforeValue, String::new(), 0)
             }
-            At::BeforeValue if matches!(c, '"' | '\'') => at = At::Quotes(c),
-            At::BeforeValue if matches!(c, ' ' | '\t') => {}
-            At::BeforeValue | At::Value if c == '\\' => {
-                at = At::Value;
+            Position::Name => name.push(c),
+            Position::BeforeValue | Position::Value if ends => {
+                at = Position::Start;
+                found.push(trim_assignment(&name, &value, kept));
+            }
+            Position::BeforeValue if matches!(c, '"' | '\'') => at = Position::Quotes(c),
+            Position::BeforeValue if matches!(c, ' ' | '\t') => {}
+            Position::BeforeValue | Position::Value if c == '\\' => {
+                at = Position::Value;
                 value.extend(chars.next().filter(|next| !matches!(next, '\n' | '\r')));
                 kept = value.len();
             }
-            At::BeforeValue | At::Value => {
-                at = At::Value;
+            Position::BeforeValue | Position::Value => {
+                at = Position::Value;
                 value.push(c);
             }
-            At::Quotes(quote) if c == quote => (at, kept) = (At::BeforeValue, value.len()),
-            At::Quotes('"') if c == '\\' => match chars.next() {
+            Position::Quotes(quote) if c == quote => {
+                (at, kept) = (Position::BeforeValue, value.len())
+            }
+            Position::Quotes('"') if c == '\\' => match chars.next() {
                 Some('\n') | None => {}
                 Some(next) if matches!(next, '"' | '\\' | '`' | '$') => value.push(next),
                 Some(next) => value.extend([c, next]),
             },
-            At::Quotes(_) => value.push(c),
-            At::Comment if ends => at = At::Start,
-            At::Comment if c == '\\' => {
+            Position::Quotes(_) => value.push(c),
+            Position::Comment if ends => at = Position::Start,
+            Position::Comment if c == '\\' => {
                 if let Some('\n' | '\r') = chars.next() {
                     if version() >= 254 {
-                        at = At::Start;
+                        at = Position::Start;
                     }
                 }
             }
-            At::Comment => {}
+            Position::Comment => {}
         }
     }
     match at {
-        At::Quotes(_) => found.push(assignment(&name, &value, value.len())),
-        At::BeforeValue | At::Value => found.push(assignment(&name, &value, kept)),
+        Position::Quotes(_) => found.push(trim_assignment(&name, &value, value.len())),
+        Position::BeforeValue | Position::Value => found.push(trim_assignment(&name, &value, kept)),
         _ => {}
     }
     found
 }
 
-fn assignment(name: &str, value: &str, kept: usize) -> (String, String) {
+fn trim_assignment(name: &str, value: &str, kept: usize) -> (String, String) {
     let (kept, rest) = value.split_at(kept);
     (name.trim_end().to_owned(), format!("{kept}{}", rest.trim_end()))
 }
 
 /// Splits `$OPTIONS` into arguments as systemd.service(5) does: at white space that is not in quotes or behind a backslash.
-fn words_of(text: &str) -> Vec<String> {
+fn split_words(text: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
@@ -229,7 +223,7 @@ mod tests {
     use super::*;
 
     fn value(text: &str, version: u32) -> Option<String> {
-        let mut found = assignments(text, || version).into_iter();
+        let mut found = read_assignments(text, || version).into_iter();
         found.rfind(|(name, _)| name == "OPTIONS").map(|(_, value)| value)
     }
 
@@ -266,10 +260,10 @@ mod tests {
             }
         }
         let continued = "# a comment \\\nOPTIONS=a\nOPTIONS=b\n# and \\x\n";
-        assert_eq!(assignments(continued, || 253).len(), 1);
-        assert_eq!(assignments(continued, || 254).len(), 2);
-        assert_eq!(words_of(r#"a\ b "c\"d" '\'' \"#), ["a b", "c\"d", "'", ""]);
-        assert_eq!(words_of(" --key  \"a b\"c '' d\t"), ["--key", "a bc", "", "d"]);
-        assert_eq!(words_of(""), [""; 0]);
+        assert_eq!(read_assignments(continued, || 253).len(), 1);
+        assert_eq!(read_assignments(continued, || 254).len(), 2);
+        assert_eq!(split_words(r#"a\ b "c\"d" '\'' \"#), ["a b", "c\"d", "'", ""]);
+        assert_eq!(split_words(" --key  \"a b\"c '' d\t"), ["--key", "a bc", "", "d"]);
+        assert_eq!(split_words(""), [""; 0]);
     }
 }

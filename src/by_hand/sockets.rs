@@ -1,60 +1,97 @@
-//! What `--explain` says of this machine: whether HAProxy could ask, and what holds for its checks alone. In go drop-ins and
-//! the kernel's tables, out come lines. Knows nothing of the command line.
+//! What a check by hand tells of this machine: whether HAProxy can ask, and what holds for HAProxy's checks alone. In go
+//! drop-ins and the kernel's lists of sockets, out come lines. Knows nothing of the command line.
 
 use crate::NAME;
 use crate::file;
 use crate::patroni::ports;
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The longest drop-in in bytes.
 const SIZE_LIMIT: u64 = 64 * 1024;
 /// The port of the units.
 const PORT: u16 = 5555;
-/// Drop-ins of the sockets.
-const SOCKETS: [&str; 3] = [
-    "etc/systemd/system/patroni-agent-.socket.d",
-    "etc/systemd/system/patroni-agent-check.socket.d",
-    "etc/systemd/system/patroni-agent-check-listen.socket.d",
+/// The folder of an administrator's drop-ins.
+const FOLDER: &str = "etc/systemd/system";
+/// For the socket of each pair, the folders of its drop-ins. A file in the last one replaces its namesake.
+const SOCKETS: [[&str; 2]; 2] = [
+    ["patroni-agent-.socket.d", "patroni-agent-check.socket.d"],
+    ["patroni-agent-.socket.d", "patroni-agent-check-listen.socket.d"],
 ];
-/// Drop-ins of the services.
-const DROP_INS: [&str; 2] = [
-    "/etc/systemd/system/patroni-agent-check@.service.d",
-    "/etc/systemd/system/patroni-agent-check-listen.service.d",
-];
+const SERVICES: [&str; 2] =
+    ["patroni-agent-check@.service.d", "patroni-agent-check-listen.service.d"];
 
-/// The ports of the units' sockets, as drop-ins change them. systemd reads drop-ins in the order of their names.
-fn unit_ports(root: &Path) -> Vec<u16> {
-    let folders = SOCKETS.iter().filter_map(|folder| fs::read_dir(root.join(folder)).ok());
-    let mut files: Vec<_> = folders.flatten().flatten().map(|file| file.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "conf"));
-    files.sort_by(|one, other| one.file_name().cmp(&other.file_name()));
-    let mut ports = vec![PORT];
-    for text in files.iter().filter_map(|file| file::read(file, SIZE_LIMIT).ok()) {
-        let text = String::from_utf8_lossy(&text).into_owned();
-        for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
-            if key.trim() != "ListenStream" {
-                continue;
-            }
-            if value.trim().is_empty() {
-                ports.clear();
-            }
-            ports.extend(value.trim().rsplit(':').next().and_then(|port| port.parse::<u16>().ok()));
-        }
-    }
-    ports.sort_unstable();
-    ports.dedup();
-    ports
+/// Finds the drop-ins in these folders, in systemd's order, which is that of their names.
+fn find_drop_ins(root: &Path, folders: &[&str]) -> Vec<PathBuf> {
+    let folders = folders.iter().map(|folder| root.join(FOLDER).join(folder));
+    let files = folders.filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let files = files.map(|file| (file.file_name(), file.path()));
+    let files = files.filter(|(_, path)| path.extension().is_some_and(|end| end == "conf"));
+    files.collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
-/// Whether HAProxy can ask, and the drop-ins that hold for HAProxy's checks alone.
+/// Reads the values of a setting of a socket, each with its file. An empty one clears those before it.
+fn read_values(root: &Path, folders: &[&str], setting: &str) -> Vec<(PathBuf, String)> {
+    let mut values = Vec::new();
+    for path in find_drop_ins(root, folders) {
+        let text = file::read(&path, SIZE_LIMIT).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let lines = text.lines().filter_map(|line| line.split_once('='));
+        let lines = lines.filter(|(key, _)| key.trim() == setting);
+        values.extend(lines.map(|(_, value)| (path.clone(), value.trim().to_owned())));
+    }
+    values
+}
+
+/// Finds the ports of the sockets, as drop-ins change them.
+fn find_unit_ports(root: &Path) -> Vec<u16> {
+    let mut all = Vec::new();
+    for folders in SOCKETS {
+        let mut ports = vec![PORT];
+        for (_, value) in read_values(root, &folders, "ListenStream") {
+            if value.is_empty() {
+                ports.clear();
+            }
+            ports.extend(value.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()));
+        }
+        all.extend(ports);
+    }
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Warns of several access lists for one socket: systemd lets in an address that any of them has.
+pub fn explain_access_lists(root: &Path) -> Vec<String> {
+    let mut warnings = SOCKETS
+        .map(|folders| {
+            let mut lists = Vec::new();
+            for (path, value) in read_values(root, &folders, "IPAddressAllow") {
+                if value.is_empty() {
+                    lists.clear();
+                } else {
+                    lists.push(path.display().to_string());
+                }
+            }
+            lists.dedup();
+            let lists = (lists.len() > 1).then(|| lists.join(" and "))?;
+            Some(format!("several access lists hold, and who is in any of them is let in: {lists}"))
+        })
+        .to_vec();
+    warnings.dedup();
+    warnings.into_iter().flatten().collect()
+}
+
+/// Says whether HAProxy can ask, and which drop-ins hold for HAProxy's checks alone.
 pub fn explain_sockets() -> Vec<String> {
-    let port = unit_ports(Path::new("/")).into_iter().filter_map(|port| {
+    let root = Path::new("/");
+    let port = find_unit_ports(root).into_iter().filter_map(|port| {
         if !ports::is_listening(port) {
             Some(format!(
                 "nobody listens on port {port} of this machine; if HAProxy asks there: systemctl enable --now {NAME}.socket"
             ))
-        } else if ports::is_foreign(port) {
+        } else if ports::has_other_holder(port) {
             Some(format!(
                 "not systemd, but xinetd or another program listens on port {port} of this machine: see ss -ltnp sport = :{port}"
             ))
@@ -62,9 +99,8 @@ pub fn explain_sockets() -> Vec<String> {
             None
         }
     });
-    let files = DROP_INS.into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
-    let mut files: Vec<_> = files.flatten().map(|file| file.path().display().to_string()).collect();
-    files.retain(|file| file.ends_with(".conf"));
+    let files = SERVICES.into_iter().flat_map(|folder| find_drop_ins(root, &[folder]));
+    let mut files: Vec<_> = files.map(|file| file.display().to_string()).collect();
     files.sort();
     let drop_ins = (!files.is_empty()).then(|| {
         format!(
@@ -79,30 +115,66 @@ pub fn explain_sockets() -> Vec<String> {
 mod tests {
     use super::*;
 
+    const BOTH: &str = SOCKETS[0][0];
+    const USUAL: &str = SOCKETS[0][1];
+    const LISTENING: &str = SOCKETS[1][1];
+
+    fn write_drop_in(root: &Path, folder: &str, file: &str, text: &str) {
+        let folder = root.join(FOLDER).join(folder);
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join(file), format!("[Socket]\n{text}\n")).expect("a file");
+    }
+
     #[test]
     fn the_ports_are_those_that_drop_ins_leave() {
         let root = tempfile::tempdir().expect("a folder");
-        assert_eq!(unit_ports(root.path()), [PORT]);
+        assert_eq!(find_unit_ports(root.path()), [PORT]);
         for (folder, file, text, wanted) in [
-            (SOCKETS[0], "port.conf", "[Socket]\nListenStream=5556\n", &[5555, 5556][..]),
-            (
-                SOCKETS[1],
-                "fence.conf",
-                "[Socket]\nIPAddressDeny=any\nListenStream=[::1]:5557",
-                &[5555, 5556, 5557],
-            ),
-            (SOCKETS[2], "old", "[Socket]\nListenStream=1\n", &[5555, 5556, 5557]),
-            (
-                SOCKETS[0],
-                "port.conf",
-                "[Socket]\nListenStream =\nListenStream= 0.0.0.0:5558\n",
-                &[5558],
-            ),
-            (SOCKETS[0], "fence.conf", "[Socket]\nListenStream=/run/x\n", &[5558]),
+            (BOTH, "port.conf", "ListenStream=5556", &[5555, 5556][..]),
+            (USUAL, "list.conf", "IPAddressDeny=any\nListenStream=[::1]:5557", &[5555, 5556, 5557]),
+            (LISTENING, "old", "ListenStream=1", &[5555, 5556, 5557]),
+            (BOTH, "port.conf", "ListenStream =\nListenStream= 0.0.0.0:5558", &[5558]),
+            (BOTH, "list.conf", "ListenStream=/run/x", &[5558]),
+            (LISTENING, "port.conf", "", &[5555, 5558]),
         ] {
-            fs::create_dir_all(root.path().join(folder)).expect("a folder");
-            fs::write(root.path().join(folder).join(file), text).expect("a file");
-            assert_eq!(unit_ports(root.path()), wanted, "{file}");
+            write_drop_in(root.path(), folder, file, text);
+            assert_eq!(find_unit_ports(root.path()), wanted, "{file}");
+        }
+    }
+
+    #[test]
+    fn access_lists_that_add_up_are_named() {
+        let root = tempfile::tempdir().expect("a folder");
+        let list = "IPAddressDeny=any\nIPAddressAllow=localhost\nIPAddressAllow=10.0.0.1 10.0.0.2";
+        for (folder, file, text, wanted) in [
+            (USUAL, "fence.conf", list, &[][..]),
+            (BOTH, "port.conf", "ListenStream=5556", &[]),
+            (BOTH, "access-list.conf", list, &[&[(BOTH, "access-list"), (USUAL, "fence")][..]]),
+            // the file of 0.1.0 is in the folder of one pair, or in that of both pairs
+            (
+                BOTH,
+                "fence.conf",
+                list,
+                &[
+                    &[(BOTH, "access-list"), (USUAL, "fence")],
+                    &[(BOTH, "access-list"), (BOTH, "fence")],
+                ],
+            ),
+            // a file replaces its namesake in the folder of both pairs
+            (USUAL, "fence.conf", "", &[&[(BOTH, "access-list"), (BOTH, "fence")]]),
+            (LISTENING, "fence.conf", "IPAddressAllow=\nIPAddressAllow=10.0.0.3", &[]),
+        ] {
+            write_drop_in(root.path(), folder, file, text);
+            let path = |(folder, file): &(&str, &str)| {
+                let path = root.path().join(FOLDER).join(folder).join(file);
+                format!("{}.conf", path.display())
+            };
+            let text = |lists: &&[_]| lists.iter().map(path).collect::<Vec<_>>().join(" and ");
+            let wanted: Vec<_> = wanted.iter().map(text).collect();
+            let told = explain_access_lists(root.path());
+            let told: Vec<_> =
+                told.iter().map(|line| line.split_once(": ").expect("files").1).collect();
+            assert_eq!(told, wanted, "{folder} {file}");
         }
     }
 }

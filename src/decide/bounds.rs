@@ -1,4 +1,4 @@
-//! How long the grace period may be: trouble may be bridged only while nobody else can have the leader lock. In go Patroni's
+//! The longest grace period: trouble may be bridged only while no other node can have the leader lock. In go Patroni's
 //! settings, out comes a bound. Knows nothing of files and HTTP.
 
 use crate::patroni::ask::LockSettings;
@@ -7,15 +7,15 @@ use std::time::Duration;
 /// HAProxy's `agent-inter` for a write pool, in units/examples/haproxy.cfg.
 const AGENT_INTER: Duration = Duration::from_millis(500);
 
-/// How long the leader lock outlives any good answer at the least: `ttl` less `retry_timeout` and the larger of `loop_wait`
-/// and `retry_timeout`, since a loop that waited that long for the DCS is followed by the next one at once.
-pub fn lock_outlives(lock: LockSettings) -> Option<Duration> {
+/// The shortest time for which the leader lock outlives a good answer: `ttl` less `retry_timeout`, less the larger of
+/// `loop_wait` and `retry_timeout`. A loop that has waited longer than `loop_wait` is followed by the next one at once.
+pub fn shortest_lock_time(lock: LockSettings) -> Option<Duration> {
     let LockSettings { ttl, loop_wait, retry_timeout } = lock;
     let taken = loop_wait.max(retry_timeout).checked_add(retry_timeout)?;
     Some(Duration::from_secs(ttl.saturating_sub(taken)))
 }
 
-/// Says that the grace period could outlive the leader lock, if it could.
+/// Warns if the grace period could outlive the leader lock.
 pub fn explain_too_long(
     grace: Duration,
     timeout: Duration,

@@ -1,33 +1,65 @@
-//! The grace period: trouble soon after a good answer changes nothing in HAProxy. In go a case and the table's reply, out
-//! come the reply and the record that is left. It does not decide who is primary: the leader lock outlives the last good
-//! answer ([`super::bounds`]). Knows nothing of files and the clock.
+//! The grace period: trouble soon after a good answer changes nothing in HAProxy, since the leader lock outlives that answer
+//! ([`super::bounds`]). In go a case and the table's reply, out come the reply and the next record. Knows nothing of files
+//! and the clock.
 
 use crate::haproxy::question::Question;
-use crate::haproxy::reply::{Otherwise, Reply, Verdict};
+use crate::haproxy::reply::{AdminState, Otherwise, Reply, Verdict};
 use crate::patroni::answer::{Answer, Cause};
-use crate::patroni::ask::Heard;
+use crate::patroni::ask::Outcome;
 use crate::run::memory::Record;
+use std::str::FromStr;
 use std::time::Duration;
 
-/// Trouble is bridged for no longer than this after Patroni last saw the DCS: its main loop may hang while its REST API
-/// still says that it has the lock. With Patroni's defaults (`ttl` 30, `loop_wait` 10) the lock lives 20 s after that.
+/// Trouble is bridged for no longer than this after Patroni last saw the DCS, since Patroni's main loop may hang while its
+/// REST API still claims the lock. With Patroni's defaults (`ttl` 30, `loop_wait` 10) the lock lives 20 s after that.
 const DCS_LIMIT: Duration = Duration::from_secs(15);
-/// How long a primary that Patroni stops keeps its sessions. Patroni itself sets a stop no limit.
+/// How long a primary that Patroni stops drains. Patroni itself limits no stop.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// After this time every HAProxy has heard that a node is no longer ready, unless its `agent-inter` is longer.
+/// After this time every HAProxy has been told that a node is no longer ready, unless its `agent-inter` is longer.
 const EVERY_HAPROXY_KNOWS: Duration = Duration::from_secs(60);
-/// Patroni's `Date:` has whole seconds, and a step of its clock in seconds shorter than this ends no claim of the lock.
+/// A step of Patroni's clock of no more than this many seconds ends no claim of the lock. `Date:` has whole seconds.
 const CLOCK_STEP: u64 = 5;
+
+/// The reply if Patroni gives no usable answer (`--unreachable`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unreachable {
+    /// The node is DOWN.
+    #[default]
+    Down,
+    /// HAProxy leaves the server as it is.
+    Keep,
+}
+
+impl FromStr for Unreachable {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "down" => Ok(Unreachable::Down),
+            "keep" => Ok(Unreachable::Keep),
+            _ => Err("write down or keep".to_owned()),
+        }
+    }
+}
+
+impl From<Unreachable> for Verdict {
+    fn from(unreachable: Unreachable) -> Verdict {
+        match unreachable {
+            Unreachable::Down => Verdict::Down,
+            Unreachable::Keep => Verdict::Keep,
+        }
+    }
+}
 
 /// How trouble is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// What is said if Patroni gives no usable answer (`--unreachable`): down, or keep.
-    pub unreachable: Verdict,
+    /// The reply if Patroni gives no usable answer.
+    pub unreachable: Unreachable,
     /// How long after a good answer trouble is bridged (`--grace`); zero for never.
     pub grace: Duration,
-    /// What a node gets that Patroni stops on purpose (`--stopping`): drain, or maint.
-    pub stopping: Otherwise,
+    /// The state of a primary that Patroni stops on purpose (`--stopping`).
+    pub stopping: AdminState,
 }
 
 /// What one check has found out.
@@ -35,9 +67,9 @@ pub struct Policy {
 pub struct Case<'a> {
     /// What HAProxy asked.
     pub question: &'a Question,
-    /// What Patroni said, and when.
-    pub heard: &'a Heard,
-    /// What the last check of this question left.
+    /// What Patroni answered, and when.
+    pub outcome: &'a Outcome,
+    /// The record that the last check of this question left.
     pub last: &'a Record,
     /// The before-stop hook has noted that PostgreSQL is about to stop.
     pub stop_noted: bool,
@@ -48,39 +80,43 @@ pub fn was_ready(record: &Record) -> bool {
     record.ready == Some(record.at)
 }
 
-/// Until when trouble after the last answer is bridged.
-pub fn end(record: &Record, grace: Duration) -> Duration {
+/// When the grace period of the last answer ends.
+pub fn grace_end(record: &Record, grace: Duration) -> Duration {
     record.at + grace.min(record.lease)
 }
 
 /// Whether Patroni gave one of these checks a good answer within the grace period.
-pub fn is_well(mut records: impl Iterator<Item = Record>, now: Duration, grace: Duration) -> bool {
-    records.any(|record| now < end(&record, grace))
+pub fn had_good_answer(
+    mut records: impl Iterator<Item = Record>,
+    now: Duration,
+    grace: Duration,
+) -> bool {
+    records.any(|record| now < grace_end(&record, grace))
 }
 
-/// Changes the reply where trouble is bridged. Returns whether the node is in the pool, and the record for the next check. A
-/// note of the before-stop hook turns what would be bridged into a drain, and what would be down after that into MAINT.
+/// Changes the reply where trouble is bridged. Returns whether the node is in the pool, and the record for the next check.
+/// While the hook's note is valid, trouble drains the node within the grace period, and shows it as MAINT afterwards.
 pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
-    let Case { question, heard, last, stop_noted } = case;
-    let (asked, answered) = (heard.asked, heard.answered);
-    let cause = heard.answer.as_ref().err().map(|no_answer| no_answer.cause);
+    let Case { question, outcome, last, stop_noted } = case;
+    let (asked, answered) = (outcome.asked, outcome.answered);
+    let cause = outcome.answer.as_ref().err().map(|no_answer| no_answer.cause);
     let mut record = last.clone();
     let ready = reply.verdict == Verdict::Ready;
     let was_ready = was_ready(last);
     let mut in_the_pool = ready;
-    match meaning(case) {
+    match classify(case) {
         Meaning::Good(answer) => {
-            // a READY is no longer true if another check has heard something else since it was asked for
+            // READY is out of date if another check has been told something else since this check asked
             let overtaken = ready && asked < last.at && !was_ready;
             if overtaken {
                 (reply.verdict, in_the_pool) = (Verdict::Out(question.otherwise), false);
             }
             record.trouble = last.trouble.filter(|_| overtaken);
-            // a question from before the last bad answer says nothing about now, but an answer that is not ready replaces
-            // one that was
+            // READY counts from its question, which may be older than the last bad answer; another answer counts when it
+            // comes
             let at = if ready { asked } else { answered };
             if at >= last.at {
-                (record.at, record.lease) = (at, lease(answer));
+                (record.at, record.lease) = (at, lease_after(answer));
                 record.ready = if ready { Some(asked) } else { last.ready };
                 record.stopping = None;
                 (record.date, record.pause, record.refused) = (answer.date, answer.pause, false);
@@ -99,34 +135,33 @@ pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
                 let is_recent =
                     |ready: &Duration| asked.saturating_sub(*ready) < EVERY_HAPROXY_KNOWS;
                 reply.verdict = match last.ready.filter(is_recent) {
-                    // the node has left the pool, and a HAProxy that has not heard of that must not keep it
+                    // the node has left the pool, and a HAProxy that was not told so must not keep the node
                     Some(_) if !was_ready => Verdict::Out(question.otherwise),
-                    Some(_) if stop_noted && policy.stopping == Otherwise::Drain => {
+                    Some(_) if stop_noted && policy.stopping == AdminState::Drain => {
                         reply.reason = format!("PostgreSQL is about to stop: {why}");
                         Verdict::Out(Otherwise::Drain)
                     }
                     _ => Verdict::Keep,
                 };
             } else if cause == Some(Cause::NotAsked) {
-                // HAProxy leaves the node where it is, so an operator's hold counts
+                // HAProxy leaves the server as it is, so an operator's hold counts
                 in_the_pool = was_ready;
             } else if stop_noted && cause.is_some() {
-                // expected, as long as the note is valid
                 reply.reason = format!("PostgreSQL is about to stop: {}", reply.reason);
                 reply.verdict = Verdict::Out(Otherwise::Maint);
             }
         }
         Meaning::Other(answer) => {
-            let end = end(last, policy.grace);
-            // a standby whose Patroni is restarted stops first: it has left the pool, and is not broken
+            let end = grace_end(last, policy.grace);
+            // a restart of Patroni stops the standby first, which has left the pool and is not broken
             let standby = answer.role == "replica";
             if standby && reply.verdict == Verdict::Stopped && asked < end {
                 reply.verdict = Verdict::Out(Otherwise::Maint);
             }
             let broken = matches!(reply.verdict, Verdict::Fail | Verdict::Stopped);
             record.trouble = last.trouble.or(Some(answered)).filter(|_| broken);
-            record.stopping = is_stopped_with_the_lock(question, answer)
-                .then(|| last.stopping.unwrap_or(answered));
+            record.stopping =
+                is_stopping_with_lock(question, answer).then(|| last.stopping.unwrap_or(answered));
             let too_long = |since| answered.saturating_sub(since) >= DRAIN_LIMIT;
             if record.stopping.is_some_and(too_long) {
                 reply.verdict = Verdict::Out(Otherwise::Maint);
@@ -143,68 +178,68 @@ pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
 
 /// What an answer means for the grace period.
 enum Meaning<'a> {
-    /// A healthy node, in the pool or not: the grace period begins.
+    /// The node is healthy, in the pool or not, and the grace period begins.
     Good(&'a Answer),
-    /// Trouble, which may be over with the next answer; the reason, if the table has another one.
+    /// Trouble, which may be over with the next answer; with a reason, if it replaces that of the decision table.
     Trouble(Option<&'static str>),
     /// Patroni reports something else, which ends the grace period.
     Other(&'a Answer),
 }
 
-fn meaning<'a>(Case { question, heard, last, .. }: Case<'a>) -> Meaning<'a> {
-    let Ok(answer) = &heard.answer else { return Meaning::Trouble(None) };
-    let lock = question.check.asks_for_the_lock();
+fn classify<'a>(Case { question, outcome, last, .. }: Case<'a>) -> Meaning<'a> {
+    let Ok(answer) = &outcome.answer else { return Meaning::Trouble(None) };
+    let lock = question.check.needs_lock();
     match (answer.status, answer.state.as_str(), answer.role.as_str()) {
         (503, "running", "primary" | "master") if lock => {
-            match without_the_lock(answer, last, heard.answered) {
+            match excuse_missing_lock(answer, last, outcome.answered) {
                 Some(excuse) => Meaning::Trouble(Some(excuse)),
                 None => Meaning::Other(answer),
             }
         }
         (_, "running", _) => Meaning::Good(answer),
-        // Patroni has the lock, and PostgreSQL did not answer Patroni this once
+        // Patroni holds the lock, and PostgreSQL did not answer Patroni this once
         (200, "unknown", role) if lock && role != "replica" => Meaning::Trouble(None),
         _ => Meaning::Other(answer),
     }
 }
 
-/// Why a primary answers 503 though it may still have the leader lock.
-fn without_the_lock(answer: &Answer, last: &Record, answered: Duration) -> Option<&'static str> {
+/// Why a primary answers 503 although it may still have the leader lock.
+fn excuse_missing_lock(answer: &Answer, last: &Record, answered: Duration) -> Option<&'static str> {
     let patronis = u64::from(answer.date.saturating_sub(last.date));
     let ours = answered.saturating_sub(last.at).as_secs();
     if last.refused {
         Some("primary, Patroni has just started and does not know its lock yet")
     } else if answer.pause && last.pause {
-        // now nobody but an operator promotes another node
+        // in a pause nobody but an operator promotes another node
         Some("primary, paused, Patroni does not know its lock")
     } else if last.date > 0 && patronis > ours + CLOCK_STEP {
-        // Patroni's claim ends by its own clock, and the lock by that of the DCS
+        // Patroni's claim ends by its own clock, and the lock by the clock of the DCS
         Some("primary, Patroni's clock was set forward")
     } else {
         None
     }
 }
 
-/// Whether Patroni stops or restarts a primary that holds the leader lock, so that transactions may end by themselves.
-/// Patroni itself says that it holds the lock, as for a node that is ready, but it must have read the DCS not long ago.
-pub fn is_stopped_with_the_lock(question: &Question, answer: &Answer) -> bool {
-    question.check.asks_for_the_lock()
+/// Whether Patroni stops or restarts a primary that holds the leader lock, so that open transactions may end. Patroni's
+/// claim of the lock counts only if Patroni has read the DCS not long ago.
+pub fn is_stopping_with_lock(question: &Question, answer: &Answer) -> bool {
+    question.check.needs_lock()
         && answer.status == 200
         && matches!(answer.role.as_str(), "primary" | "master")
         && matches!(answer.state.as_str(), "stopping" | "restarting")
         && answer.dcs_last_seen.is_some()
-        && !lease(answer).is_zero()
+        && !lease_after(answer).is_zero()
 }
 
 /// How long trouble may be bridged after this answer, whatever `--grace` is.
-fn lease(answer: &Answer) -> Duration {
+fn lease_after(answer: &Answer) -> Duration {
     let age = answer.dcs_last_seen.map(|seen| i64::from(answer.date) - i64::from(seen));
     match age {
-        // failsafe mode, or the lock has just run out
+        // Patroni is in failsafe mode, or the lock has just run out
         _ if answer.cluster_unlocked => Duration::ZERO,
-        // before 2.1.2 it is not known
+        // Patroni before 2.1.2 does not tell
         None => DCS_LIMIT,
-        // both are whole seconds; further in the future they say nothing
+        // both times are whole seconds; one that is further in the future says nothing
         Some(age) if age < -1 => Duration::ZERO,
         Some(age) => DCS_LIMIT.saturating_sub(Duration::from_secs(age.max(0).unsigned_abs())),
     }
@@ -218,10 +253,11 @@ mod tests {
     fn a_node_is_well_as_long_as_its_grace() {
         let now = Duration::from_secs(1000);
         let minute = Duration::from_secs(60);
-        let is_well = |record: &Record, grace| is_well([record.clone()].into_iter(), now, grace);
+        let had_good_answer =
+            |record: &Record, grace| had_good_answer([record.clone()].into_iter(), now, grace);
         let record = Record { at: now - minute, lease: minute, ..Record::default() };
-        assert!(!is_well(&record, minute));
+        assert!(!had_good_answer(&record, minute));
         let record = Record { at: record.at + Duration::from_millis(1), ..record };
-        assert!(is_well(&record, minute) && is_well(&record, 2 * minute));
+        assert!(had_good_answer(&record, minute) && had_good_answer(&record, 2 * minute));
     }
 }

@@ -11,21 +11,26 @@ use crate::haproxy::reply::{Otherwise, Reply, Verdict};
 use crate::run::{hold::Hold, memory::Record};
 use grace::{Case, Policy};
 
-/// What HAProxy is told, and what is left for the next check.
+/// Decides the reply to HAProxy and the record for the next check.
 pub fn decide(case: Case, policy: Policy, hold: Option<&Hold>) -> (Reply, Record) {
-    let mut reply = table::look_up(case.question, policy, &case.heard.answer);
+    let mut reply = table::look_up(case.question, policy, &case.outcome.answer);
     let (in_the_pool, record) = grace::bridge(case, policy, &mut reply);
     if let Some(hold) = hold.filter(|_| in_the_pool) {
-        (reply.verdict, reply.reason) = (Verdict::Out(hold.word), format!("hold: {}", hold.reason));
+        reply.verdict = Verdict::Out(hold.state.into());
+        reply.reason = format!("hold: {}", hold.reason);
     }
     (reply, record)
 }
 
-/// What HAProxy is told if there is no question, so that Patroni was not asked. A line that is late on a node that `is_well`
-/// is trouble on the way here, and no more than a Patroni that is silent for a moment.
-pub fn no_question(why: &NoQuestion, hold: Result<Option<Hold>, String>, is_well: bool) -> Reply {
+/// Decides the reply to a line that is no question to Patroni. A late line is trouble between HAProxy and the agent, and
+/// changes nothing on a node that is `within_grace`.
+pub fn no_question(
+    why: &NoQuestion,
+    hold: Result<Option<Hold>, String>,
+    within_grace: bool,
+) -> Reply {
     let (verdict, check, reason) = match (why, hold) {
-        // also for maint: in MAINT HAProxy's own check would pause, for a server that asks Patroni itself
+        // drain for both kinds of hold: in MAINT, HAProxy's own check of the reserve would pause
         (NoQuestion::OnlyHold, Ok(Some(hold))) => {
             (Verdict::Out(Otherwise::Drain), HOLD, format!("hold: {}", hold.reason))
         }
@@ -34,7 +39,7 @@ pub fn no_question(why: &NoQuestion, hold: Result<Option<Hold>, String>, is_well
         (NoQuestion::Closed, _) => {
             (Verdict::Fail, "", "closed without an agent-send line".to_owned())
         }
-        (NoQuestion::Late(cure), _) if is_well => (Verdict::Keep, "", cure.clone()),
+        (NoQuestion::Late(why), _) if within_grace => (Verdict::Keep, "", why.clone()),
         (NoQuestion::Late(why) | NoQuestion::Invalid(why), _) => (Verdict::Fail, "", why.clone()),
     };
     Reply { verdict, check: check.to_owned(), reason }
@@ -42,11 +47,13 @@ pub fn no_question(why: &NoQuestion, hold: Result<Option<Hold>, String>, is_well
 
 #[cfg(test)]
 mod tests {
+    use super::grace::Unreachable;
     use super::table::look_up;
     use super::*;
     use crate::haproxy::question::Question;
+    use crate::haproxy::reply::AdminState;
     use crate::patroni::answer::{self, Answer, Cause, NoAnswer};
-    use crate::patroni::ask::Heard;
+    use crate::patroni::ask::Outcome;
     use std::time::Duration;
 
     fn question(check: &str) -> Question {
@@ -67,9 +74,9 @@ mod tests {
     /// Patroni's clock, and the time when it has just read the DCS.
     const DATE: u32 = 1_000_000;
     const POLICY: Policy = Policy {
-        unreachable: Verdict::Down,
+        unreachable: Unreachable::Down,
         grace: Duration::from_secs(4),
-        stopping: Otherwise::Drain,
+        stopping: AdminState::Drain,
     };
 
     /// Checks of one node, each at its second, with what the one before has left.
@@ -101,7 +108,7 @@ mod tests {
 
         /// With an answer that took its time.
         fn late(&mut self, asked: f64, answered: f64, answer: Result<Answer, NoAnswer>) -> Reply {
-            let heard = Heard {
+            let outcome = Outcome {
                 from: vec![],
                 answer: answer.map(|answer| self.dated(answered, answer)),
                 asked: Duration::from_secs_f64(asked),
@@ -109,7 +116,7 @@ mod tests {
             };
             let case = Case {
                 question: &self.question,
-                heard: &heard,
+                outcome: &outcome,
                 last: &self.left,
                 stop_noted: self.stop_noted,
             };
@@ -158,10 +165,10 @@ mod tests {
 
     #[test]
     fn a_hold_takes_out_a_ready_node_and_nothing_else() {
-        for word in [Otherwise::Maint, Otherwise::Drain] {
-            let hold = Some(Hold { word, reason: "why".to_owned() });
+        for state in [AdminState::Maint, AdminState::Drain] {
+            let hold = Some(Hold { state, reason: "why".to_owned() });
             let mut node = Node { hold: hold.clone(), ..Node::new("primary") };
-            let expected = (Verdict::Out(word), "hold: why".to_owned());
+            let expected = (Verdict::Out(state.into()), "hold: why".to_owned());
             let said = |reply: Reply| (reply.verdict, reply.reason);
             assert_eq!(said(node.hears(10.0, Ok(PRIMARY()))), expected);
             // in the grace too, since it was ready, and not after it
@@ -259,7 +266,7 @@ mod tests {
         }
     }
 
-    /// A READY on its way while another check has heard that the lock is lost.
+    /// One check's READY is on its way while another check is told that the lock is lost.
     #[test]
     fn a_ready_that_was_overtaken_is_not_said() {
         for other in [UNLOCKED(), answer(503, "replica", "running")] {
@@ -290,7 +297,7 @@ mod tests {
                 let reply = node.hears(time, Ok(answer(503, "replica", state)));
                 assert_eq!(reply.verdict, Verdict::Out(Otherwise::Maint));
             }
-            // it is out of the pool and stays so, also for a HAProxy that has not heard of it
+            // the node stays out of the pool, also for a HAProxy that was not told that it has left
             let expected = if was_ready { Verdict::Out(Otherwise::Drain) } else { Verdict::Keep };
             assert_eq!(node.hears(11.0, REFUSED()).verdict, expected);
             assert_eq!(node.hears(13.9, REFUSED()).verdict, expected);
@@ -394,7 +401,7 @@ mod tests {
         let mut node = Node::new("primary");
         node.hears(10.0, Ok(PRIMARY()));
         node.hears(10.5, Ok(STANDBY()));
-        // another HAProxy may not have heard of it
+        // another HAProxy may not have been told
         let reply = node.hears(11.0, SILENT());
         assert_eq!(reply.verdict, Verdict::Out(Otherwise::Drain));
         assert_eq!(reply.reason, "held 0.5 of 4 s: no answer");
@@ -438,7 +445,7 @@ mod tests {
 
     #[test]
     fn a_hold_counts_where_nobody_could_ask() {
-        let hold = || Some(Hold { word: Otherwise::Maint, reason: "by hand".to_owned() });
+        let hold = || Some(Hold { state: AdminState::Maint, reason: "by hand".to_owned() });
         for (last, expected) in [(PRIMARY(), MAINT), (STANDBY(), Verdict::Keep)] {
             let mut node = Node::new("primary");
             node.hears(10.0, Ok(last));
@@ -498,7 +505,7 @@ mod tests {
         assert_eq!(look_up(&node.question, POLICY, &Ok(STOPPING())).verdict, MAINT);
         // who does not ask for the lock wants no primary that stops
         assert_eq!(Node::new("read-only").hears(10.0, Ok(STOPPING())).verdict, MAINT);
-        let policy = Policy { stopping: Otherwise::Maint, ..POLICY };
+        let policy = Policy { stopping: AdminState::Maint, ..POLICY };
         let mut node = Node { policy, ..Node::new("primary") };
         assert_eq!(node.hears(10.0, Ok(STOPPING())).verdict, MAINT);
     }
@@ -522,7 +529,7 @@ mod tests {
             assert_eq!(reply.reason, "PostgreSQL is about to stop: connection refused");
             node.stop_noted = false;
             assert_eq!(node.hears(14.5, REFUSED()).verdict, Verdict::Down);
-            let policy = Policy { stopping: Otherwise::Maint, ..POLICY };
+            let policy = Policy { stopping: AdminState::Maint, ..POLICY };
             let mut node = Node { policy, stop_noted: true, ..Node::new(check) };
             node.hears(10.0, good());
             assert_eq!(node.hears(10.5, REFUSED()).verdict, Verdict::Keep);
@@ -586,8 +593,7 @@ mod tests {
         }
     }
 
-    /// Running, each role and check: READY wants 200 and a role that fits; the lock is only missed
-    /// by those who ask for it.
+    /// Running, each role and check: READY wants 200 and a role that fits; the lock is only missed by those who ask for it.
     #[test]
     fn running() {
         let fits = [

@@ -1,41 +1,40 @@
-//! The decision table of the README. In goes Patroni's answer to a question, out come HAProxy's words and the reason. Knows
-//! nothing of files and the clock.
+//! The decision table of README.md. In goes an answer, out comes a verdict. Knows nothing of files and the clock.
 
-use super::grace::{Policy, is_stopped_with_the_lock};
+use super::grace::{Policy, is_stopping_with_lock};
 use crate::haproxy::question::Question;
 use crate::haproxy::reply::{Otherwise, Reply, Verdict};
 use crate::patroni::answer::{Answer, Cause, NoAnswer};
 
-/// The first row that matches.
+/// Finds the first row that matches.
 ///
-/// READY needs all three: status 200, state running, a role that fits. The role word alone stays `primary` after the lock is
-/// lost, and `/primary` is 200 on a primary that is stopping, starting or crashed (patroni#2756) and on a replica that is
-/// not promoted yet (patroni#2972).
+/// READY needs all three: status 200, state running, a role that matches. The role stays `primary` after the lock is lost.
+/// `/primary` is 200 on a stopping, starting or crashed primary (patroni#2756) and on a replica before its promotion
+/// (patroni#2972).
 pub fn look_up(question: &Question, policy: Policy, answer: &Result<Answer, NoAnswer>) -> Reply {
     let check = &question.check;
     let (verdict, reason) = match answer {
-        // this machine lacks something and Patroni does not, so HAProxy's own check decides
+        // this machine kept the check from asking, so HAProxy's own check decides
         Err(error) if error.cause == Cause::NotAsked => (Verdict::Keep, error.reason.clone()),
-        Err(error) => (policy.unreachable, error.reason.clone()),
+        Err(error) => (policy.unreachable.into(), error.reason.clone()),
         Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
-            ("running", role) if answer.status == 200 && serves(question, answer) => {
+            ("running", role) if answer.status == 200 && matches_check(question, answer) => {
                 let timeline = answer.timeline.map(|n| format!(", timeline {n}"));
                 let state = answer.replication_state.as_deref().unwrap_or("running");
                 let reason = format!("{role}, {state}{}", timeline.unwrap_or_default());
                 (Verdict::Ready, reason)
             }
             ("running", "primary" | "master")
-                if answer.status == 503 && check.asks_for_the_lock() =>
+                if answer.status == 503 && check.needs_lock() =>
             {
                 (Verdict::Fail, format!("{} without the leader lock", answer.role))
             }
-            ("running", _) => (Verdict::Out(question.otherwise), not_asked_for(question, answer)),
+            ("running", _) => (Verdict::Out(question.otherwise), explain_mismatch(question, answer)),
             ("stopped", role) if !matches!(role, "demoted" | "uninitialized") => {
                 (Verdict::Stopped, format!("{role}, PostgreSQL is stopped"))
             }
-            ("stopping" | "restarting", _) if is_stopped_with_the_lock(question, answer) => {
+            ("stopping" | "restarting", _) if is_stopping_with_lock(question, answer) => {
                 let reason = format!("{}, {}", answer.role, answer.state);
-                (Verdict::Out(policy.stopping), reason)
+                (Verdict::Out(policy.stopping.into()), reason)
             }
             ("unknown", "replica")
             | (
@@ -69,23 +68,23 @@ pub fn look_up(question: &Question, policy: Policy, answer: &Result<Answer, NoAn
     Reply { verdict, check: check.to_string(), reason }
 }
 
-/// Whether the node matches the check.
-fn serves(question: &Question, answer: &Answer) -> bool {
+/// Whether a running node matches the check.
+fn matches_check(question: &Question, answer: &Answer) -> bool {
     let streams = match question.check.replication_state() {
         Some(wanted) if answer.role == "replica" => {
             answer.replication_state.as_deref() == Some(wanted)
         }
         _ => true,
     };
-    question.check.fits(&answer.role) && streams
+    question.check.matches_role(&answer.role) && streams
 }
 
 /// Why a healthy node is not in the pool.
-fn not_asked_for(question: &Question, answer: &Answer) -> String {
+fn explain_mismatch(question: &Question, answer: &Answer) -> String {
     let check = &question.check;
     let mut reason =
         format!("{}, {}", answer.role, answer.replication_state.as_deref().unwrap_or("running"));
-    if check.fits(&answer.role) {
+    if check.matches_role(&answer.role) {
         match check.replication_state() {
             Some(wanted) if answer.status == 200 => {
                 reason += &format!(", replication_state is not {wanted}");
@@ -96,7 +95,7 @@ fn not_asked_for(question: &Question, answer: &Answer) -> String {
             _ if answer.noloadbalance => reason += ", noloadbalance",
             _ => reason += &format!(", 503 for {}", check.path()),
         }
-    } else if answer.status == 200 && answer.role == "replica" && check.asks_for_the_lock() {
+    } else if answer.status == 200 && answer.role == "replica" && check.needs_lock() {
         reason += ", not promoted yet";
     }
     reason

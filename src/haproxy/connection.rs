@@ -1,5 +1,5 @@
-//! HAProxy's connection, as fd 3 (systemd, `Accept=yes`) or fd 0 (xinetd, `StandardInput=socket`), or a person's terminal,
-//! or a listening socket (`Accept=no`). In comes an agent-send line, out goes a reply. Knows nothing of Patroni.
+//! HAProxy's connection: fd 3 (systemd, `Accept=yes`), fd 0 (xinetd, `StandardInput=socket`), one from a listening socket
+//! (`Accept=no`), or an operator's terminal. In comes an agent-send line, out goes a reply. Knows nothing of Patroni.
 
 use crate::journal;
 use listenfd::ListenFd;
@@ -15,32 +15,32 @@ use std::time::{Duration, Instant};
 
 /// The longest agent-send line, without its newline.
 pub const LINE_LIMIT: usize = 256;
-/// How long after the start HAProxy's line may come. HAProxy sends it as soon as it is connected, and a lost packet again
-/// after some 200 ms. A stranger who sends nothing must not keep a place for longer.
+/// How long after the start the agent waits for HAProxy's line. HAProxy sends it at once, and the kernel sends a lost packet
+/// again after some 200 ms. A stranger who sends nothing must not keep a place for longer.
 pub const LINE_DUE: Duration = Duration::from_millis(300);
 
-/// How often the reply is tried.
+/// How often the agent tries to send the reply.
 const SEND_TRIES: usize = 16;
-/// How many times 1024 unread bytes are taken off the connection before it is closed.
+/// How many KiB of unread bytes the agent reads before it closes the connection.
 const UNREAD_KIB: usize = 16;
 
-/// Where the question comes from and the reply goes.
+/// Where a question comes from and the reply goes.
 #[derive(Debug)]
 pub enum Connection {
     /// HAProxy's connection.
     Socket(TcpStream),
-    /// A terminal, a pipe, a file: stdin and stdout.
+    /// Stdin and stdout of a check by hand: a terminal, a pipe or a file.
     Standard,
 }
 
-/// Why there is no question.
+/// Why there is no question to Patroni.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoQuestion {
-    /// The peer closed without a word.
+    /// The peer sent nothing and closed.
     Closed,
-    /// The line did not come in time, or not whole: this is the cure.
+    /// There was no whole line in time; with a reason that names the usual mistake.
     Late(String),
-    /// The line is no question, or cannot be read: this is why.
+    /// The line is not valid, or cannot be read; with the reason.
     Invalid(String),
     /// The line is `hold`, which asks nothing of Patroni.
     OnlyHold,
@@ -49,60 +49,56 @@ pub enum NoQuestion {
 /// How this process was started.
 #[derive(Debug)]
 pub enum Activation {
-    /// With one connection.
-    Here(Connection),
+    /// For one connection.
+    Connected(Connection),
     /// With listening sockets.
     Listeners(Vec<TcpListener>),
-    /// With a connection that was reset before this process got it.
-    Gone,
+    /// For a connection that was reset before the process started.
+    Reset,
 }
 
 impl Connection {
-    /// Finds the connection that this process was started with.
-    ///
-    /// # Errors
-    ///
-    /// It is no TCP socket, or cannot be used.
+    /// Finds the connection or the listening sockets with which this process was started. Fails for another socket.
     pub fn inherited() -> Result<Activation, String> {
         let mut passed = ListenFd::from_env();
-        let mut no_socket = Ok(Activation::Here(Connection::Standard));
+        let mut no_socket = Ok(Activation::Connected(Connection::Standard));
         let mut others = Vec::new();
         for number in 1..passed.len() {
             others.extend(passed.take_tcp_listener(number).ok().flatten());
         }
         if passed.len() > 0 {
             let mut take = || passed.take_custom(0, libc::AF_INET, libc::SOCK_STREAM, "TCP socket");
-            // twice, since the look at the socket may fail
+            // twice, since a system call of the first may fail for once
             match take().or_else(|_| take()) {
                 Ok(stream) => {
-                    return stream.map_or(Ok(Activation::Gone), |stream| connected(stream, others));
+                    return stream.map_or(Ok(Activation::Reset), |stream| activate(stream, others));
                 }
                 Err(error) => no_socket = Err(format!("LISTEN_FDS is set, but {error}")),
             }
         }
         let stdin = io::stdin().as_fd().try_clone_to_owned().map(TcpStream::from);
         match stdin {
-            Ok(stream) if stream.local_addr().is_ok() => connected(stream, others),
-            // no socket, or one of another family
+            Ok(stream) if stream.local_addr().is_ok() => activate(stream, others),
+            // stdin is no socket, or one of another family
             _ => no_socket,
         }
     }
 
-    /// Whether a person asks, or a script, and not HAProxy.
+    /// Whether an operator or a script asks, and not HAProxy.
     pub fn is_by_hand(&self) -> bool {
         matches!(self, Connection::Standard)
     }
 
-    /// Sends the reply in one write: HAProxy 2.6 may complete a split line with bytes of its other clients. HAProxy usually
-    /// resets the connection right after the line, so nothing that comes later is an error.
+    /// Sends the reply in one write, since HAProxy 2.6 may complete a split line with bytes of its other clients. HAProxy
+    /// usually resets the connection after the line, so later errors do not matter.
     pub fn send(&self, line: &str) {
         let Connection::Socket(stream) = self else { return print(line) };
-        // Nothing waits for the peer. A send that fails for want of memory may work a moment later, and silence would leave
-        // HAProxy with the last reply.
+        // The agent does not wait for the peer. A send that fails for lack of memory may succeed at once, and silence would
+        // leave HAProxy with the last reply.
         let once = || net::send(stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         let _ = (0..SEND_TRIES).any(|_| once().is_ok());
         let _ = stream.shutdown(Shutdown::Write);
-        // Closing with unread bytes would reset the connection, and with it perhaps the line.
+        // closing with unread bytes would reset the connection, and HAProxy might lose the line
         let mut rest = [0; 1024];
         for _ in 0..UNREAD_KIB {
             match net::recv(stream, &mut rest, RecvFlags::DONTWAIT) {
@@ -129,25 +125,21 @@ impl Connection {
         })
     }
 
-    /// The source that HAProxy is counted as; see [`source`].
+    /// The source that HAProxy is counted as; see [`source_of`].
     pub fn source(&self) -> Option<IpAddr> {
         let Connection::Socket(stream) = self else { return None };
-        Some(source(stream.peer_addr().ok()?.ip(), stream.local_addr().ok()?.ip()))
+        Some(source_of(stream.peer_addr().ok()?.ip(), stream.local_addr().ok()?.ip()))
     }
 
-    /// Tells a person something that is not for the journal.
-    pub fn remark(&self, text: &str) {
+    /// Tells the operator of a check by hand something that is not for the journal.
+    pub fn tell_operator(&self, text: &str) {
         if let Connection::Standard = self {
             journal::tell_operator(text);
         }
     }
 
-    /// Reads the line that HAProxy sends by `agent-send`, and returns it without its newline.
-    ///
-    /// # Errors
-    ///
-    /// The peer sent nothing and closed; there is no whole line within [`LINE_DUE`] of the start (by hand: `timeout`); or it
-    /// is longer than [`LINE_LIMIT`] bytes.
+    /// Reads the line that HAProxy sends by `agent-send`, and returns it without its newline. The line must come within
+    /// [`LINE_DUE`] of the start, by hand within `timeout`.
     pub fn read_line(
         &mut self,
         started: Instant,
@@ -160,8 +152,8 @@ impl Connection {
     }
 }
 
-/// The source that a peer is counted as. This machine has many addresses, and every host with IPv6 has a network of 64 bits.
-pub fn source(peer: IpAddr, local: IpAddr) -> IpAddr {
+/// The source that a peer counts as: all addresses of this machine are one, and so is an IPv6 network of 64 bits.
+pub fn source_of(peer: IpAddr, local: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         ip if ip.is_loopback() || ip == local.to_canonical() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
@@ -169,12 +161,12 @@ pub fn source(peer: IpAddr, local: IpAddr) -> IpAddr {
     }
 }
 
-fn connected(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Activation, String> {
+fn activate(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Activation, String> {
     match stream.peer_addr() {
         Ok(_) => {
-            // only for a drop-in with Type=notify, for which a process that ends without this has failed
+            // with Type=notify in a drop-in, a process that ends without this has failed
             let _ = sd_notify::notify(&[NotifyState::Ready]);
-            Ok(Activation::Here(Connection::Socket(stream)))
+            Ok(Activation::Connected(Connection::Socket(stream)))
         }
         // A listening socket and a connection that was reset both have no peer. After any other error the peer is answered.
         Err(error) if error.kind() == ErrorKind::NotConnected => match socket_acceptconn(&stream) {
@@ -182,9 +174,9 @@ fn connected(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Activati
                 others.push(TcpListener::from(OwnedFd::from(stream)));
                 Ok(Activation::Listeners(others))
             }
-            _ => Ok(Activation::Gone),
+            _ => Ok(Activation::Reset),
         },
-        Err(_) => Ok(Activation::Here(Connection::Socket(stream))),
+        Err(_) => Ok(Activation::Connected(Connection::Socket(stream))),
     }
 }
 
@@ -235,7 +227,7 @@ fn read_line(
     }
 }
 
-/// Text on stdout, for a person.
+/// Prints text to stdout.
 pub fn print(text: &str) {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes());
@@ -244,13 +236,13 @@ pub fn print(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::source;
+    use super::source_of;
 
     #[test]
-    fn who_is_one_source() {
+    fn all_addresses_of_this_machine_are_one_source() {
         let is = |peer: &str, local: &str| {
             let ip = |text: &str| text.parse().expect("an address");
-            source(ip(peer), ip(local)).to_string()
+            source_of(ip(peer), ip(local)).to_string()
         };
         for (peer, local, source) in [
             ("127.0.0.1", "127.0.0.1", "127.0.0.1"),

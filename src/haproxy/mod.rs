@@ -1,4 +1,4 @@
-//! HAProxy's side: its connection, what it asks, and the line that it is told. Knows nothing of what an answer means.
+//! HAProxy: its connection, its question, and the reply to it. Knows nothing of what an answer means.
 
 pub mod connection;
 pub mod question;

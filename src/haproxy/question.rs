@@ -1,4 +1,4 @@
-//! What HAProxy asks: one of Patroni's health checks, and the state of a healthy node that does not match it. In goes the
+//! HAProxy's question: one of Patroni's health checks, and the state of a healthy node that does not match it. In goes the
 //! agent-send line, out comes a question or why there is none. Knows nothing of what an answer means.
 
 use crate::haproxy::connection::{Connection, NoQuestion};
@@ -9,18 +9,14 @@ use std::time::{Duration, Instant};
 /// A question of HAProxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// The health check that Patroni is asked.
+    /// The health check.
     pub check: Check,
     /// The state of a healthy node that does not match.
     pub otherwise: Otherwise,
 }
 
 impl Question {
-    /// The question with the check of the command line, or else the one that HAProxy sends.
-    ///
-    /// # Errors
-    ///
-    /// See [`NoQuestion`].
+    /// Takes the health check of the command line, or else reads the question that HAProxy sends.
     pub fn read(
         fixed: Option<Check>,
         otherwise: Otherwise,
@@ -38,8 +34,7 @@ impl Question {
         Question::from_agent_send(&line, otherwise).map_err(NoQuestion::Invalid)
     }
 
-    /// Reads the line that HAProxy sends by `agent-send`: `CHECK [maint|drain|down]`. `otherwise` stands in for a missing
-    /// word.
+    /// Parses the line that HAProxy sends by `agent-send`: `CHECK [maint|drain|down]`. `otherwise` is the default.
     pub fn from_agent_send(line: &[u8], otherwise: Otherwise) -> Result<Question, String> {
         let line = String::from_utf8_lossy(line);
         let mut words = line.split_ascii_whitespace();
@@ -56,7 +51,7 @@ impl Question {
     }
 }
 
-/// The agent-send line that only asks whether an operator holds the node.
+/// The agent-send line that asks only whether an operator holds the node.
 pub const HOLD: &str = "hold";
 
 #[cfg(test)]
@@ -64,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_send_line_is_a_check_and_perhaps_a_word() {
+    fn an_agent_send_line_is_a_check_and_perhaps_a_state() {
         let ask = |line: &str| Question::from_agent_send(line.as_bytes(), Otherwise::Drain);
         let question = ask("replica?lag=16MB down").expect("a question");
         assert_eq!(question.check.path(), "/replica?lag=16MB");

@@ -1,11 +1,41 @@
-//! HAProxy's words: what it is told of a node. In goes a verdict with its reason, out comes the reply line. Knows nothing of
-//! Patroni and sockets.
+//! What HAProxy is told of a node. In goes a verdict with a reason, out comes a line. Knows nothing of Patroni and sockets.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// HAProxy keeps about 108 characters of the text (`HCHK_DESC_LEN` in its source).
+/// HAProxy keeps about 108 characters of a reply's text (`HCHK_DESC_LEN` in its source).
 const REASON_LIMIT: usize = 100;
+
+/// HAProxy's two administrative states for a node that leaves the pool and is not broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdminState {
+    /// HAProxy sends no new sessions and keeps the open ones.
+    #[default]
+    Drain,
+    /// HAProxy sends no new sessions and does not check the server.
+    Maint,
+}
+
+impl FromStr for AdminState {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "drain" => Ok(AdminState::Drain),
+            "maint" => Ok(AdminState::Maint),
+            _ => Err("write drain or maint".to_owned()),
+        }
+    }
+}
+
+impl From<AdminState> for Otherwise {
+    fn from(state: AdminState) -> Otherwise {
+        match state {
+            AdminState::Drain => Otherwise::Drain,
+            AdminState::Maint => Otherwise::Maint,
+        }
+    }
+}
 
 /// The state of a healthy node that does not match the check (`--else`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,9 +43,9 @@ pub enum Otherwise {
     /// Out of the pool, and shown as MAINT: expected.
     #[default]
     Maint,
-    /// No new sessions, old ones stay.
+    /// Out of the pool, but open sessions stay.
     Drain,
-    /// Shown as DOWN, as by HAProxy's HTTP check.
+    /// Out of the pool, and shown as DOWN, as by HAProxy's HTTP check.
     Down,
 }
 
@@ -24,37 +54,35 @@ impl FromStr for Otherwise {
 
     fn from_str(word: &str) -> Result<Self, String> {
         match word {
-            "maint" => Ok(Otherwise::Maint),
-            "drain" => Ok(Otherwise::Drain),
             "down" => Ok(Otherwise::Down),
-            _ => Err("write maint, drain or down".to_owned()),
+            _ => AdminState::from_str(word)
+                .map(Otherwise::from)
+                .map_err(|_| "write maint, drain or down".to_owned()),
         }
     }
 }
 
-impl fmt::Display for Otherwise {
+impl fmt::Display for AdminState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Otherwise::Maint => "maint",
-            Otherwise::Drain => "drain",
-            Otherwise::Down => "down",
+            AdminState::Drain => "drain",
+            AdminState::Maint => "maint",
         })
     }
 }
 
 /// What HAProxy shall do with this node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It matches the check: into the pool.
+    /// The node matches the check: into the pool.
     Ready,
-    /// It is healthy or in transition, and does not match: out of the pool, as expected.
+    /// The node does not match, or Patroni is at work, or an operator holds the node: out of the pool, as expected.
     Out(Otherwise),
-    /// It is broken.
+    /// The node is broken.
     Fail,
     /// PostgreSQL was stopped and Patroni is not about to start it.
     Stopped,
     /// Patroni gave no usable answer.
-    #[default]
     Down,
     /// There is trouble, and HAProxy shall leave the server as it is.
     Keep,
@@ -67,17 +95,17 @@ pub struct Reply {
     pub verdict: Verdict,
     /// The health check; empty if there was none.
     pub check: String,
-    /// Why, in words for an operator. It may hold anything that Patroni sent.
+    /// Why, for an operator. The text may contain anything that Patroni sent.
     pub reason: String,
 }
 
-/// The agent reply line (HAProxy's configuration manual, `agent-check`).
+/// Formats the agent's reply line (HAProxy's configuration manual, `agent-check`).
 ///
-/// Always a health word and an administrative word, since each undoes only its own kind: `ready` alone never brings back a
-/// server that an agent has called down. `down` alone is not seen on a server in MAINT. HAProxy shows and ignores a word
-/// that it does not know.
-pub fn line(reply: &Reply) -> String {
-    let reason = printable(&reply.reason, REASON_LIMIT);
+/// The line always has a health word and an administrative word, since each undoes only its own kind. `ready` alone never
+/// brings back a server that is down. A server in MAINT does not show `down` alone. HAProxy shows and ignores an unknown
+/// word.
+pub fn format_line(reply: &Reply) -> String {
+    let reason = to_printable(&reply.reason, REASON_LIMIT);
     match (words(reply.verdict), reply.verdict) {
         // HAProxy splits words at commas, too
         (word, Verdict::Keep) => format!("{word}:_{}\n", reason.replace([' ', ','], "_")),
@@ -85,7 +113,7 @@ pub fn line(reply: &Reply) -> String {
     }
 }
 
-/// The words of the reply, without the reason.
+/// HAProxy's words for a verdict, without a reason.
 pub fn words(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Ready => "up ready",
@@ -98,8 +126,8 @@ pub fn words(verdict: Verdict) -> &'static str {
     }
 }
 
-/// Printable ASCII only: nothing from outside is passed on as it came.
-pub fn printable(text: &str, limit: usize) -> String {
+/// Replaces everything but printable ASCII: no text from outside is passed on as it came.
+pub fn to_printable(text: &str, limit: usize) -> String {
     text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).take(limit).collect()
 }
 
@@ -108,7 +136,7 @@ mod tests {
     use super::*;
 
     fn said(verdict: Verdict, reason: &str) -> String {
-        line(&Reply { verdict, check: "primary".to_owned(), reason: reason.to_owned() })
+        format_line(&Reply { verdict, check: "primary".to_owned(), reason: reason.to_owned() })
     }
 
     #[test]

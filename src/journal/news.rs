@@ -1,5 +1,5 @@
-//! When the journal hears of trouble, and in which words: HAProxy asks far more often than an operator wants to read. In go
-//! the records and how a check ended, out comes a line or none. Knows nothing of what an answer means.
+//! Which trouble is logged, and in which words: HAProxy asks far more often than an operator wants to read. In go the
+//! records and a reply, out comes a line or none. Knows nothing of what an answer means.
 
 use super::{NOTICE, REPEAT, WARNING, log};
 use crate::VERSION;
@@ -7,30 +7,30 @@ use crate::haproxy::reply::{self, Reply, Verdict};
 use crate::run::memory::{Recalled, Record};
 use std::time::Duration;
 
-/// The most lines about trouble within [`REPEAT`], however often trouble begins and ends.
+/// The most lines about trouble within [`REPEAT`], no matter how often trouble begins and ends.
 const MOST_LINES: u8 = 20;
-/// The most lines that a record can count.
+/// The largest number of lines that a record can hold.
 const COUNTED: u8 = 31;
-/// The text for an invalid agent-send line: nothing that a peer makes up gets into the journal.
+/// The text for an invalid agent-send line: the journal gets nothing that a peer has made up.
 const NOT_UNDERSTOOD: &str = "agent-send line not understood (the reply says why)";
 
-/// What the journal is told of trouble.
+/// What the journal is told about trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// It has begun.
+    /// Trouble has begun.
     Began,
-    /// It has lasted for this long.
+    /// Trouble has lasted for this long.
     Lasts(Duration),
-    /// It is over, after this long.
+    /// Trouble is over, after this long.
     Ended(Duration),
-    /// An invalid agent-send line came.
+    /// HAProxy or a stranger has sent an invalid agent-send line.
     InvalidLine,
 }
 
-/// Whether the journal gets a line about trouble, which the record then notes: when it begins, from time to time while it
-/// lasts, and when it ends, however many checks meet it. Without a memory each check logs what it met.
-pub fn of_trouble(recalled: &Recalled, record: &mut Record) -> Option<News> {
-    news(&recalled.last, recalled.records_alike(), recalled.now, record)
+/// Decides whether the journal gets a line about trouble: when trouble begins, once a minute while it lasts, and when it
+/// ends, no matter how many checks meet it. Without a memory file, each check logs its trouble.
+pub fn trouble_news(recalled: &Recalled, record: &mut Record) -> Option<News> {
+    news(&recalled.last, recalled.comparable_records(), recalled.now, record)
 }
 
 fn news(
@@ -48,7 +48,7 @@ fn news(
     let logged: Vec<_> = alike.filter(|other| is_recent(other.logged, now)).collect();
     let in_trouble = logged.iter().filter(|other| other.trouble.is_some());
     if let Some(logged) = in_trouble.map(|other| other.logged).max() {
-        // a record that takes the place of another one must not forget that line
+        // the record that comes next must remember that line
         record.logged = logged;
         return None;
     }
@@ -62,15 +62,14 @@ fn news(
     })
 }
 
-/// Whether the journal gets a line about an invalid agent-send line, which anybody may send: from time to time, and never
-/// without a memory.
-pub fn of_invalid_line(recalled: Recalled, verdict: Verdict) -> Option<News> {
+/// Decides whether the journal gets a line about an invalid agent-send line: once a minute, and never without a memory file.
+pub fn invalid_line_news(recalled: Recalled, verdict: Verdict) -> Option<News> {
     let (mut record, now) = (recalled.last.clone(), recalled.now);
     if is_recent(record.logged, now) || recalled.error().is_some() {
         return None;
     }
     record.logged = now;
-    recalled.leave(&record);
+    recalled.store(&record);
     Some(if verdict == Verdict::Keep { News::Began } else { News::InvalidLine })
 }
 
@@ -78,7 +77,7 @@ fn is_recent(logged: Duration, now: Duration) -> bool {
     !logged.is_zero() && now.saturating_sub(logged) < REPEAT
 }
 
-/// Logs what HAProxy was told.
+/// Logs a reply.
 pub fn log_reply(reply: &Reply, news: News, peer: &str) {
     let (priority, since) = match news {
         // who reads the first line may want to know which build it is
@@ -88,13 +87,13 @@ pub fn log_reply(reply: &Reply, news: News, peer: &str) {
     };
     let text = match news {
         News::InvalidLine => NOT_UNDERSTOOD.to_owned(),
-        // a peer can make up a query
+        // without the query, which a peer can make up
         _ => describe(reply, reply.check.split('?').next().unwrap_or_default()),
     };
     log(priority, &format!("replied '{}' to {peer}: {text}{since}", reply::words(reply.verdict)));
 }
 
-/// The check and the whole reason.
+/// Describes a reply: the check and the whole reason.
 pub fn describe(reply: &Reply, check: &str) -> String {
     let nothing = if reply.verdict == Verdict::Keep { "nothing changes in HAProxy: " } else { "" };
     match check {
@@ -108,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_journal_hears_again_when_a_minute_is_over() {
+    fn trouble_that_lasts_is_logged_again_after_a_minute() {
         let now = Duration::from_secs(1000);
         let minute = Duration::from_secs(60);
         for (ago, expected) in

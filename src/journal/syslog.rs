@@ -1,5 +1,5 @@
-//! The system log. In goes a line, and nothing ever waits: systemd's own way, a stream of each process's stderr, keeps every
-//! check waiting once journald lags. Hand-written, since no crate sends with `MSG_DONTWAIT`. Knows nothing of Patroni and
+//! The system log. In goes a line, and the check never waits. With systemd's own way, the stderr of each process, a slow
+//! journald would delay each check. Hand-written, since no crate sends with `MSG_DONTWAIT`. Knows nothing of Patroni and
 //! HAProxy.
 
 use rustix::io::Errno;
@@ -10,14 +10,14 @@ use std::process;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// syslog(3)
+/// The socket of syslog(3).
 const SOCKET: &str = "/dev/log";
 const DAEMON: u8 = 3 << 3;
 
 /// The socket, and the number of this process, which the sandbox hides.
 static LOG: OnceLock<(UnixDatagram, u32)> = OnceLock::new();
 
-/// Whether nobody reads from the socket any more.
+/// Whether the system log has closed its end of the socket.
 static GONE: AtomicBool = AtomicBool::new(false);
 
 /// Opens the system log. If there is none, lines go to stderr.
@@ -29,7 +29,7 @@ pub fn open() {
     }
 }
 
-/// The descriptor, for the sandbox.
+/// The socket's descriptor, for the sandbox.
 pub fn descriptor() -> Option<RawFd> {
     LOG.get().map(|(log, _)| log.as_raw_fd())
 }
@@ -45,8 +45,7 @@ pub fn send(priority: u8, name: &str, line: &str) -> bool {
     true
 }
 
-/// Whether a line was lost since the system log was restarted. Only the next process can open the new one, because of the
-/// sandbox.
+/// Whether the system log was restarted and a line was lost. The sandbox lets only the next process open the new socket.
 pub fn is_gone() -> bool {
     GONE.load(Ordering::Relaxed)
 }

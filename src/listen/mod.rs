@@ -1,5 +1,5 @@
-//! A listener: one process for many checks, with a listening socket (`Accept=no`) and a thread for each check. Knows nothing
-//! of what an answer means.
+//! A listener: one process with a listening socket (`Accept=no`) and a thread for each check. Knows nothing of what an
+//! answer means.
 
 pub mod questions;
 pub mod serve;

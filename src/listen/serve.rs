@@ -1,5 +1,5 @@
 //! The listener's loop: it accepts connections, starts a thread for each, and ends when none has come for a while. In go
-//! listening sockets, out go connections, each with a place. Knows nothing of Patroni.
+//! listening sockets, out come connections, each with a place. Knows nothing of Patroni.
 
 use crate::haproxy::connection::{self, Connection};
 use crate::journal::{self, syslog};
@@ -20,22 +20,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Checks at once, in all and for each [`connection::source`]. While Patroni hangs, each pool of a HAProxy takes a place for
-/// `--timeout`. `TasksMax=` and `LimitNOFILE=` of the unit fit these numbers.
+/// The most checks at the same time, in all and for each source. While Patroni hangs, each pool of a HAProxy takes a place
+/// for `--timeout`. `TasksMax=` and `LimitNOFILE=` of the unit allow these numbers.
 const AT_ONCE: usize = 512;
 const AT_ONCE_PER_SOURCE: usize = 128;
-/// Longer than any `--timeout`: a check that takes this long hangs, and systemd's watchdog shall see it.
+/// Longer than any `--timeout`: a check that takes so long hangs, and systemd's watchdog ends the listener.
 const HANGS_AFTER: Duration = Duration::from_secs(15);
-/// How often systemd is told the status at most: that costs PID 1 as much as this process.
+/// The least time between two status messages to systemd: each costs PID 1 as much as this process.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
 /// Answers each connection by `answer`, which returns HAProxy's words, until none has come for `idle`, SIGTERM comes, or the
-/// system log is gone. Checks that run then are finished, and later connections wait for the next process of systemd's.
-/// `confine` is called before the first connection with the socket to systemd, when everything is open.
-///
-/// # Errors
-///
-/// The socket or the signal cannot be waited for.
+/// system log is gone. The checks that run then are finished, and later connections wait for the listener that systemd
+/// starts next. `confine` is called with the socket to systemd before the first connection.
 pub fn serve(
     listeners: &[TcpListener],
     idle: Duration,
@@ -44,12 +40,12 @@ pub fn serve(
 ) -> io::Result<()> {
     let (stop, stopper) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, stopper)?;
-    // a log file that has grown too long for the sandbox costs the line, and not the checks
+    // if stderr is a file that is longer than the sandbox allows, the listener loses log lines and not checks
     signal_hook::flag::register(SIGXFSZ, Arc::default())?;
-    // a check takes three descriptors
+    // each check takes three descriptors
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
-    // a connection may be gone again before it is accepted
+    // a connection may be gone before the listener accepts it
     for listener in listeners {
         listener.set_nonblocking(true)?;
     }
@@ -57,8 +53,8 @@ pub fn serve(
     let tick = watchdog.map_or(STATUS_EVERY, |limit| STATUS_EVERY.min(limit / 3));
     let wait = Timespec::try_from(tick).map_err(io::Error::other)?;
     let checks = Checks::default();
-    let systemd = systemd();
-    // if PID 1 has no time, it is told again at the next tick
+    let systemd = connect_to_systemd();
+    // if PID 1 is busy, the next tick tells it again
     let notify = |state: NotifyState| {
         let text = state.to_string();
         systemd.as_ref().map(|systemd| systemd.send(text.as_bytes()))
@@ -87,7 +83,7 @@ pub fn serve(
                 }
                 if let Some((stream, place)) = accept(listener, &checks) {
                     let answer = &answer;
-                    // if no thread can be started, the connection is closed like one above the limit
+                    // if no thread can be started, the connection is closed as if there were no place
                     let _ = thread::Builder::new()
                         .spawn_scoped(scope, move || place.run(stream, answer));
                 }
@@ -100,11 +96,11 @@ pub fn serve(
             if told.elapsed() >= tick {
                 told = Instant::now();
                 let mut state = checks.lock();
-                notify(NotifyState::Status(&state.status()));
+                notify(NotifyState::Status(&state.status_text()));
                 if state.running.iter().all(|check| check.since.elapsed() < HANGS_AFTER) {
                     notify(NotifyState::Watchdog);
                 }
-                if let Some(news) = state.news() {
+                if let Some(news) = state.take_news() {
                     drop(state);
                     journal::log(journal::WARNING, &news);
                 }
@@ -117,12 +113,12 @@ pub fn serve(
 
 fn accept<'a>(listener: &TcpListener, checks: &'a Checks) -> Option<(TcpStream, Place<'a>)> {
     let accepted = listener.accept().and_then(|(stream, peer)| {
-        let source = connection::source(peer.ip(), stream.local_addr()?.ip());
-        let place = checks.place(source, &stream)?;
+        let source = connection::source_of(peer.ip(), stream.local_addr()?.ip());
+        let place = checks.take_place(source, &stream)?;
         Ok(place.map(|place| (stream, place)))
     });
     accepted.unwrap_or_else(|error| {
-        // no descriptor is left until a check ends
+        // no descriptor may be left until a check ends
         if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) {
             thread::sleep(Duration::from_millis(10));
         }
@@ -130,8 +126,8 @@ fn accept<'a>(listener: &TcpListener, checks: &'a Checks) -> Option<(TcpStream, 
     })
 }
 
-/// The socket of sd_notify(3): a path, or an abstract name after an `@`.
-fn systemd() -> Option<UnixDatagram> {
+/// Connects to the socket of sd_notify(3), whose name is a path, or an abstract name after an `@`.
+fn connect_to_systemd() -> Option<UnixDatagram> {
     let name = env::var_os("NOTIFY_SOCKET")?;
     let socket = UnixDatagram::unbound().ok()?;
     match name.as_bytes().strip_prefix(b"@") {
@@ -141,7 +137,7 @@ fn systemd() -> Option<UnixDatagram> {
     Some(socket)
 }
 
-/// The checks that run, and what became of the others.
+/// The checks that run, and the counts of the others.
 #[derive(Default)]
 struct Checks(Mutex<State>);
 
@@ -149,17 +145,16 @@ struct Checks(Mutex<State>);
 struct State {
     /// In the order in which they came.
     running: Vec<Running>,
-    /// The number of the next one.
+    /// The number of the next check.
     next: u64,
     served: u64,
     unanswered: Unanswered,
-    /// What the journal has heard of, and when.
+    /// What the journal was told, and when.
     told: Option<(Unanswered, Instant)>,
     last: &'static str,
 }
 
-/// Connections that were closed without an answer: those that found no place, and silent ones that lost theirs to a
-/// newcomer.
+/// How many connections were closed without a reply: those without a place, and silent ones that lost theirs to a newcomer.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Unanswered {
     refused: u64,
@@ -170,11 +165,11 @@ struct Running {
     number: u64,
     source: IpAddr,
     since: Instant,
-    /// The connection, as long as it may be silent.
+    /// The connection, until its peer has sent a question.
     silent: Option<TcpStream>,
 }
 
-/// A place among those that are answered at once.
+/// A place among the checks that run at the same time.
 pub struct Place<'a> {
     checks: &'a Checks,
     number: u64,
@@ -185,9 +180,8 @@ impl Checks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a newcomer, if need be that of the connection that has been silent for longest: HAProxy sends its line at
-    /// once.
-    fn place(&self, source: IpAddr, stream: &TcpStream) -> io::Result<Option<Place<'_>>> {
+    /// Takes a place for a newcomer, if need be from the longest silent connection: HAProxy sends its line at once.
+    fn take_place(&self, source: IpAddr, stream: &TcpStream) -> io::Result<Option<Place<'_>>> {
         let silent = Some(stream.try_clone()?);
         let state = &mut *self.lock();
         let same = state.running.iter().filter(|other| other.source == source).count();
@@ -200,7 +194,7 @@ impl Checks {
                 state.unanswered.refused += 1;
                 return Ok(None);
             };
-            // this ends its thread
+            // which ends the thread of that connection
             if let Some(stream) = state.running.remove(leaves).silent {
                 let _ = stream.shutdown(Shutdown::Both);
             }
@@ -214,7 +208,7 @@ impl Checks {
 }
 
 impl State {
-    fn status(&self) -> String {
+    fn status_text(&self) -> String {
         let last = if self.last.is_empty() { "nothing yet" } else { self.last };
         let Unanswered { refused, silent } = self.unanswered;
         let (served, running) = (self.served, self.running.len());
@@ -223,8 +217,8 @@ impl State {
         )
     }
 
-    /// The line that the journal has not got yet.
-    fn news(&mut self) -> Option<String> {
+    /// Takes the line about connections that the journal was not told of yet.
+    fn take_news(&mut self) -> Option<String> {
         let (known, when) = self.told.unzip();
         let (known, now) = (known.unwrap_or_default(), self.unanswered);
         if now == known || when.is_some_and(|when| when.elapsed() < journal::REPEAT) {
@@ -233,13 +227,13 @@ impl State {
         self.told = Some((now, Instant::now()));
         let (refused, silent) = (now.refused - known.refused, now.silent - known.silent);
         Some(format!(
-            "all places were taken ({AT_ONCE}, {AT_ONCE_PER_SOURCE} for each address): closed {silent} connections that sent nothing, refused {refused} more; fence.conf limits who may ask"
+            "all places were taken ({AT_ONCE}, {AT_ONCE_PER_SOURCE} for each address): closed {silent} connections that sent nothing, refused {refused} more; access-list.conf limits who may ask"
         ))
     }
 }
 
 impl Place<'_> {
-    /// Keeps the place, since the peer has sent its question: no newcomer gets it any more.
+    /// Keeps the place from newcomers, since the peer has sent its question.
     pub fn keep(&self) {
         let running = &mut self.checks.lock().running;
         if let Some(own) = running.iter_mut().find(|check| check.number == self.number) {
@@ -248,7 +242,7 @@ impl Place<'_> {
     }
 
     fn run(self, stream: TcpStream, answer: &(impl Fn(Connection, &Place) -> &'static str + Sync)) {
-        // A bug in one check must not end the others.
+        // a bug in one check must not end the others
         let said =
             panic::catch_unwind(AssertUnwindSafe(|| answer(Connection::Socket(stream), &self)));
         let mut state = self.checks.lock();

@@ -1,5 +1,5 @@
-//! Patroni's answer, or why there is none. In goes the body, out come the few keys that matter. Knows nothing of HTTP and
-//! what an answer means.
+//! Patroni's answer, or why there is none. In goes the body, out come its keys. Knows nothing of HTTP and what an answer
+//! means.
 
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -19,13 +19,13 @@ pub struct Answer {
     pub replication_state: Option<String>,
     /// A replica does not report its `replication_state` because Patroni is older than 3.0.4.
     pub before_replication_state: bool,
-    /// PostgreSQL's timeline, present while PostgreSQL answers Patroni.
+    /// PostgreSQL's timeline, if PostgreSQL answers Patroni.
     pub timeline: Option<u64>,
     /// Patroni's tag that takes a standby out of load balancing.
     pub noloadbalance: bool,
     /// The cluster is paused.
     pub pause: bool,
-    /// Patroni sees no leader lock in the DCS: failsafe mode, a pause, or the lock has just run out.
+    /// Patroni sees no leader lock in the DCS: it is in failsafe mode or paused, or the lock has just run out.
     pub cluster_unlocked: bool,
     /// When Patroni last read the cluster from the DCS, in seconds since 1970 (since Patroni 2.1.2).
     pub dcs_last_seen: Option<u32>,
@@ -36,26 +36,25 @@ pub struct Answer {
 /// Why there is no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoAnswer {
-    /// What the decision depends on.
+    /// The cause, on which the decision depends.
     pub cause: Cause,
-    /// Who failed and how, and the cure if there is one.
+    /// What failed and how, with a hint if there is one.
     pub reason: String,
 }
 
 /// What kept Patroni from answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Nobody listens: Patroni is not there, or not there yet.
+    /// Nobody listens: Patroni does not run, or not yet.
     Refused,
-    /// This machine kept the agent from asking, which says nothing of Patroni.
+    /// This machine kept the agent from asking, which says nothing about Patroni.
     NotAsked,
     /// Anything else, such as a silent Patroni, an answer that is not valid, or a certificate that cannot be read.
     Failed,
 }
 
 impl Cause {
-    /// The cause of an error of the operating system. If no port, descriptor or memory is left, that may be over in a
-    /// moment.
+    /// The cause of an error of the operating system. A lack of ports, descriptors or memory may be over at once.
     pub fn of(error: &io::Error) -> Cause {
         use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
         match error.raw_os_error() {
@@ -72,18 +71,14 @@ impl From<String> for NoAnswer {
     }
 }
 
-/// Seconds since 1970.
+/// Converts a time to seconds since 1970.
 pub fn seconds(time: SystemTime) -> u32 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
 }
 
-/// Reads the body. A key of an unexpected type counts as absent, and the rest may be any JSON. The date is that of this
-/// machine.
-///
-/// # Errors
-///
-/// The body is no JSON object, or has no `state` or no `role`.
+/// Reads the body, which must be a JSON object with a `state` and a `role`. Another key of an unexpected type counts as
+/// absent.
 pub fn read(status: u16, body: &[u8]) -> Result<Answer, String> {
     let keys: Keys = serde_json::from_slice(body)
         .map_err(|error| format!("answer is not Patroni's JSON: {error}"))?;
@@ -94,11 +89,11 @@ pub fn read(status: u16, body: &[u8]) -> Result<Answer, String> {
         .is_some_and(|tags| tags.get("noloadbalance").is_some_and(|tag| tag.get() == "true"));
     let (state, role) = (required("state")?, required("role")?);
     let replication_state = string("replication_state");
-    let asked_in_vain = role == "replica" && replication_state.is_none();
+    let is_missing = role == "replica" && replication_state.is_none();
     Ok(Answer {
         status,
         state,
-        before_replication_state: asked_in_vain
+        before_replication_state: is_missing
             && version(&keys).is_some_and(|version| version < [3, 0, 4]),
         role,
         replication_state,
@@ -118,7 +113,7 @@ fn object<'a>(keys: &Keys<'a>, key: &str) -> Option<Keys<'a>> {
     serde_json::from_str(keys.get(key)?.get()).ok()
 }
 
-/// The release of Patroni, as far as it is numbers.
+/// Patroni's version; a part that is no number counts as 0.
 fn version(keys: &Keys) -> Option<[u32; 3]> {
     let text: String = serde_json::from_str(object(keys, "patroni")?.get("version")?.get()).ok()?;
     let mut numbers = text.split('.').map(|number| number.parse().unwrap_or(0));
@@ -130,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_true_is_read_and_when() {
+    fn true_keys_and_the_date_are_read() {
         let body = br#"{"state": "running", "role": "replica", "pause": true,
             "cluster_unlocked": false, "tags": {"noloadbalance": true}}"#;
         let answer = read(200, body).expect("an answer");
@@ -146,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_surprise_where_nobody_looks_changes_nothing() {
+    fn keys_of_unexpected_types_count_as_absent() {
         let body = br#"{"state": "running", "role": "primary", "timeline": "5", "tags": [1],
             "replication_state": {"a": null}, "xlog": 3, "server_version": {}, "patroni": []}"#;
         let answer = read(200, body).expect("an answer");
@@ -155,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_release_that_says_its_number_is_known_to_be_old() {
+    fn only_a_version_before_3_0_4_counts_as_old() {
         for (version, old) in [
             (r#""3.0.3""#, true),
             (r#""1.6.5""#, true),
@@ -174,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_surprise_where_it_matters_is_no_answer() {
+    fn a_body_without_a_state_and_a_role_is_no_answer() {
         for body in [
             r#"{"state": ["running"], "role": "primary"}"#,
             r#"{"state": "running", "role": null}"#,

@@ -1,5 +1,5 @@
-//! Patroni's health checks. In goes a name with its query, out come the path to ask for and the roles that match. Knows
-//! nothing of HAProxy, sockets and HTTP.
+//! Patroni's health checks. In goes a name with a query, out come a path and roles. Knows nothing of HAProxy, sockets and
+//! HTTP.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,8 +15,8 @@ enum Wants {
     Any,
 }
 
-/// Patroni's health check endpoints (Patroni manual, "REST API"). Patroni answers 503 to a name that it does not know, so
-/// nothing else is ever sent. A name's number is its place in the memory file for good.
+/// Patroni's health checks (Patroni manual, "REST API"). Patroni answers 503 to a name that it does not know, so the agent
+/// sends no other name. The number of a name is its place in the memory file and must never change.
 const CHECKS: &[(&str, Wants, usize)] = &[
     ("primary", Wants::Primary, 0),
     ("read-write", Wants::Primary, 1),
@@ -34,11 +34,11 @@ const CHECKS: &[(&str, Wants, usize)] = &[
     ("read-only-sync", Wants::ReadOnly, 13),
     ("read-only-quorum", Wants::ReadOnly, 14),
     ("health", Wants::Any, 15),
-    // another name of read-only-sync in the release after 4.1.5
+    // the release after 4.1.5 knows read-only-sync by this name, too
     ("read-only-synchronous", Wants::ReadOnly, 16),
 ];
 
-/// The numbers rise, and are less than this.
+/// The numbers of the names rise and are less than this.
 pub const NUMBERS: usize = 23;
 
 const _: () = {
@@ -50,7 +50,7 @@ const _: () = {
     }
 };
 
-/// The names of all checks.
+/// The names of all health checks.
 pub fn names() -> impl Iterator<Item = &'static str> {
     CHECKS.iter().map(|(name, ..)| *name)
 }
@@ -65,14 +65,14 @@ pub struct Check {
 }
 
 impl Check {
-    /// The path that Patroni is asked for, such as `/replica?lag=16MB`. It lacks `replication_state`, which is judged on the
-    /// body: Patroni ignores it up to 4.1.5, and the code that is to come always answers 503 to it.
+    /// The path of the question to Patroni, such as `/replica?lag=16MB`. It lacks `replication_state`, which the agent
+    /// judges itself: Patroni ignores it up to 4.1.5, and Patroni's next release always answers 503 to it.
     pub fn path(&self) -> &str {
         &self.path
     }
 
     /// Whether a node of this role matches. Patroni 4 says `primary` where older ones say `master`.
-    pub fn fits(&self, role: &str) -> bool {
+    pub fn matches_role(&self, role: &str) -> bool {
         match self.wants {
             Wants::Primary => matches!(role, "primary" | "master"),
             Wants::Leader => matches!(role, "primary" | "master" | "standby_leader"),
@@ -85,12 +85,12 @@ impl Check {
         }
     }
 
-    /// Whether a primary that fails this check has lost the leader lock.
-    pub fn asks_for_the_lock(&self) -> bool {
+    /// Whether only the holder of the leader lock passes this check, so that a primary that fails it has lost the lock.
+    pub fn needs_lock(&self) -> bool {
         matches!(self.wants, Wants::Primary | Wants::Leader)
     }
 
-    /// As it was written, without a leading `/`.
+    /// The check as it was written, without a leading `/`.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -123,7 +123,7 @@ impl fmt::Display for Check {
 impl FromStr for Check {
     type Err = String;
 
-    /// Takes `[/]NAME[?lag=SIZE&replication_state=WORD&tag_NAME=VALUE]`.
+    /// Parses `[/]NAME[?lag=SIZE&replication_state=WORD&tag_NAME=VALUE]`.
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.strip_prefix('/').unwrap_or(text);
         let (name, query) = match text.split_once('?') {
@@ -141,11 +141,11 @@ impl FromStr for Check {
         for parameter in query.into_iter().flat_map(|query| query.split('&')) {
             let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             let twice = match key {
-                "lag" => lag.replace(size(value)?).is_some(),
-                "replication_state" => replication_state.replace(word(key, value)?).is_some(),
+                "lag" => lag.replace(check_size(value)?).is_some(),
+                "replication_state" => replication_state.replace(check_word(key, value)?).is_some(),
                 _ => {
                     match key.strip_prefix("tag_") {
-                        Some(tag) => word("tag_", tag).and(word(key, value))?,
+                        Some(tag) => check_word("tag_", tag).and(check_word(key, value))?,
                         None => {
                             return Err(format!(
                                 "unknown parameter '{parameter}'; a health check takes lag=SIZE, replication_state=WORD, tag_NAME=VALUE"
@@ -172,8 +172,8 @@ impl FromStr for Check {
     }
 }
 
-/// Patroni takes a size that it cannot read for "no limit", so only what every version reads is allowed.
-fn size(value: &str) -> Result<(), String> {
+/// Allows only a size that every version of Patroni can read, since a size that Patroni cannot read means "no limit" to it.
+fn check_size(value: &str) -> Result<(), String> {
     let digits = value.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = value.split_at(digits);
     // a leading 0 means octal to Patroni
@@ -186,8 +186,8 @@ fn size(value: &str) -> Result<(), String> {
     ))
 }
 
-/// Only characters without a meaning in a URL, since the query is sent as it is.
-fn word(key: &str, value: &str) -> Result<String, String> {
+/// Allows only characters without a meaning in a URL, since the query is sent as it is.
+fn check_word(key: &str, value: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/@,".contains(c);
     if !value.is_empty() && value.chars().all(plain) {
         return Ok(value.to_owned());
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_asked_as_it_is_written() {
+    fn every_name_is_sent_as_it_is_written() {
         for (name, ..) in CHECKS {
             assert_eq!(path(name), format!("/{name}"));
             assert_eq!(path(&format!("/{name}")), format!("/{name}"));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn replication_state_is_kept_here() {
+    fn replication_state_is_not_sent() {
         let check: Check = "replica?replication_state=streaming&lag=1GB".parse().expect("a check");
         assert_eq!(check.path(), "/replica?lag=1GB");
         assert_eq!(check.replication_state(), Some("streaming"));
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_told_where_the_known_ones_are() {
+    fn the_error_for_an_unknown_name_says_where_the_names_are() {
         for name in ["", "/", "Primary", "primary ", "//primary", "cluster", "../primary"] {
             let error = error(name);
             assert!(error.ends_with("try primary, replica, read-only (all: --help)"), "{error}");
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_gets_into_the_url() {
+    fn no_other_parameter_and_no_other_character_is_sent() {
         for query in [
             "",
             "lag",

@@ -1,39 +1,35 @@
-//! The addresses of a host. In goes a name, out come its addresses in `/etc/hosts`. Hand-written, since a crate for it is a
-//! whole resolver, and glibc's name services do not go into a static program. Knows nothing of sockets.
+//! The addresses of a host. In goes a name, out come its addresses in `/etc/hosts`. Hand-written, since a crate for this is
+//! a whole resolver, and a static program cannot use glibc's name services. Knows nothing of sockets.
 
 use crate::file;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-/// hosts(5)
+/// The file of hosts(5).
 pub const HOSTS: &str = "/etc/hosts";
 /// The longest `/etc/hosts` in bytes: some 20,000 names.
 const SIZE_LIMIT: u64 = 1024 * 1024;
-/// The most addresses of a host. Each one that refuses costs a try.
+/// The most addresses of a host that the agent tries.
 const MOST_ADDRESSES: usize = 16;
 
-/// An address itself, or both addresses of `localhost`; none for a name, which is looked up in [`HOSTS`].
-pub fn written(host: &str) -> Option<Vec<IpAddr>> {
+/// Parses an address or `localhost`, which has two addresses; none for any other name.
+pub fn parse_address(host: &str) -> Option<Vec<IpAddr>> {
     if host.eq_ignore_ascii_case("localhost") {
         return Some(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
     }
     host.parse().ok().map(|address| vec![address])
 }
 
-/// An address itself, both addresses of `localhost`, or those of a name in `/etc/hosts`, in its order.
-///
-/// # Errors
-///
-/// The name is not in `/etc/hosts`; if that cannot be read, the text says so.
-pub fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
-    if let Some(addresses) = written(host) {
+/// Looks up a host: an address is its own, `localhost` has two, and a name has those in `/etc/hosts`, in that file's order.
+pub fn look_up(host: &str) -> Result<Vec<IpAddr>, String> {
+    if let Some(addresses) = parse_address(host) {
         return Ok(addresses);
     }
     let (hosts, error) = match file::read(Path::new(HOSTS), SIZE_LIMIT) {
         Ok(hosts) => (hosts, String::new()),
         Err(error) => (Vec::new(), format!(" ({error})")),
     };
-    let found = named(&hosts, host);
+    let found = find_name(&hosts, host);
     if found.is_empty() {
         return Err(format!(
             "not in {HOSTS}{error}, and DNS is not used: give --connect-to ADDRESS"
@@ -42,9 +38,9 @@ pub fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
     Ok(found)
 }
 
-/// hosts(5): each line has an address and its names, and `#` begins a comment. Other lines are left out, and so is an
-/// address with an interface, such as `fe80::1%eth0`.
-fn named(hosts: &[u8], host: &str) -> Vec<IpAddr> {
+/// Finds the addresses of a name as hosts(5) describes: each line has an address and its names, and `#` begins a comment. An
+/// address with an interface, such as `fe80::1%eth0`, does not count.
+fn find_name(hosts: &[u8], host: &str) -> Vec<IpAddr> {
     let address = |line: &[u8]| {
         let line = line.split(|byte| *byte == b'#').next()?;
         let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
@@ -60,7 +56,7 @@ mod tests {
     use super::*;
 
     fn texts(hosts: &[u8], host: &str) -> Vec<String> {
-        named(hosts, host).iter().map(IpAddr::to_string).collect()
+        find_name(hosts, host).iter().map(IpAddr::to_string).collect()
     }
 
     #[test]
@@ -87,23 +83,23 @@ mod tests {
     }
 
     #[test]
-    fn not_without_end() {
+    fn at_most_sixteen_addresses_are_tried() {
         let hosts = (0..99).map(|number| format!("10.0.0.{number} pg1\n")).collect::<String>();
         let found = texts(hosts.as_bytes(), "pg1");
         assert_eq!((found.len(), found[15].as_str()), (MOST_ADDRESSES, "10.0.0.15"));
     }
 
     #[test]
-    fn what_is_written_needs_no_file() {
-        assert_eq!(addresses("10.0.0.1"), Ok(vec!["10.0.0.1".parse().expect("an address")]));
-        assert_eq!(addresses("fd00::1"), Ok(vec!["fd00::1".parse().expect("an address")]));
+    fn an_address_and_localhost_need_no_file() {
+        assert_eq!(look_up("10.0.0.1"), Ok(vec!["10.0.0.1".parse().expect("an address")]));
+        assert_eq!(look_up("fd00::1"), Ok(vec!["fd00::1".parse().expect("an address")]));
         let both = ["127.0.0.1", "::1"].map(|text| text.parse().expect("an address"));
-        assert_eq!(addresses("LocalHost"), Ok(both.to_vec()));
+        assert_eq!(look_up("LocalHost"), Ok(both.to_vec()));
     }
 
     #[test]
-    fn a_name_from_nowhere_is_told_its_cure() {
-        let error = addresses("nowhere.invalid").expect_err("no address");
+    fn the_error_for_an_unknown_host_names_connect_to() {
+        let error = look_up("nowhere.invalid").expect_err("no address");
         assert_eq!(error, "not in /etc/hosts, and DNS is not used: give --connect-to ADDRESS");
     }
 }

@@ -1,5 +1,5 @@
-//! One GET by ureq. In go a URL and an address, out comes a response. The transport is hand-written, since ureq's takes no
-//! verifier of certificates, delays acknowledgements by 40 ms, and cannot end early. Knows nothing of what an answer means.
+//! One GET by ureq. In go a URL and an address, out comes a response. Its transport is hand-written, since ureq's takes no
+//! verifier, delays acknowledgements by 40 ms, and cannot end early. Knows nothing of what an answer means.
 
 use super::{answer::Cause, tls};
 use crate::run::before_stop::Patience;
@@ -19,29 +19,29 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Error};
 
-/// Longest body in bytes. An answer has 500 to 800, and about 150 more for each replica.
+/// The longest body in bytes. An answer has 500 to 800, and about 150 more for each replica.
 const BODY_LIMIT: u64 = 64 * 1024;
-/// Longest header in bytes. Patroni's has 150, and ureq clears a buffer of this size at each check.
+/// The longest header in bytes. Patroni's has 150, and ureq clears a buffer of this size at each check.
 const HEADER_LIMIT: usize = 4 * 1024;
 
-/// What an operator is told of a silent Patroni.
+/// The reason if Patroni is silent.
 pub const NO_ANSWER: &str = "no answer before the deadline (--timeout)";
 
-/// What came of one GET.
+/// Patroni's response to one GET.
 pub struct Response {
     /// 200 or 503.
     pub status: u16,
-    /// The `Date:` of Patroni's clock.
+    /// The `Date:` by Patroni's clock.
     pub date: Option<SystemTime>,
-    /// The body as it came.
+    /// The body.
     pub body: Vec<u8>,
 }
 
-/// Why there is no answer from one address.
+/// Why there is no response from one address.
 pub enum Failure {
     /// There was no connection, so another address may be asked.
     NotConnected(io::Error),
-    /// There was a connection, and no answer.
+    /// There was a connection, but no answer.
     NoAnswer(String),
 }
 
@@ -51,11 +51,7 @@ impl From<String> for Failure {
     }
 }
 
-/// One GET of one address.
-///
-/// # Errors
-///
-/// It cannot be connected, or gives no HTTP with one of the two statuses before the deadline.
+/// Sends one GET to one address. The response must be HTTP with status 200 or 503 and come before the deadline.
 pub fn get(
     url: &Uri,
     tls: Option<&Arc<ClientConfig>>,
@@ -63,7 +59,7 @@ pub fn get(
     path: &str,
     patience: &Patience,
 ) -> Result<Response, Failure> {
-    let in_words = |error| in_words(url, error);
+    let explain = |error| explain_error(url, error);
     let left = patience.deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(NO_ANSWER.to_owned().into());
@@ -75,23 +71,23 @@ pub fn get(
         .build()
         .map_err(|error| error.to_string())?;
     let connect = Connect { tls: tls.cloned(), patience: patience.clone() };
-    let request = agent(connect, address, left).get(uri).header("Connection", "close");
+    let request = build_agent(connect, address, left).get(uri).header("Connection", "close");
     let mut response = request.call().map_err(|error| match error {
         Error::Io(error) if is_not_connected(&error) => Failure::NotConnected(error),
-        error => Failure::NoAnswer(in_words(error)),
+        error => Failure::NoAnswer(explain(error)),
     })?;
     let status = response.status().as_u16();
     let date = response.headers().get("Date").and_then(|date| date.to_str().ok());
     let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
-    // read to the end in any case, since Patroni logs a traceback for a reset connection
+    // the agent reads to the end in any case, since Patroni logs a traceback for a connection that is reset
     let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec();
     if !matches!(status, 200 | 503) {
         return Err(format!("HTTP status {status} instead of 200 or 503").into());
     }
-    Ok(Response { status, date, body: body.map_err(in_words)? })
+    Ok(Response { status, date, body: body.map_err(explain)? })
 }
 
-/// Whether there was no connection at all.
+/// Whether this error means that there was no connection.
 fn is_not_connected(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -100,7 +96,7 @@ fn is_not_connected(error: &io::Error) -> bool {
         || Cause::of(error) != Cause::Failed
 }
 
-fn agent(connect: Connect, address: SocketAddr, left: Duration) -> Agent {
+fn build_agent(connect: Connect, address: SocketAddr, left: Duration) -> Agent {
     let config = Agent::config_builder()
         .timeout_global(Some(left))
         .http_status_as_error(false)
@@ -113,16 +109,16 @@ fn agent(connect: Connect, address: SocketAddr, left: Duration) -> Agent {
         .accept_encoding("")
         .input_buffer_size(HEADER_LIMIT)
         .output_buffer_size(1024)
-        // ureq takes a full buffer for the end of the connection
+        // ureq mistakes a full buffer for the end of the connection
         .max_response_header_size(HEADER_LIMIT - 1);
-    Agent::with_parts(config.build(), connect, To(address))
+    Agent::with_parts(config.build(), connect, FixedAddress(address))
 }
 
-/// One address in place of ureq's resolver, which starts a thread as soon as there is a deadline.
+/// A resolver with one address. ureq's own starts a thread as soon as there is a deadline.
 #[derive(Debug)]
-pub struct To(pub SocketAddr);
+pub struct FixedAddress(pub SocketAddr);
 
-impl Resolver for To {
+impl Resolver for FixedAddress {
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         let mut addresses = self.empty();
         addresses.push(self.0);
@@ -130,8 +126,8 @@ impl Resolver for To {
     }
 }
 
-/// The error in words for an operator, with its cure.
-pub fn in_words(url: &Uri, error: Error) -> String {
+/// Explains an error to an operator, with a hint where there is one.
+pub fn explain_error(url: &Uri, error: Error) -> String {
     match error {
         Error::Timeout(_) => NO_ANSWER.to_owned(),
         Error::BodyExceedsLimit(limit) => format!("answer is larger than {limit} bytes"),
@@ -139,7 +135,7 @@ pub fn in_words(url: &Uri, error: Error) -> String {
             format!("answer's header is larger than {limit} bytes")
         }
         Error::Io(error) => match error.kind() {
-            ErrorKind::InvalidData => tls::in_words(&error, url.host().unwrap_or_default())
+            ErrorKind::InvalidData => tls::explain_error(&error, url.host().unwrap_or_default())
                 .unwrap_or_else(|| error.to_string()),
             ErrorKind::ConnectionRefused => "connection refused".to_owned(),
             ErrorKind::ConnectionReset
@@ -147,8 +143,8 @@ pub fn in_words(url: &Uri, error: Error) -> String {
             | ErrorKind::BrokenPipe
             | ErrorKind::UnexpectedEof => {
                 let https = url.scheme_str() == Some("https");
-                let cure = if https { "--cert and --key?" } else { "https?" };
-                format!("closed the connection early: is it stopping, or does it require {cure}")
+                let hint = if https { "--cert and --key?" } else { "https?" };
+                format!("closed the connection early: is it stopping, or does it require {hint}")
             }
             ErrorKind::HostUnreachable => "host unreachable".to_owned(),
             ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
@@ -162,7 +158,7 @@ pub fn in_words(url: &Uri, error: Error) -> String {
     }
 }
 
-/// Connects, by TLS if there is any.
+/// Makes the connection, with TLS if it is configured.
 #[derive(Debug)]
 struct Connect {
     tls: Option<Arc<ClientConfig>>,
@@ -182,13 +178,13 @@ enum Stream {
     Https(Box<StreamOwned<ClientConnection, Tcp>>),
 }
 
-/// A connection that ends with the patience.
+/// A TCP connection that waits no longer than the check's patience lasts.
 #[derive(Debug)]
 struct Tcp {
     stream: TcpStream,
     patience: Patience,
-    /// Acknowledges at once. Patroni sends header and body as two TLS records, and the second only when the first is
-    /// acknowledged (Nagle's algorithm).
+    /// Whether to acknowledge at once. Patroni sends header and body as two TLS records, and waits between them (Nagle's
+    /// algorithm).
     quick: bool,
 }
 
@@ -198,7 +194,7 @@ impl Connector for Connect {
     fn connect(&self, to: &ConnectionDetails, _: Option<()>) -> Result<Option<Connected>, Error> {
         let connect = || {
             let patience = self.patience.clone();
-            let stream = connect_to(to.addrs[0], &patience)?;
+            let stream = connect_tcp(to.addrs[0], &patience)?;
             let Some(tls) = &self.tls else {
                 return Ok(Stream::Http(Tcp { stream, patience, quick: false }));
             };
@@ -210,7 +206,7 @@ impl Connector for Connect {
             tls.complete_io(&mut tcp)?;
             Ok(Stream::Https(Box::new(StreamOwned::new(tls, tcp))))
         };
-        let stream = connect().map_err(|error| timed_out(error, to.timeout))?;
+        let stream = connect().map_err(|error| map_timeout(error, to.timeout))?;
         let buffers =
             LazyBuffers::new(to.config.input_buffer_size(), to.config.output_buffer_size());
         Ok(Some(Connected { stream, buffers }))
@@ -228,7 +224,7 @@ impl Transport for Connected {
             Stream::Http(tcp) => tcp.write_all(output),
             Stream::Https(tls) => tls.write_all(output),
         };
-        written.map_err(|error| timed_out(error, timeout))
+        written.map_err(|error| map_timeout(error, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
@@ -237,7 +233,7 @@ impl Transport for Connected {
             Stream::Http(tcp) => tcp.read(input),
             Stream::Https(tls) => tls.read(input),
         };
-        let amount = read.map_err(|error| timed_out(error, timeout))?;
+        let amount = read.map_err(|error| map_timeout(error, timeout))?;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }
@@ -254,9 +250,9 @@ impl Transport for Connected {
 impl Read for Tcp {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            self.stream.set_read_timeout(Some(self.patience.left()?))?;
+            self.stream.set_read_timeout(Some(self.patience.remaining()?))?;
             if self.quick {
-                // each time, since the kernel delays again once something is sent
+                // before each read, since the kernel delays again after each write
                 set_tcp_quickack(&self.stream, true)?;
             }
             match self.stream.read(buffer) {
@@ -270,7 +266,7 @@ impl Read for Tcp {
 impl Write for Tcp {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         loop {
-            self.stream.set_write_timeout(Some(self.patience.left()?))?;
+            self.stream.set_write_timeout(Some(self.patience.remaining()?))?;
             match self.stream.write(buffer) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 written => return written,
@@ -283,11 +279,11 @@ impl Write for Tcp {
     }
 }
 
-/// Twice at most: a silent Patroni takes no connection while many wait, and a note may have come meanwhile.
-fn connect_to(patroni: SocketAddr, patience: &Patience) -> io::Result<TcpStream> {
-    match TcpStream::connect_timeout(&patroni, patience.left()?) {
+/// Connects. If that times out, since many wait for a silent Patroni, it tries again, unless the hook has left a note.
+fn connect_tcp(patroni: SocketAddr, patience: &Patience) -> io::Result<TcpStream> {
+    match TcpStream::connect_timeout(&patroni, patience.remaining()?) {
         Err(error) if error.kind() == ErrorKind::TimedOut => {
-            patience.left()?;
+            patience.remaining()?;
             let left = patience.deadline.saturating_duration_since(Instant::now());
             TcpStream::connect_timeout(&patroni, left.max(Duration::from_millis(1)))
         }
@@ -295,7 +291,7 @@ fn connect_to(patroni: SocketAddr, patience: &Patience) -> io::Result<TcpStream>
     }
 }
 
-fn timed_out(error: io::Error, timeout: NextTimeout) -> Error {
+fn map_timeout(error: io::Error, timeout: NextTimeout) -> Error {
     match error.kind() {
         ErrorKind::TimedOut | ErrorKind::WouldBlock => Error::Timeout(timeout.reason),
         _ => Error::Io(error),
@@ -307,7 +303,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_not_there_and_who_does_not_answer() {
+    fn an_error_tells_whether_there_was_a_connection() {
         let url = Uri::from_static("http://127.0.0.1:8008");
         for (error, gone, words) in [
             (ErrorKind::ConnectionRefused.into(), true, "connection refused"),
@@ -323,7 +319,7 @@ mod tests {
             (io::Error::from_raw_os_error(libc::EIO), false, ""),
         ] {
             assert_eq!(is_not_connected(&error), gone, "{error}");
-            let text = in_words(&url, Error::Io(error));
+            let text = explain_error(&url, Error::Io(error));
             assert!(text.starts_with(words), "{text}");
         }
     }

@@ -1,5 +1,5 @@
-//! Where the local Patroni is. In go options and the address on which HAProxy agent_address, out come addresses. Knows
-//! nothing of HAProxy and what an answer means.
+//! Where the local Patroni is. In go options and the agent's address, out come Patroni's. Knows nothing of HAProxy and what
+//! an answer means.
 
 use super::hosts;
 use super::ports::{self, Sockets};
@@ -28,15 +28,15 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// From `--connect-to`: HOST or HOST:PORT.
+    /// Parses the value of `--connect-to`: HOST or HOST:PORT.
     fn parse(target: &str, default: u16) -> Result<Endpoint, String> {
         if target.parse::<IpAddr>().is_ok() {
             return Ok(Endpoint { host: target.to_owned(), port: default });
         }
         let wrong = || format!("--connect-to {target}: write HOST or HOST:PORT");
         let authority: Authority = target.parse().map_err(|_| wrong())?;
-        let host = bare(&authority).filter(|_| !target.contains('@')).ok_or_else(wrong)?;
-        Ok(Endpoint { host, port: port(&authority, default).ok_or_else(wrong)? })
+        let host = host_of(&authority).filter(|_| !target.contains('@')).ok_or_else(wrong)?;
+        Ok(Endpoint { host, port: port_of(&authority, default).ok_or_else(wrong)? })
     }
 }
 
@@ -45,27 +45,23 @@ impl Endpoint {
 pub struct Patroni {
     /// `http://HOST:PORT` or `https://HOST:PORT`.
     pub url: Uri,
-    /// Where the connection goes: the URL's host and port, or those of `--connect-to`.
+    /// The host and the port to connect to: those of the URL or of `--connect-to`.
     pub connect_to: Endpoint,
-    /// Present if the URL is https.
+    /// The TLS options, if the URL is https.
     pub tls: Option<Tls>,
-    /// No URL was given: the agent looks where Patroni listens on this machine.
+    /// Whether the agent looks where Patroni listens on this machine, since no URL was given.
     pub discover: bool,
-    /// `--patroni-user`: only this user's sockets and root's are believed then.
+    /// The user of `--patroni-user`: the agent asks only a socket of this user or of root.
     pub user: Option<String>,
     sockets: Arc<OnceLock<Sockets>>,
 }
 
-/// The default of `--url`. Patroni's configuration generator and Debian's package let the REST API listen on the node's
-/// address alone, which the agent finds.
+/// The default of `--url`. A REST API that listens on the node's address alone, as Debian's package sets it up, is found,
+/// too.
 const LOCAL: &str = "http://127.0.0.1:8008";
 
 impl Patroni {
-    /// From `--url`, `--connect-to` and the TLS options.
-    ///
-    /// # Errors
-    ///
-    /// One of them is not valid, or they do not go together.
+    /// Parses `--url` and `--connect-to`, and checks that the TLS options go with them.
     pub fn new(url: Option<&str>, connect_to: Option<&str>, tls: Tls) -> Result<Patroni, String> {
         let discover = url.is_none() && connect_to.is_none();
         let url = url.unwrap_or(LOCAL);
@@ -78,7 +74,7 @@ impl Patroni {
             _ => return Err(wrong()),
         };
         let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
-        let host = bare(authority).ok_or_else(wrong)?;
+        let host = host_of(authority).ok_or_else(wrong)?;
         if !plain || authority.as_str().contains('@') {
             return Err(wrong());
         }
@@ -96,7 +92,7 @@ impl Patroni {
         if tls.key.is_some() && tls.cert.is_none() {
             return Err("--key goes with --cert".to_owned());
         }
-        let port = port(authority, if https { 443 } else { 80 }).ok_or_else(wrong)?;
+        let port = port_of(authority, if https { 443 } else { 80 }).ok_or_else(wrong)?;
         let connect_to = match connect_to {
             Some(target) => Endpoint::parse(target, port)?,
             None => Endpoint { host, port },
@@ -105,31 +101,31 @@ impl Patroni {
         Ok(Patroni { connect_to, tls, url: uri, discover, user: None, sockets: Arc::default() })
     }
 
-    /// Where the connection goes, if that may be another machine: settings for one node are soon copied to all.
-    pub fn named(&self) -> Option<&Endpoint> {
+    /// The address of Patroni, unless it is localhost: settings for one node are easily copied to another.
+    pub fn remote_endpoint(&self) -> Option<&Endpoint> {
         let host = &self.connect_to.host;
         let local =
             host.parse().map_or(host == "localhost", |address: IpAddr| address.is_loopback());
         (!local).then_some(&self.connect_to)
     }
 
-    /// The files that tell who listens, opened once, before the sandbox is entered; none if the URL was given.
-    pub fn sockets(&self) -> Option<&Sockets> {
+    /// Opens, once and before the process is confined, the files that tell who listens; none if a URL was given.
+    pub fn open_sockets(&self) -> Option<&Sockets> {
         let open = || Sockets::open(self.user.as_deref());
         self.discover.then(|| self.sockets.get_or_init(open))
     }
 
-    /// Where Patroni is looked for without `--url`: on localhost, and at the address on which HAProxy asked the agent. An
-    /// address of localhost does not count because HAProxy asked there: any user of this machine can listen on one of them.
+    /// The addresses that may be Patroni's without `--url`: the two of localhost, and the one on which HAProxy asked the
+    /// agent. Another loopback address is no candidate, since any user of this machine can listen there.
     pub fn candidates(&self, agent_address: Option<SocketAddr>) -> Vec<SocketAddr> {
         let localhost: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let mut candidates = localhost.map(|ip| SocketAddr::new(ip, 0)).to_vec();
-        candidates.extend(beside_localhost(agent_address));
+        candidates.extend(unless_loopback(agent_address));
         candidates.iter_mut().for_each(|address| address.set_port(self.connect_to.port));
         candidates
     }
 
-    /// The Patronis that a check may ask, whose records in the memory it takes if none of them answers.
+    /// The Patronis that a check may ask. Their records in the memory file count if none of them answers.
     pub fn candidate_endpoints(&self, agent_address: Option<SocketAddr>) -> Vec<Endpoint> {
         if !self.discover {
             return vec![self.connect_to.clone()];
@@ -137,9 +133,9 @@ impl Patroni {
         self.candidates(agent_address).iter().map(|address| self.endpoint(address.ip())).collect()
     }
 
-    /// The Patronis that any of HAProxy's checks may ask, on whichever address of this machine HAProxy asks.
+    /// The Patronis that any of HAProxy's checks may ask, whichever address of this machine HAProxy uses.
     pub fn all_endpoints(&self) -> Vec<Endpoint> {
-        let own = if self.discover { ports::addresses() } else { Vec::new() };
+        let own = if self.discover { ports::own_addresses() } else { Vec::new() };
         let own = own.into_iter().map(|ip| self.endpoint(ip));
         self.candidate_endpoints(None).into_iter().chain(own).collect()
     }
@@ -150,26 +146,26 @@ impl Patroni {
     }
 
     /// The files that [`Patroni::prepare`](super::ask) reads.
-    pub fn files(&self) -> Vec<PathBuf> {
-        let name = hosts::written(&self.connect_to.host).is_none();
+    pub fn files_to_read(&self) -> Vec<PathBuf> {
+        let name = hosts::parse_address(&self.connect_to.host).is_none();
         let tls = self.tls.iter().flat_map(|tls| [&tls.cacert, &tls.cert, &tls.key]);
         let hosts = name.then(|| hosts::HOSTS.into());
         tls.flatten().cloned().chain(hosts).collect()
     }
 }
 
-/// The address on which HAProxy agent_address, unless it is one of localhost.
-pub fn beside_localhost(agent_address: Option<SocketAddr>) -> Option<SocketAddr> {
+/// The address on which HAProxy asked the agent, unless it is a loopback address.
+pub fn unless_loopback(agent_address: Option<SocketAddr>) -> Option<SocketAddr> {
     agent_address.filter(|address| !address.ip().is_loopback())
 }
 
-/// The port, or the default if none is written; none if it is not valid.
-fn port(authority: &Authority, default: u16) -> Option<u16> {
+/// The port of a URL, or the default if there is none; none if it is not valid.
+fn port_of(authority: &Authority, default: u16) -> Option<u16> {
     if authority.as_str() == authority.host() { Some(default) } else { authority.port_u16() }
 }
 
-/// The host without the brackets of an IPv6 address; none if it is not valid.
-fn bare(authority: &Authority) -> Option<String> {
+/// The host of a URL without the brackets of an IPv6 address; none if it is not valid.
+fn host_of(authority: &Authority) -> Option<String> {
     let host = authority.host();
     let host = match host.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']').filter(|inner| inner.parse::<Ipv6Addr>().is_ok())?,
@@ -183,10 +179,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_files_that_are_read_again() {
+    fn only_a_host_name_needs_etc_hosts() {
         let [cacert, cert, key] = ["ca", "cert", "key"].map(|name| Some(PathBuf::from(name)));
         let tls = Tls { cacert, cert, key, insecure: false };
-        let files = |url, tls| Patroni::new(Some(url), None, tls).expect("a Patroni").files();
+        let files =
+            |url, tls| Patroni::new(Some(url), None, tls).expect("a Patroni").files_to_read();
         let found = files("https://10.0.0.1:8008", tls.clone());
         assert_eq!(found, ["ca", "cert", "key"].map(PathBuf::from));
         let found = files("https://pg1:8008", tls);

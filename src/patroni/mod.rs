@@ -1,4 +1,4 @@
-//! The local Patroni: its health checks, where it is, the question to it and its answer. Knows nothing of HAProxy.
+//! The local Patroni: its health checks, its address, the question to it and its answer. Knows nothing of HAProxy.
 
 pub mod answer;
 pub mod ask;

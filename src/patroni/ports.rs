@@ -1,5 +1,5 @@
-//! Who listens on a port of this machine, as the kernel tells it. In go a port and addresses, out come those of them at
-//! which Patroni's user or root listens. Knows nothing of HTTP.
+//! Who listens on a port of this machine, as the kernel tells. In go a port and addresses, out come those addresses on which
+//! Patroni's user or root listens. Knows nothing of HTTP.
 
 use crate::sandbox::user;
 use std::fs::{self, File};
@@ -9,143 +9,138 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// proc(5): the sockets of IPv4 and IPv6. `/proc/net` is not there with `ProcSubset=pid`.
+/// The kernel's lists of TCP sockets (proc(5)). With `ProcSubset=pid`, there is no `/proc/net`.
 const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
-/// The addresses of this machine, for IPv4 and IPv6.
+/// The kernel's lists of this machine's addresses.
 const ADDRESSES: [&str; 2] = ["/proc/self/net/fib_trie", "/proc/self/net/if_inet6"];
 const UID_MAP: &str = "/proc/self/uid_map";
-/// The number of `nobody`, and of each user for whom a user namespace has no number.
+/// The uid of `nobody`, and of each user who has no uid in a user namespace.
 const OVERFLOW: u32 = 65534;
-/// PostgreSQL's folder, which root makes for PostgreSQL's user.
+/// The folder that root makes for PostgreSQL's user.
 const POSTGRESQL: &str = "/run/postgresql";
-/// PostgreSQL's user, where there is no such folder.
+/// PostgreSQL's user if there is no such folder.
 const POSTGRES: &str = "postgres";
-/// The kernel usually gives this much at once.
+/// The kernel usually returns so many bytes at once.
 const PAGE: usize = 4096;
-/// The state of a socket that listens. Such sockets come first.
+/// The state of a socket that listens. The lists begin with these.
 const LISTENS: &[u8] = b"0A";
-/// Before Linux 4.4, sockets of this state come among them.
+/// The state of a socket that Linux before 4.4 lists among them.
 const OPENS: &[u8] = b"03";
-/// How long a check by hand looks at port 5555.
+/// How long a check by hand looks for those who listen on port 5555.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A socket that listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Listener {
-    /// An address of IPv4 as such, even if the socket is one of IPv6.
+    /// The address; an IPv4 address also if the socket is an IPv6 socket.
     ip: IpAddr,
     uid: u32,
     inode: u64,
 }
 
 impl Listener {
-    /// What proc(5) shows for a descriptor of this socket.
+    /// The target of the links in `/proc/PID/fd` to this socket.
     fn link(&self) -> PathBuf {
         format!("socket:[{}]", self.inode).into()
     }
 }
 
-/// Why there is no Patroni that may be asked.
+/// Why no Patroni was found.
 #[derive(Debug)]
 pub enum NotFound {
     /// Nobody listens.
     Nobody,
-    /// Another user listens there.
+    /// Another user, with this uid, listens on this address.
     Stranger(SocketAddr, u32),
     /// Several sockets listen, and this process cannot see whose they are.
     Hidden,
-    /// The kernel did not tell.
-    Untold(io::Error),
+    /// The kernel's lists cannot be read.
+    Unreadable(io::Error),
 }
 
-/// The files that tell who listens. They are opened before the sandbox is entered, and read inside.
+/// The files that tell who listens. The process opens them before it is confined, and reads them afterwards.
 #[derive(Debug)]
 pub struct Sockets {
     tables: [io::Result<File>; 2],
-    /// None if no user is hidden.
+    /// None if this process is known to see every user.
     uid_map: Option<File>,
-    /// Who is believed besides root.
+    /// Patroni's user, who is trusted like root.
     patroni: Option<u32>,
-    /// Whether that is `--patroni-user`, so that nobody else is believed.
+    /// Whether `--patroni-user` names that user.
     given: bool,
 }
 
 impl Sockets {
-    /// Opens the files. Patroni's `user` is a name of `/etc/passwd` or a number, and by default the owner of PostgreSQL.
+    /// Opens the files. Patroni's `user` is a name in `/etc/passwd` or a number, and by default PostgreSQL's user.
     pub fn open(user: Option<&str>) -> Sockets {
-        let owner = if user.is_none() { owner_of_postgresql() } else { None };
+        let owner = if user.is_none() { postgresql_owner() } else { None };
         let patroni = match user {
-            Some(user) => user.parse().ok().or_else(|| user::uid(user)),
-            None => owner.or_else(|| user::uid(POSTGRES)),
+            Some(user) => user.parse().ok().or_else(|| user::find_uid(user)),
+            None => owner.or_else(|| user::find_uid(POSTGRES)),
         };
-        // a process that sees that owner sees the other users
+        // a process that sees that owner sees every user
         let uid_map = if owner.is_some() { None } else { File::open(UID_MAP).ok() };
         Sockets { tables: TABLES.map(File::open), uid_map, patroni, given: user.is_some() }
     }
 
-    /// The `candidates` at which Patroni may be asked, and by hand any address at which it listens: the kernel would hand
-    /// the connection to a socket of root or of Patroni's user.
-    ///
-    /// # Errors
-    ///
-    /// See [`NotFound`].
-    pub fn find(
+    /// Finds the `candidates`, and by hand any other address, on which only Patroni's user or root listens.
+    pub fn find_patroni(
         &self,
         port: u16,
         candidates: &[SocketAddr],
         by_hand: bool,
         deadline: Instant,
     ) -> Result<Vec<SocketAddr>, NotFound> {
-        let mut listeners = self.table(0, port, deadline).map_err(NotFound::Untold)?;
-        // a socket of IPv4 comes before one of both families, so the other table need not be read
-        let found = self.patronis(candidates, &listeners);
+        let mut listeners = self.read_table(0, port, deadline).map_err(NotFound::Unreadable)?;
+        // an IPv4 socket comes before one of both families, so one list is enough
+        let found = self.select_trusted(candidates, &listeners);
         if !by_hand && !found.is_empty() {
             return Ok(found);
         }
-        match self.table(1, port, deadline) {
+        match self.read_table(1, port, deadline) {
             Ok(others) => listeners.extend(others),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(NotFound::Untold(error)),
+            Err(error) => return Err(NotFound::Unreadable(error)),
         }
         let mut places = candidates.to_vec();
         if by_hand {
             let own = listeners.iter().map(|listener| SocketAddr::new(listener.ip, port));
             places.extend(own.filter(|own| !own.ip().is_unspecified() && !own.ip().is_loopback()));
         }
-        let found = self.patronis(&places, &listeners);
+        let found = self.select_trusted(&places, &listeners);
         if !found.is_empty() {
             return Ok(found);
         }
-        places.retain(|place| !serving(&listeners, place.ip()).is_empty());
+        places.retain(|place| !sockets_for(&listeners, place.ip()).is_empty());
         let Some(first) = places.first() else { return Err(NotFound::Nobody) };
-        let theirs = || places.iter().flat_map(|place| serving(&listeners, place.ip()));
-        if theirs().all(|listener| listener.uid == OVERFLOW) && self.hides() {
+        let theirs = || places.iter().flat_map(|place| sockets_for(&listeners, place.ip()));
+        if theirs().all(|listener| listener.uid == OVERFLOW) && self.hides_users() {
             let inode = theirs().next().map(|listener| listener.inode);
             let one = theirs().all(|listener| Some(listener.inode) == inode);
             return if one { Ok(places) } else { Err(NotFound::Hidden) };
         }
-        let uid = serving(&listeners, first.ip()).first().map_or(OVERFLOW, |listener| listener.uid);
+        let uid =
+            sockets_for(&listeners, first.ip()).first().map_or(OVERFLOW, |listener| listener.uid);
         Err(NotFound::Stranger(*first, uid))
     }
 
-    /// The places at which Patroni listens.
-    fn patronis(&self, places: &[SocketAddr], listeners: &[Listener]) -> Vec<SocketAddr> {
-        let patronis = |place: &&SocketAddr| {
-            let serving = serving(listeners, place.ip());
-            !serving.is_empty() && serving.iter().all(|listener| self.is_patronis(listener.uid))
+    /// Selects the addresses on which only trusted users listen.
+    fn select_trusted(&self, places: &[SocketAddr], listeners: &[Listener]) -> Vec<SocketAddr> {
+        let is_trusted = |place: &&SocketAddr| {
+            let sockets = sockets_for(listeners, place.ip());
+            !sockets.is_empty() && sockets.iter().all(|listener| self.is_trusted(listener.uid))
         };
-        places.iter().filter(patronis).copied().collect()
+        places.iter().filter(is_trusted).copied().collect()
     }
 
-    fn is_patronis(&self, uid: u32) -> bool {
+    fn is_trusted(&self, uid: u32) -> bool {
         // PostgreSQL may have been installed after this process was started
-        let is_postgresqls = || !self.given && owner_of_postgresql() == Some(uid);
-        uid == 0 || self.patroni == Some(uid) || is_postgresqls()
+        let is_postgresql = || !self.given && postgresql_owner() == Some(uid);
+        uid == 0 || self.patroni == Some(uid) || is_postgresql()
     }
 
-    /// Whether this process cannot see whose a socket is: all users without a number in its user namespace (`PrivateUsers=`)
-    /// look alike.
-    fn hides(&self) -> bool {
+    /// Whether this process cannot see whose a socket is: with `PrivateUsers=`, all other users look alike.
+    fn hides_users(&self) -> bool {
         let mut map = [0; PAGE];
         let length = self.uid_map.as_ref().map_or(0, |file| file.read_at(&mut map, 0).unwrap_or(0));
         let text = String::from_utf8_lossy(&map[..length]);
@@ -157,8 +152,8 @@ impl Sockets {
         length > 0 && !text.lines().any(has_overflow)
     }
 
-    /// The sockets that listen on this port. They stand before all others, which may be many.
-    fn table(&self, family: usize, port: u16, deadline: Instant) -> io::Result<Vec<Listener>> {
+    /// Reads the sockets that listen on this port. It stops at the first other socket, since there may be many.
+    fn read_table(&self, family: usize, port: u16, deadline: Instant) -> io::Result<Vec<Listener>> {
         let file = self.tables[family].as_ref().map_err(|error| match error.raw_os_error() {
             Some(number) => io::Error::from_raw_os_error(number),
             None => error.kind().into(),
@@ -178,12 +173,12 @@ impl Sockets {
             }
             let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
             for line in text[..end].split(|byte| *byte == b'\n') {
-                let Some((local, state)) = local_and_state(line) else { continue };
+                let Some((local, state)) = parse_local_and_state(line) else { continue };
                 if state != LISTENS && state != OPENS {
                     return Ok(found);
                 }
                 if state == LISTENS && local.ends_with(port.as_bytes()) {
-                    found.extend(listener(line));
+                    found.extend(parse_listener(line));
                 }
             }
             text.drain(..end);
@@ -194,8 +189,8 @@ impl Sockets {
     }
 }
 
-/// The sockets to which the kernel gives a connection to this address: those of this address come before those of any.
-fn serving(listeners: &[Listener], ip: IpAddr) -> Vec<&Listener> {
+/// The sockets to which the kernel gives a connection to this address: a socket of this address comes before one of any.
+fn sockets_for(listeners: &[Listener], ip: IpAddr) -> Vec<&Listener> {
     let any = match ip {
         IpAddr::V4(_) => Some(Ipv4Addr::UNSPECIFIED.into()),
         IpAddr::V6(_) => None,
@@ -206,35 +201,36 @@ fn serving(listeners: &[Listener], ip: IpAddr) -> Vec<&Listener> {
     levels.find(|listeners| !listeners.is_empty()).unwrap_or_default()
 }
 
-/// The user who owns PostgreSQL's folder, unless that is root or unknown.
-fn owner_of_postgresql() -> Option<u32> {
+/// The owner of PostgreSQL's folder, unless that is root or hidden.
+fn postgresql_owner() -> Option<u32> {
     let owner = fs::metadata(POSTGRESQL).ok()?.uid();
     (!matches!(owner, 0 | OVERFLOW)).then_some(owner)
 }
 
-/// Whether somebody listens on this port, at any address.
+/// Whether somebody listens on this port, on any address.
 pub fn is_listening(port: u16) -> bool {
-    !all(port).is_empty()
+    !find_listeners(port).is_empty()
 }
 
-/// Whether a socket that is not systemd's listens on this port; false if the kernel does not tell this user what PID 1 has.
-pub fn is_foreign(port: u16) -> bool {
-    let systemds: Vec<_> = files_of(Path::new("/proc/1")).collect();
-    !systemds.is_empty() && !all(port).iter().all(|listener| systemds.contains(&listener.link()))
+/// Whether a program other than systemd listens on this port; false if PID 1's sockets are hidden.
+pub fn has_other_holder(port: u16) -> bool {
+    let systemd: Vec<_> = files_of(Path::new("/proc/1")).collect();
+    let is_systemd = |listener: &Listener| systemd.contains(&listener.link());
+    !systemd.is_empty() && !find_listeners(port).iter().all(is_systemd)
 }
 
-/// Who listens on this port, in words: the address, the user's number, and the processes that can be seen.
-pub fn holders(port: u16) -> Vec<String> {
+/// Describes who listens on this port: the address, the uid, and the processes that this user can see.
+pub fn name_holders(port: u16) -> Vec<String> {
     let holder = |listener: Listener| {
         let address = SocketAddr::new(listener.ip, port);
-        let processes = processes_with(&listener.link());
+        let processes = name_processes(&listener.link());
         format!("{address} is listened on by uid {}{processes}", listener.uid)
     };
-    all(port).into_iter().map(holder).collect()
+    find_listeners(port).into_iter().map(holder).collect()
 }
 
-/// The processes that have this socket open.
-fn processes_with(link: &Path) -> String {
+/// Describes the processes that have this socket open.
+fn name_processes(link: &Path) -> String {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
     let name = |process: PathBuf| {
         let pid: u32 = process.file_name()?.to_str()?.parse().ok()?;
@@ -251,10 +247,10 @@ fn files_of(process: &Path) -> impl Iterator<Item = PathBuf> {
     files.filter_map(|file| fs::read_link(file.path()).ok())
 }
 
-/// All addresses of this machine, and some others; none if the kernel does not tell.
-pub fn addresses() -> Vec<IpAddr> {
+/// All addresses of this machine, and some network addresses; none if the kernel does not tell.
+pub fn own_addresses() -> Vec<IpAddr> {
     let [four, six] = ADDRESSES.map(|file| fs::read_to_string(file).unwrap_or_default());
-    // a tree of networks, in which each address stands alone after this mark
+    // fib_trie is a tree of networks, in which each address stands alone after this mark
     let four = four.lines().filter_map(|line| line.trim_start().strip_prefix("|-- "));
     let four = four.filter_map(|ip| ip.parse().ok()).map(IpAddr::V4);
     let six = six.lines().filter_map(|line| u128::from_str_radix(line.get(..32)?, 16).ok());
@@ -265,25 +261,24 @@ pub fn addresses() -> Vec<IpAddr> {
     found
 }
 
-/// All sockets that listen on this port, for a person.
-fn all(port: u16) -> Vec<Listener> {
+/// Finds all sockets that listen on this port.
+fn find_listeners(port: u16) -> Vec<Listener> {
     let (sockets, deadline) = (Sockets::open(None), Instant::now() + LOOK_LIMIT);
-    let table = |family| sockets.table(family, port, deadline).unwrap_or_default();
+    let table = |family| sockets.read_table(family, port, deadline).unwrap_or_default();
     [table(0), table(1)].concat()
 }
 
-/// A line's address and port, and its state. Between them are the peer's address and port, in as many characters.
-fn local_and_state(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    // the first line has the columns' names, and no colon
+/// Parses a line's address with port, and its state. The peer's address with port, which is as long, is between them.
+fn parse_local_and_state(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    // the first line has the names of the columns, and no colon
     let number = line.iter().position(|byte| *byte == b':')?;
     let rest = line.get(number + 2..)?;
     let width = rest.iter().position(|byte| *byte == b' ')?;
     Some((&rest[..width], rest.get(2 * width + 2..2 * width + 4)?))
 }
 
-/// A line's words: number, address and port in hexadecimal, the peer's, state, three that do not matter, user, another
-/// number, inode.
-fn listener(line: &[u8]) -> Option<Listener> {
+/// Parses a line. Its words: number, address:port in hexadecimal, the peer's, state, three others, uid, another one, inode.
+fn parse_listener(line: &[u8]) -> Option<Listener> {
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
     let (address, _) = words.next()?.split_once(':')?;
     // 32 bits at a time, in the order of this processor
@@ -315,43 +310,43 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_listens() {
+    fn a_line_of_each_family_is_parsed() {
         let v4 =
             b"   1: 0B004D0A:1F48 00000000:0000 0A 00000000:00000000 00:00000000 00000000   101        0 7 1";
         let v6 = b"  0: 000000FD000000000000000001000000:1F48 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 8 1";
         let ip = |text: &str| text.parse().expect("an address");
-        assert_eq!(listener(v4), Some(Listener { ip: ip("10.77.0.11"), uid: 101, inode: 7 }));
-        assert_eq!(listener(v6), Some(Listener { ip: ip("fd00::1"), uid: 0, inode: 8 }));
-        assert_eq!(local_and_state(v4), Some((&b"0B004D0A:1F48"[..], LISTENS)));
+        assert_eq!(parse_listener(v4), Some(Listener { ip: ip("10.77.0.11"), uid: 101, inode: 7 }));
+        assert_eq!(parse_listener(v6), Some(Listener { ip: ip("fd00::1"), uid: 0, inode: 8 }));
+        assert_eq!(parse_local_and_state(v4), Some((&b"0B004D0A:1F48"[..], LISTENS)));
         let names = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when";
-        assert_eq!((local_and_state(names), local_and_state(b"")), (None, None));
+        assert_eq!((parse_local_and_state(names), parse_local_and_state(b"")), (None, None));
     }
 
     #[test]
-    fn where_somebody_listens() {
+    fn the_process_that_listens_is_found() {
         let there = TcpListener::bind("127.0.0.9:0").expect("a socket");
         let there = there.local_addr().expect("its address");
-        assert!(all(there.port()).iter().any(|listener| listener.ip == there.ip()));
+        assert!(find_listeners(there.port()).iter().any(|listener| listener.ip == there.ip()));
         assert!(is_listening(there.port()));
         let me = format!("{there} is listened on by uid ");
-        let holders = holders(there.port());
+        let holders = name_holders(there.port());
         let holder = holders.iter().find(|holder| holder.starts_with(&me)).expect("this process");
         assert!(holder.contains(&format!(", pid {} (", std::process::id())), "{holder}");
         assert!(!is_listening(0));
     }
 
-    /// More than a page of sockets that listen, and among them only those of one port.
+    /// The sockets that listen take more than a page.
     #[test]
-    fn among_many() {
+    fn the_sockets_of_one_port_are_found_among_many() {
         let others: Vec<_> = (0..99).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
         let last = others[98].as_ref().expect("a socket").local_addr().expect("its address");
-        let found = Sockets::open(None).table(0, last.port(), soon()).expect("a table");
+        let found = Sockets::open(None).read_table(0, last.port(), soon()).expect("a table");
         assert_eq!(found.iter().map(|listener| listener.ip).collect::<Vec<_>>(), [last.ip()]);
-        let late = Sockets::open(None).table(0, last.port(), Instant::now());
+        let late = Sockets::open(None).read_table(0, last.port(), Instant::now());
         assert_eq!(late.expect_err("too late").kind(), ErrorKind::TimedOut);
     }
 
-    /// Sockets of which only these tables are true.
+    /// Makes lists with these sockets.
     fn sockets(tables: [&[(&str, u32)]; 2], uid_map: &str) -> Sockets {
         let file = |text: String| {
             let mut file = tempfile::tempfile()?;
@@ -374,7 +369,7 @@ mod tests {
                     "   {number}: {local}:1F48 {peer}:0000 0A 0:0 00:0 0 {uid} 0 {inode} 1\n"
                 );
             }
-            // those that are connected come after them
+            // a connected socket comes after those that listen
             text += "   9: 0100007F:1F48 0100007F:9C40 01 0:0 00:0 0 0 0 9 1\n";
             text
         };
@@ -395,7 +390,7 @@ mod tests {
         let beside = asked.filter(|asked| !asked.ip().is_loopback());
         let beside = beside.map(|asked| SocketAddr::new(asked.ip(), 8008));
         let candidates: Vec<_> = localhost.into_iter().chain(beside).collect();
-        match sockets(tables, uid_map).find(8008, &candidates, asked.is_none(), soon()) {
+        match sockets(tables, uid_map).find_patroni(8008, &candidates, asked.is_none(), soon()) {
             Ok(places) => places.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
             Err(NotFound::Stranger(place, uid)) => format!("{uid} at {place}"),
             Err(error) => format!("{error:?}"),
@@ -407,7 +402,7 @@ mod tests {
         let (node, other) = ("10.0.0.1:5555", "127.0.0.9:5555");
         let (local, nodes) = ("127.0.0.1:8008", "10.0.0.1:8008");
         for (four, six, asked, place) in [
-            // each layout, and strangers at all that is left
+            // each layout of Patroni, with strangers on the other addresses
             (
                 &[("127.0.0.1", PATRONI), ("10.0.0.1", NOBODY)][..],
                 &[("::1", NOBODY)][..],
@@ -429,13 +424,13 @@ mod tests {
                 "[::1]:8008",
             ),
             (&[], &[("::", PATRONI)], node, "127.0.0.1:8008 [::1]:8008 10.0.0.1:8008"),
-            // a socket of IPv6 only, and so the other family is a stranger's
+            // Patroni listens on IPv6 only, and a stranger on IPv4
             (&[("127.0.0.1", 33)], &[("::", PATRONI)], "127.0.0.1:5555", "[::1]:8008"),
             (&[("0.0.0.0", 33)], &[("::", PATRONI)], "[fd00::1]:5555", "[::1]:8008 [fd00::1]:8008"),
             (&[], &[("fd00::1", PATRONI), ("::", 33)], "[fd00::1]:5555", "[fd00::1]:8008"),
             (&[], &[("::ffff:127.0.0.1", PATRONI)], other, local),
             (&[("127.0.0.1", 0)], &[], node, local),
-            // Patroni is away, or at another address than was asked
+            // Patroni is away, or on another address than the one that HAProxy asked
             (&[("10.0.0.2", PATRONI)], &[], node, "Nobody"),
             (&[], &[], node, "Nobody"),
             (&[("127.0.0.1", NOBODY)], &[], node, "65534 at 127.0.0.1:8008"),
@@ -457,7 +452,7 @@ mod tests {
 
     /// `PrivateUsers=` shows everybody but root as `nobody`.
     #[test]
-    fn where_owners_are_hidden_only_one_may_listen() {
+    fn where_owners_are_hidden_only_one_program_may_listen() {
         let node = "10.0.0.1:5555";
         for (four, six, place) in [
             (&[("10.0.0.1", NOBODY)][..], &[][..], "10.0.0.1:8008"),

@@ -1,5 +1,4 @@
-//! TLS to Patroni. In go the files of the options, out come a configuration that trusts no public CA, and errors in words
-//! that name the cure. Knows nothing of sockets.
+//! TLS to Patroni. In go PEM files, out comes a configuration that trusts no public CA. Knows nothing of sockets.
 
 use super::answer::{Cause, NoAnswer};
 use crate::file;
@@ -22,7 +21,7 @@ use std::sync::Arc;
 /// The longest PEM file in bytes.
 const SIZE_LIMIT: u64 = 1024 * 1024;
 
-/// The TLS options, in curl's words.
+/// The TLS options, which are named as curl's are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// `--cacert`: a PEM file with the CA of Patroni's certificate, or with that certificate itself.
@@ -36,14 +35,11 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Reads the files.
-    ///
-    /// # Errors
-    ///
-    /// A file cannot be read or does not hold what its option promises.
-    pub fn config(&self) -> Result<Arc<ClientConfig>, NoAnswer> {
+    /// Reads the files and builds the configuration.
+    pub fn build_config(&self) -> Result<Arc<ClientConfig>, NoAnswer> {
         let provider = Arc::new(ring::default_provider());
-        let trusted = self.cacert.as_deref().map(|file| trusted(file, &provider)).transpose()?;
+        let trusted =
+            self.cacert.as_deref().map(|file| read_trusted(file, &provider)).transpose()?;
         let trusted = match self.insecure {
             true => None,
             false => Some(trusted.ok_or("https needs --cacert FILE or --insecure".to_owned())?),
@@ -56,9 +52,9 @@ impl Tls {
             .with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match &self.cert {
             Some(file) => {
-                let chain = certificates(file)?;
+                let chain = read_certificates(file)?;
                 let key_file = self.key.as_deref().unwrap_or(file);
-                let key = private_key(key_file)?;
+                let key = read_private_key(key_file)?;
                 builder.with_client_auth_cert(chain, key).map_err(|error| {
                     format!("{} and {}: {error}", file.display(), key_file.display())
                 })?
@@ -71,18 +67,18 @@ impl Tls {
     }
 }
 
-/// The certificates that are trusted: those in `--cacert`, and those that its CAs have signed.
+/// The certificates that the agent trusts: those in `--cacert`, and those that a CA among them has signed.
 #[derive(Debug)]
 struct Trusted {
     certificates: Vec<CertificateDer<'static>>,
-    /// Takes all in `--cacert` for CAs.
+    /// Treats every certificate in `--cacert` as a CA.
     all: Arc<WebPkiServerVerifier>,
-    /// The CAs there, by how many CAs may follow one in a chain.
+    /// Treats only the CAs in `--cacert` as CAs, by how many other CAs may stand below one.
     signed: BTreeMap<usize, Arc<WebPkiServerVerifier>>,
 }
 
-fn trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, NoAnswer> {
-    let certificates = certificates(file)?;
+fn read_trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, NoAnswer> {
+    let certificates = read_certificates(file)?;
     let verifier = |certificates: Vec<CertificateDer<'static>>| {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(certificates);
@@ -92,7 +88,7 @@ fn trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, NoAns
         verifier(certificates.clone()).map_err(|error| format!("{}: {error}", file.display()))?;
     let mut cas: BTreeMap<usize, Vec<_>> = BTreeMap::new();
     for certificate in &certificates {
-        if let Some(limit) = path_limit(certificate) {
+        if let Some(limit) = read_path_limit(certificate) {
             cas.entry(limit).or_default().push(certificate.clone());
         }
     }
@@ -101,53 +97,53 @@ fn trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, NoAns
     Ok(Trusted { certificates, all, signed })
 }
 
-/// How many CAs may stand between this certificate and a server's; `None` if it may not vouch for others. As OpenSSL
-/// decides: by its basic constraints, or without them by its key usage, or by its version 1, which has no extensions. A key
-/// usage must allow it. webpki heeds no limit of a CA that it is told to trust.
-fn path_limit(certificate: &[u8]) -> Option<usize> {
+/// The number of other CAs that may stand between this certificate and a server's, by OpenSSL's rules; `None` if it may sign
+/// no others. Its basic constraints decide, or else its key usage. A version 1 certificate, which has no extensions, may
+/// sign. A key usage must allow it. webpki heeds no limit of a CA that it is told to trust.
+fn read_path_limit(certificate: &[u8]) -> Option<usize> {
     const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
     const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
     const SEQUENCE: u8 = 0x30;
     const INTEGER: u8 = 2;
     const TRUE: (u8, &[u8]) = (1, &[0xff]);
-    let whole = parts(certificate).first().map_or(vec![], |(_, whole)| parts(whole));
-    let fields = whole.first().map_or(vec![], |(_, signed)| parts(signed));
+    let whole = parse_der(certificate).first().map_or(vec![], |(_, whole)| parse_der(whole));
+    let fields = whole.first().map_or(vec![], |(_, signed)| parse_der(signed));
     let first = fields.first().map(|(tag, _)| *tag);
     // [0] is the version, and [3] are the extensions
     let Some((_, extensions)) = fields.iter().find(|(tag, _)| *tag == 0xa3) else {
         return first.is_some_and(|tag| tag != 0xa0).then_some(usize::MAX);
     };
-    let extensions = parts(extensions).first().map_or(vec![], |(_, list)| parts(list));
+    let extensions = parse_der(extensions).first().map_or(vec![], |(_, list)| parse_der(list));
     let value = |id: &[u8]| {
-        let extensions = extensions.iter().map(|(_, extension)| parts(extension));
+        let extensions = extensions.iter().map(|(_, extension)| parse_der(extension));
         let extension = extensions.into_iter().find(|parts| parts.first() == Some(&(6, id)))?;
-        parts(extension.last()?.1).first().copied()
+        parse_der(extension.last()?.1).first().copied()
     };
     // keyCertSign is bit 5
     let signs = value(KEY_USAGE).map(|(_, bits)| bits.get(1).is_some_and(|bits| bits & 4 != 0));
     let Some((SEQUENCE, constraints)) = value(BASIC_CONSTRAINTS) else {
         return (signs == Some(true)).then_some(usize::MAX);
     };
-    match parts(constraints)[..] {
+    match parse_der(constraints)[..] {
         [TRUE] if signs != Some(false) => Some(usize::MAX),
-        [TRUE, (INTEGER, limit)] if signs != Some(false) => Some(number(limit)),
+        [TRUE, (INTEGER, limit)] if signs != Some(false) => Some(parse_number(limit)),
         _ => None,
     }
 }
 
-/// A number without a sign, as far as it fits.
-fn number(bytes: &[u8]) -> usize {
+/// An unsigned number; the largest there is if it does not fit.
+fn parse_number(bytes: &[u8]) -> usize {
     bytes.iter().fold(0, |number: usize, byte| number.saturating_mul(256) | usize::from(*byte))
 }
 
-/// The tags and contents of the DER elements that follow each other, as far as they are valid.
-fn parts(mut der: &[u8]) -> Vec<(u8, &[u8])> {
+/// Parses consecutive DER elements into their tags and contents, up to the first that is not valid.
+fn parse_der(mut der: &[u8]) -> Vec<(u8, &[u8])> {
     let mut parts = Vec::new();
     while let [tag, length, rest @ ..] = der {
-        // a length of more than 127 is the number of bytes that hold the length
+        // above 127 is the number of bytes that contain the length
         let more = if *length < 0x80 { 0 } else { usize::from(*length & 0x7f) };
         let (Some(bytes), true) = (rest.get(..more), more <= 4) else { break };
-        let length = if more == 0 { usize::from(*length) } else { number(bytes) };
+        let length = if more == 0 { usize::from(*length) } else { parse_number(bytes) };
         let Some(content) = rest.get(more..more + length) else { break };
         parts.push((*tag, content));
         der = &rest[more + length..];
@@ -155,9 +151,9 @@ fn parts(mut der: &[u8]) -> Vec<(u8, &[u8])> {
     parts
 }
 
-/// Whether a certificate that is itself in `--cacert` is refused only for its issuer: it is a CA, as `openssl req -x509`
-/// makes it, or was signed by another one. A wrong date is another error.
-fn not_by_its_issuer(error: &CertificateError) -> bool {
+/// Whether a certificate that is itself in `--cacert` is refused only because of its issuer: it is a CA, such as `openssl
+/// req -x509` makes, or another CA has signed it. A wrong date is another error.
+fn is_issuer_error(error: &CertificateError) -> bool {
     match error {
         CertificateError::UnknownIssuer => true,
         CertificateError::Other(error) => error.to_string() == CA_AS_SERVER,
@@ -168,7 +164,7 @@ fn not_by_its_issuer(error: &CertificateError) -> bool {
 /// webpki's name of the error.
 const CA_AS_SERVER: &str = "CaUsedAsEndEntity";
 
-/// Verifies as curl does with the same options.
+/// Verifies certificates as curl does with the same options.
 #[derive(Debug)]
 struct Verifier {
     provider: Arc<CryptoProvider>,
@@ -196,7 +192,7 @@ impl ServerCertVerifier for Verifier {
             for (limit, cas) in signed {
                 let between = &between[..between.len().min(*limit)];
                 match cas.verify_server_cert(certificate, between, name, ocsp, now) {
-                    // the CA that has signed knows the better reason
+                    // the verifier with the signing CA has the better reason
                     Err(better) if error == unknown => error = better,
                     Err(_) => {}
                     verified => return verified,
@@ -205,7 +201,7 @@ impl ServerCertVerifier for Verifier {
             return Err(error);
         }
         match all.verify_server_cert(certificate, intermediates, name, ocsp, now) {
-            Err(Error::InvalidCertificate(error)) if not_by_its_issuer(&error) => {
+            Err(Error::InvalidCertificate(error)) if is_issuer_error(&error) => {
                 verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
                 Ok(ServerCertVerified::assertion())
             }
@@ -249,7 +245,7 @@ fn read(path: &Path) -> Result<Vec<u8>, NoAnswer> {
     })
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, NoAnswer> {
+fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, NoAnswer> {
     let certificates = CertificateDer::pem_slice_iter(&read(file)?)
         .collect::<Result<Vec<_>, pem::Error>>()
         .map_err(|error| format!("{}: {error}", file.display()))?;
@@ -259,14 +255,14 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, NoAnswer> {
     Ok(certificates)
 }
 
-fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, NoAnswer> {
+fn read_private_key(file: &Path) -> Result<PrivateKeyDer<'static>, NoAnswer> {
     PrivateKeyDer::from_pem_slice(&read(file)?).map_err(|_| {
         format!("{} contains no PEM private key without a passphrase", file.display()).into()
     })
 }
 
-/// Puts a TLS error into words; `None` if it is no TLS error. `host` is the URL's.
-pub fn in_words(error: &io::Error, host: &str) -> Option<String> {
+/// Explains a TLS error to an operator; none if it is no TLS error. `host` is the host of the URL.
+pub fn explain_error(error: &io::Error, host: &str) -> Option<String> {
     let error = error.get_ref()?.downcast_ref::<Error>()?;
     use CertificateError as Bad;
     use Error::{AlertReceived, InvalidCertificate, InvalidMessage};
@@ -309,7 +305,7 @@ pub fn in_words(error: &io::Error, host: &str) -> Option<String> {
         AlertReceived(AlertDescription::CertificateRequired) => {
             "it requires a client certificate: --cert and --key".to_owned()
         }
-        // from OpenSSL with TLS 1.2 if a client certificate is missing, or the server's key is of an unknown kind
+        // OpenSSL with TLS 1.2 sends this if the client certificate is missing, or if the server's key is of another kind
         AlertReceived(AlertDescription::HandshakeFailure) => {
             "HandshakeFailure: it requires --cert and --key, or its key is not RSA, P-256, P-384 or Ed25519".to_owned()
         }

@@ -447,7 +447,7 @@ pub fn duration(text: &str) -> Option<Duration> {
 pub fn asks_for(asked: &str) -> Option<Purpose> {
     let name = asked.split('?').next().unwrap_or_default();
     let check = name.parse::<Check>().ok().filter(|_| name != "health")?;
-    Some(if check.asks_for_the_lock() { Purpose::Write } else { Purpose::Read })
+    Some(if check.needs_lock() { Purpose::Write } else { Purpose::Read })
 }
 
 /// Whether this path is one of Patroni's. Some are other services' as well, so the port must be Patroni's.

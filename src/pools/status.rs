@@ -1,7 +1,7 @@
 //! What HAProxy does with the pools at this moment, beside what its configuration means it to do and what each Patroni says.
 //! Knows HAProxy's states and what is wrong with them; changes nothing.
 
-use crate::patroni::http::To;
+use crate::patroni::http::FixedAddress;
 use crate::pools::configuration::Configuration;
 use crate::pools::haproxy;
 use crate::pools::pool::{Pool, Purpose, Server};
@@ -368,7 +368,7 @@ fn ask_patroni(address: SocketAddr) -> String {
         .proxy(None)
         .build();
     // the address is HAProxy's, and the static program has no name service
-    let agent = Agent::with_parts(config, TcpConnector::default(), To(address));
+    let agent = Agent::with_parts(config, TcpConnector::default(), FixedAddress(address));
     let asked = agent.get(format!("http://{address}/patroni")).header("Connection", "close").call();
     let body = asked.and_then(|mut answer| {
         let body = answer.body_mut().with_config().limit(ANSWER);

@@ -1,8 +1,8 @@
-//! An operator's hold: a file that takes this node out of every pool. In goes the file, out comes a state with a reason.
-//! Knows nothing of Patroni.
+//! An operator's hold: a file that takes this node out of every pool. Out comes a state with a reason. Knows nothing of
+//! Patroni.
 
 use crate::file;
-use crate::haproxy::reply::Otherwise;
+use crate::haproxy::reply::AdminState;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -10,28 +10,26 @@ use std::path::Path;
 /// The longest hold file in bytes.
 const SIZE_LIMIT: u64 = 4096;
 
-/// A hold that is on.
+/// An active hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
-    /// What a node gets that would be ready: drain or maint. An operator who takes a node out does not call it broken.
-    pub word: Otherwise,
-    /// Why, in the words of whoever wrote the file, or what is wrong with it.
+    /// The state of a node that would otherwise be ready.
+    pub state: AdminState,
+    /// The operator's reason, or what is wrong with the file.
     pub reason: String,
 }
 
 /// Reads the hold file, `drain|maint [REASON]`; none if there is no file.
 ///
-/// An empty file means drain, the gentler word: `echo` empties the file before it fills it. Anything else means maint, since
-/// somebody wanted to take the node out, and the reason says what is wrong.
+/// An empty file means drain, the gentler state, since `echo` empties the file before it writes. A file with anything else
+/// means maint, since somebody wanted to take the node out.
 ///
-/// # Errors
-///
-/// The folder may not be searched. That is no hold, since a `chmod` that is rolled out must not take every node out of its
-/// pools; but the operator has to be told.
+/// Fails if the agent may not search the folder. That is no hold: a `chmod` that is rolled out must not take every node out
+/// of its pools. But the operator has to be told.
 pub fn read(path: &Path) -> Result<Option<Hold>, String> {
     let wrong = |error: String| {
         let reason = format!("{}: {error}", path.display());
-        Ok(Some(Hold { word: Otherwise::Maint, reason }))
+        Ok(Some(Hold { state: AdminState::Maint, reason }))
     };
     match file::read(path, SIZE_LIMIT) {
         Err(error) => match fs::symlink_metadata(path).map_err(|error| error.kind()) {
@@ -40,7 +38,7 @@ pub fn read(path: &Path) -> Result<Option<Hold>, String> {
                 "cannot see whether there is a hold: {}: its folder may not be searched",
                 path.display()
             )),
-            // it has come since, and the next check reads it; but a link to nothing is a hold
+            // the file was made since then, and the next check reads it; but a link to nothing is a hold
             Ok(there) if error.kind() == ErrorKind::NotFound && !there.is_symlink() => Ok(None),
             _ => wrong(error.to_string()),
         },
@@ -51,15 +49,14 @@ pub fn read(path: &Path) -> Result<Option<Hold>, String> {
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
             if word.is_empty() {
                 let reason = "the file is empty".to_owned();
-                return Ok(Some(Hold { word: Otherwise::Drain, reason }));
+                return Ok(Some(Hold { state: AdminState::Drain, reason }));
             }
             let word = word.to_ascii_lowercase();
-            let word = match word.parse() {
-                Ok(word @ (Otherwise::Drain | Otherwise::Maint)) => word,
-                _ => return wrong(format!("'{word}' is neither drain nor maint")),
+            let Ok(state) = word.parse() else {
+                return wrong(format!("'{word}' is neither drain nor maint"));
             };
             let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };
-            Ok(Some(Hold { word, reason }))
+            Ok(Some(Hold { state, reason }))
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The memory: one file in /run with a record for each health check. In goes a health check, out comes the record that its
-//! last check left. Knows nothing of what an answer means.
+//! The memory file: one file in /run with a record for each health check. In goes a health check, out comes the record that
+//! its last check left. Knows nothing of what an answer means.
 
 use crate::clock::now;
 use crate::file;
@@ -16,101 +16,102 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// One record is one write of this many bytes.
+/// The size of a record in bytes. A record is stored in one write.
 pub const RECORD: usize = 64;
-/// The whole file: one page.
+/// The size of the file in bytes: one page.
 pub const SIZE: usize = 64 * RECORD;
 const PLACES: usize = SIZE / RECORD;
-/// The places of the checks without a query. No check with a query can take one: anybody may ask anything. Where several
-/// Patronis are asked, the first one has these places, and the others share those of the checks with a query.
+/// The number of places for checks without a query. No check with a query can take them, since any peer can make up queries.
+/// If a check finds Patroni at several addresses, the first one has these places, and the others share the rest.
 const PLAIN: usize = 24;
-/// The place of the lines that are no question.
+/// The place of the agent-send lines that are not valid.
 const NO_CHECK: usize = check::NUMBERS;
 const _: () = assert!(NO_CHECK < PLAIN);
-/// A place is kept for a check that was asked for within this time.
-const KEPT: Duration = Duration::from_secs(60);
-/// Each record begins with this, so that no other file is ever written to.
+/// A check that was made within this time keeps its place.
+const KEEP: Duration = Duration::from_secs(60);
+/// Each record begins with this, so that the agent never writes to another file.
 const MAGIC: [u8; 4] = *b"PAC1";
 /// The bits of a time in milliseconds: enough for some thousands of years.
 const TIME_MASK: u64 = (1 << 48) - 1;
-const CREATE: &str = "systemd-tmpfiles --create patroni-agent-check.conf creates";
-/// The threads of a listener read and leave one after the other, so that the journal hears once of what all of them met.
+const HOW_TO_CREATE: &str = "systemd-tmpfiles --create patroni-agent-check.conf creates";
+/// The threads of a listener read and store records one after the other, so that only one of them logs the same trouble.
 static TURN: Mutex<()> = Mutex::new(());
-/// What is remembered of one health check. All times are those of [`now`], in milliseconds.
+
+/// What one health check leaves for the next. All times are those of [`now`], in milliseconds.
 #[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
 pub struct Record {
-    /// The later of two times: when the last question was asked whose answer was ready, and when the last other answer came.
+    /// The later of two times: when the last question was sent whose answer was ready, and when the last other answer came.
     pub at: Duration,
     /// How long after `at` trouble may be bridged at most: zero after a bad answer, the rest after a standby's transition.
     pub lease: Duration,
-    /// When the last question was asked whose answer was ready.
+    /// When the last question was sent whose answer was ready.
     pub ready: Option<Duration>,
-    /// Patroni's clock in the last answer that was no trouble, in seconds since 1970.
+    /// The time of Patroni's clock in the last answer that was no trouble, in seconds since 1970.
     pub date: u32,
     /// Whether the cluster was paused in the last good answer.
     pub pause: bool,
-    /// Whether a connection was refused since then.
+    /// Whether a connection to Patroni was refused since the last good answer.
     pub refused: bool,
-    /// Since when there is trouble.
+    /// When trouble began, if there is any.
     pub trouble: Option<Duration>,
-    /// When Patroni first said that it stops or restarts PostgreSQL, if it has said nothing else since.
+    /// When Patroni first answered that it stops or restarts PostgreSQL, if it has answered nothing else since.
     pub stopping: Option<Duration>,
-    /// When the journal last got a line about it.
+    /// When the journal last got a line about trouble.
     pub logged: Duration,
     /// Whether this check wrote that line.
     pub own_line: bool,
-    /// How many lines this check wrote, none of them a minute after the one before; 31 stands for more.
+    /// How many lines this check wrote, each less than a minute after the one before; 31 stands for more.
     pub lines: u8,
-    /// Who asked first, as a number; 0 before it is left.
+    /// A number for the source whose check made this record; 0 before it is stored.
     pub source: u16,
 }
 
-/// The clock that may be set, in seconds since 1970.
+/// The time since 1970, by the clock that can be set.
 fn wall_clock() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The memory file, not read yet.
+/// The memory file, open and not read yet.
 #[derive(Debug)]
 pub struct Memory {
     file: Result<File, String>,
-    /// The file is not there.
+    /// There is no file.
     missing: bool,
 }
 
 impl Memory {
-    /// Opens the file. Makes it if it is not there, unless this check only looks.
-    pub fn open(path: &Path, look: bool) -> Memory {
+    /// Opens the file, and creates it if need be and not `read_only`.
+    pub fn open(path: &Path, read_only: bool) -> Memory {
         let mut options = OpenOptions::new();
-        options.read(true).write(!look).create(!look).mode(0o644);
-        // a link must not lead elsewhere
+        options.read(true).write(!read_only).create(!read_only).mode(0o644);
+        // a link must not lead to another file
         let opened = file::open(path, &mut options, libc::O_NOFOLLOW);
         let file = opened.and_then(|(file, metadata)| match metadata.len() {
-            // one record behind the last place was misplaced and does no harm
-            length if length > (SIZE + RECORD) as u64 => Err(foreign()),
-            // writing beyond it would kill the process
+            // one record behind the last place does no harm
+            length if length > (SIZE + RECORD) as u64 => Err(not_a_memory_file()),
+            // a write beyond this limit would kill the process
             _ if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < SIZE as u64) => {
                 Err(io::Error::other("LimitFSIZE= is less than 4096"))
             }
             _ => Ok(file),
         });
-        let cure = |error: &io::Error| match error.kind() {
-            // in a folder of root's the agent may not make it
-            ErrorKind::NotFound | ErrorKind::PermissionDenied => format!("; {CREATE} it"),
+        let hint = |error: &io::Error| match error.kind() {
+            // in a folder that belongs to root, the agent may not create the file
+            ErrorKind::NotFound | ErrorKind::PermissionDenied => format!("; {HOW_TO_CREATE} it"),
             _ => String::new(),
         };
         let missing = file.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-        let file = file.map_err(|error| format!("{}: {error}{}", path.display(), cure(&error)));
+        let file = file.map_err(|error| format!("{}: {error}{}", path.display(), hint(&error)));
         Memory { file, missing }
     }
 
-    /// The descriptor, for the sandbox.
+    /// The file's descriptor, for the sandbox.
     pub fn descriptor(&self) -> Option<RawFd> {
         self.file.as_ref().ok().map(File::as_raw_fd)
     }
 
-    /// Reads the record of this check, or of the lines that are no question: of several Patronis, that of the one that
-    /// answered last. It is empty if the file cannot be read, or the record is torn, of another boot or of the future.
+    /// Reads the record of this check, or that of the invalid lines. Of several addresses of Patroni, the one that answered
+    /// last counts. The record is empty if the file cannot be read, or if it is torn, from another boot or from the future.
     pub fn recall(
         self,
         patronis: &[Endpoint],
@@ -118,30 +119,31 @@ impl Memory {
         source: Option<IpAddr>,
     ) -> Recalled {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let mine = check.map_or(Some(NO_CHECK), Check::plain_number);
+        let number = check.map_or(Some(NO_CHECK), Check::plain_number);
         let mut records = vec![0; SIZE];
         let file = self.file.and_then(|mut file| {
             let read = read(&mut file, &mut records);
             read.map(|()| file).map_err(|error| error.to_string())
         });
-        // not sooner: what another check has left meanwhile is not of the future
+        // after the read, so that no record of another check is from the future
         let now = now();
         let of = |patroni: &Endpoint| {
             let key = hash(&(patroni, check.map_or("", Check::text)));
-            // usually the record is at the check's number
-            let mut places = mine.into_iter().chain(0..PLACES);
-            let found = places.find_map(|place| Some((place, of_key(&records, place, key, now)?)));
+            // usually the record is in the place with the check's number
+            let mut places = number.into_iter().chain(0..PLACES);
+            let found =
+                places.find_map(|place| Some((place, find_record(&records, place, key, now)?)));
             (key, found)
         };
-        // of equal ones the last, which is the address on which HAProxy asked
+        // of equal times the last, which is that of the address on which HAProxy asked
         let at = |(_, found): &(u64, Option<(usize, Record)>)| {
             found.as_ref().map(|(_, record)| record.at)
         };
         let (key, found) = patronis.iter().map(of).max_by_key(at).unwrap_or_default();
         let (place, last) = found.unzip();
         let source = (hash(&source) as u16).max(1);
-        let place = place.unwrap_or_else(|| new_place(&records, mine, source, now));
-        let plain = mine.is_some();
+        let place = place.unwrap_or_else(|| choose_place(&records, number, source, now));
+        let plain = number.is_some();
         let last = last.unwrap_or_default();
         let memory = Memory { file, missing: self.missing };
         Recalled { memory, records, last, place, key, now, plain, source, _turn: turn }
@@ -161,26 +163,26 @@ fn read(file: &mut File, records: &mut [u8]) -> io::Result<()> {
             length => break length?,
         }
     };
-    // a spoilt record counts as none, and the next one takes its place
-    let ours = |record: &[u8]| record.starts_with(&MAGIC);
-    let left = &records[..length];
-    if left.chunks(RECORD).any(ours) || left.iter().all(|byte| *byte == 0) {
+    // a damaged record counts as none, and the next record takes its place
+    let is_record = |bytes: &[u8]| bytes.starts_with(&MAGIC);
+    let bytes = &records[..length];
+    if bytes.chunks(RECORD).any(is_record) || bytes.iter().all(|byte| *byte == 0) {
         return Ok(());
     }
     records.fill(0);
-    Err(foreign())
+    Err(not_a_memory_file())
 }
 
-fn foreign() -> io::Error {
-    io::Error::other(format!("not a memory file; remove it, and {CREATE} one"))
+fn not_a_memory_file() -> io::Error {
+    io::Error::other(format!("not a memory file; remove it, and {HOW_TO_CREATE} one"))
 }
 
 fn read_record(records: &[u8], place: usize, now: Duration) -> Option<(u64, Record)> {
     decode(&records[place * RECORD..][..RECORD], now)
 }
 
-/// The record in this place, if it has this key.
-fn of_key(records: &[u8], place: usize, key: u64, now: Duration) -> Option<Record> {
+/// Reads the record in this place, if it has this key.
+fn find_record(records: &[u8], place: usize, key: u64, now: Duration) -> Option<Record> {
     // cheaper than the checksum
     if records[place * RECORD..][8..16] != key.to_le_bytes() {
         return None;
@@ -188,14 +190,14 @@ fn of_key(records: &[u8], place: usize, key: u64, now: Duration) -> Option<Recor
     read_record(records, place, now).map(|(_, record)| record)
 }
 
-/// A place for a check that has none: its number, or a shared place if it has a query. A check keeps its place for a minute,
-/// unless all places are taken. Then the source with most places loses the oldest one, but never to a source with as many.
-fn new_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration) -> usize {
+/// Chooses a place for a check that has none: its number, or a shared place if it has a query. A check keeps its place for a
+/// minute. If all places are taken, the source with the most places loses its oldest one, but only to a source with fewer.
+fn choose_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration) -> usize {
     let of = |place: usize| read_record(records, place, now).map(|(_, record)| record);
     let last_used =
         |record: &Record| record.at.max(record.logged).max(record.trouble.unwrap_or_default());
     let is_free = |place: usize| {
-        of(place).is_none_or(|record| now.saturating_sub(last_used(&record)) >= KEPT)
+        of(place).is_none_or(|record| now.saturating_sub(last_used(&record)) >= KEEP)
     };
     if let Some(free) = plain.into_iter().chain(PLAIN..PLACES).find(|place| is_free(*place)) {
         return free;
@@ -213,7 +215,7 @@ fn new_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration) -
 pub struct Recalled {
     memory: Memory,
     records: Vec<u8>,
-    /// What was left for this check.
+    /// The record that the last check of this kind left.
     pub last: Record,
     place: usize,
     key: u64,
@@ -226,12 +228,12 @@ pub struct Recalled {
 }
 
 impl Recalled {
-    /// What is wrong with the file.
+    /// Why the file cannot be used.
     pub fn error(&self) -> Option<&str> {
         self.memory.file.as_ref().err().map(String::as_str)
     }
 
-    /// What is wrong with a file that is there.
+    /// Why a file that exists cannot be used.
     pub fn lost(&self) -> Option<&str> {
         self.error().filter(|_| !self.memory.missing)
     }
@@ -241,9 +243,9 @@ impl Recalled {
         self.records_of(NO_CHECK)
     }
 
-    /// The records whose trouble the journal takes for that of this check. For a check without a query they are those
-    /// without one, since anybody may ask anything else.
-    pub fn records_alike(&self) -> impl Iterator<Item = Record> {
+    /// The records whose trouble counts as that of this check in the journal. For a check without a query, these are the
+    /// records without a query, since any peer can make up queries.
+    pub fn comparable_records(&self) -> impl Iterator<Item = Record> {
         self.records_of(if self.plain { PLAIN } else { PLACES })
     }
 
@@ -252,8 +254,8 @@ impl Recalled {
         (0..places).filter_map(read).map(|(_, record)| record)
     }
 
-    /// Leaves this record for the next check, in one write. Returns whether that worked.
-    pub fn leave(self, record: &Record) -> bool {
+    /// Stores this record for the next check, in one write. Returns whether that succeeded.
+    pub fn store(self, record: &Record) -> bool {
         let source = if record.source == 0 { self.source } else { record.source };
         let record = Record { source, ..record.clone() };
         let (bytes, offset) = (encode(self.key, &record, self.now), self.place * RECORD);
@@ -267,7 +269,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Another release of Rust may compute something else, and then a record is forgotten once.
+/// Computes a record's checksum. Another release of Rust may compute another one, and then the record counts as torn once.
 fn checksum(bytes: &[u8]) -> [u8; 4] {
     (hash(&bytes) as u32).to_le_bytes()
 }
@@ -287,13 +289,13 @@ fn encode(key: u64, record: &Record, now: Duration) -> [u8; RECORD] {
     bytes[24..32].copy_from_slice(&time(record.ready));
     bytes[32..40].copy_from_slice(&time(record.trouble));
     bytes[40..48].copy_from_slice(&time(Some(record.logged)));
-    // in whole milliseconds, so that the time does not move with the next answers; programs before 0.2 have zero here
+    // in whole milliseconds before `at`, so that rounding does not move the time; 0.1.0 wrote zero here
     let stopping = record.stopping.map_or(0, |since| {
         let passed = milliseconds(record.at).saturating_sub(milliseconds(since));
         u16::try_from(passed + 1).unwrap_or(u16::MAX)
     });
     bytes[46..48].copy_from_slice(&stopping.to_le_bytes());
-    // by how much the two clocks differ tells one boot from another
+    // the difference of the two clocks tells one boot from another
     let booted = wall_clock().saturating_sub(now);
     bytes[48..56].copy_from_slice(&time(Some(booted)));
     bytes[54..56].copy_from_slice(&record.source.to_le_bytes());
@@ -308,7 +310,7 @@ fn decode(bytes: &[u8], now: Duration) -> Option<(u64, Record)> {
     let number =
         |from: usize| Some(u64::from_le_bytes(bytes.get(from..from + 8)?.try_into().ok()?));
     let time = |from: usize| number(from).map(Duration::from_millis);
-    let maybe = |from: usize| Some(time(from)?).map(|time| (!time.is_zero()).then_some(time));
+    let optional = |from: usize| Some(time(from)?).map(|time| (!time.is_zero()).then_some(time));
     if !bytes.starts_with(&MAGIC) || bytes[60..] != checksum(&bytes[..60]) {
         return None;
     }
@@ -318,20 +320,20 @@ fn decode(bytes: &[u8], now: Duration) -> Option<(u64, Record)> {
     let record = Record {
         at,
         lease: Duration::from_millis(short(56).into()),
-        ready: maybe(24)?,
+        ready: optional(24)?,
         date: u32::from_le_bytes(bytes[4..8].try_into().ok()?),
         pause: bytes[58] & 1 != 0,
         refused: bytes[58] & 2 != 0,
-        trouble: maybe(32)?,
+        trouble: optional(32)?,
         stopping: stopping.map(|passed| at.saturating_sub(Duration::from_millis(passed))),
-        // two times have only 48 bits, since the rest holds something else
+        // two of the times have only 48 bits, and the other bits contain something else
         logged: Duration::from_millis(number(40)? & TIME_MASK),
         own_line: bytes[58] & 4 != 0,
         lines: bytes[58] >> 3,
         source: short(54),
     };
-    // after another boot they differ by at least the time that the machine had been up before, and by less if somebody has
-    // set the clock
+    // after another boot, the difference has changed by more than the time that the machine had been up; somebody who sets
+    // the clock changes it by less
     let booted = wall_clock().saturating_sub(now);
     let then = Duration::from_millis(number(48)? & TIME_MASK);
     let same_boot = booted.abs_diff(then) < record.at.max(Duration::from_secs(1));
@@ -347,17 +349,17 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1000);
     const MILLISECOND: Duration = Duration::from_millis(1);
 
-    /// Only the clock that may be set tells a reboot after which the machine is up for as long as it was before.
+    /// Only the clock that can be set tells a reboot after which the machine has been up for as long as before.
     #[test]
-    fn what_another_boot_left_is_nothing() {
+    fn a_record_from_another_boot_does_not_count() {
         let left = encode(1, &Record { at: NOW, ..Record::default() }, NOW);
         let recalled = |later: Duration| decode(&left, NOW + later).is_some();
-        assert!(recalled(NOW - KEPT), "the clock was set");
-        assert!(!recalled(NOW + KEPT));
+        assert!(recalled(NOW - KEEP), "the clock was set");
+        assert!(!recalled(NOW + KEEP));
     }
 
     #[test]
-    fn a_record_that_is_not_as_it_was_left_is_nothing() {
+    fn a_record_with_a_changed_bit_does_not_count() {
         let left = encode(1, &Record { at: NOW, ..Record::default() }, NOW);
         for place in 0..RECORD {
             let mut torn = left;
@@ -366,13 +368,13 @@ mod tests {
         }
     }
 
-    /// With the largest numbers where two share their bytes.
+    /// The fields that share their bytes have their largest numbers.
     #[test]
-    fn what_was_left_is_read() {
+    fn a_stored_record_is_read_back() {
         let record = Record {
             at: NOW,
             lease: 4 * MILLISECOND,
-            ready: Some(NOW - KEPT),
+            ready: Some(NOW - KEEP),
             date: 5,
             pause: true,
             refused: false,
@@ -384,22 +386,22 @@ mod tests {
             source: u16::MAX,
         };
         assert_eq!(decode(&encode(1, &record, NOW), NOW), Some((1, record.clone())));
-        for stopping in [None, Some(NOW), Some(NOW - KEPT)] {
+        for stopping in [None, Some(NOW), Some(NOW - KEEP)] {
             let record = Record { stopping, source: 0, ..record.clone() };
             assert_eq!(decode(&encode(1, &record, NOW), NOW), Some((1, record)));
         }
     }
 
-    /// One source with many questions, before and after another one comes with a few.
+    /// One source asks many questions, before and after another source asks a few.
     #[test]
-    fn nobody_takes_the_places_of_another_source() {
+    fn no_source_takes_the_places_of_another_source() {
         let mut records = vec![0; SIZE];
         let mut now = NOW;
         let mut asks = |source: u16, key: u64| {
             now += MILLISECOND;
             let mut places = 0..PLACES;
-            let own = places.find(|place| of_key(&records, *place, key, now).is_some());
-            let place = own.unwrap_or_else(|| new_place(&records, None, source, now));
+            let own = places.find(|place| find_record(&records, *place, key, now).is_some());
+            let place = own.unwrap_or_else(|| choose_place(&records, None, source, now));
             let record = Record { at: now, source, ..Record::default() };
             records[place * RECORD..][..RECORD].copy_from_slice(&encode(key, &record, now));
             own.is_some()
@@ -414,10 +416,10 @@ mod tests {
             for key in 200..299 {
                 asks(1, key);
             }
-            // even if it asks seldom
+            // although the other source asks seldom
             assert!((100..120).all(|key| asks(2, key)), "{round}");
         }
-        // a third has its part, and of all of them none is lost by who has no more than that
+        // a third source gets its part, and no source that has no more than its part loses a place
         for key in 300..313 {
             asks(3, key);
         }
@@ -425,8 +427,8 @@ mod tests {
             asks(1, key);
         }
         assert!((300..313).all(|key| asks(3, key)));
-        // what nobody asked for within a minute is free
-        now += KEPT;
-        assert!(new_place(&records, None, 4, now) == PLAIN);
+        // the places of checks that were not made within a minute are free
+        now += KEEP;
+        assert!(choose_place(&records, None, 4, now) == PLAIN);
     }
 }

@@ -1,5 +1,5 @@
-//! The part of the build script for the sandbox. In go system calls and what their arguments may be, out come the seccomp
-//! filters that `mod.rs` installs: to compile one at each start would cost a quarter of a check's instructions.
+//! The sandbox's part of the build script. In go system calls and their arguments, out come the seccomp filters that
+//! `mod.rs` installs. To compile a filter at each start would cost a quarter of a check's instructions.
 
 use libc::c_int;
 use serde_json::{Value, json};
@@ -7,9 +7,9 @@ use std::error::Error;
 use std::fmt::Write;
 use std::path::Path;
 
-/// The system calls that are allowed with any arguments. Each one costs: the kernel runs a new filter once for every number.
+/// The system calls that are allowed with any arguments. Each costs: the kernel runs a new filter once for every number.
 const ALLOWED: &[&str] = &[
-    // the connections, and who listens
+    // the connections, and the lists of sockets
     "read",
     "pread64",
     "recvfrom",
@@ -17,7 +17,7 @@ const ALLOWED: &[&str] = &[
     "shutdown",
     "close",
     "ppoll",
-    // memory, time, chance
+    // memory, time, random numbers
     "brk",
     "munmap",
     "clock_gettime",
@@ -25,7 +25,7 @@ const ALLOWED: &[&str] = &[
     "futex",
     // after SIGSTOP and SIGCONT
     "restart_syscall",
-    // the end
+    // the end of a thread and of the process
     "sigaltstack",
     "rt_sigreturn",
     // a crash must end the process: Rust's handler of SIGSEGV gives the signal back
@@ -33,7 +33,7 @@ const ALLOWED: &[&str] = &[
     "exit_group",
 ];
 
-/// What a listener needs beyond [`ALLOWED`]: connections that come, files, threads.
+/// The other system calls that a listener needs: for new connections, files and threads.
 const ALLOWED_TO_LISTENERS: &[&str] = &[
     "accept4",
     "getsockname",
@@ -43,7 +43,7 @@ const ALLOWED_TO_LISTENERS: &[&str] = &[
     "statx",
     "lseek",
     "write",
-    // but see NO_CLONE3
+    // which NO_CLONE3 lets fail
     "clone3",
     "set_robust_list",
     "rseq",
@@ -55,12 +55,12 @@ const ALLOWED_TO_LISTENERS: &[&str] = &[
     "clock_nanosleep",
 ];
 
-/// Placeholders for the descriptors of the memory file and of the sockets to the log and to systemd, which only the process
-/// knows. No descriptor has such a number.
+/// Placeholders for the descriptors of the memory file and of the sockets to the system log and to systemd, which only the
+/// process knows. No descriptor has such a number.
 const MEMORY: u32 = 0x8000_0001;
 const LOG: u32 = 0x8000_0002;
 const SYSTEMD: u32 = 0x8000_0003;
-/// A record of the memory file, and the whole file, in bytes. The agent is not built if they differ from `memory.rs`.
+/// The sizes of a record and of the whole memory file in bytes. `memory.rs` must have the same.
 const RECORD: u64 = 64;
 const SIZE: u64 = 64 * RECORD;
 
@@ -69,10 +69,10 @@ pub fn write_filters() -> Result<(), Box<dyn Error>> {
     let architecture = std::env::var("CARGO_CFG_TARGET_ARCH")?;
     let old = architecture == "x86_64";
     let filters = [
-        ("CHECK", check(old)),
-        ("LISTENING", listening(old)),
-        // glibc starts a thread by clone3, whose flags no filter can see, and by clone where there is none
-        ("NO_CLONE3", filter("allow".into(), errno(libc::ENOSYS), vec![plain("clone3")])),
+        ("CHECK", check_filter(old)),
+        ("LISTENER", listener_filter(old)),
+        // glibc starts a thread by clone3, whose flags no filter can see, or by clone if there is no clone3
+        ("NO_CLONE3", filter("allow".into(), errno(libc::ENOSYS), vec![any("clone3")])),
     ];
     let mut text = format!(
         "pub const MEMORY: u32 = {MEMORY}; pub const LOG: u32 = {LOG}; pub const SYSTEMD: u32 = {SYSTEMD};\n\
@@ -84,7 +84,7 @@ pub fn write_filters() -> Result<(), Box<dyn Error>> {
                 let json = json!({ name: filter }).to_string();
                 seccompiler::compile_from_json(json.as_bytes(), architecture)?.remove(name)
             }
-            // the agent says at each start that it runs without
+            // the agent reports at each start that there is no filter
             Err(_) => None,
         };
         let instructions = instructions.unwrap_or_default();
@@ -97,7 +97,7 @@ pub fn write_filters() -> Result<(), Box<dyn Error>> {
     Ok(std::fs::write(Path::new(&std::env::var("OUT_DIR")?).join("filters.rs"), text)?)
 }
 
-/// Forbidden calls fail with EPERM; the process is not killed, since it still has to answer.
+/// Allows only these calls. The others fail with EPERM and do not kill the process, which still has to answer.
 fn allow_only(calls: Vec<Value>) -> Value {
     filter(errno(libc::EPERM), "allow".into(), calls)
 }
@@ -111,16 +111,16 @@ fn errno(number: c_int) -> Value {
 }
 
 /// A call with any arguments.
-fn plain(call: &str) -> Value {
+fn any(call: &str) -> Value {
     json!({ "syscall": call })
 }
 
-/// A call whose arguments meet all of these.
+/// A call whose arguments meet all of these conditions.
 fn call(name: &str, arguments: &[Value]) -> Value {
     json!({ "syscall": name, "args": arguments })
 }
 
-/// The bits of a 32-bit argument that are in the mask.
+/// Compares the bits of a 32-bit argument that are in the mask.
 fn bits(argument: u8, mask: c_int, value: c_int) -> Value {
     let op = json!({ "masked_eq": mask as u32 });
     json!({ "index": argument, "type": "dword", "op": op, "val": value as u32 })
@@ -130,31 +130,31 @@ fn descriptor(op: &str, fd: u32) -> Value {
     json!({ "index": 0, "type": "dword", "op": op, "val": fd })
 }
 
-/// All 64 bits of an argument.
+/// Compares all 64 bits of an argument.
 fn whole(argument: u8, op: &str, value: u64) -> Value {
     json!({ "index": argument, "type": "qword", "op": op, "val": value })
 }
 
-/// A record in its place.
+/// The arguments of a write of one record to its place.
 fn record() -> [Value; 3] {
     [whole(2, "eq", RECORD), whole(3, "lt", SIZE), bits(3, RECORD as c_int - 1, 0)]
 }
 
-/// TCP as Landlock allows it, no other use of the sockets to the log and to systemd, and no memory that becomes code.
+/// TCP as far as Landlock restricts it, sending to the system log and to systemd, and memory that never becomes code.
 fn sockets_and_memory() -> Vec<Value> {
     // IPv4 and IPv6 are 2 and 10
     let internet = bits(0, !(libc::AF_INET ^ libc::AF_INET6), libc::AF_INET);
     let stream = bits(1, 0xf, libc::SOCK_STREAM);
-    // not MPTCP, for which Landlock knows no ports
+    // not MPTCP, whose ports Landlock does not restrict
     let tcp = bits(2, !libc::IPPROTO_TCP, 0);
-    // an address would connect by TCP fast open, without asking Landlock
+    // with an address, TCP fast open would connect without Landlock
     let to_the_peer = bits(5, !0, 0);
     let socket_level = bits(1, !0, libc::SOL_SOCKET);
     let tcp_level = bits(1, !0, libc::IPPROTO_TCP);
-    // the two differ in their last bit
+    // the two options differ in their last bit
     let timeouts = bits(2, !(libc::SO_RCVTIMEO ^ libc::SO_SNDTIMEO), libc::SO_RCVTIMEO);
     let no_code = bits(2, libc::PROT_EXEC, 0);
-    // no file's memory is shared
+    // no memory is shared with a file
     let private = bits(3, 0xf, libc::MAP_PRIVATE);
     vec![
         call("socket", &[internet, stream, tcp]),
@@ -170,10 +170,10 @@ fn sockets_and_memory() -> Vec<Value> {
     ]
 }
 
-/// For a process that answers one check. `old`: the architecture has calls that newer ones have replaced.
-fn check(old: bool) -> Value {
-    let mut calls: Vec<_> = ALLOWED.iter().map(|call| plain(call)).collect();
-    calls.extend(old.then(|| plain("poll")));
+/// The filter of a process for one check. On an `old` architecture, calls that newer ones replace are in use.
+fn check_filter(old: bool) -> Value {
+    let mut calls: Vec<_> = ALLOWED.iter().map(|call| any(call)).collect();
+    calls.extend(old.then(|| any("poll")));
     calls.extend(sockets_and_memory());
     let [record, place, whole] = record();
     calls.extend([
@@ -183,18 +183,19 @@ fn check(old: bool) -> Value {
     allow_only(calls)
 }
 
-/// For a listener: threads, but no process and no program; files as Landlock allows them, and at an offset only a record.
-fn listening(old: bool) -> Value {
+/// The filter of a listener: threads, but no process and no program, any file that Landlock allows, and at an offset only a
+/// record.
+fn listener_filter(old: bool) -> Value {
     let mut calls: Vec<_> =
-        ALLOWED.iter().chain(ALLOWED_TO_LISTENERS).map(|call| plain(call)).collect();
+        ALLOWED.iter().chain(ALLOWED_TO_LISTENERS).map(|call| any(call)).collect();
     if old {
-        calls.extend(["poll", "open", "stat", "lstat"].map(plain));
+        calls.extend(["poll", "open", "stat", "lstat"].map(any));
     }
     calls.extend(sockets_and_memory());
     calls.extend([
         call("clone", &[bits(0, libc::CLONE_THREAD, libc::CLONE_THREAD)]),
         call("pwrite64", &record()),
-        // to look at its own limit, not to set one
+        // to read a limit of its own, not to set one
         call("prlimit64", &[bits(0, !0, 0), whole(2, "eq", 0)]),
         // a copy would be another descriptor
         call(

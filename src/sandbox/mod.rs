@@ -1,5 +1,5 @@
 //! The sandbox, which a process enters before it reads a byte from a peer. In go a port, files and descriptors that it may
-//! still use, out comes what the kernel does not support. Knows nothing of HAProxy, Patroni and the command line.
+//! still use, out comes what the kernel lacks. Knows nothing of HAProxy, Patroni and the command line.
 
 pub mod user;
 
@@ -16,40 +16,40 @@ use std::error::Error;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
-/// From build.rs.
+/// The seccomp filters, which build.rs compiles.
 mod filters {
     use seccompiler::sock_filter;
     include!(concat!(env!("OUT_DIR"), "/filters.rs"));
 }
 
-/// What a process may still use: its open descriptors, memory, time, TCP to Patroni's port, and one record in the memory
-/// file; a listener also threads, and the folders of the files that its checks read.
+/// What a process may still use: its open descriptors, memory, the time, TCP to Patroni's port, and the records of the
+/// memory file. A listener may also use threads and the folders of the files that its checks read.
 #[derive(Clone, Debug)]
 pub struct Confinement<'a> {
-    /// The Landlock that is used. Only tests use an older one, to see what that leaves open.
-    pub known: ABI,
-    /// The only port that can be connected to, where the kernel knows ports (Landlock ABI 4, Linux 6.7).
+    /// The version of Landlock. Only tests set an older one, to see what that leaves open.
+    pub abi: ABI,
+    /// The only port to which the process can connect, if the kernel can restrict ports (Landlock ABI 4, Linux 6.7).
     port: Option<u16>,
-    /// Files that are read again. They may be replaced or not be there yet, so all in their folders can be read.
+    /// The files that each check reads again. They may be replaced or be missing, so their folders stay readable.
     read: Vec<PathBuf>,
-    /// The memory file, if it is opened again or has to be made.
+    /// The memory file, if each check opens or creates it.
     memory: Option<&'a Path>,
     limits: &'static [(Resource, u64)],
     filters: &'static [&'static [sock_filter]],
-    /// The descriptors that stand in the filters as placeholders.
+    /// The placeholders in the filters, and the descriptors that replace them.
     descriptors: [(u32, Option<RawFd>); 3],
 }
 
 impl<'a> Confinement<'a> {
-    /// That of a process for one check. To `memory` only a record can be written, and `log` cannot be connected elsewhere.
+    /// The confinement of a process for one check. It can write only records to `memory`, and cannot reconnect `log`.
     pub fn of_check(port: u16, memory: Option<RawFd>, log: Option<RawFd>) -> Confinement<'a> {
         let (port, read) = (Some(port), Vec::new());
         let (limits, filters) = (&CHECK_LIMITS, CHECK_FILTERS);
         let descriptors = [(MEMORY, memory), (LOG, log), (SYSTEMD, None)];
-        Confinement { known: ABI::V7, port, read, memory: None, limits, filters, descriptors }
+        Confinement { abi: ABI::V7, port, read, memory: None, limits, filters, descriptors }
     }
 
-    /// That of a listener, each of whose checks opens its files. `log` and `systemd` cannot be connected elsewhere.
+    /// The confinement of a listener, whose checks open their files. It cannot reconnect `log` and `systemd`.
     pub fn of_listener(
         port: Option<u16>,
         read: Vec<PathBuf>,
@@ -59,18 +59,14 @@ impl<'a> Confinement<'a> {
     ) -> Confinement<'a> {
         let (limits, filters) = (&LISTENER_LIMITS, LISTENER_FILTERS);
         let descriptors = [(MEMORY, None), (LOG, log), (SYSTEMD, systemd)];
-        Confinement { known: ABI::V7, port, read, memory, limits, filters, descriptors }
+        Confinement { abi: ABI::V7, port, read, memory, limits, filters, descriptors }
     }
 
-    /// Confines this process for good.
-    ///
-    /// # Errors
-    ///
-    /// The kernel lacks something, which the text names. The rest holds, and the check can go on.
+    /// Confines this process for good. An error names what the kernel lacks; the rest is in force, and the check can go on.
     pub fn enter(&self) -> Result<(), String> {
-        let limits = limit(self.limits);
+        let limits = set_limits(self.limits);
         let landlock = self.restrict_files_and_ports();
-        // last, since it forbids the others
+        // last, since it forbids the calls of the others
         let seccomp = self.filters.iter().try_for_each(|filter| self.filter_calls(filter));
         let parts = [("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)];
         let missing = |(what, result): (_, Result<(), Box<dyn Error>>)| {
@@ -83,7 +79,7 @@ impl<'a> Confinement<'a> {
         }
     }
 
-    /// Installs a filter with the descriptors in place of the placeholders.
+    /// Replaces the placeholders in a filter by the descriptors, and installs the filter.
     fn filter_calls(&self, filter: &[sock_filter]) -> Result<(), Box<dyn Error>> {
         if filter.is_empty() {
             return Err(format!("not supported on {}", std::env::consts::ARCH).into());
@@ -95,33 +91,32 @@ impl<'a> Confinement<'a> {
                 instruction.k = descriptor.unsigned_abs();
             }
         }
-        // sets no_new_privs as well
+        // this sets no_new_privs as well
         Ok(seccompiler::apply_filter(&filter)?)
     }
 
-    /// Forbids all files but those in the folders, all TCP ports but Patroni's, abstract Unix sockets, and signals to
-    /// others.
+    /// Forbids all files except those in the folders, all TCP ports except Patroni's, abstract Unix sockets, and signals.
     fn restrict_files_and_ports(&self) -> Result<(), Box<dyn Error>> {
-        let known = self.known;
-        if known == ABI::Unsupported {
+        let abi = self.abi;
+        if abi == ABI::Unsupported {
             return Err("not supported by this kernel".into());
         }
-        let mut rules = Ruleset::default().handle_access(AccessFs::from_all(known))?;
-        if known >= ABI::V4 {
-            rules = rules.handle_access(AccessNet::from_all(known))?;
+        let mut rules = Ruleset::default().handle_access(AccessFs::from_all(abi))?;
+        if abi >= ABI::V4 {
+            rules = rules.handle_access(AccessNet::from_all(abi))?;
         }
-        if known >= ABI::V6 {
-            rules = rules.scope(Scope::from_all(known))?;
+        if abi >= ABI::V6 {
+            rules = rules.scope(Scope::from_all(abi))?;
         }
         let mut rules = rules.create()?;
-        if let Some(port) = self.port.filter(|_| known >= ABI::V4) {
+        if let Some(port) = self.port.filter(|_| abi >= ABI::V4) {
             rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
         }
-        for folder in self.read.iter().flat_map(|file| folders(file)) {
+        for folder in self.read.iter().flat_map(|file| open_folders(file)) {
             rules = rules.add_rule(PathBeneath::new(folder, AccessFs::ReadFile))?;
         }
         let memory = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::MakeReg;
-        for folder in self.memory.iter().flat_map(|file| folders(file)) {
+        for folder in self.memory.iter().flat_map(|file| open_folders(file)) {
             rules = rules.add_rule(PathBeneath::new(folder, memory))?;
         }
         match rules.restrict_self()?.ruleset {
@@ -134,18 +129,17 @@ impl<'a> Confinement<'a> {
     }
 }
 
-/// A bug or an intruder must not dump memory, spin (the longest --timeout is 10 s), start a process or collect descriptors.
+/// A bug or an intruder must not dump memory, spin (`--timeout` is 10 s at most), start a process or collect descriptors.
 const CHECK_LIMITS: [(Resource, u64); 4] =
     [(Resource::Core, 0), (Resource::Cpu, 11), (Resource::Nproc, 0), (Resource::Nofile, 64)];
 
-/// The filters are installed one after the other.
 const CHECK_FILTERS: &[&[sock_filter]] = &[&filters::CHECK];
-const LISTENER_FILTERS: &[&[sock_filter]] = &[&filters::NO_CLONE3, &filters::LISTENING];
-/// No file is larger than the memory.
+const LISTENER_FILTERS: &[&[sock_filter]] = &[&filters::NO_CLONE3, &filters::LISTENER];
+/// A listener writes to no file that is larger than the memory file.
 const LISTENER_LIMITS: [(Resource, u64); 1] = [(Resource::Fsize, SIZE as u64)];
 
-/// Sets limits for good; a stricter one stays.
-fn limit(limits: &[(Resource, u64)]) -> Result<(), Box<dyn Error>> {
+/// Sets the limits for good; a stricter limit stays.
+fn set_limits(limits: &[(Resource, u64)]) -> Result<(), Box<dyn Error>> {
     for (resource, limit) in limits.iter().copied() {
         let both = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
         match prlimit(None, resource, both(limit)) {
@@ -159,9 +153,9 @@ fn limit(limits: &[(Resource, u64)]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The folder in which a file is looked for, and the one in which it is. For a folder that is not there yet it is the one
-/// above, but never the root.
-fn folders(file: &Path) -> Vec<PathFd> {
+/// Opens the folder of a path, and the folder in which the file really is, or the nearest one above that exists, but never
+/// the root.
+fn open_folders(file: &Path) -> Vec<PathFd> {
     let named = std::path::absolute(file).ok();
     let real = file.canonicalize().ok();
     let folder = |file: PathBuf| {

@@ -1,5 +1,5 @@
-//! Gives root away, if root started this process. In goes a user's name, out come its numbers in `/etc/passwd`.
-//! Hand-written, since crates for this ask the name services, which may hang. Knows nothing of HAProxy and Patroni.
+//! The change from root to another user. In goes a user's name, out come the uid and gid in `/etc/passwd`. Hand-written,
+//! since crates for this ask the name services, which may hang. Knows nothing of HAProxy and Patroni.
 
 use crate::file;
 use rustix::io::Errno;
@@ -12,18 +12,14 @@ const PASSWD: &str = "/etc/passwd";
 /// The longest `/etc/passwd` in bytes: some 50,000 users.
 const SIZE_LIMIT: u64 = 4 * 1024 * 1024;
 
-/// Becomes this user for good, with its own group and no other, if root started this process. Only for a process with one
-/// thread, since each thread has its own user.
-///
-/// # Errors
-///
-/// There is no such user, it is root, or root cannot be given away. Then nothing else may be done.
+/// Becomes this user for good, with the user's own group and no other, if root started this process. The process must have
+/// only one thread, since each thread has its own user. After an error, the process must not go on.
 pub fn become_user(name: &str) -> Result<(), String> {
     if !geteuid().is_root() {
         return Ok(());
     }
-    let passwd = passwd().map_err(|error| format!("{PASSWD}: {error}"))?;
-    let numbers = numbers(&passwd, name)
+    let passwd = read_passwd().map_err(|error| format!("{PASSWD}: {error}"))?;
+    let numbers = find_ids(&passwd, name)
         .ok_or_else(|| {
             format!(
                 "not in {PASSWD}: systemd-sysusers adds it, or, if another name service has it, getent passwd {name} >> {PASSWD}"
@@ -33,32 +29,32 @@ pub fn become_user(name: &str) -> Result<(), String> {
         numbers.ok_or_else(|| format!("its line in {PASSWD} is root's, or invalid"))?;
     give_root_away(Uid::from_raw(uid), Gid::from_raw(gid))
         .map_err(|error| format!("cannot become this user (CapabilityBoundingSet=?): {error}"))?;
-    // root is gone only if it cannot be taken back
+    // the change is good only if it cannot be undone
     match set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT) {
         Err(Errno::PERM) => Ok(()),
         _ => Err("this user can become root again".to_owned()),
     }
 }
 
-/// The number of a user who is not root.
-pub fn uid(name: &str) -> Option<u32> {
-    numbers(&passwd().ok()?, name).flatten().map(|(uid, _)| uid)
+/// Finds the uid of a user other than root.
+pub fn find_uid(name: &str) -> Option<u32> {
+    find_ids(&read_passwd().ok()?, name).flatten().map(|(uid, _)| uid)
 }
 
-fn passwd() -> io::Result<Vec<u8>> {
+fn read_passwd() -> io::Result<Vec<u8>> {
     file::read(Path::new(PASSWD), SIZE_LIMIT)
 }
 
-/// The kernel takes all capabilities with the last one, and lets no other process of the user look in.
+/// Changes the user. The kernel then drops all capabilities, and lets no other process of that user look into this one.
 fn give_root_away(uid: Uid, gid: Gid) -> rustix::io::Result<()> {
     set_thread_groups(&[gid])?;
     set_thread_res_gid(gid, gid, gid)?;
     set_thread_res_uid(uid, uid, uid)
 }
 
-/// passwd(5): a user's number and its group's, in the first line of this name. The inner option is none if one is not valid:
-/// 0 is root's, and the largest one means no change to the kernel.
-fn numbers(passwd: &[u8], name: &str) -> Option<Option<(u32, u32)>> {
+/// Finds a user's uid and gid in the first line of this name (passwd(5)). The inner option is none if one of them is not
+/// valid: 0 is root, and the largest number means "no change" to the kernel.
+fn find_ids(passwd: &[u8], name: &str) -> Option<Option<(u32, u32)>> {
     let mut lines =
         passwd.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':'));
     let mut fields =
@@ -72,7 +68,7 @@ fn numbers(passwd: &[u8], name: &str) -> Option<Option<(u32, u32)>> {
 
 #[cfg(test)]
 mod tests {
-    use super::numbers;
+    use super::find_ids;
 
     #[test]
     fn the_first_line_of_the_name_counts() {
@@ -82,10 +78,10 @@ mod tests {
             agents:x:2:2::/:\n\
             agent:x:990:991:HAProxy agent checks:/:/usr/sbin/nologin\n\
             agent:x:5:5::/:\n";
-        assert_eq!(numbers(passwd, "agent"), Some(Some((990, 991))));
-        assert_eq!(numbers(passwd, "Agent"), None);
-        assert_eq!(numbers(passwd, "agent:x"), None);
-        assert_eq!(numbers(b"", "agent"), None);
+        assert_eq!(find_ids(passwd, "agent"), Some(Some((990, 991))));
+        assert_eq!(find_ids(passwd, "Agent"), None);
+        assert_eq!(find_ids(passwd, "agent:x"), None);
+        assert_eq!(find_ids(b"", "agent"), None);
     }
 
     #[test]
@@ -106,7 +102,7 @@ mod tests {
             "a:x:0x5:5::/:",
             "a:x: 5:5::/:",
         ] {
-            assert_eq!(numbers(line.as_bytes(), "a"), Some(None), "{line}");
+            assert_eq!(find_ids(line.as_bytes(), "a"), Some(None), "{line}");
         }
     }
 }

@@ -3,13 +3,13 @@
 
 use patroni_agent_check::clock::now;
 use patroni_agent_check::decide::decide;
-use patroni_agent_check::decide::grace::{self, Case, Policy};
+use patroni_agent_check::decide::grace::{self, Case, Policy, Unreachable};
 use patroni_agent_check::haproxy::question::Question;
-use patroni_agent_check::haproxy::reply::{self, Otherwise, Reply, Verdict};
+use patroni_agent_check::haproxy::reply::{self, AdminState, Otherwise, Reply, Verdict};
 use patroni_agent_check::journal::news;
 use patroni_agent_check::options::Options;
 use patroni_agent_check::patroni::answer::{self, Answer, Cause, NoAnswer};
-use patroni_agent_check::patroni::ask::Heard;
+use patroni_agent_check::patroni::ask::Outcome;
 use patroni_agent_check::patroni::check::Check;
 use patroni_agent_check::patroni::location::Endpoint;
 use patroni_agent_check::run::memory::{Memory, RECORD, Record, SIZE};
@@ -21,11 +21,11 @@ use std::path::Path;
 use std::time::Duration;
 
 fn policy(grace: Duration) -> Policy {
-    Policy { unreachable: Verdict::Down, grace, stopping: Otherwise::Drain }
+    Policy { unreachable: Unreachable::Down, grace, stopping: AdminState::Drain }
 }
 
-fn heard(answer: Result<Answer, NoAnswer>, [asked, answered]: [Duration; 2]) -> Heard {
-    Heard { from: Vec::new(), answer, asked, answered }
+fn outcome(answer: Result<Answer, NoAnswer>, [asked, answered]: [Duration; 2]) -> Outcome {
+    Outcome { from: Vec::new(), answer, asked, answered }
 }
 
 /// A check that was understood asks for a plain path, and means the same when it is read again.
@@ -73,7 +73,7 @@ pub fn reply(bytes: &[u8]) {
     ];
     let (verdict, expected) = all[usize::from(*first) % all.len()];
     let reason = String::from_utf8_lossy(reason).into_owned();
-    let line = reply::line(&Reply { verdict, check: String::new(), reason });
+    let line = reply::format_line(&Reply { verdict, check: String::new(), reason });
     assert!(line.len() <= 100 + "stopped ready # \n".len(), "{line:?}");
     assert!(
         line.trim_end_matches('\n').bytes().all(|byte| (b' '..=b'~').contains(&byte)),
@@ -96,8 +96,8 @@ pub fn answer(bytes: &[u8]) {
         answer::read(status, body).map_err(|reason| NoAnswer { cause: Cause::Failed, reason });
     let policy = policy(Duration::from_secs(3));
     let times = [100, 101].map(Duration::from_secs);
-    let heard = heard(answer, times);
-    let answer = &heard.answer;
+    let outcome = outcome(answer, times);
+    let answer = &outcome.answer;
     for check in [
         "primary",
         "leader",
@@ -110,18 +110,18 @@ pub fn answer(bytes: &[u8]) {
         let check: Check = check.parse().expect("a check");
         let question = Question { check, otherwise: Otherwise::Drain };
         let last = &Record::default();
-        let case = Case { question: &question, heard: &heard, last, stop_noted: false };
+        let case = Case { question: &question, outcome: &outcome, last, stop_noted: false };
         let (reply, left) = decide(case, policy, None);
         // only a healthy node is bridged, and with no more than was asked for
         let healthy = answer.as_ref().is_ok_and(|answer| answer.state == "running");
         assert!(left.lease.is_zero() || healthy);
-        assert_eq!(words(&reply::line(&reply)).len(), 2);
+        assert_eq!(words(&reply::format_line(&reply)).len(), 2);
         match answer {
             Ok(answer) if answer.status == 200 && answer.state == "running" => {}
             _ => assert_ne!(reply.verdict, Verdict::Ready),
         }
         if let Ok(answer) = answer {
-            let fits = question.check.fits(&answer.role);
+            let fits = question.check.matches_role(&answer.role);
             assert!(fits || reply.verdict != Verdict::Ready);
         }
     }
@@ -166,7 +166,7 @@ pub fn memory(bytes: &[u8]) {
         let lease = Duration::from_secs(15);
         let mut ready = Record::default();
         (ready.at, ready.lease, ready.ready) = (at, lease, Some(at));
-        recall().leave(&ready);
+        recall().store(&ready);
         before = read(&path);
         let place = before.len() - RECORD;
         before[place..].iter_mut().zip(bytes).for_each(|(byte, change)| *byte ^= change);
@@ -191,25 +191,29 @@ pub fn memory(bytes: &[u8]) {
         reason,
     });
     let decide = |last: &Record, time| {
-        let heard = heard(answer.clone(), [time; 2]);
-        decide(Case { question: &question, heard: &heard, last, stop_noted: false }, policy, None)
+        let outcome = outcome(answer.clone(), [time; 2]);
+        decide(
+            Case { question: &question, outcome: &outcome, last, stop_noted: false },
+            policy,
+            None,
+        )
     };
 
     let at = now();
     let recalled = recall();
     let last = recalled.last.clone();
-    assert!(!grace::is_well(recalled.plain_records(), recalled.now, Duration::ZERO));
+    assert!(!grace::had_good_answer(recalled.plain_records(), recalled.now, Duration::ZERO));
     if last != Record::default() {
         let whole = |record: &[u8]| record[SUM..] == sum(record);
         assert!(before.chunks_exact(RECORD).any(whole), "a torn record counts: {last:?}");
     }
     let (alone, _) = decide(&Record::default(), at);
     let (reply, mut record) = decide(&last, at);
-    assert!(!words(&reply::line(&reply)).is_empty());
+    assert!(!words(&reply::format_line(&reply)).is_empty());
     assert!(reply.verdict != Verdict::Ready || alone.verdict == Verdict::Ready);
-    let _ = news::of_trouble(&recalled, &mut record);
+    let _ = news::trouble_news(&recalled, &mut record);
     let foreign = recalled.error().is_some();
-    recalled.leave(&record);
+    recalled.store(&record);
 
     // one record was written, or none where the file is not ours
     let after = read(&path);
@@ -241,7 +245,7 @@ pub fn memory(bytes: &[u8]) {
     drop(recalled);
     // a line that is not understood leaves the checks alone
     let recalled = Memory::open(&path, false).recall(std::slice::from_ref(&patroni), None, None);
-    let _ = news::of_invalid_line(recalled, Verdict::Fail);
+    let _ = news::invalid_line_news(recalled, Verdict::Fail);
     assert_eq!(recall().last, again);
     fs::remove_file(&path).expect("no memory file");
 }

@@ -88,8 +88,8 @@ fn an_answer_comes_after_its_question() {
     let slow = FakePatroni::raw(move |_stream| std::thread::sleep(took));
     let patroni = Patroni::new(Some(&slow.url()), None, Tls::default()).expect("a Patroni");
     let patience = Patience::until(Instant::now() + Duration::from_secs(10));
-    let heard = patroni.prepare(None).ask(&"primary".parse().expect("a check"), &patience);
-    assert!(heard.answered >= heard.asked + took, "{heard:?}");
+    let outcome = patroni.prepare(None).ask(&"primary".parse().expect("a check"), &patience);
+    assert!(outcome.answered >= outcome.asked + took, "{outcome:?}");
 }
 
 /// Debian's own Patroni package has the REST API there alone.
@@ -107,8 +107,9 @@ fn patroni_at_the_address_that_haproxy_asked() {
         patroni.connect_to.port = port;
         let prepared = patroni.prepare(asked.parse().ok());
         let deadline = Instant::now() + Duration::from_secs(10);
-        let heard = prepared.ask(&"primary".parse().expect("a check"), &Patience::until(deadline));
-        (prepared.tried(), heard.answer.expect_err("none").reason)
+        let outcome =
+            prepared.ask(&"primary".parse().expect("a check"), &Patience::until(deadline));
+        (prepared.describe_candidates(), outcome.answer.expect_err("none").reason)
     };
     let (here, there) = (format!("Patroni 127.0.0.1:{port}"), format!("10.1.0.2:{port}"));
     let (tried, reason) = ask(None, "10.1.0.2:5555");
@@ -289,7 +290,7 @@ fn systemd_is_told_if_it_wants_to_know() {
     assert_eq!(systemd.said(), "READY=1");
 }
 
-/// Where this machine has no descriptor left, nobody has heard of Patroni.
+/// Where this machine has no descriptor left, nobody has outcome of Patroni.
 #[test]
 fn what_this_machine_lacks_is_not_patronis_trouble() {
     let patroni = FakePatroni::primary();
@@ -601,7 +602,8 @@ fn settings_are_tried_alone_and_by_hand() {
 #[test]
 fn what_is_no_check_is_not_for_the_settings() {
     for option in ["--settings", "--reopen"] {
-        let Err(Stop::Usage(error)) = Options::of_units([option, "x"].map(Into::into)) else {
+        let Err(Stop::Usage(error)) = Options::parse_for_units([option, "x"].map(Into::into))
+        else {
             panic!("{option}")
         };
         assert!(error.starts_with(option) && error.ends_with("not for the settings"), "{error}");

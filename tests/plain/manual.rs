@@ -3,7 +3,7 @@
 
 use crate::common::file;
 use patroni_agent_check::NAME;
-use patroni_agent_check::options::{Described, OPTIONS, Options, help};
+use patroni_agent_check::options::{OPTIONS, OptionRow, Options, help};
 use patroni_agent_check::patroni::check;
 use patroni_agent_check::pools::options as pools;
 use patroni_agent_check::pools::rules::RULES;
@@ -30,7 +30,7 @@ fn between(text: &str, marks: [&str; 2], made: &str) -> String {
     [before, marks[0], made, marks[1], after].concat()
 }
 
-fn choices(option: &Described) -> Option<Vec<&str>> {
+fn choices(option: &OptionRow) -> Option<Vec<&str>> {
     option.value.contains('|').then(|| option.value.split('|').collect())
 }
 
@@ -146,7 +146,7 @@ struct Completed {
 
 #[test]
 fn the_completions() {
-    let options = OPTIONS.iter().map(|&Described { short, long, value, meaning, .. }| Completed {
+    let options = OPTIONS.iter().map(|&OptionRow { short, long, value, meaning, .. }| Completed {
         short,
         long,
         value,

@@ -15,15 +15,15 @@
 //! **What is not:** a server that is UP because Patroni itself says 200. Its claim counts from the answer to a renewal
 //! and may outlive the lock by `retry_timeout`. A lock that did not run out but was given up or deleted may be another
 //! node's at once, and no grace protects from that: there the model only shows that nothing is bridged once a check
-//! has heard of it, unless Patroni was restarted since the last good answer. At most two things go wrong on one path. The model has no step of a clock, no late answer that was
+//! has outcome of it, unless Patroni was restarted since the last good answer. At most two things go wrong on one path. The model has no step of a clock, no late answer that was
 //! made when the question came, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
 
 use patroni_agent_check::decide::decide;
-use patroni_agent_check::decide::grace::{Case, Policy};
+use patroni_agent_check::decide::grace::{Case, Policy, Unreachable};
 use patroni_agent_check::haproxy::question::Question;
-use patroni_agent_check::haproxy::reply::{Otherwise, Verdict};
+use patroni_agent_check::haproxy::reply::{AdminState, Otherwise, Verdict};
 use patroni_agent_check::patroni::answer::{Answer, Cause, NoAnswer};
-use patroni_agent_check::patroni::ask::Heard;
+use patroni_agent_check::patroni::ask::Outcome;
 use patroni_agent_check::run::memory::Record;
 use stateright::{Checker, Model, Path, Property};
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(500);
 /// Every state is seen at this time; what it remembers grows older instead.
 const NOW: Duration = Duration::from_secs(1000);
-/// No grace lasts since then, and a HAProxy may still not have heard of what was said then.
+/// No grace lasts since then, and a HAProxy may still not have outcome of what was said then.
 const LONG_AGO: Duration = Duration::from_secs(980);
 /// Patroni's clock. Both of its times are whole seconds, and an age is rounded down, which is the worst case.
 const DATE: u32 = 1_000_000;
@@ -145,7 +145,7 @@ struct State {
     stuck: bool,
     haproxies: Vec<HaProxy>,
     record: Record,
-    /// A check has heard something bad, and none that the node is ready again.
+    /// A check has outcome something bad, and none that the node is ready again.
     told: bool,
     /// How many more things may go wrong.
     faults: u8,
@@ -199,9 +199,9 @@ impl Cluster {
         let waited = state.haproxies[number].asking.unwrap_or(0);
         let question = Question::from_agent_send(b"primary", Otherwise::Maint).expect("a question");
         let policy = Policy {
-            unreachable: Verdict::Down,
+            unreachable: Unreachable::Down,
             grace: TICK * u32::from(self.grace),
-            stopping: Otherwise::Drain,
+            stopping: AdminState::Drain,
         };
         let mut last = state.record.clone();
         let answer = match state.answer() {
@@ -220,8 +220,8 @@ impl Cluster {
         state.told |= answer.as_ref().is_ok_and(|a| a.status != 200) && !claimed;
         let bad = answer.as_ref().is_ok_and(|answer| answer.status != 200);
         let asked = NOW - TICK * u32::from(waited);
-        let heard = Heard { from: Vec::new(), answer, asked, answered: NOW };
-        let case = Case { question: &question, heard: &heard, last: &last, stop_noted: false };
+        let outcome = Outcome { from: Vec::new(), answer, asked, answered: NOW };
+        let case = Case { question: &question, outcome: &outcome, last: &last, stop_noted: false };
         let (reply, record) = decide(case, policy, None);
         if !(bad && self.broken == Broken::Memory) {
             state.record = record;

@@ -4,7 +4,8 @@
 use landlock::ABI;
 use memmap2::{MmapMut, MmapOptions};
 use patroni_agent_check::agent;
-use patroni_agent_check::haproxy::reply::{Reply, Verdict};
+use patroni_agent_check::decide::grace::Unreachable;
+use patroni_agent_check::haproxy::reply::Reply;
 use patroni_agent_check::sandbox::{Confinement, user};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, Uid, kill_process};
@@ -265,7 +266,7 @@ fn inside() {
         INSIDE | AS_USER => confinement.enter().expect("this kernel has all of it"),
         abi => {
             let known = ABI::from(abi.parse::<i32>().expect("a number"));
-            confinement.known = known;
+            confinement.abi = known;
             let _ = confinement.enter();
         }
     }
@@ -279,7 +280,7 @@ fn inside() {
         std::process::abort()
     } else if what[0] == "panic" {
         std::panic::set_hook(Box::new(|_| {}));
-        agent::catch_panic::<Reply>(Verdict::Down, || panic!("here")).reason
+        agent::catch_panic::<Reply>(Unreachable::Down, || panic!("here")).reason
     } else {
         // what the agent is there for still works
         let socket = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
@@ -474,7 +475,7 @@ mod listening {
             Confinement::of_listener(Some(port), read, Some(&memory), None, systemd);
         let (_, abi) = ABIS.iter().find(|(name, _)| *name == what[1]).expect("an ABI");
         if let Some(abi) = abi {
-            confinement.known = *abi;
+            confinement.abi = *abi;
             let entered = confinement.enter();
             assert_eq!(entered.is_err(), *abi == ABI::Unsupported, "{entered:?}");
         }

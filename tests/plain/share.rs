@@ -112,7 +112,7 @@ fn nobody_waits_beyond_his_deadline() {
             .map(|question| scope.spawn(move || shared.ask(question, 1, false, in_time, || ())))
             .into();
         for other in others {
-            assert_eq!(other.join().expect("no panic"), Err(Missed::Unasked));
+            assert_eq!(other.join().expect("no panic"), Err(Missed::NoTurn));
         }
         let now = Instant::now();
         assert!(now >= in_time && now < in_time + Duration::from_secs(5), "at his deadline");
@@ -139,12 +139,12 @@ fn the_last_one_asks() {
             scope.spawn(move || shared.ask("y", 1, false, late, || panic!("it is not the last")));
         let last =
             scope.spawn(move || shared.ask("y", 1, false, soon(), || keep(&asks, &answered)));
-        while shared.waiting() < 2 {
+        while shared.count_waiting() < 2 {
             std::thread::yield_now();
         }
         let_go.send(()).expect("the first");
         is_asked.recv().expect("the last");
-        assert_eq!(early.join().expect("no panic"), Err(Missed::Unanswered));
+        assert_eq!(early.join().expect("no panic"), Err(Missed::NoAnswer));
         answer.send(()).expect("the last");
         assert_eq!(last.join().expect("no panic"), Ok(()));
     });
@@ -164,14 +164,14 @@ fn a_panic_wakes_the_others() {
             panic::catch_unwind(AssertUnwindSafe(ask))
         };
         let asking: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
-        while shared.waiting() < 8 {
+        while shared.count_waiting() < 8 {
             sleep(Duration::from_millis(1));
         }
         let_go.send(()).expect("the first");
         let ended: Vec<_> =
             asking.into_iter().map(|one| one.join().expect("it is caught")).collect();
         let told: Vec<Result<(), _>> = ended.into_iter().flatten().collect();
-        assert_eq!(told, [Err(Missed::Broken); 7], "one panics, and the others are told");
+        assert_eq!(told, [Err(Missed::Panicked); 7], "one panics, and the others are told");
     });
     assert_eq!(shared.ask("y", 1, false, soon(), || ()), Ok(()));
 }
@@ -189,14 +189,14 @@ fn who_comes_first_and_who_finds_no_place() {
             let order = order.clone();
             let ask = move || order.send(name).expect("the test");
             scope.spawn(move || shared.ask(name, 1, first, soon(), ask));
-            while shared.waiting() < number {
+            while shared.count_waiting() < number {
                 sleep(Duration::from_millis(1));
             }
         };
         for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
             wait(name, false, number + 1);
         }
-        assert_eq!(shared.ask("d", 1, false, soon(), || ()), Err(Missed::Crowded));
+        assert_eq!(shared.ask("d", 1, false, soon(), || ()), Err(Missed::QueueFull));
         wait("first", true, 4);
         // and takes along who has asked the same
         wait("b", true, 5);
@@ -220,12 +220,12 @@ fn those_who_ask_take_turns() {
             let told = name.clone();
             let ask = move || order.send(told).expect("the test");
             scope.spawn(move || shared.ask(name, source, first, soon(), ask));
-            while shared.waiting() < number {
+            while shared.count_waiting() < number {
                 sleep(Duration::from_millis(1));
             }
         };
         (1..=9).for_each(|number| wait(format!("a{number}"), 1, false, number));
-        assert_eq!(shared.ask("a10".to_owned(), 1, false, soon(), || ()), Err(Missed::Crowded));
+        assert_eq!(shared.ask("a10".to_owned(), 1, false, soon(), || ()), Err(Missed::QueueFull));
         wait("a0".to_owned(), 1, true, 10);
         wait("b1".to_owned(), 2, false, 11);
         wait("b2".to_owned(), 2, false, 12);
@@ -251,7 +251,7 @@ fn one_source_has_not_all_of_patroni() {
             begins.recv().expect("it is asked");
             going.push(go);
         }
-        assert_eq!(shared.ask("c", 1, true, in_time(), || ()), Err(Missed::Unasked));
+        assert_eq!(shared.ask("c", 1, true, in_time(), || ()), Err(Missed::NoTurn));
         assert_eq!(shared.ask("c", 2, false, in_time(), || ()), Ok(()));
         going.iter().for_each(|go| go.send(()).expect("it waits"));
     });
