@@ -192,7 +192,7 @@ def restart_socket(cluster, random):
 def flood(cluster, random):
     """A thousand connections a second to each node from 64 addresses of a network behind lb, and 200 silent peers.
 
-    Without a fence, HAProxy's own connections wait behind them, and an agent may be as good as silent."""
+    Without an access list, HAProxy's own connections wait behind them, and an agent may be as good as silent."""
     network = "10.66.0.0/24"
     each = lambda machines, line: [cluster.run(machine, line) for machine in machines]
     each(["lb"], f"ip route add local {network} dev lo")

@@ -75,7 +75,7 @@ fn a_patroni_on_the_nodes_address() {
                 "the same settings on another node would be seen"
             );
             settings("--agent-send");
-            machine.fence_for("10.99.0.1");
+            machine.let_in("10.99.0.1");
             assert!(
                 machine.network(|| ask_at(node, "primary")).starts_with("up ready"),
                 "{units} {name}"

@@ -1,21 +1,21 @@
-//! Who may ask, and who asks too much: with the fence and without it.
+//! Who may ask, and who asks too much: with an access list and without one.
 
 use crate::common::{self, FakePatroni};
 use crate::node::{DEBIAN_13, LISTEN, Node, STRANGER, UNITS, check, connect_from, flood, on_both};
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 
-/// The fence, put up while the socket listens, with somebody who may ask and somebody who may not.
+/// An access list, copied while the socket listens, with somebody who is in it and somebody who is not.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn who_may_ask() {
-    on_both("fence", |name, root| {
+fn only_who_is_in_the_access_list_may_ask() {
+    on_both("access-list", |name, root| {
         let machine = Node::boot(name, root);
-        machine.fence();
+        machine.let_in_itself();
         assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
         let accepted = "systemctl show -P NAccepted patroni-agent-check.socket";
         assert_eq!(machine.sh(accepted).trim(), "1", "{name}");
-        // their packets are dropped, so nobody of them gets through
+        // the packets of the flood are dropped, so no connection gets through
         machine.network(|| flood(500));
         assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
         assert_eq!(machine.sh(accepted).trim(), "2", "{name}");
@@ -25,12 +25,12 @@ fn who_may_ask() {
 /// 3,000 connections a second from 128 addresses of both families, and 2,000 peers that say nothing.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn a_flood_before_the_fence() {
+fn a_flood_from_outside_the_access_list() {
     for units in [UNITS, LISTEN] {
         for (name, root) in [("flood-12", "/"), ("flood-13", DEBIAN_13)] {
             let machine = Node::with(units, name, root);
             machine.sh("ip route add local fd00:66::/64 dev lo");
-            machine.fence();
+            machine.let_in_itself();
             let half = "--count 64 --rate 1500 --silent 1000 --seconds 3";
             let strangers = [
                 machine.strangers(&format!("127.0.0.1 5555 --from 127.0.0.0/8 {half}")),
@@ -42,7 +42,7 @@ fn a_flood_before_the_fence() {
     }
 }
 
-/// Without the fence, two addresses that keep open what they can get and say nothing: 43 a second would keep 64 places,
+/// Without an access list, two addresses that keep open what they can get and say nothing: 43 a second would keep 64 places,
 /// if each were kept for the whole `--timeout`.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]

@@ -89,16 +89,17 @@ impl Node {
         })
     }
 
-    /// units/examples/fence.conf with two addresses of this machine, while the socket listens.
-    pub fn fence(&self) {
-        self.fence_for("127.0.0.1 ::1");
+    /// Copies the access list with two addresses of this machine, while the socket listens.
+    pub fn let_in_itself(&self) {
+        self.let_in("127.0.0.1 ::1");
     }
 
-    pub fn fence_for(&self, addresses: &str) {
-        let text = fs::read_to_string(common::file("units/examples/fence.conf")).expect("units");
+    pub fn let_in(&self, addresses: &str) {
+        let text =
+            fs::read_to_string(common::file("units/examples/access-list.conf")).expect("units");
         let folder = format!("/etc/systemd/system/{}.socket.d", self.units);
         self.sh(&format!("mkdir {folder}"));
-        self.file(&format!("{folder}/fence.conf"), &text.replace("localhost", addresses));
+        self.file(&format!("{folder}/access-list.conf"), &text.replace("localhost", addresses));
         self.sh("systemctl daemon-reload");
     }
 

@@ -95,12 +95,14 @@ fn a_shutdown_loses_no_check_until_patroni_has_stopped() {
 #[ignore = "needs root and systemd: tests/run"]
 fn no_drop_in_loses_a_check_in_a_shutdown() {
     std::thread::scope(|scope| {
-        for (units, drop_ins) in [(UNITS, ["lean", "strict"]), (LISTEN, ["container", "fence"])] {
+        for (units, drop_ins) in
+            [(UNITS, ["lean", "strict"]), (LISTEN, ["container", "access-list"])]
+        {
             for (drop_in, root) in drop_ins.into_iter().zip(["/", DEBIAN_13]) {
                 scope.spawn(move || {
                     let machine = Node::with(units, drop_in, root);
                     let service = if units == UNITS { "patroni-agent-check@.service" } else { "patroni-agent-check-listen.service" };
-                    let unit = if drop_in == "fence" { format!("{units}.socket") } else { service.to_owned() };
+                    let unit = if drop_in == "access-list" { format!("{units}.socket") } else { service.to_owned() };
                     let text = fs::read_to_string(common::file(&format!("units/examples/{drop_in}.conf"))).expect("units");
                     machine.sh(&format!("mkdir -p /etc/systemd/system/{unit}.d /etc/systemd/system/{units}.socket.d /etc/systemd/system/{service}.d"));
                     machine.file(&format!("/etc/systemd/system/{unit}.d/{drop_in}.conf"), &text);
