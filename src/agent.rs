@@ -3,7 +3,6 @@
 
 use crate::NAME;
 use crate::conclude::{self, Conclusion};
-use crate::decide::grace::Unreachable;
 use crate::haproxy::connection::{self, Connection};
 use crate::haproxy::question::Question;
 use crate::haproxy::reply::{self, Reply, Verdict};
@@ -56,7 +55,7 @@ fn answer(
     started: Instant,
     listener: Option<Process>,
 ) -> Conclusion {
-    catch_panic(options.policy.unreachable, || {
+    catch_panic(options.policy.without_answer(), || {
         let files = options.files.open(connection.is_by_hand());
         let process = listener.unwrap_or_else(|| Process::confine(options, connection, &files));
         let (fixed, otherwise) = (options.fixed_check(), options.otherwise);
@@ -115,12 +114,12 @@ pub fn report_usage_error(error: &str) -> ExitCode {
 }
 
 /// Answers even if a bug makes `answer` panic: silence would leave HAProxy with the last reply, which may be READY.
-pub fn catch_panic<T: From<Reply>>(unreachable: Unreachable, answer: impl FnOnce() -> T) -> T {
+pub fn catch_panic<T: From<Reply>>(without_answer: Verdict, answer: impl FnOnce() -> T) -> T {
     panic::catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
         let reason = format!("bug in patroni-agent-check, please report it: {text}");
-        Reply { verdict: unreachable.into(), check: String::new(), reason }.into()
+        Reply { verdict: without_answer, check: String::new(), reason }.into()
     })
 }
 
@@ -131,9 +130,9 @@ mod tests {
     #[test]
     fn a_panic_is_answered_with_its_text() {
         let text = "bug in patroni-agent-check, please report it: ";
-        let reply: Reply = catch_panic(Unreachable::Down, || panic!("at {}", 3));
+        let reply: Reply = catch_panic(Verdict::Down, || panic!("at {}", 3));
         assert_eq!((reply.verdict, reply.reason), (Verdict::Down, format!("{text}at 3")));
-        let reply: Reply = catch_panic(Unreachable::Keep, || panic!("here"));
+        let reply: Reply = catch_panic(Verdict::Keep, || panic!("here"));
         assert_eq!((reply.verdict, reply.reason), (Verdict::Keep, format!("{text}here")));
     }
 }

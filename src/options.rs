@@ -41,22 +41,19 @@ enum Set {
     Print(fn() -> String),
 }
 
+type Text = &'static str;
+
 const fn takes(
-    long: &'static str,
-    value: &'static str,
-    default: &'static str,
+    long: Text,
+    value: Text,
+    default: Text,
     set: fn(&mut Options, &OsStr) -> Result<(), String>,
-    meaning: &'static str,
+    meaning: Text,
 ) -> OptionRow {
     OptionRow { short: None, long, value, default, meaning, set: Set::Value(set) }
 }
 
-const fn flag(
-    short: Option<char>,
-    long: &'static str,
-    set: Set,
-    meaning: &'static str,
-) -> OptionRow {
+const fn flag(short: Option<char>, long: Text, set: Set, meaning: Text) -> OptionRow {
     OptionRow { short, long, value: "", default: "", meaning, set }
 }
 
@@ -75,7 +72,7 @@ pub const OPTIONS: &[OptionRow] = &[
         "time limit for the whole check, 10ms to 10s"),
     takes("else", "maint|drain|down", "maint", |o, v| set_word(&mut o.otherwise, v),
         "state to report for a healthy node that does not match CHECK"),
-    takes("unreachable", "down|keep", "down", |o, v| set_word(&mut o.policy.unreachable, v),
+    takes("unreachable", "down|keep", "down", |o, v| set(&mut o.policy.keep, parse_unreachable(v)),
         "state to report if Patroni gives no usable answer; keep leaves HAProxy's state as it is"),
     takes("stopping", "drain|maint", "drain", |o, v| set_word(&mut o.policy.stopping, v),
         "state to report, for at most 10 s, for a primary that Patroni stops or restarts while it \
@@ -376,6 +373,14 @@ pub fn wrap<'a>(
 
 fn version() -> String {
     format!("{NAME} {VERSION}\n")
+}
+
+fn parse_unreachable(value: &OsStr) -> Result<bool, String> {
+    match text(value)? {
+        "down" => Ok(false),
+        "keep" => Ok(true),
+        _ => Err("write down or keep".to_owned()),
+    }
 }
 
 fn set_grace(field: &mut Duration, value: &OsStr) -> Result<(), String> {

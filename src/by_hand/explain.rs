@@ -24,9 +24,8 @@ pub fn explain_start(options: &Options, error: Option<&str>) {
         tell_operator(&format!("the units would answer fail to HAProxy: --user {NAME}: {error}"));
     }
     if options.explain {
-        let (uid, why) = (geteuid(), error.map(|error| format!("; not here: {error}")));
-        let why = why.unwrap_or_default();
-        tell_operator(&format!("user: uid {uid}; the units run each check as {NAME}{why}"));
+        let why = error.map_or(String::new(), |error| format!("; not here: {error}"));
+        tell_operator(&format!("user: uid {}; the units run each check as {NAME}{why}", geteuid()));
     }
     explain_access_lists(Path::new("/")).iter().for_each(|text| tell_operator(text));
     // socat with EXEC: or SYSTEM:, and ncat, start the agent with one

@@ -4,14 +4,14 @@
 use crate::NAME;
 use crate::file;
 use crate::patroni::ports;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The longest drop-in in bytes.
 const SIZE_LIMIT: u64 = 64 * 1024;
 /// The port of the units.
-const PORT: u16 = 5555;
+const PORT: &str = "5555";
 /// The folder of an administrator's drop-ins.
 const FOLDER: &str = "etc/systemd/system";
 /// For the socket of each pair, the folders of its drop-ins. A file in the last one replaces its namesake.
@@ -31,56 +31,39 @@ fn find_drop_ins(root: &Path, folders: &[&str]) -> Vec<PathBuf> {
     files.collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
-/// Reads the values of a setting of a socket, each with its file. An empty one clears those before it.
-fn read_values(root: &Path, folders: &[&str], setting: &str) -> Vec<(PathBuf, String)> {
-    let mut values = Vec::new();
+/// Reads the values of a socket's setting, each with its file. An empty value clears those before it.
+fn read_values(root: &Path, folders: &[&str], key: &str, default: &str) -> Vec<(PathBuf, String)> {
+    let mut values = vec![(PathBuf::new(), default.to_owned())];
     for path in find_drop_ins(root, folders) {
         let text = file::read(&path, SIZE_LIMIT).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
         let lines = text.lines().filter_map(|line| line.split_once('='));
-        let lines = lines.filter(|(key, _)| key.trim() == setting);
+        let lines = lines.filter(|(name, _)| name.trim() == key);
         values.extend(lines.map(|(_, value)| (path.clone(), value.trim().to_owned())));
     }
-    values
+    let empty = values.iter().rposition(|(_, value)| value.is_empty());
+    values.split_off(empty.map_or(0, |empty| empty + 1))
 }
 
 /// Finds the ports of the sockets, as drop-ins change them.
-fn find_unit_ports(root: &Path) -> Vec<u16> {
-    let mut all = Vec::new();
-    for folders in SOCKETS {
-        let mut ports = vec![PORT];
-        for (_, value) in read_values(root, &folders, "ListenStream") {
-            if value.is_empty() {
-                ports.clear();
-            }
-            ports.extend(value.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()));
-        }
-        all.extend(ports);
-    }
-    all.sort_unstable();
-    all.dedup();
-    all
+fn find_unit_ports(root: &Path) -> BTreeSet<u16> {
+    let listen = |folders: &[&str; 2]| read_values(root, folders, "ListenStream", PORT);
+    let values = SOCKETS.iter().flat_map(listen);
+    values.filter_map(|(_, value)| value.rsplit(':').next()?.parse().ok()).collect()
 }
 
-/// Warns of several access lists for one socket: systemd lets in an address that any of them has.
+/// Warns of several access lists for one socket, since systemd lets in whoever is in any of them.
 pub fn explain_access_lists(root: &Path) -> Vec<String> {
-    let mut warnings = SOCKETS
-        .map(|folders| {
-            let mut lists = Vec::new();
-            for (path, value) in read_values(root, &folders, "IPAddressAllow") {
-                if value.is_empty() {
-                    lists.clear();
-                } else {
-                    lists.push(path.display().to_string());
-                }
-            }
-            lists.dedup();
-            let lists = (lists.len() > 1).then(|| lists.join(" and "))?;
-            Some(format!("several access lists hold, and who is in any of them is let in: {lists}"))
-        })
-        .to_vec();
-    warnings.dedup();
-    warnings.into_iter().flatten().collect()
+    let lists = SOCKETS.iter().map(|folders| {
+        let allowed = read_values(root, folders, "IPAddressAllow", "");
+        let mut files: Vec<_> =
+            allowed.iter().map(|(file, _)| file.display().to_string()).collect();
+        files.dedup();
+        files
+    });
+    let several: BTreeSet<_> = lists.filter(|files| files.len() > 1).collect();
+    let warning = "several access lists hold, and whoever is in any of them is let in";
+    several.iter().map(|files| format!("{warning}: {}", files.join(" and "))).collect()
 }
 
 /// Says whether HAProxy can ask, and which drop-ins hold for HAProxy's checks alone.
@@ -128,7 +111,7 @@ mod tests {
     #[test]
     fn the_ports_are_those_that_drop_ins_leave() {
         let root = tempfile::tempdir().expect("a folder");
-        assert_eq!(find_unit_ports(root.path()), [PORT]);
+        assert_eq!(find_unit_ports(root.path()), [5555].into());
         for (folder, file, text, wanted) in [
             (BOTH, "port.conf", "ListenStream=5556", &[5555, 5556][..]),
             (USUAL, "list.conf", "IPAddressDeny=any\nListenStream=[::1]:5557", &[5555, 5556, 5557]),
@@ -138,7 +121,11 @@ mod tests {
             (LISTENING, "port.conf", "", &[5555, 5558]),
         ] {
             write_drop_in(root.path(), folder, file, text);
-            assert_eq!(find_unit_ports(root.path()), wanted, "{file}");
+            assert_eq!(
+                find_unit_ports(root.path()).into_iter().collect::<Vec<_>>(),
+                wanted,
+                "{file}"
+            );
         }
     }
 
@@ -156,8 +143,8 @@ mod tests {
                 "fence.conf",
                 list,
                 &[
-                    &[(BOTH, "access-list"), (USUAL, "fence")],
                     &[(BOTH, "access-list"), (BOTH, "fence")],
+                    &[(BOTH, "access-list"), (USUAL, "fence")],
                 ],
             ),
             // a file replaces its namesake in the folder of both pairs

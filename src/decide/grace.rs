@@ -7,7 +7,6 @@ use crate::haproxy::reply::{AdminState, Otherwise, Reply, Verdict};
 use crate::patroni::answer::{Answer, Cause};
 use crate::patroni::ask::Outcome;
 use crate::run::memory::Record;
-use std::str::FromStr;
 use std::time::Duration;
 
 /// Trouble is bridged for no longer than this after Patroni last saw the DCS, since Patroni's main loop may hang while its
@@ -20,46 +19,22 @@ const EVERY_HAPROXY_KNOWS: Duration = Duration::from_secs(60);
 /// A step of Patroni's clock of no more than this many seconds ends no claim of the lock. `Date:` has whole seconds.
 const CLOCK_STEP: u64 = 5;
 
-/// The reply if Patroni gives no usable answer (`--unreachable`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Unreachable {
-    /// The node is DOWN.
-    #[default]
-    Down,
-    /// HAProxy leaves the server as it is.
-    Keep,
-}
-
-impl FromStr for Unreachable {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<Self, String> {
-        match word {
-            "down" => Ok(Unreachable::Down),
-            "keep" => Ok(Unreachable::Keep),
-            _ => Err("write down or keep".to_owned()),
-        }
-    }
-}
-
-impl From<Unreachable> for Verdict {
-    fn from(unreachable: Unreachable) -> Verdict {
-        match unreachable {
-            Unreachable::Down => Verdict::Down,
-            Unreachable::Keep => Verdict::Keep,
-        }
-    }
-}
-
 /// How trouble is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// The reply if Patroni gives no usable answer.
-    pub unreachable: Unreachable,
+    /// Whether HAProxy keeps the node's state if Patroni gives no usable answer (`--unreachable keep`).
+    pub keep: bool,
     /// How long after a good answer trouble is bridged (`--grace`); zero for never.
     pub grace: Duration,
     /// The state of a primary that Patroni stops on purpose (`--stopping`).
     pub stopping: AdminState,
+}
+
+impl Policy {
+    /// The verdict if Patroni gives no usable answer.
+    pub fn without_answer(self) -> Verdict {
+        if self.keep { Verdict::Keep } else { Verdict::Down }
+    }
 }
 
 /// What one check has found out.

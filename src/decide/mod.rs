@@ -47,7 +47,6 @@ pub fn no_question(
 
 #[cfg(test)]
 mod tests {
-    use super::grace::Unreachable;
     use super::table::look_up;
     use super::*;
     use crate::haproxy::question::Question;
@@ -73,11 +72,8 @@ mod tests {
 
     /// Patroni's clock, and the time when it has just read the DCS.
     const DATE: u32 = 1_000_000;
-    const POLICY: Policy = Policy {
-        unreachable: Unreachable::Down,
-        grace: Duration::from_secs(4),
-        stopping: AdminState::Drain,
-    };
+    const POLICY: Policy =
+        Policy { keep: false, grace: Duration::from_secs(4), stopping: AdminState::Drain };
 
     /// Checks of one node, each at its second, with what the one before has left.
     struct Node {
@@ -151,8 +147,7 @@ mod tests {
         || Err(NoAnswer { cause: Cause::Refused, reason: "connection refused".to_owned() });
 
     #[test]
-    fn a_patroni_that_does_not_report_replication_state_is_told_from_a_replica_that_does_not_stream()
-     {
+    fn the_reason_tells_an_old_patroni_from_a_replica_that_does_not_stream() {
         for (old, said) in [(false, ""), (true, " (not reported before Patroni 3.0.4)")] {
             let mut node = Node::new("replica?replication_state=streaming");
             let replica = answer(200, "replica", "running");
@@ -234,7 +229,7 @@ mod tests {
 
     /// Each other answer ends it at once, and what Patroni said last stands.
     #[test]
-    fn whatever_else_patroni_says_ends_it() {
+    fn any_other_answer_ends_the_grace_period() {
         for (check, other) in [
             ("primary", UNLOCKED()),
             ("leader", UNLOCKED()),
@@ -268,7 +263,7 @@ mod tests {
 
     /// One check's READY is on its way while another check is told that the lock is lost.
     #[test]
-    fn a_ready_that_was_overtaken_is_not_said() {
+    fn a_ready_that_was_overtaken_is_not_sent() {
         for other in [UNLOCKED(), answer(503, "replica", "running")] {
             let mut node = Node::new("primary");
             node.hears(10.0, Ok(PRIMARY()));
@@ -319,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn one_unknown_state_is_trouble_while_it_has_the_lock() {
+    fn an_unknown_state_of_the_lock_holder_is_trouble() {
         let mut node = Node::new("primary");
         node.hears(10.0, Ok(PRIMARY()));
         let unknown = || Ok(answer(200, "primary", "unknown"));
@@ -379,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_patroni_knows_of_the_dcs_bounds_it() {
+    fn the_age_of_dcs_last_seen_bounds_the_grace_period() {
         let seen = |ago: i64| {
             let mut node = Node::new("primary");
             let seen = u32::try_from(i64::from(node.clock) + 100 - ago).expect("a time");
@@ -415,7 +410,7 @@ mod tests {
 
     /// Its question may have been asked before that of the last ready answer.
     #[test]
-    fn a_late_standby_is_believed() {
+    fn a_late_answer_of_a_standby_counts() {
         let mut node = Node::new("primary");
         node.hears(10.1, Ok(PRIMARY()));
         node.late(10.0, 10.5, Ok(STANDBY()));
@@ -444,7 +439,7 @@ mod tests {
         || Err(NoAnswer { cause: Cause::NotAsked, reason: String::new() });
 
     #[test]
-    fn a_hold_counts_where_nobody_could_ask() {
+    fn a_hold_counts_where_the_agent_could_not_ask() {
         let hold = || Some(Hold { state: AdminState::Maint, reason: "by hand".to_owned() });
         for (last, expected) in [(PRIMARY(), MAINT), (STANDBY(), Verdict::Keep)] {
             let mut node = Node::new("primary");

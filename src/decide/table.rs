@@ -15,7 +15,7 @@ pub fn look_up(question: &Question, policy: Policy, answer: &Result<Answer, NoAn
     let (verdict, reason) = match answer {
         // this machine kept the check from asking, so HAProxy's own check decides
         Err(error) if error.cause == Cause::NotAsked => (Verdict::Keep, error.reason.clone()),
-        Err(error) => (policy.unreachable.into(), error.reason.clone()),
+        Err(error) => (policy.without_answer(), error.reason.clone()),
         Ok(answer) => match (answer.state.as_str(), answer.role.as_str()) {
             ("running", role) if answer.status == 200 && matches_check(question, answer) => {
                 let timeline = answer.timeline.map(|n| format!(", timeline {n}"));

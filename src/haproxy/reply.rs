@@ -28,6 +28,15 @@ impl FromStr for AdminState {
     }
 }
 
+impl fmt::Display for AdminState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AdminState::Drain => "drain",
+            AdminState::Maint => "maint",
+        })
+    }
+}
+
 impl From<AdminState> for Otherwise {
     fn from(state: AdminState) -> Otherwise {
         match state {
@@ -62,15 +71,6 @@ impl FromStr for Otherwise {
     }
 }
 
-impl fmt::Display for AdminState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            AdminState::Drain => "drain",
-            AdminState::Maint => "maint",
-        })
-    }
-}
-
 /// What HAProxy shall do with this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -102,8 +102,8 @@ pub struct Reply {
 /// Formats the agent's reply line (HAProxy's configuration manual, `agent-check`).
 ///
 /// The line always has a health word and an administrative word, since each undoes only its own kind. `ready` alone never
-/// brings back a server that is down. A server in MAINT does not show `down` alone. HAProxy shows and ignores an unknown
-/// word.
+/// brings back a server that the agent has called down. A server in MAINT does not show `down` alone. HAProxy shows and
+/// ignores an unknown word.
 pub fn format_line(reply: &Reply) -> String {
     let reason = to_printable(&reply.reason, REASON_LIMIT);
     match (words(reply.verdict), reply.verdict) {

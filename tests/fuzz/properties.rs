@@ -3,7 +3,7 @@
 
 use patroni_agent_check::clock::now;
 use patroni_agent_check::decide::decide;
-use patroni_agent_check::decide::grace::{self, Case, Policy, Unreachable};
+use patroni_agent_check::decide::grace::{self, Case, Policy};
 use patroni_agent_check::haproxy::question::Question;
 use patroni_agent_check::haproxy::reply::{self, AdminState, Otherwise, Reply, Verdict};
 use patroni_agent_check::journal::news;
@@ -21,7 +21,7 @@ use std::path::Path;
 use std::time::Duration;
 
 fn policy(grace: Duration) -> Policy {
-    Policy { unreachable: Unreachable::Down, grace, stopping: AdminState::Drain }
+    Policy { keep: false, grace, stopping: AdminState::Drain }
 }
 
 fn outcome(answer: Result<Answer, NoAnswer>, [asked, answered]: [Duration; 2]) -> Outcome {

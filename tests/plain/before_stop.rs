@@ -148,7 +148,7 @@ fn without_a_memory_nothing_drains() {
 }
 
 #[test]
-fn a_note_of_the_hook_makes_a_node_drain_whose_patroni_is_away() {
+fn a_note_drains_a_node_whose_patroni_is_silent() {
     let (node, address) = (Node::new("note"), away());
     let url = format!("http://{address}");
     let note = |text: &str| fs::write(node.file("note"), text).expect("written");
@@ -200,7 +200,7 @@ fn a_note_of_the_hook_makes_a_node_drain_whose_patroni_is_away() {
 }
 
 #[test]
-fn the_hook_waits_until_haproxy_has_heard_and_the_transactions_have_ended() {
+fn the_hook_waits_for_haproxy_and_then_for_transactions() {
     let (node, patroni) = (Node::new("waits"), saying(200, || stopping(1)));
     let (took, said, code) =
         node.waits(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);
@@ -307,7 +307,7 @@ fn on_a_standby_the_hook_waits_for_the_read_pool_and_for_nothing_else() {
 
 /// Patroni closes its REST API first when its own service is stopped: what the checks have left says what may be waited for.
 #[test]
-fn the_hook_of_a_patroni_that_is_away_waits_as_long_as_the_grace() {
+fn the_hook_of_a_patroni_that_is_away_waits_for_the_grace_period() {
     let (node, address) = (Node::new("away"), away());
     let url = format!("http://{address}");
     let (took, said, code) = node.waits(&url, &LONG);
@@ -324,8 +324,8 @@ fn the_hook_of_a_patroni_that_is_away_waits_as_long_as_the_grace() {
 
 /// HAProxy asks at the node's address, where Patroni was found, and nobody has told the hook.
 #[test]
-fn the_hook_finds_what_was_left_at_the_address_of_the_node() {
-    if !common::in_network("before_stop::the_hook_finds_what_was_left_at_the_address_of_the_node") {
+fn the_hook_finds_the_records_of_the_nodes_address() {
+    if !common::in_network("before_stop::the_hook_finds_the_records_of_the_nodes_address") {
         return;
     }
     let node = Node::new("found");
@@ -341,7 +341,7 @@ fn the_hook_finds_what_was_left_at_the_address_of_the_node() {
 }
 
 #[test]
-fn wrong_arguments_are_named() {
+fn the_hook_names_a_wrong_argument() {
     let node = Node::new("wrong");
     for (own, error) in [
         (["--bound", "2"], "'2': write 0ms to 60s"),

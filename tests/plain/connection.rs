@@ -23,7 +23,7 @@ fn replica() -> FakePatroni {
 }
 
 #[test]
-fn every_way_to_be_started_over_ipv4_and_ipv6() {
+fn the_agent_answers_however_it_is_started_over_ipv4_and_ipv6() {
     for how in STARTS {
         for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
             let patroni = FakePatroni::primary();
@@ -36,7 +36,7 @@ fn every_way_to_be_started_over_ipv4_and_ipv6() {
 }
 
 #[test]
-fn patroni_on_ipv6_and_under_a_name() {
+fn patroni_is_found_on_ipv6_and_by_name() {
     let on = |address: &str| {
         FakePatroni::on(address, |mut stream, _| {
             common::read_request(&mut stream);
@@ -74,7 +74,7 @@ fn patroni_on_ipv6_and_under_a_name() {
 
 /// Patroni is asked once: the second address is for the case that nobody is at the first.
 #[test]
-fn who_does_not_answer_is_not_passed_over() {
+fn an_address_that_does_not_answer_is_not_passed_over() {
     let first = FakePatroni::raw(drop);
     let second = FakePatroni::on(&format!("[::1]:{}", first.address.port()), |_, _| ());
     let reply = check(&["--url", &format!("http://localhost:{}", first.address.port())]).reply;
@@ -83,7 +83,7 @@ fn who_does_not_answer_is_not_passed_over() {
 }
 
 #[test]
-fn an_answer_comes_after_its_question() {
+fn no_answer_is_older_than_its_question() {
     let took = Duration::from_millis(1);
     let slow = FakePatroni::raw(move |_stream| std::thread::sleep(took));
     let patroni = Patroni::new(Some(&slow.url()), None, Tls::default()).expect("a Patroni");
@@ -94,8 +94,8 @@ fn an_answer_comes_after_its_question() {
 
 /// Debian's own Patroni package has the REST API there alone.
 #[test]
-fn patroni_at_the_address_that_haproxy_asked() {
-    if !common::in_network("connection::patroni_at_the_address_that_haproxy_asked") {
+fn patroni_is_found_at_the_address_that_haproxy_asked() {
+    if !common::in_network("connection::patroni_is_found_at_the_address_that_haproxy_asked") {
         return;
     }
     let nobody = common::nobody();
@@ -127,7 +127,7 @@ fn patroni_at_the_address_that_haproxy_asked() {
 
 /// A large site's `/etc/hosts`, in a mount namespace.
 #[test]
-fn patroni_under_a_name_of_etc_hosts() {
+fn patroni_is_found_by_a_name_in_etc_hosts() {
     let patroni = FakePatroni::primary();
     let name = format!("pg1.example:{}", patroni.address.port());
     let url = format!("http://{name}");
@@ -154,7 +154,7 @@ fn patroni_under_a_name_of_etc_hosts() {
 }
 
 #[test]
-fn no_proxy_from_the_environment() {
+fn the_agent_uses_no_proxy_of_the_environment() {
     let (patroni, proxy) = (FakePatroni::primary(), FakePatroni::primary());
     let (client, stream) = connection("127.0.0.1:0");
     let mut command = start(Start::Stdin, stream, &["--url", &patroni.url()]);
@@ -169,7 +169,7 @@ fn no_proxy_from_the_environment() {
 }
 
 #[test]
-fn nothing_but_the_line_reaches_the_peer() {
+fn only_the_reply_reaches_the_peer() {
     for how in STARTS {
         let outcome = check_with(how, "127.0.0.1:0", &["--url", "http://127.0.0.1:1"], listen);
         assert_eq!(outcome.reply, "down ready # Patroni 127.0.0.1:1: connection refused\n");
@@ -199,7 +199,7 @@ fn a_wrong_command_line_is_answered() {
 }
 
 #[test]
-fn a_peer_that_is_gone_costs_nothing() {
+fn a_peer_that_is_gone_costs_no_question() {
     for how in STARTS {
         let patroni = FakePatroni::primary();
         let (client, mut stream) = connection("127.0.0.1:0");
@@ -266,7 +266,7 @@ fn listen_fds_that_are_no_connection() {
 
 /// The answer of the first address counts, unless nobody is there: not even a request was sent then.
 #[test]
-fn a_full_localhost_is_waited_for() {
+fn the_agent_waits_for_a_patroni_whose_backlog_is_full() {
     let (address, _waiting) = full_backlog();
     let url = format!("http://localhost:{}", address.port());
     let outcome = common::check(&["--url", &url, "--timeout", "500ms"]);
@@ -278,7 +278,7 @@ fn a_full_localhost_is_waited_for() {
 }
 
 #[test]
-fn systemd_is_told_if_it_wants_to_know() {
+fn the_agent_notifies_systemd_if_a_drop_in_wants_that() {
     let systemd = NotifySocket::new();
     let patroni = FakePatroni::primary();
     let (client, stream) = connection("127.0.0.1:0");
@@ -292,7 +292,7 @@ fn systemd_is_told_if_it_wants_to_know() {
 
 /// Where this machine has no descriptor left, nobody has outcome of Patroni.
 #[test]
-fn what_this_machine_lacks_is_not_patronis_trouble() {
+fn a_lack_of_this_machine_changes_nothing_in_haproxy() {
     let patroni = FakePatroni::primary();
     let mut lacking = 0;
     for limit in 3..16 {
@@ -339,7 +339,7 @@ fn no_password_is_echoed() {
 
 /// socat gives its program one end of a pair of Unix sockets, if it is not told to do without.
 #[test]
-fn a_unix_socket_is_no_haproxy() {
+fn a_unix_socket_makes_a_check_by_hand() {
     let patroni = FakePatroni::primary();
     let (_socat, stdin) = std::os::unix::net::UnixStream::pair().expect("a pair");
     let (_, reply, said) =
@@ -358,7 +358,7 @@ fn text(output: &Output) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn without_a_socket_there_are_exit_codes() {
+fn by_hand_the_exit_status_tells_the_state() {
     let (primary, replica) = (FakePatroni::primary(), replica());
     let cases: [(&[&str], i32, &str); 6] = [
         (&["--url", &primary.url()], 0, READY),
@@ -393,7 +393,7 @@ fn without_a_socket_there_are_exit_codes() {
 }
 
 #[test]
-fn on_a_terminal() {
+fn on_a_terminal_the_reply_comes_before_the_reason() {
     let patroni = FakePatroni::primary();
     let command = format!("{AGENT} --url {} --memory-file /none/memory", patroni.url());
     let output = Command::new("script").args(["-qefc", &command, "/dev/null"]).output();
@@ -409,7 +409,7 @@ fn on_a_terminal() {
 }
 
 #[test]
-fn usage_errors_name_the_cure() {
+fn usage_errors_say_what_to_write() {
     let cases: [(&[&str], &str); 20] = [
         (&["--nonsense"], "--nonsense"),
         (&["primary", "replica"], "replica"),
@@ -456,7 +456,7 @@ fn usage_errors_name_the_cure() {
 
 /// What is for a human costs HAProxy's checks no second question.
 #[test]
-fn only_a_human_is_explained_anything() {
+fn only_a_check_by_hand_explains() {
     let body = PRIMARY.replace('}', r#", "patroni": {"name": "pg1"}}"#);
     let patroni = FakePatroni::answering(http(200, &body));
     let arguments = ["--explain", "--url", &patroni.url()];
@@ -540,7 +540,7 @@ fn settings_without_any_are_the_defaults() {
 }
 
 #[test]
-fn settings_that_are_wrong_do_no_check() {
+fn wrong_settings_make_no_check() {
     let patroni = FakePatroni::primary();
     let and = |more: &str| format!("OPTIONS='--url {} {more}'\n", patroni.url()).into_bytes();
     let wrong = |said: &str, file: &str, cause: &str| {
@@ -579,7 +579,7 @@ fn settings_that_are_wrong_do_no_check() {
 }
 
 #[test]
-fn settings_are_tried_alone_and_by_hand() {
+fn settings_are_tried_without_other_options_and_by_hand() {
     let patroni = FakePatroni::primary();
     let settings = format!("OPTIONS='--url {}'\n", patroni.url());
     let ((code, reply, said), _) =
@@ -600,7 +600,7 @@ fn settings_are_tried_alone_and_by_hand() {
 }
 
 #[test]
-fn what_is_no_check_is_not_for_the_settings() {
+fn the_settings_take_no_option_that_is_only_for_operators() {
     for option in ["--settings", "--reopen"] {
         let Err(Stop::Usage(error)) = Options::parse_for_units([option, "x"].map(Into::into))
         else {
@@ -612,7 +612,7 @@ fn what_is_no_check_is_not_for_the_settings() {
 
 /// What HAProxy is told of wrong settings: the cause and, where there is room, the cure.
 #[test]
-fn wrong_settings_name_the_cure() {
+fn the_reply_to_wrong_settings_names_the_option_that_tries_them() {
     for (arguments, told) in [
         (
             &["--agent-send", "--grase", "4s"][..],
@@ -635,7 +635,7 @@ fn wrong_settings_name_the_cure() {
 
 /// On a node whose settings are wrong, in a mount namespace: a check by hand says so, and a copy of them can be tried.
 #[test]
-fn a_copy_of_wrong_settings_is_tried() {
+fn an_operator_can_try_a_copy_of_wrong_settings() {
     let patroni = FakePatroni::primary();
     let node = |arguments: &str| {
         let script = r#"
@@ -697,7 +697,7 @@ fn haproxy_names_the_check() {
 }
 
 #[test]
-fn a_line_that_is_none_is_answered_and_patroni_is_not_asked() {
+fn an_invalid_line_is_answered_without_patroni() {
     let patroni = FakePatroni::primary();
     let long = [b'a'; 257];
     let exact = [&[b'a'; 256][..], b"\n"].concat();
@@ -786,7 +786,7 @@ fn one_byte_at_a_time_does_not_move_the_deadline() {
 }
 
 #[test]
-fn what_haproxy_sends_unasked_is_drained() {
+fn a_line_without_agent_send_is_read_and_ignored() {
     let patroni = FakePatroni::primary();
     let arguments = ["--url", &patroni.url()];
     let outcome = check_with(Start::Stdin, "127.0.0.1:0", &arguments, |mut client| {
@@ -845,7 +845,7 @@ fn the_line_and_patroni_share_one_deadline() {
 
 /// Who says nothing keeps no place until `--timeout`.
 #[test]
-fn the_line_is_due_at_once_whatever_the_timeout() {
+fn the_line_is_due_after_300_ms_whatever_the_timeout() {
     let patroni = FakePatroni::primary();
     for (timeout, due) in [("10s", "300"), ("100ms", "100")] {
         let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", timeout];
@@ -870,7 +870,7 @@ fn a_peer_that_never_closes_is_not_waited_for() {
 }
 
 #[test]
-fn who_only_tries_the_port_is_no_news() {
+fn a_peer_that_only_tries_the_port_is_not_logged() {
     for leave in [Shutdown::Write, Shutdown::Both] {
         let outcome = check_with(Start::ListenFds, "127.0.0.1:0", &["--agent-send"], |client| {
             client.shutdown(leave).expect("a socket");

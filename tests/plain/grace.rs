@@ -93,7 +93,7 @@ impl Drop for Patroni {
 }
 
 #[test]
-fn trouble_changes_nothing_for_a_while_and_then_it_is_down() {
+fn trouble_is_bridged_for_the_grace_period_and_then_it_is_down() {
     for (name, status, body) in [("primary", 200, PRIMARY), ("standby", 503, STANDBY)] {
         let site = Site::new(name);
         let refused = format!("down ready # Patroni {}: connection refused\n", site.address);
@@ -123,7 +123,7 @@ fn trouble_changes_nothing_for_a_while_and_then_it_is_down() {
 
 /// Each way to be started leaves and finds the same.
 #[test]
-fn however_it_is_started() {
+fn the_memory_file_works_however_the_agent_is_started() {
     let site = Site::new("started");
     let (url, memory) = (format!("http://{}", site.address), site.memory());
     let arguments = site.arguments(&url, &memory, &[]);
@@ -160,7 +160,7 @@ fn a_restarted_patroni_does_not_know_its_lock_yet() {
 }
 
 #[test]
-fn a_torn_foreign_or_future_memory_is_none() {
+fn a_torn_foreign_or_future_record_does_not_count() {
     let site = Site::new("torn");
     let down = |what: &str| {
         let reply = site.asks(&[]).reply;
@@ -222,7 +222,7 @@ fn a_torn_foreign_or_future_memory_is_none() {
 }
 
 #[test]
-fn where_nothing_can_be_left_all_is_as_without() {
+fn without_a_usable_memory_file_there_is_no_grace_period() {
     let site = Site::new("nothing");
     let folder = site.folder.path().to_str().expect("UTF-8");
     let foreign = format!("{folder}/foreign");
@@ -269,7 +269,7 @@ fn where_nothing_can_be_left_all_is_as_without() {
 
 /// A write beyond the limit would kill the process, and that is silence.
 #[test]
-fn no_limit_of_file_sizes_kills_it() {
+fn a_limit_of_file_sizes_kills_no_check() {
     let site = Site::new("limit");
     for kilobytes in ["0", "3", "4"] {
         let _patroni = site.answers(200, PRIMARY);
@@ -365,7 +365,7 @@ fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
 
 /// However often trouble begins and ends.
 #[test]
-fn the_journal_is_not_filled_by_what_comes_and_goes() {
+fn trouble_that_comes_and_goes_does_not_fill_the_journal() {
     let site = Site::new("flaps");
     let mut lines = 0;
     for _ in 0..25 {
@@ -379,7 +379,7 @@ fn the_journal_is_not_filled_by_what_comes_and_goes() {
 
 /// What a broken process leaves costs one record at the most, for as long as that is not written again.
 #[test]
-fn a_spoilt_memory_heals() {
+fn a_damaged_memory_file_is_repaired() {
     let site = Site::new("spoilt");
     assert_eq!(site.was(200, PRIMARY), READY);
     let good = fs::read(site.memory()).expect("a memory");
@@ -397,7 +397,7 @@ fn a_spoilt_memory_heals() {
 
 /// A line that is late is trouble on the way here: where the node is well it changes nothing.
 #[test]
-fn a_late_line_is_held_while_the_node_is_well() {
+fn a_late_line_changes_nothing_within_the_grace_period() {
     let late = "no agent-send line within 300 ms";
     for (body, status, check) in [(PRIMARY, 200, "primary"), (STANDBY, 503, "primary")] {
         let site = Site::new(&format!("late-{status}"));
@@ -419,7 +419,7 @@ fn a_late_line_is_held_while_the_node_is_well() {
 
 /// Anybody can send a line that is no question: one line of the journal in a minute, and nothing of what was sent.
 #[test]
-fn the_journal_gets_one_line_for_whatever_is_not_understood() {
+fn invalid_lines_are_logged_once() {
     let site = Site::new("junk");
     let (url, memory) = (format!("http://{}", site.address), site.memory());
     let arguments = site.arguments(&url, &memory, &["--agent-send", "--timeout", "300ms"]);
@@ -445,7 +445,7 @@ fn the_journal_gets_one_line_for_whatever_is_not_understood() {
 
 /// Many at once: each reply is whole and true, and the memory stays one.
 #[test]
-fn many_at_once_leave_one_memory() {
+fn many_checks_at_once_leave_one_valid_memory_file() {
     let site = Site::new("many");
     let patroni = site.answers(200, PRIMARY);
     std::thread::scope(|scope| {
@@ -464,7 +464,7 @@ fn many_at_once_leave_one_memory() {
 
 /// The agent does not know Patroni's ttl; whoever asks by hand is told if it does not fit.
 #[test]
-fn by_hand_a_grace_that_is_too_long_is_said() {
+fn a_check_by_hand_warns_of_a_grace_period_that_is_too_long() {
     let site = Site::new("hand");
     let by_hand = |config: &str, grace: &str| {
         let body = format!("{}, {config}}}", PRIMARY.trim_end_matches('}'));

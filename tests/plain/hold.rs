@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 #[test]
-fn what_is_written_is_what_a_ready_node_gets() {
+fn a_ready_node_gets_the_state_in_the_file() {
     let (folder, patroni) = (common::folder("words"), FakePatroni::primary());
     let file = path_in(&folder, "hold");
     let ask = || check(&["--url", &patroni.url(), "--hold-file", &file]);
@@ -48,7 +48,7 @@ fn what_is_written_is_what_a_ready_node_gets() {
 
 /// A `chmod` of the folder that is rolled out must not take every node out of its pools.
 #[test]
-fn a_folder_that_may_not_be_searched_is_no_hold_but_is_said() {
+fn a_folder_that_may_not_be_searched_is_no_hold_and_is_reported() {
     let (folder, patroni) = (common::folder("closed"), FakePatroni::primary());
     let file = path_in(&folder, "hold");
     fs::write(&file, "drain x\n").expect("written");
@@ -68,7 +68,7 @@ fn a_folder_that_may_not_be_searched_is_no_hold_but_is_said() {
 }
 
 #[test]
-fn what_cannot_be_read_is_maint() {
+fn a_file_that_cannot_be_read_is_maint() {
     let (folder, patroni) = (common::folder("unreadable"), FakePatroni::primary());
     let file = path_in(&folder, "hold");
     fs::write(&file, "drain x\n").expect("written");
@@ -170,7 +170,7 @@ fn a_half_written_file_drains() {
 
 /// A human is told of a hold even where it changes nothing.
 #[test]
-fn a_human_is_told() {
+fn a_check_by_hand_says_that_there_is_a_hold() {
     let folder = common::folder("human");
     let file = path_in(&folder, "hold");
     fs::write(&file, "drain x\n").expect("written");

@@ -310,7 +310,7 @@ fn the_last_of_two_equal_keys_counts_as_everywhere() {
 }
 
 #[test]
-fn hold_is_one_unknown_word() {
+fn a_reply_that_changes_nothing_is_one_unknown_word() {
     let patroni = FakePatroni::answering(http(404, ""));
     let outcome = check(&["--url", &patroni.url(), "--unreachable", "keep"]);
     let word = format!("Patroni_{}:_HTTP_status_404_instead_of_200_or_503", patroni.address);

@@ -19,7 +19,7 @@
 //! made when the question came, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
 
 use patroni_agent_check::decide::decide;
-use patroni_agent_check::decide::grace::{Case, Policy, Unreachable};
+use patroni_agent_check::decide::grace::{Case, Policy};
 use patroni_agent_check::haproxy::question::Question;
 use patroni_agent_check::haproxy::reply::{AdminState, Otherwise, Verdict};
 use patroni_agent_check::patroni::answer::{Answer, Cause, NoAnswer};
@@ -199,7 +199,7 @@ impl Cluster {
         let waited = state.haproxies[number].asking.unwrap_or(0);
         let question = Question::from_agent_send(b"primary", Otherwise::Maint).expect("a question");
         let policy = Policy {
-            unreachable: Unreachable::Down,
+            keep: false,
             grace: TICK * u32::from(self.grace),
             stopping: AdminState::Drain,
         };
@@ -595,7 +595,7 @@ const DRAINS: &str = "a drain does not outlive the lock for too long";
 const READY: &str = "READY does not outlive the lock for longer than a drain";
 const STANDS: &str = "what Patroni said last stands";
 
-fn finds(cluster: Cluster, property: &str) {
+fn assert_found(cluster: Cluster, property: &str) {
     assert!(cluster.search().discoveries().contains_key(property), "{property}");
 }
 
@@ -625,34 +625,34 @@ fn a_stall_is_covered_with_the_default_setting() {
 
 #[test]
 fn a_grace_that_is_too_long_is_found() {
-    finds(Cluster { grace: 8, ..SETTINGS[2] }, KEEP);
-    finds(Cluster { grace: 8, ..SETTINGS[3] }, KEEP);
+    assert_found(Cluster { grace: 8, ..SETTINGS[2] }, KEEP);
+    assert_found(Cluster { grace: 8, ..SETTINGS[3] }, KEEP);
     // an exchange longer than loop_wait is followed by the next loop at once
-    finds(Cluster { grace: 25, ..SETTINGS[1] }, KEEP);
+    assert_found(Cluster { grace: 25, ..SETTINGS[1] }, KEEP);
 }
 
 #[test]
 fn a_bad_answer_that_is_forgotten_is_found() {
     let broken = Broken::Memory;
-    finds(Cluster { broken, gives_up: true, haproxies: 2, ..SETTINGS[1] }, STANDS);
+    assert_found(Cluster { broken, gives_up: true, haproxies: 2, ..SETTINGS[1] }, STANDS);
 }
 
 #[test]
 fn a_lost_lock_that_is_bridged_is_found() {
-    finds(Cluster { broken: Broken::Lock, ..SETTINGS[1] }, STANDS);
+    assert_found(Cluster { broken: Broken::Lock, ..SETTINGS[1] }, STANDS);
 }
 
 #[test]
 fn a_drain_that_is_longer_than_the_lock_is_found_and_ready_is_longer() {
-    finds(Cluster { drain_outlives: 0, ..SETTINGS[2] }, DRAINS);
-    finds(Cluster { broken: Broken::Measured, ..SETTINGS[2] }, READY);
+    assert_found(Cluster { drain_outlives: 0, ..SETTINGS[2] }, DRAINS);
+    assert_found(Cluster { broken: Broken::Measured, ..SETTINGS[2] }, READY);
 }
 
 /// What units/README.md says is not covered: a slow reading before a slow renewal, and a stall with a `ttl` of 20 s.
 #[test]
 fn known_limits_of_the_rule() {
     let slow = Cluster { reads: true, ..SETTINGS[0] };
-    finds(slow, KEEP);
-    finds(slow, DRAINS);
-    finds(Cluster { stalls: true, ..SETTINGS[2] }, KEEP);
+    assert_found(slow, KEEP);
+    assert_found(slow, DRAINS);
+    assert_found(Cluster { stalls: true, ..SETTINGS[2] }, KEEP);
 }

@@ -4,8 +4,7 @@
 use landlock::ABI;
 use memmap2::{MmapMut, MmapOptions};
 use patroni_agent_check::agent;
-use patroni_agent_check::decide::grace::Unreachable;
-use patroni_agent_check::haproxy::reply::Reply;
+use patroni_agent_check::haproxy::reply::{Reply, Verdict};
 use patroni_agent_check::sandbox::{Confinement, user};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, Uid, kill_process};
@@ -280,7 +279,7 @@ fn inside() {
         std::process::abort()
     } else if what[0] == "panic" {
         std::panic::set_hook(Box::new(|_| {}));
-        agent::catch_panic::<Reply>(Unreachable::Down, || panic!("here")).reason
+        agent::catch_panic::<Reply>(Verdict::Down, || panic!("here")).reason
     } else {
         // what the agent is there for still works
         let socket = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
@@ -327,7 +326,7 @@ fn an_older_kernel_leaves_open_only_connections_to_other_ports() {
 }
 
 #[test]
-fn the_port_is_landlocks_and_the_rest_is_seccomps() {
+fn landlock_restricts_the_port_and_seccomp_the_rest() {
     assert_eq!(outcome("connect elsewhere", INSIDE), "13");
     assert_eq!(outcome("send a datagram", INSIDE), "1");
 }
@@ -339,7 +338,7 @@ fn a_panic_is_answered_inside_too() {
 
 /// Rust's handler of SIGSEGV wants to give the signal back, and abort() wants to kill.
 #[test]
-fn a_crash_ends_it() {
+fn a_crash_ends_the_process() {
     let started = std::time::Instant::now();
     let status = child("abort", 1, INSIDE).status;
     assert!(!status.success() && status.code().is_none(), "{status:?}");
@@ -348,7 +347,7 @@ fn a_crash_ends_it() {
 }
 
 #[test]
-fn the_kernel_says_so() {
+fn the_kernel_confirms_the_filter() {
     assert_eq!(outcome("status", INSIDE), "NoNewPrivs: 1 Seccomp: 2");
 }
 
@@ -538,7 +537,7 @@ mod listening {
 
     /// SIGXFSZ: a file of more than a page is no memory.
     #[test]
-    fn nobody_fills_the_folder_of_the_memory() {
+    fn the_listener_cannot_fill_the_folder_of_the_memory_file() {
         with_ground("full", |ground| {
             for (abi, _) in ABIS {
                 let _ = fs::remove_file(ground.path("run/memory"));
@@ -551,7 +550,7 @@ mod listening {
     }
 
     #[test]
-    fn a_crash_ends_it() {
+    fn a_crash_ends_the_process() {
         with_ground("crash", |ground| {
             let status = child("abort", "7", ground).status;
             assert!(!status.success() && status.code().is_none(), "{status:?}");

@@ -97,7 +97,7 @@ fn the_grace_outlives_the_process() {
 }
 
 #[test]
-fn answers_until_nobody_asks() {
+fn the_listener_ends_when_nobody_asks() {
     for how in [Start::ListenFds, Start::Stdin] {
         for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
             let patroni = FakePatroni::primary();
@@ -229,7 +229,7 @@ fn patroni_is_not_overrun() {
 
 /// What all checks meet in the same moment is one line in the journal.
 #[test]
-fn the_journal_hears_once() {
+fn trouble_of_many_threads_is_logged_once() {
     let patroni = FakePatroni::new(|stream| {
         std::thread::sleep(Duration::from_millis(200));
         let _ = stream.write_all(&http(503, r#"{"state": "crashed", "role": "primary"}"#));
@@ -374,8 +374,8 @@ fn silent_peers_keep_nobody_from_an_answer() {
 
 /// One source has a quarter of all places, and the others have theirs. This machine is one, whatever address it asks from.
 #[test]
-fn what_one_source_can_take_is_bounded() {
-    if !common::in_network("serve::what_one_source_can_take_is_bounded") {
+fn the_places_of_one_source_are_bounded() {
+    if !common::in_network("serve::the_places_of_one_source_are_bounded") {
         return;
     }
     let (patroni, _) = counting(Duration::from_secs(2));
@@ -416,7 +416,7 @@ fn what_one_source_can_take_is_bounded() {
 
 /// Locked in before the first check, it still reads and writes what the next one needs, however that is replaced.
 #[test]
-fn it_locks_itself_in_and_goes_on() {
+fn the_listener_confines_itself_and_goes_on() {
     let patroni = FakePatroni::primary();
     let (folder, other) = (common::folder("in"), common::folder("other"));
     let path = |name: &str| path_in(&folder, name);
@@ -498,7 +498,7 @@ fn a_wrong_command_line_is_answered() {
 }
 
 #[test]
-fn systemd_is_told() {
+fn the_listener_tells_systemd_its_status() {
     let systemd = NotifySocket::new();
     let patroni = FakePatroni::primary();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

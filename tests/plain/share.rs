@@ -29,7 +29,7 @@ fn chance(seed: &mut u64) -> u64 {
 }
 
 #[test]
-fn whoever_comes_and_whenever() {
+fn every_caller_gets_a_fresh_answer_or_an_error_in_time() {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a date");
     let seed = since.as_nanos() as u64;
     println!("seed {seed}");
@@ -79,7 +79,7 @@ fn whoever_comes_and_whenever() {
 
 /// Who comes while one alike is being asked must not get its answer, and need not wait for it.
 #[test]
-fn what_is_being_asked_is_not_joined() {
+fn no_caller_joins_a_question_in_flight() {
     let shared = Shared::new(2, NO_PAUSE, 64);
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     scope(|scope| {
@@ -99,7 +99,7 @@ fn what_is_being_asked_is_not_joined() {
 
 /// Each leaves at his own deadline, asked or not, and the place in the queue goes to those who stay.
 #[test]
-fn nobody_waits_beyond_his_deadline() {
+fn no_caller_waits_beyond_its_deadline() {
     let shared = Shared::new(1, NO_PAUSE, 64);
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     scope(|scope| {
@@ -126,7 +126,7 @@ fn nobody_waits_beyond_his_deadline() {
 
 /// The last to come has the most time, so it is he who asks; the others do not wait for him beyond their deadlines.
 #[test]
-fn the_last_one_asks() {
+fn the_caller_with_the_last_deadline_asks() {
     let shared = Shared::new(1, NO_PAUSE, 64);
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     let ((asks, is_asked), (answer, answered)) = (channel(), channel());
@@ -152,7 +152,7 @@ fn the_last_one_asks() {
 
 /// A bug in asking ends neither the others' waiting without a word nor the asking.
 #[test]
-fn a_panic_wakes_the_others() {
+fn a_panic_wakes_the_other_callers() {
     let shared = &Shared::new(1, NO_PAUSE, 64);
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     scope(|scope| {
@@ -178,7 +178,7 @@ fn a_panic_wakes_the_others() {
 
 /// What nobody can multiply is not behind what anybody can, of which only so many may wait.
 #[test]
-fn who_comes_first_and_who_finds_no_place() {
+fn first_questions_overtake_and_a_full_queue_refuses() {
     let shared = &Shared::new(1, NO_PAUSE, 3);
     let ((began, begins), (go, goes)) = (channel(), channel());
     let (order, told) = channel();
@@ -208,7 +208,7 @@ fn who_comes_first_and_who_finds_no_place() {
 
 /// However many questions one source has, each of another one waits for one of them at the most, and for no place.
 #[test]
-fn those_who_ask_take_turns() {
+fn sources_take_turns() {
     let shared = &Shared::new(1, NO_PAUSE, 9);
     let ((began, begins), (go, goes)) = (channel(), channel());
     let (order, told) = channel();
@@ -240,7 +240,7 @@ fn those_who_ask_take_turns() {
 
 /// Of the places at Patroni one is left for whoever has none.
 #[test]
-fn one_source_has_not_all_of_patroni() {
+fn one_source_never_has_all_questions() {
     let shared = &Shared::new(3, NO_PAUSE, 64);
     let in_time = || Instant::now() + Duration::from_millis(300);
     scope(|scope| {

@@ -83,7 +83,7 @@ fn down(patroni: &FakePatroni, reason: &str) -> String {
 }
 
 #[test]
-fn the_own_ca() {
+fn a_ca_in_cacert_is_trusted() {
     let patroni = plain("server");
     assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem")]), READY);
     let old = self::patroni("server", None, &rustls::version::TLS12);
@@ -100,7 +100,7 @@ fn localhost_is_verified_as_localhost() {
 }
 
 #[test]
-fn another_ca() {
+fn another_ca_is_not_trusted() {
     let patroni = plain("server");
     let reply = ask(&patroni, &["--cacert", &pem("other-ca.pem")]);
     assert_eq!(reply, down(&patroni, "its certificate is not signed by the CA in --cacert"));
@@ -110,7 +110,7 @@ fn another_ca() {
 
 /// As `openssl req -x509` makes them.
 #[test]
-fn a_ca_that_is_a_servers_certificate_as_well() {
+fn a_ca_that_is_also_the_servers_certificate_is_trusted() {
     let patroni = plain("own");
     assert_eq!(ask(&patroni, &["--cacert", &pem("own.pem")]), READY);
     let old = self::patroni("own", None, &rustls::version::TLS12);
@@ -127,7 +127,7 @@ fn a_ca_that_is_a_servers_certificate_as_well() {
 
 /// Whoever signed it.
 #[test]
-fn a_servers_certificate_that_is_itself_trusted() {
+fn a_servers_certificate_in_cacert_is_trusted() {
     assert_eq!(ask(&plain("server"), &["--cacert", &pem("server.pem")]), READY);
     let other = plain("expired");
     let reply = ask(&other, &["--cacert", &pem("expired.pem")]);
@@ -144,7 +144,7 @@ fn a_servers_certificate_that_is_itself_trusted() {
 
 /// What is trusted itself vouches for others only if it is a CA's that may sign, as with curl.
 #[test]
-fn a_trusted_certificate_that_is_no_ca() {
+fn a_certificate_that_is_no_ca_vouches_for_no_other() {
     for (name, signed) in [("server", "by-server"), ("own-usage", "by-own-usage")] {
         let cacert = pem(&format!("{name}.pem"));
         assert_eq!(ask(&plain(name), &["--cacert", &cacert]), READY, "{name}");
@@ -175,7 +175,7 @@ fn a_ca_below_a_ca_that_allows_none() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_names_the_cure() {
+fn a_certificate_that_cannot_be_used_gets_a_hint() {
     for (name, reason) in [
         (
             "nameless",
@@ -205,7 +205,7 @@ fn expired() {
 }
 
 #[test]
-fn a_certificate_without_the_address_names_the_cure() {
+fn a_certificate_without_the_address_gets_a_hint() {
     let patroni = plain("named");
     let cacert = pem("ca.pem");
     let reply = ask(&patroni, &["--cacert", &cacert]);
@@ -316,7 +316,7 @@ fn https_where_http_is_spoken() {
 
 /// As OpenSSL refuses those who have nothing in common with it.
 #[test]
-fn a_handshake_that_is_refused_names_the_cure() {
+fn a_handshake_that_is_refused_gets_a_hint() {
     for (alert, reason) in [
         (
             40,
@@ -359,7 +359,7 @@ fn a_silent_handshake() {
 /// one would cost 40 ms. The kernel forgets the setting when something is sent.
 #[test]
 #[ignore = "needs strace: tests/run"]
-fn acknowledges_at_once() {
+fn the_agent_acknowledges_at_once() {
     let patroni = plain("server");
     let trace = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("acknowledgements");
     let mut strace = Command::new("strace");
