@@ -19,6 +19,7 @@ import cluster
 import faults
 import figures
 import history
+import nemesis
 import picture
 import pools
 import watch
@@ -71,6 +72,8 @@ def arguments():
     parser.add_argument("--overlap-pair", nargs=2, default=[], metavar="FAULT")
     parser.add_argument("--grace-table", type=pathlib.Path)
     parser.add_argument("--race", type=pathlib.Path, metavar="FILE")
+    parser.add_argument("--nemesis", type=pathlib.Path, metavar="FILE")
+    parser.add_argument("--minutes", type=int, default=30)
     parser.add_argument("faults", nargs="*", metavar="FAULT")
     given = parser.parse_args()
     unknown = {*given.faults, *given.overlap_pair} - set(faults.FAULTS)
@@ -82,7 +85,9 @@ def arguments():
     if given.times and (given.overlap or given.overlap_pair):
         sys.exit("--times is for single faults")
     if given.check:
-        sys.exit(0)
+        walked = given.nemesis and nemesis.done(given.nemesis, given.seed, given.synchronous, given.minutes)
+        # 75: there is nothing left to do
+        sys.exit(nemesis.total(given.nemesis, given.seed, given.synchronous) and 1 or 75 if walked else 0)
     given.times = given.times or (1 if given.short or given.grace_table else 10 if given.race else 5)
     short_of_all = GRACE_FAULTS if given.grace_table else RACE_FAULTS if given.race else list(faults.FAULTS)
     given.faults = given.faults or (SHORT if given.short else short_of_all)
@@ -104,13 +109,13 @@ def cpus():
 
 
 class Site:
-    def __init__(self, haproxy, seed):
+    def __init__(self, haproxy, seed, **more):
         self.cluster, self.grace = cluster.Cluster(), 0
         if haproxy:
             self.cluster.haproxy(haproxy)
         self.root = f"/proc/{self.cluster.leader('lb')}/root"
         sockets = f"{self.root}/run/haproxy/admin.sock", f"{self.root}/run/second-haproxy.sock"
-        self.watch = watch.Watch(sockets[0], pools.POOLS, pools.READ_PORTS, sockets[1])
+        self.watch = watch.Watch(sockets[0], pools.POOLS, pools.READ_PORTS, sockets[1], **more)
         self.clients, self.cpus = clients.Clients(seed), None
         self.watch.operations = self.clients.operations
         self.ended, self.lost = None, set()
@@ -254,7 +259,7 @@ class Site:
         """What no single fault shows, in words: of the whole history, once nobody writes any more."""
         writes = self.watch.writes + [each.write for each in self.clients.operations]
         found = history.find(writes, self.watch.reads, self.rows())
-        later = [w for w in found.lost if w.pool == pools.OURS and w.row not in self.lost]
+        later = [w for w in found.lost if w.pool in (pools.OURS, pools.SECOND) and w.row not in self.lost]
         wrong = [f"{write.row} was there, and is lost" for write in later]
         wrong += [f"{row} is there, and failed" for row in found.phantom]
         wrong += [f"{record} saw less than its session before" for record in found.stale]
@@ -434,13 +439,18 @@ def over_half(results, times):
 
 def main():
     given = arguments()
-    site = Site(given.haproxy, given.seed)
+    more = {"more": pools.SECOND_PORTS, "door": nemesis.door} if given.nemesis else {}
+    site = Site(given.haproxy, given.seed, **more)
     site.prepare(given.synchronous)
     results, broken = {}, 0
     try:
         if given.overlap or given.overlap_pair:
             site.agent_options(given.agent_options)
             broken += overlap(site, given)
+            given.faults = []
+        if given.nemesis:
+            site.agent_options(given.agent_options)
+            broken += nemesis.walk(site, given.nemesis, given.seed, given.synchronous, given.minutes)
             given.faults = []
         if given.race:
             site.agent_options(given.agent_options)

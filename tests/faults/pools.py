@@ -5,6 +5,9 @@ OURS, OFFICIAL, ROLE_ONLY, WITHOUT_AGENT = POOLS
 # clients without HAProxy
 MULTI_HOST = "multi-host"
 ROUTES = (*POOLS, MULTI_HOST)
+# those of the agent in the second HAProxy, where only the random walk has clients
+SECOND, SECOND_READ = "second", "second-read"
+SECOND_PORTS = {SECOND: 5010}, {SECOND_READ: 5011}
 # the pools for reads that belong to them
 READS = {OURS: "postgres-read", OFFICIAL: "replicas"}
 READ_PORTS = {"postgres-read": 5001, "replicas": 5101}

@@ -35,8 +35,8 @@ Read = namedtuple("Read", "pool begun ended node keeps session done seen")
 Called = namedtuple("Called", "time node status before")
 # shown: {(pool, node): UP, MAINT, DRAIN, NOLB or DOWN}
 Look = namedtuple("Look", "time shown")
-# recovery: pg_is_in_recovery(), None if there was no answer
-Truth = namedtuple("Truth", "time node recovery")
+# recovery: pg_is_in_recovery(), None if there was no answer; before: when PostgreSQL was last asked and said something else
+Truth = namedtuple("Truth", "time node recovery before", defaults=[0])
 
 NODE = "'pg' || right(host(inet_server_addr()), 1)"
 # without a primary key: what is there twice should be seen
@@ -90,10 +90,12 @@ def create_table(node):
 class Watch:
     """Runs from `start` to `stop`; the records only grow. `pools` for writes and `reads`: {name: HAProxy's port}. `second`:
     the admin socket of another HAProxy, whose first pool is looked at. `pairs`: how many clients there are of each kind,
-    which write or read through a pool and keep their session or do not."""
+    which write or read through a pool and keep their session or do not. `more`: ports for writes and for reads of pools
+    that HAProxy is not asked about. `door`: the host or the folder of the socket by which a node's PostgreSQL is asked."""
 
-    def __init__(self, admin_socket, pools, reads, second=None, pairs=1):
-        self.admin_socket, self.pools, self.read_pools, self.second = admin_socket, pools, reads, second
+    def __init__(self, admin_socket, pools, reads, second=None, pairs=1, more=({}, {}), door=NODES.get):
+        self.admin_socket, self.pools, self.read_pools, self.second, self.door = admin_socket, pools, reads, second, door
+        self.ports, self.read_ports = pools | more[0], reads | more[1]
         self.writes, self.reads, self.looks, self.truths, self.called, self.second_looks = [], [], [], [], [], []
         self.last_look, self.longest_between_looks = time.time(), 0
         self.ended, self.renewing = threading.Event(), threading.Event()
@@ -101,8 +103,8 @@ class Watch:
         tasks = [(self._look, ())] + ([(self._look_at_second, ())] if second else [])
         tasks += [(task, (node,)) for task in (self._ask_the_node, self._ask_patroni) for node in NODES]
         for pair in range(pairs):
-            tasks += [(self._read, (pool, session)) for pool in reads for session in (True, False)]
-            tasks += [(self._write, (pool, session, pair)) for pool in pools for session in (True, False)]
+            tasks += [(self._read, (pool, session)) for pool in self.read_ports for session in (True, False)]
+            tasks += [(self._write, (pool, session, pair)) for pool in self.ports for session in (True, False)]
         self.threads = [threading.Thread(target=self._guard, args=(task, args)) for task, args in tasks]
 
     def start(self):
@@ -150,7 +152,7 @@ class Watch:
             try:
                 if connection is None:
                     node, session = None, next(self.sessions)
-                    connection = connect(LB, self.pools[pool])
+                    connection = connect(LB, self.ports[pool])
                     node, reached = ask(connection, f"select {NODE}, extract(epoch from clock_timestamp())::float8")[0]
                 sent = True
                 insert = f"insert into kept values (%s, %s) returning {NEWEST}"
@@ -177,7 +179,7 @@ class Watch:
     def _read(self, pool, keeps_session):
         """A client that reads the newest number of each one that writes, in one session or in a new one each time."""
         local.patience = 3
-        writers = [f"{name}/{keeps}" for name in self.pools for keeps in (True, False)]
+        writers = [f"{name}/{keeps}" for name in self.ports for keeps in (True, False)]
         query = f"select {NODE}, {', '.join([NEWEST] * len(writers))}"
         connection, node, session = None, None, None
         for _ in self._every(0.1):
@@ -185,7 +187,7 @@ class Watch:
             try:
                 if connection is None:
                     node, session = None, next(self.sessions)
-                    connection = connect(LB, self.read_pools[pool])
+                    connection = connect(LB, self.read_ports[pool])
                 node, *numbers = ask(connection, query, writers)[0]
                 done, seen = OK, dict(zip(writers, numbers))
             except psycopg2.Error:
@@ -214,16 +216,18 @@ class Watch:
 
     def _ask_the_node(self, node):
         local.patience = 0.3
-        connection, last = None, ()
+        connection, last, before = None, (), 0
         for _ in self._every(0.02):
+            begun = time.time()
             try:
-                connection = connection or connect(NODES[node], 5432)
+                connection = connection or connect(self.door(node), 5432)
                 recovery = ask(connection, "select pg_is_in_recovery()")[0][0]
             except psycopg2.Error:
                 connection, recovery = None, None
             if recovery != last:
-                self.truths.append(Truth(time.time(), node, recovery))
+                self.truths.append(Truth(time.time(), node, recovery, before))
                 last = recovery
+            before = begun
 
     def _look(self):
         last, self.last_look = None, time.time()
