@@ -30,6 +30,17 @@ def machine(party):
     return party if party in NODES else "lb"
 
 
+def cut(cluster):
+    """So that each party hears nothing of those to whom it is to be deaf, and all else."""
+    for each in ("lb", *NODES):
+        deaf = sorted((who, whom) for who, whom in cluster.deaf if machine(who) == each)
+        rules = [f"ip rule add pref 10 from {PARTIES[whom]} to {PARTIES[who]} blackhole" for who, whom in deaf]
+        try:
+            cluster.run(each, f"({LISTEN}) 2> /dev/null; {'; '.join([*rules, 'true'])}")
+        except RuntimeError:  # its power is cut
+            pass
+
+
 class Operation:
     """What is done and undone: `begin`, `end`. `words` say what it was."""
 
@@ -54,20 +65,11 @@ class Partition(Operation):
         self.words, deaf = self.choose()
         self.deaf = {pair for pair in deaf if len(set(map(machine, pair))) > 1}
         self.cluster.deaf = self.cluster.deaf | self.deaf
-        self.apply()
+        cut(self.cluster)
 
     def end(self):
         self.cluster.deaf = self.cluster.deaf - self.deaf
-        self.apply()
-
-    def apply(self):
-        for each in ("lb", *NODES):
-            hears_not = sorted((who, whom) for who, whom in self.cluster.deaf if machine(who) == each)
-            rules = [f"ip rule add pref 10 from {PARTIES[whom]} to {PARTIES[who]} blackhole" for who, whom in hears_not]
-            try:
-                self.cluster.run(each, f"({LISTEN}) 2> /dev/null; {'; '.join([*rules, 'true'])}")
-            except RuntimeError:  # its power is cut
-                pass
+        cut(self.cluster)
 
     def between(self, one, other):
         """Both ways, or one of them."""
@@ -86,7 +88,8 @@ class Halves(Partition):
 class Ring(Partition):
     def choose(self):
         ring = self.chance.sample(list(PARTIES), len(PARTIES))
-        apart = {(one, other) for one in ring for other in ring if (ring.index(one) - ring.index(other)) % len(ring) not in (0, 1, len(ring) - 1)}
+        steps = lambda one, other: (ring.index(one) - ring.index(other)) % len(ring)
+        apart = {(one, other) for one in ring for other in ring if steps(one, other) not in (0, 1, len(ring) - 1)}
         return f"ring: {', '.join(ring)}", apart
 
 
@@ -140,6 +143,7 @@ class Power(Operation):
 
     def end(self):
         self.cluster.boot(self.victim)
+        cut(self.cluster)
 
 
 class Pause(Operation):
@@ -167,7 +171,8 @@ class Switchover(Operation):
         primary = next((node for node in NODES if self.cluster.is_primary(node)), "pg1")
         self.words = f"switchover from {primary}"
         command = ["tests/lab/cluster", "patronictl", "switchover", "demo", "--leader", primary, "--force"]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, **nothing)
 
     def end(self):
         self.process.wait(60)

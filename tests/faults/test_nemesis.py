@@ -101,7 +101,8 @@ class Nemesis(unittest.TestCase):
 
     def test_split(self):
         """pg2 was last seen as a standby at 9, and as the primary at 10."""
-        truths = [Truth(4, "pg1", False), Truth(4, "pg2", True, 3), Truth(9.5, "pg2", None, 9), Truth(10, "pg2", False, 9.9)]
+        truths = [Truth(4, "pg1", False), Truth(4, "pg2", True, 3)]
+        truths += [Truth(9.5, "pg2", None, 9), Truth(10, "pg2", False, 9.9)]
         split = lambda number, node: len(self.find([write(number, node=node)], truths)[0].split)
         self.assertEqual([split(7, "pg1"), split(11, "pg1"), split(11, "pg2")], [0, 1, 0])
         self.assertEqual(split(8.9, "pg2"), 0)  # it ended at 9.4
@@ -112,7 +113,8 @@ class Nemesis(unittest.TestCase):
         findings = history.Findings(lost=[1, 2], phantom=[1], split=[], stale=[], unknown=[1])
         self.assertEqual(nemesis.wrong(findings, True), ["2 lost", "1 there that failed"])
         self.assertEqual(nemesis.wrong(findings, False), ["1 there that failed"])
-        self.assertEqual(nemesis.wrong(findings._replace(split=[1], phantom=[], stale=[2]), False), ["1 taken by two nodes", "1 stale in a session"])
+        findings = findings._replace(split=[1], phantom=[], stale=[2])
+        self.assertEqual(nemesis.wrong(findings, False), ["1 taken by two nodes", "1 stale in a session"])
 
     def test_done(self):
         with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, AGENT="/bin/echo"):

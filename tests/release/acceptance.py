@@ -80,7 +80,8 @@ class Node:
     """Asks, from its beginning until `stop`."""
 
     def __init__(self, config, agent):
-        self.name, self.agent, self.config = f"{config.parent.name}-{config.stem}", agent, yaml.safe_load(config.read_text())
+        self.name, self.agent = f"{config.parent.name}-{config.stem}", agent
+        self.config = yaml.safe_load(config.read_text())
         self.address = self.config["restapi"]["connect_address"]
         self.certificate, self.key = (config.parent.parent / f"patroni.{end}" for end in ("crt", "key"))
         self.answers, self.said, self.truths, self.broken = [], [], [], []

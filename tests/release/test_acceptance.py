@@ -6,7 +6,7 @@ from acceptance import GONE, PRIMARY, REPLICA, UNKNOWN, Answer, Said, Truth, kin
 
 
 def found(words, *is_, check=PRIMARY, well=(), grace=0, lasts=0.02, before=()):
-    """An answer at 10 s; PostgreSQL was each of these for a tenth of a second around it, and Patroni said so, or did not."""
+    """An answer at 10 s, with a tenth of a second of each of these around it. `well`: what Patroni said, once a second."""
     begin = 10 - 0.05 * len(is_)
     truths = [Truth(begin + 0.1 * n, begin + 0.1 * n + 0.09, each) for n, each in enumerate(is_)]
     said = [Said(9.4 + n, 9.4 + n + 0.1, *each) for n, each in enumerate(well)]
