@@ -1,4 +1,4 @@
-//! Finds out how it was started, reads the command line, and lets the agent answer.
+//! Finds out how the program was started, reads the command line, and lets the agent answer.
 
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 

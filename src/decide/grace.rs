@@ -87,8 +87,7 @@ pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
                 (reply.verdict, in_the_pool) = (Verdict::Out(question.otherwise), false);
             }
             record.trouble = last.trouble.filter(|_| overtaken);
-            // READY counts from its question, which may be older than the last bad answer; another answer counts when it
-            // comes
+            // READY counts from its question, which may be older than the last bad answer; another counts from its arrival
             let at = if ready { asked } else { answered };
             if at >= last.at {
                 (record.at, record.lease) = (at, lease_after(answer));

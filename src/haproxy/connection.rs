@@ -19,7 +19,7 @@ pub const LINE_LIMIT: usize = 256;
 /// again after some 200 ms. A stranger who sends nothing must not keep a place for longer.
 pub const LINE_DUE: Duration = Duration::from_millis(300);
 
-/// How often the agent tries to send the reply.
+/// How many times the agent tries to send the reply.
 const SEND_TRIES: usize = 16;
 /// How many KiB of unread bytes the agent reads before it closes the connection.
 const UNREAD_KIB: usize = 16;
@@ -93,8 +93,8 @@ impl Connection {
     /// usually resets the connection after the line, so later errors do not matter.
     pub fn send(&self, line: &str) {
         let Connection::Socket(stream) = self else { return print(line) };
-        // The agent does not wait for the peer. A send that fails for lack of memory may succeed at once, and silence would
-        // leave HAProxy with the last reply.
+        // The agent does not wait for the peer. A send that fails for lack of memory may succeed a moment later, and silence
+        // would keep HAProxy's last reply.
         let once = || net::send(stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         let _ = (0..SEND_TRIES).any(|_| once().is_ok());
         let _ = stream.shutdown(Shutdown::Write);

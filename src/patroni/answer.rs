@@ -54,7 +54,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The cause of an error of the operating system. A lack of ports, descriptors or memory may be over at once.
+    /// The cause of an error of the operating system. A lack of ports, descriptors or memory may soon be over.
     pub fn of(error: &io::Error) -> Cause {
         use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
         match error.raw_os_error() {

@@ -5,10 +5,11 @@ use crate::clock::now;
 use crate::file;
 use crate::patroni::check::{self, Check};
 use crate::patroni::location::Endpoint;
+use rustix::io::retry_on_intr;
 use rustix::process::{Resource, getrlimit};
 use std::fs::{File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -121,8 +122,8 @@ impl Memory {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let number = check.map_or(Some(NO_CHECK), Check::plain_number);
         let mut records = vec![0; SIZE];
-        let file = self.file.and_then(|mut file| {
-            let read = read(&mut file, &mut records);
+        let file = self.file.and_then(|file| {
+            let read = read(&file, &mut records);
             read.map(|()| file).map_err(|error| error.to_string())
         });
         // after the read, so that no record of another check is from the future
@@ -156,13 +157,8 @@ fn hash(what: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-fn read(file: &mut File, records: &mut [u8]) -> io::Result<()> {
-    let length = loop {
-        match file.read(records) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            length => break length?,
-        }
-    };
+fn read(file: &File, records: &mut [u8]) -> io::Result<()> {
+    let length = retry_on_intr(|| rustix::io::read(file, &mut *records))?;
     // a damaged record counts as none, and the next record takes its place
     let is_record = |bytes: &[u8]| bytes.starts_with(&MAGIC);
     let bytes = &records[..length];

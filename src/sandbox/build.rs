@@ -183,8 +183,7 @@ fn check_filter(old: bool) -> Value {
     allow_only(calls)
 }
 
-/// The filter of a listener: threads, but no process and no program, any file that Landlock allows, and at an offset only a
-/// record.
+/// The filter of a listener: threads, but no process and no program; files as Landlock allows; at an offset only a record.
 fn listener_filter(old: bool) -> Value {
     let mut calls: Vec<_> =
         ALLOWED.iter().chain(ALLOWED_TO_LISTENERS).map(|call| any(call)).collect();

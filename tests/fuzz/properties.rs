@@ -1,5 +1,5 @@
-//! What must hold for any bytes at all: used by the fuzz targets, and by
-//! tests/plain/properties.rs on the recorded answers and what a fixed series of changes makes of them.
+//! Properties of any bytes at all. The fuzz targets use them, and tests/plain/properties.rs tries them on the recorded
+//! answers and on a fixed series of changes to these.
 
 use patroni_agent_check::clock::now;
 use patroni_agent_check::decide::decide;
@@ -28,7 +28,7 @@ fn outcome(answer: Result<Answer, NoAnswer>, [asked, answered]: [Duration; 2]) -
     Outcome { from: Vec::new(), answer, asked, answered }
 }
 
-/// A check that was understood asks for a plain path, and means the same when it is read again.
+/// A valid check has a plain path, and parses to the same check again.
 fn plain(check: &Check) {
     let path = check.path();
     assert!(path.starts_with('/') && path.len() < 2 + 256, "{path}");
@@ -49,8 +49,8 @@ pub fn agent_send(line: &[u8]) {
     }
 }
 
-/// What HAProxy makes of a line: its health and admin words. It splits at blanks, tabs and commas,
-/// and stops at a word that starts with `#` (its manual, "agent-check").
+/// The words that HAProxy reads from a line. It splits at blanks, tabs and commas, and stops at a word that starts with `#`
+/// (its manual, "agent-check").
 fn words(line: &str) -> Vec<&str> {
     let line = line.strip_suffix('\n').expect("a whole line");
     assert!(!line.contains(['\n', '\r', '\0']), "{line:?}");
@@ -112,7 +112,7 @@ pub fn answer(bytes: &[u8]) {
         let last = &Record::default();
         let case = Case { question: &question, outcome: &outcome, last, stop_noted: false };
         let (reply, left) = decide(case, policy, None);
-        // only a healthy node is bridged, and with no more than was asked for
+        // only a healthy node starts a grace period
         let healthy = answer.as_ref().is_ok_and(|answer| answer.state == "running");
         assert!(left.lease.is_zero() || healthy);
         assert_eq!(words(&reply::format_line(&reply)).len(), 2);
@@ -127,7 +127,7 @@ pub fn answer(bytes: &[u8]) {
     }
 }
 
-/// Where a record has the checksum of what is before.
+/// Where a record has the checksum of the bytes before.
 const SUM: usize = RECORD - 4;
 
 fn sum(record: &[u8]) -> [u8; 4] {
@@ -136,7 +136,7 @@ fn sum(record: &[u8]) -> [u8; 4] {
     (hasher.finish() as u32).to_le_bytes()
 }
 
-/// What is asked in turn, and what Patroni says, if anything.
+/// The checks, and the answers of Patroni, if any.
 const ASKED: [&str; 4] = ["primary", "replica", "health", "replica?lag=1MB"];
 const SAID: [Option<(u16, &str)>; 8] = [
     None,
@@ -149,8 +149,8 @@ const SAID: [Option<(u16, &str)>; 8] = [
     Some((503, r#"{"state": "crashed", "role": "primary"}"#)),
 ];
 
-/// A memory file of any bytes: the whole file, or changes of what a check has left. As the second byte says, each
-/// record then gets its right checksum, which nobody finds by chance.
+/// A memory file of any bytes: the whole file, or changes to a record that a check has left. If the second byte says so,
+/// each record then gets its right checksum, which no random change finds.
 pub fn memory(bytes: &[u8]) {
     let [first, second, bytes @ ..] = bytes else { return };
     let path = std::env::temp_dir().join(format!("memory-{}", std::process::id()));
@@ -215,7 +215,7 @@ pub fn memory(bytes: &[u8]) {
     let foreign = recalled.error().is_some();
     recalled.store(&record);
 
-    // one record was written, or none where the file is not ours
+    // one record was written, or none if the file is no memory file
     let after = read(&path);
     if foreign {
         assert_eq!(after, before);
@@ -228,7 +228,7 @@ pub fn memory(bytes: &[u8]) {
     let pairs = after.chunks(RECORD).zip(before.chunks(RECORD));
     let written = pairs.filter(|(after, before)| after != before).count();
     assert!(written <= 1 && after.len() <= longest, "{written} records, {} bytes", after.len());
-    // which the next check reads, and no trouble is bridged by it for longer than --grace
+    // the next check reads it, and bridges no trouble for longer than --grace
     let recalled = recall();
     let again = recalled.last.clone();
     let whole = |time: Duration| time.as_millis();
@@ -243,7 +243,7 @@ pub fn memory(bytes: &[u8]) {
     let (later, _) = decide(&again, now() + grace);
     assert_eq!((later.verdict, later.reason), (alone.verdict, alone.reason));
     drop(recalled);
-    // a line that is not understood leaves the checks alone
+    // an invalid line changes no record of a check
     let recalled = Memory::open(&path, false).recall(std::slice::from_ref(&patroni), None, None);
     let _ = news::invalid_line_news(recalled, Verdict::Fail);
     assert_eq!(recall().last, again);

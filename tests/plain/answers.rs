@@ -1,5 +1,5 @@
-//! Every recorded answer of real Patronis to a health check becomes the reply that
-//! `tests/data/answers/expected.txt` says, and Patroni is asked once for it.
+//! Every recorded answer of real Patronis to a health check becomes the reply that `tests/data/answers/expected.txt` says,
+//! and Patroni is asked once for it.
 //!
 //! A new answer needs no Rust: see "A recorded answer" in CONTRIBUTING.md, and `tests/data/answers/more`.
 
@@ -38,7 +38,7 @@ fn recorded() -> Vec<Recorded> {
                 replication_state: match (flag("rs=streaming"), flag("rs=in archive recovery")) {
                     (true, _) => "streaming",
                     (_, true) => "in archive recovery",
-                    // when Patroni last saw the DCS is not known
+                    // Patroni does not tell when it last saw the DCS
                     _ if column[1] == "1.6.5" && matches!(column[5], "stopping" | "restarting") => {
                         "before 2.1.2"
                     }
@@ -62,7 +62,7 @@ fn play(recorded: &Recorded) -> Outcome {
                 let _ = std::io::Read::read(stream, &mut [0]);
             }))
         }
-        // closed with the request unread
+        // closed before the request was read
         "reset" => Some(FakePatroni::raw(|stream| {
             let _ = stream.peek(&mut [0]);
         })),
@@ -80,7 +80,7 @@ fn play(recorded: &Recorded) -> Outcome {
     let outcome = check_with(Start::Stdin, "127.0.0.1:0", &arguments, listen);
     if let Some(patroni) = patroni {
         assert_eq!(patroni.connections(), 1, "{}: one question for one check", recorded.file);
-        // replication_state is judged on the body and not sent
+        // the agent judges replication_state itself and does not send it
         let sent = recorded.check.split("?replication_state").next().expect("a path");
         let line = format!("GET /{sent} HTTP/1.1\r\n");
         let requests = patroni.requests();
@@ -133,7 +133,7 @@ fn expected() -> Vec<Expected> {
         .collect()
 }
 
-/// The line of the table that covers this answer, or what is wrong with the reply.
+/// Finds the row of the decision table for this answer, or says what is wrong with the reply.
 fn judge<'a>(table: &'a [Expected], recorded: &Recorded) -> Result<&'a Expected, String> {
     let covering: Vec<_> = table.iter().filter(|row| row.covers(recorded)).collect();
     let name = format!("{} /{} {}", recorded.file, recorded.check, recorded.status);
@@ -146,7 +146,7 @@ fn judge<'a>(table: &'a [Expected], recorded: &Recorded) -> Result<&'a Expected,
     if words != row.reply || line.contains('\n') || line.len() > 120 {
         return Err(format!("{name}: {} expected, got {:?}", row.reply, outcome.reply));
     }
-    // The journal gets one line for what is broken and none for what is healthy.
+    // the journal gets one line for a broken node and none for a healthy one
     let broken = !row.reply.starts_with("up ");
     if outcome.stderr.lines().count() != usize::from(broken) {
         return Err(format!("{name}: the journal got {:?}", outcome.stderr));
@@ -159,7 +159,7 @@ fn every_recorded_answer_becomes_the_expected_reply() {
     let table = expected();
     let recorded = recorded();
     assert!(recorded.len() > 3000, "only {} recorded answers", recorded.len());
-    // much of it is waiting
+    // most of the time is waiting
     let judged: Vec<_> = thread::scope(|scope| {
         let table = &table;
         let parts = recorded.chunks(recorded.len().div_ceil(8));
@@ -199,7 +199,7 @@ fn whole_lines() {
     assert!(wrong.is_empty(), "got:\n{wrong}");
 }
 
-/// Each file: the check, two blanks and the whole reply on the first line, then what Patroni said.
+/// The first line of each file has the check, two blanks and the whole reply. The recorded answer follows.
 #[test]
 fn more_answers() {
     let folder = file("tests/data/answers/more");

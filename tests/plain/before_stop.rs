@@ -1,4 +1,4 @@
-//! A primary that Patroni stops: how long it drains, the hook that Patroni runs before, and the note that the hook leaves.
+//! A primary that Patroni stops: how long it drains, the hook that Patroni runs before the stop, and the hook's note.
 
 use crate::common::{
     self, FakePatroni, Outcome, PRIMARY, READY, Start, check, check_with, http, path_in,
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 const HOOK: &str = env!("CARGO_BIN_EXE_patroni-before-stop");
 const STANDBY: &str = r#"{"state": "running", "role": "replica"}"#;
 
-/// A primary that is being stopped, and has seen the DCS so many seconds ago.
+/// The answer of a primary that Patroni stops and whose Patroni saw the DCS so many seconds ago.
 fn stopping(seen: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
     format!(r#"{{"state": "stopping", "role": "primary", "dcs_last_seen": {}}}"#, now - seen)
@@ -53,7 +53,7 @@ impl Node {
         ["--url", url, "--memory-file", &memory, "--before-stop-file", &note].map(str::to_owned)
     }
 
-    fn asks(&self, url: &str, more: &[&str]) -> Outcome {
+    fn run_check(&self, url: &str, more: &[&str]) -> Outcome {
         let options = self.agent_options(url);
         check(&[&options.each_ref().map(String::as_str), more].concat())
     }
@@ -70,11 +70,11 @@ impl Node {
     }
 
     /// How long the hook took, and what it said.
-    fn waits(&self, url: &str, own: &[&str]) -> (Duration, String, Option<i32>) {
-        self.waits_with(&self.agent_options(url).each_ref().map(String::as_str), own)
+    fn run_hook(&self, url: &str, own: &[&str]) -> (Duration, String, Option<i32>) {
+        self.run_hook_with(&self.agent_options(url).each_ref().map(String::as_str), own)
     }
 
-    fn waits_with(&self, agent: &[&str], own: &[&str]) -> (Duration, String, Option<i32>) {
+    fn run_hook_with(&self, agent: &[&str], own: &[&str]) -> (Duration, String, Option<i32>) {
         let began = Instant::now();
         let output = self.hook_with(agent, own).wait_with_output().expect("the hook ends");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -82,7 +82,7 @@ impl Node {
     }
 }
 
-/// Answers each path of the REST API as it is told: /primary, and /config with Patroni's default settings.
+/// A fake Patroni with these answers to /primary, and with Patroni's default settings at /config.
 fn patroni(primary: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> FakePatroni {
     FakePatroni::on("127.0.0.1:0", move |mut stream, _| {
         let request = common::read_request(&mut stream);
@@ -96,19 +96,22 @@ fn patroni(primary: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> FakePatr
     })
 }
 
-fn saying(status: u16, body: impl Fn() -> String + Send + Sync + 'static) -> FakePatroni {
+fn patroni_that_says(
+    status: u16,
+    body: impl Fn() -> String + Send + Sync + 'static,
+) -> FakePatroni {
     patroni(move |stream| {
         let _ = stream.write_all(&http(status, &body()));
     })
 }
 
-/// An address where nobody is, and which no other test takes: those have ports that the kernel chooses, of 127.0.0.1.
-fn away() -> String {
+/// An address on which nobody listens. No other test uses it: they use ports of 127.0.0.1 that the kernel chooses.
+fn unused_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     format!("127.56.0.1:{}", listener.local_addr().expect("an address").port())
 }
 
-/// Answers one question there, and then nobody is there again.
+/// Answers one question on that address, on which nobody listens afterwards.
 fn answer_once(address: &str, body: &'static str) -> JoinHandle<()> {
     let listener = TcpListener::bind(address).expect("a free address");
     spawn(move || {
@@ -123,49 +126,51 @@ const LONG: [&str; 4] = ["--agent-inter", "100ms", "--bound", "20s"];
 
 #[test]
 fn a_primary_that_stops_drains_from_its_first_answer_on() {
-    let (node, patroni) = (Node::new("drains"), saying(200, || stopping(1)));
-    let asks = |more: &[&str]| node.asks(&patroni.url(), more).reply;
-    assert_eq!(asks(&[]), "up drain # primary, stopping\n");
-    assert_eq!(asks(&["--stopping", "maint"]), "up maint # primary, stopping\n");
-    assert_eq!(asks(&["read-only"]), "up maint # primary, stopping\n");
+    let (node, patroni) = (Node::new("drains"), patroni_that_says(200, || stopping(1)));
+    let run_check = |more: &[&str]| node.run_check(&patroni.url(), more).reply;
+    assert_eq!(run_check(&[]), "up drain # primary, stopping\n");
+    assert_eq!(run_check(&["--stopping", "maint"]), "up maint # primary, stopping\n");
+    assert_eq!(run_check(&["read-only"]), "up maint # primary, stopping\n");
     let began = Instant::now();
-    while asks(&[]) == "up drain # primary, stopping\n" {
+    while run_check(&[]) == "up drain # primary, stopping\n" {
         assert!(began.elapsed() < 20 * SECOND);
         sleep(Duration::from_millis(100));
     }
     assert!(began.elapsed() > 9 * SECOND, "{:?}", began.elapsed());
-    assert_eq!(asks(&[]), "up maint # primary, stopping\n");
+    assert_eq!(run_check(&[]), "up maint # primary, stopping\n");
 }
 
-/// Nobody would know when it has begun.
+/// No check would know when the drain began.
 #[test]
 fn without_a_memory_nothing_drains() {
-    let (node, patroni) = (Node::new("forgets"), saying(200, || stopping(1)));
+    let (node, patroni) = (Node::new("forgets"), patroni_that_says(200, || stopping(1)));
     for file in ["/dev/null", "/proc/sys/kernel/hostname", "/nonexistent/memory"] {
-        let reply = node.asks(&patroni.url(), &["--memory-file", file]).reply;
+        let reply = node.run_check(&patroni.url(), &["--memory-file", file]).reply;
         assert!(reply.starts_with("up maint # primary, stopping"), "{file}: {reply}");
     }
 }
 
 #[test]
 fn a_note_drains_a_node_whose_patroni_is_silent() {
-    let (node, address) = (Node::new("note"), away());
+    let (node, address) = (Node::new("note"), unused_address());
     let url = format!("http://{address}");
     let note = |text: &str| fs::write(node.file("note"), text).expect("written");
     let now = || clock().as_millis();
     let drains = format!("up drain # PostgreSQL is about to stop: Patroni {address}");
     let grace = ["--grace", "15s"];
     let answer = answer_once(&address, PRIMARY);
-    // an answer counts, whoever has forgotten a note
+    // an answer counts in spite of a forgotten note
     note(&now().to_string());
-    assert_eq!(node.asks(&url, &grace).reply, READY);
+    assert_eq!(node.run_check(&url, &grace).reply, READY);
     answer.join().expect("one answer");
     note(&format!("{:020}\n", now()));
-    assert!(node.asks(&url, &grace).reply.starts_with(&drains));
-    assert!(node.asks(&url, &["--grace", "15s", "--stopping", "maint"]).reply.starts_with("!"));
-    // once the grace is over
+    assert!(node.run_check(&url, &grace).reply.starts_with(&drains));
+    assert!(
+        node.run_check(&url, &["--grace", "15s", "--stopping", "maint"]).reply.starts_with("!")
+    );
+    // after the grace period
     let expected = drains.replace("up drain", "up maint");
-    assert!(node.asks(&url, &["--grace", "0"]).reply.starts_with(&expected));
+    assert!(node.run_check(&url, &["--grace", "0"]).reply.starts_with(&expected));
     for text in [
         (now() - 10_000).to_string(),
         (now() + 60_000).to_string(),
@@ -175,10 +180,10 @@ fn a_note_drains_a_node_whose_patroni_is_silent() {
         u128::MAX.to_string(),
     ] {
         note(&text);
-        let reply = node.asks(&url, &grace).reply;
+        let reply = node.run_check(&url, &grace).reply;
         assert!(reply.starts_with("!unreachable:_held_"), "{text}: {reply}");
     }
-    // a check that began before the note, and one that would wait too long for HAProxy to hear of it in time
+    // a check that begins before the note, and one that would tell HAProxy too late
     let silent = TcpListener::bind(&address).expect("a free address");
     for before in [true, false] {
         note(&if before { String::new() } else { now().to_string() });
@@ -189,21 +194,21 @@ fn a_note_drains_a_node_whose_patroni_is_silent() {
                 fs::write(file, clock().as_millis().to_string()).expect("written");
             }
         });
-        let outcome = node.asks(&url, &["--grace", "15s", "--timeout", "9s"]);
+        let outcome = node.run_check(&url, &["--grace", "15s", "--timeout", "9s"]);
         assert!(outcome.reply.starts_with(&drains), "{before}: {outcome:?}");
         assert!(outcome.took < 6 * SECOND, "{outcome:?}");
         late.join().expect("a note");
     }
     drop(silent);
     fs::remove_file(node.file("note")).expect("removed");
-    assert!(node.asks(&url, &grace).reply.starts_with("!unreachable:_held_"));
+    assert!(node.run_check(&url, &grace).reply.starts_with("!unreachable:_held_"));
 }
 
 #[test]
 fn the_hook_waits_for_haproxy_and_then_for_transactions() {
-    let (node, patroni) = (Node::new("waits"), saying(200, || stopping(1)));
+    let (node, patroni) = (Node::new("waits"), patroni_that_says(200, || stopping(1)));
     let (took, said, code) =
-        node.waits(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);
+        node.run_hook(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);
     assert_eq!((said.as_str(), code), ("", Some(0)));
     assert!(took > Duration::from_millis(500), "an agent-inter and a check: {took:?}");
     let note = fs::read_to_string(node.file("note")).expect("a note");
@@ -211,11 +216,11 @@ fn the_hook_waits_for_haproxy_and_then_for_transactions() {
     assert!(clock().as_millis() - noted < 20_000);
     node.psql("sleep 1");
     let (longer, said, _) =
-        node.waits(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);
+        node.run_hook(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);
     assert!(longer > took.max(Duration::from_millis(1500)), "{longer:?}: {said}");
 }
 
-/// Each ends the hook long before its own bound of 20 s.
+/// Each of these ends the hook long before its `--bound` of 20 s.
 #[test]
 fn the_hook_ends_at_the_first_bound_that_is_reached() {
     let node = Node::new("bounds");
@@ -235,42 +240,42 @@ fn the_hook_ends_at_the_first_bound_that_is_reached() {
         ("Patroni says 503", third(503, || stopping(1))),
         ("Patroni says 503", third(503, || STANDBY.to_owned())),
         ("", third(0, String::new)),
-        // the lock may be gone: 30 s less 10, 10, 2 and the age of what Patroni knows of the DCS
+        // the lock may be gone: 30 s less 10, 10, 2 and the age of `dcs_last_seen`
         ("the time is over", third(200, || stopping(8))),
-        ("the time is over", saying(200, || stopping(8))),
-        ("the time is over", saying(200, || stopping(1000))),
-        ("Patroni says 503", saying(503, || stopping(1))),
+        ("the time is over", patroni_that_says(200, || stopping(8))),
+        ("the time is over", patroni_that_says(200, || stopping(1000))),
+        ("Patroni says 503", patroni_that_says(503, || stopping(1))),
     ] {
-        let (took, said, _) = node.waits(&patroni.url(), &LONG);
+        let (took, said, _) = node.run_hook(&patroni.url(), &LONG);
         assert!(
             took < 10 * SECOND && said.contains(why) && said.contains("after"),
             "{took:?}: {said}"
         );
     }
-    // what is left is counted from the age
-    let (took, said, _) = node.waits(&saying(200, || stopping(5)).url(), &LONG);
+    // the age shortens the time
+    let (took, said, _) = node.run_hook(&patroni_that_says(200, || stopping(5)).url(), &LONG);
     assert!(
         took < 6 * SECOND && took > SECOND && said.contains("the time is over"),
         "{took:?}: {said}"
     );
-    // its own bound
+    // `--bound`
     let short = ["--agent-inter", "100ms", "--bound", "1s"];
-    let (took, said, _) = node.waits(&saying(200, || stopping(0)).url(), &short);
+    let (took, said, _) = node.run_hook(&patroni_that_says(200, || stopping(0)).url(), &short);
     assert!(took >= SECOND && took < 8 * SECOND, "{took:?}: {said}");
-    // a Patroni that hangs and of which nothing is known, and one that hangs later
-    let (took, said, _) = node.waits(&patroni(|_| sleep(30 * SECOND)).url(), &LONG);
+    // a Patroni that hangs before any check has left a record, and one that hangs later
+    let (took, said, _) = node.run_hook(&patroni(|_| sleep(30 * SECOND)).url(), &LONG);
     assert!(took < 8 * SECOND && said.contains("no check has left anything"), "{took:?}: {said}");
     let asked = AtomicUsize::new(0);
     let hangs = patroni(move |stream| match asked.fetch_add(1, Ordering::SeqCst) {
         0 => drop(stream.write_all(&http(200, &stopping(0)))),
         _ => sleep(30 * SECOND),
     });
-    let (took, said, _) = node.waits(&hangs.url(), &short);
+    let (took, said, _) = node.run_hook(&hangs.url(), &short);
     assert!(took >= SECOND && took < 8 * SECOND, "{took:?}: {said}");
-    // psql that fails, or is not there
-    let patroni = saying(200, || stopping(0));
+    // a psql that fails or is missing
+    let patroni = patroni_that_says(200, || stopping(0));
     node.psql("exit 2");
-    let (took, said, code) = node.waits(&patroni.url(), &LONG);
+    let (took, said, code) = node.run_hook(&patroni.url(), &LONG);
     assert!(
         took < 8 * SECOND && said.contains("psql: exit status: 2") && code == Some(1),
         "{said}"
@@ -279,7 +284,7 @@ fn the_hook_ends_at_the_first_bound_that_is_reached() {
 
 #[test]
 fn the_hook_runs_once_at_a_time_and_ends_at_sigterm() {
-    let (node, patroni) = (Node::new("once"), saying(200, || stopping(0)));
+    let (node, patroni) = (Node::new("once"), patroni_that_says(200, || stopping(0)));
     node.psql("exec sleep 30");
     let mut first = node.hook(&patroni.url(), &LONG);
     let end = Instant::now() + 10 * SECOND;
@@ -287,7 +292,7 @@ fn the_hook_runs_once_at_a_time_and_ends_at_sigterm() {
         assert!(Instant::now() < end);
         sleep(Duration::from_millis(5));
     }
-    let (_, said, code) = node.waits(&patroni.url(), &LONG);
+    let (_, said, code) = node.run_hook(&patroni.url(), &LONG);
     assert!(said.contains("another one runs") && code == Some(1), "{said}");
     kill_process(Pid::from_child(&first), Signal::TERM).expect("a signal");
     let began = Instant::now();
@@ -297,32 +302,32 @@ fn the_hook_runs_once_at_a_time_and_ends_at_sigterm() {
 
 #[test]
 fn on_a_standby_the_hook_waits_for_the_read_pool_and_for_nothing_else() {
-    let (node, patroni) = (Node::new("standby"), saying(503, || STANDBY.to_owned()));
+    let (node, patroni) = (Node::new("standby"), patroni_that_says(503, || STANDBY.to_owned()));
     node.psql("exec sleep 30");
     let read = ["--read-agent-inter", "800ms", "--bound", "20s"];
-    let (took, said, code) = node.waits(&patroni.url(), &read);
+    let (took, said, code) = node.run_hook(&patroni.url(), &read);
     assert_eq!((said.as_str(), code), ("", Some(0)));
     assert!(took > SECOND && took < 8 * SECOND, "{took:?}");
 }
 
-/// Patroni closes its REST API first when its own service is stopped: what the checks have left says what may be waited for.
+/// When Patroni's own service stops, Patroni closes its REST API first. The records of the checks then bound the hook.
 #[test]
 fn the_hook_of_a_patroni_that_is_away_waits_for_the_grace_period() {
-    let (node, address) = (Node::new("away"), away());
+    let (node, address) = (Node::new("away"), unused_address());
     let url = format!("http://{address}");
-    let (took, said, code) = node.waits(&url, &LONG);
+    let (took, said, code) = node.run_hook(&url, &LONG);
     assert!(took < 8 * SECOND && code == Some(1), "{took:?}");
     assert!(said.contains("no check has left anything"), "{said}");
     let answer = answer_once(&address, PRIMARY);
-    assert_eq!(node.asks(&url, &[]).reply, READY);
+    assert_eq!(node.run_check(&url, &[]).reply, READY);
     answer.join().expect("one answer");
     node.psql("exec sleep 30");
-    // the grace of 3 s, counted from that answer
-    let (took, said, _) = node.waits(&url, &LONG);
+    // the grace period of 3 s counts from that answer
+    let (took, said, _) = node.run_hook(&url, &LONG);
     assert!(took < 4 * SECOND && said.contains("the time is over"), "{took:?}: {said}");
 }
 
-/// HAProxy asks at the node's address, where Patroni was found, and nobody has told the hook.
+/// HAProxy asks on the node's address, on which Patroni listens. The hook has to find that address itself.
 #[test]
 fn the_hook_finds_the_records_of_the_nodes_address() {
     if !common::in_network("before_stop::the_hook_finds_the_records_of_the_nodes_address") {
@@ -336,7 +341,7 @@ fn the_hook_finds_the_records_of_the_nodes_address() {
     assert_eq!(reply, READY);
     answer.join().expect("one answer");
     node.psql("exec sleep 30");
-    let (took, said, _) = node.waits_with(&options, &LONG);
+    let (took, said, _) = node.run_hook_with(&options, &LONG);
     assert!(took < 4 * SECOND && said.contains("the time is over"), "{took:?}: {said}");
 }
 
@@ -348,27 +353,27 @@ fn the_hook_names_a_wrong_argument() {
         (["--bound", "61s"], "'61s': write 0ms to 60s"),
         (["--nothing", "1s"], "--nothing"),
     ] {
-        let (_, said, code) = node.waits("http://127.0.0.1:1", &own);
+        let (_, said, code) = node.run_hook("http://127.0.0.1:1", &own);
         assert!(said.contains(error) && code == Some(1), "{said}");
     }
-    let (_, said, code) = node.waits_with(&["--grase", "4s"], &[]);
+    let (_, said, code) = node.run_hook_with(&["--grase", "4s"], &[]);
     let wrong = "patroni-before-stop: patroni-agent-check: invalid option '--grase'; see --help";
     assert!(said.starts_with(wrong) && code == Some(1), "{said}");
 }
 
 #[test]
 fn without_its_file_the_hook_covers_what_patroni_announces() {
-    let (node, patroni) = (Node::new("no-note"), saying(200, || stopping(0)));
+    let (node, patroni) = (Node::new("no-note"), patroni_that_says(200, || stopping(0)));
     fs::remove_file(node.file("note")).expect("removed");
     let (took, said, code) =
-        node.waits(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);
+        node.run_hook(&patroni.url(), &["--agent-inter", "300ms", "--bound", "20s"]);
     assert!(took > Duration::from_millis(500), "{took:?}");
     assert_eq!((said.as_str(), code), ("", Some(0)));
-    // HAProxy would not hear of the rest
-    let address = away();
+    // HAProxy is not told of a stop that Patroni does not announce
+    let address = unused_address();
     let answer = answer_once(&address, PRIMARY);
-    assert_eq!(node.asks(&format!("http://{address}"), &[]).reply, READY);
+    assert_eq!(node.run_check(&format!("http://{address}"), &[]).reply, READY);
     answer.join().expect("one answer");
-    let (_, said, code) = node.waits(&format!("http://{address}"), &LONG);
+    let (_, said, code) = node.run_hook(&format!("http://{address}"), &LONG);
     assert!(said.contains("it must belong to Patroni's user") && code == Some(1), "{said}");
 }

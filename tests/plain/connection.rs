@@ -62,7 +62,7 @@ fn patroni_is_found_on_ipv6_and_by_name() {
     assert_eq!(outcome.reply, told);
     let outcome = common::check(&["--url", "http://[::1]:1"]);
     assert_eq!(outcome.reply, "down ready # Patroni [::1]:1: connection refused\n");
-    // who takes the connection is Patroni, and nobody else is asked
+    // the agent takes the first that accepts the connection for Patroni, and asks no other
     let stopping = FakePatroni::on("127.0.0.1:0", |stream, _| drop(stream));
     let port = stopping.address.port();
     let another = on(&format!("[::1]:{port}"));
@@ -72,7 +72,7 @@ fn patroni_is_found_on_ipv6_and_by_name() {
     assert_eq!((stopping.connections(), another.connections()), (1, 0));
 }
 
-/// Patroni is asked once: the second address is for the case that nobody is at the first.
+/// The agent asks Patroni once. It uses the second address only if nobody listens on the first.
 #[test]
 fn an_address_that_does_not_answer_is_not_passed_over() {
     let first = FakePatroni::raw(drop);
@@ -92,7 +92,7 @@ fn no_answer_is_older_than_its_question() {
     assert!(outcome.answered >= outcome.asked + took, "{outcome:?}");
 }
 
-/// Debian's own Patroni package has the REST API there alone.
+/// Debian's own Patroni package lets the REST API listen on that address alone.
 #[test]
 fn patroni_is_found_at_the_address_that_haproxy_asked() {
     if !common::in_network("connection::patroni_is_found_at_the_address_that_haproxy_asked") {
@@ -116,10 +116,10 @@ fn patroni_is_found_at_the_address_that_haproxy_asked() {
     assert_eq!(tried, format!("{here} and {there}"));
     assert!(reason.starts_with(&format!("Patroni {there}: closed the connection")), "{reason}");
     let refused = format!("{here}: connection refused");
-    let cure = " (see restapi.listen and --url)";
-    // everybody has such an address, and may listen there
+    let hint = " (see restapi.listen and --url)";
+    // any user of this machine may listen on such an address
     for asked in ["127.0.0.1:5555", "127.0.0.2:5555"] {
-        assert_eq!(ask(None, asked), (here.clone(), format!("{refused}{cure}")));
+        assert_eq!(ask(None, asked), (here.clone(), format!("{refused}{hint}")));
     }
     assert_eq!(ask(Some("http://127.0.0.1:8008"), "10.1.0.2:5555"), (here, refused));
     assert_eq!((stopping.connections(), local.connections()), (1, 0));
@@ -251,10 +251,10 @@ fn listen_fds_that_are_no_connection() {
         assert_eq!(code, Some(64), "{stderr}");
         assert!(stderr.contains("LISTEN_FDS is set, but fd 3 is not a socket"), "{stderr}");
     }
-    // meant for another process: this one was started by a human
+    // LISTEN_FDS is meant for another process, and an operator started this one
     let (code, _) = run(r#"LISTEN_FDS=1 LISTEN_PID=1 exec "$0" --url http://127.0.0.1:1"#);
     assert_eq!(code, Some(2));
-    // left over from whoever started xinetd: the connection is fd 0
+    // LISTEN_FDS is left over from the parent of xinetd: the connection is fd 0
     let patroni = FakePatroni::primary();
     let (client, stream) = connection("127.0.0.1:0");
     let mut command = start(Start::Inetd, stream, &["--url", &patroni.url()]);
@@ -264,7 +264,7 @@ fn listen_fds_that_are_no_connection() {
     assert!(child.wait_with_output().expect("an end").status.success());
 }
 
-/// The answer of the first address counts, unless nobody is there: not even a request was sent then.
+/// The answer of the first address counts, unless nobody listens there, so that no request was sent.
 #[test]
 fn the_agent_waits_for_a_patroni_whose_backlog_is_full() {
     let (address, _waiting) = full_backlog();
@@ -290,7 +290,7 @@ fn the_agent_notifies_systemd_if_a_drop_in_wants_that() {
     assert_eq!(systemd.said(), "READY=1");
 }
 
-/// Where this machine has no descriptor left, nobody has outcome of Patroni.
+/// If this machine has no descriptor left, that says nothing about Patroni.
 #[test]
 fn a_lack_of_this_machine_changes_nothing_in_haproxy() {
     let patroni = FakePatroni::primary();
@@ -315,7 +315,7 @@ fn a_lack_of_this_machine_changes_nothing_in_haproxy() {
     assert!(lacking > 0);
 }
 
-/// What is told to everybody who asks is no password.
+/// No peer is told a password.
 #[test]
 fn no_password_is_echoed() {
     for arguments in [
@@ -337,7 +337,7 @@ fn no_password_is_echoed() {
 
 // A terminal, a pipe, /dev/null
 
-/// socat gives its program one end of a pair of Unix sockets, if it is not told to do without.
+/// socat gives its program one end of a pair of Unix sockets, unless `nofork` is set.
 #[test]
 fn a_unix_socket_makes_a_check_by_hand() {
     let patroni = FakePatroni::primary();
@@ -432,11 +432,11 @@ fn usage_errors_say_what_to_write() {
         (&["--unreachable", "maint"], "down or keep"),
         (&["--agent-send", "primary"], "give none here"),
     ];
-    for (arguments, cure) in cases {
+    for (arguments, hint) in cases {
         let (code, stdout, stderr) = text(&run(Stdio::null(), arguments));
         assert_eq!((code, stdout.as_str()), (Some(64), ""), "{arguments:?}: {stderr}");
         assert!(stderr.starts_with("patroni-agent-check: "), "{stderr}");
-        assert!(stderr.contains(cure), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(hint), "{arguments:?}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
     for port in [
@@ -454,7 +454,7 @@ fn usage_errors_say_what_to_write() {
     assert_eq!(output.status.code(), Some(64));
 }
 
-/// What is for a human costs HAProxy's checks no second question.
+/// HAProxy's checks ask no second question for what only operators read.
 #[test]
 fn only_a_check_by_hand_explains() {
     let body = PRIMARY.replace('}', r#", "patroni": {"name": "pg1"}}"#);
@@ -514,7 +514,7 @@ fn settings_that_are_tried_are_used() {
     let settings = format!("# new\nOPTIONS=--url {} \\\n  '--else' drain\n", replica.url());
     let ((code, reply, said), _) = try_settings(settings.as_bytes(), &[]);
     assert_eq!((code, reply.as_str()), (Some(1), "up drain # replica, streaming\n"), "{said}");
-    // a CHECK takes the place of theirs
+    // a CHECK replaces the one in the settings
     for theirs in ["--agent-send", "health"] {
         let settings = format!("OPTIONS='--url {} --else down {theirs}'\n", replica.url());
         let ((_, reply, said), file) = try_settings(settings.as_bytes(), &["async", "--explain"]);
@@ -610,7 +610,7 @@ fn the_settings_take_no_option_that_is_only_for_operators() {
     }
 }
 
-/// What HAProxy is told of wrong settings: the cause and, where there is room, the cure.
+/// HAProxy is told what is wrong with the settings and, if there is room, the option that tries them.
 #[test]
 fn the_reply_to_wrong_settings_names_the_option_that_tries_them() {
     for (arguments, told) in [
@@ -633,7 +633,7 @@ fn the_reply_to_wrong_settings_names_the_option_that_tries_them() {
     }
 }
 
-/// On a node whose settings are wrong, in a mount namespace: a check by hand says so, and a copy of them can be tried.
+/// On a node with wrong settings, in a mount namespace, a check by hand says so, and an operator can try a copy.
 #[test]
 fn an_operator_can_try_a_copy_of_wrong_settings() {
     let patroni = FakePatroni::primary();
@@ -659,7 +659,7 @@ fn an_operator_can_try_a_copy_of_wrong_settings() {
     assert_eq!((code, reply.as_str(), said.as_str()), (Some(64), "", told));
     let (code, reply, said) = node("--settings new");
     assert_eq!((code, reply.as_str()), (Some(0), READY), "{said}");
-    // as a check with theirs does
+    // as a check with the units' settings does
     let unlike = "patroni-agent-check: the units would answer fail to HAProxy: --user patroni-agent-check: not in /etc/passwd";
     assert!(said.starts_with(unlike), "{said}");
 }
@@ -791,11 +791,11 @@ fn a_line_without_agent_send_is_read_and_ignored() {
     let arguments = ["--url", &patroni.url()];
     let outcome = check_with(Start::Stdin, "127.0.0.1:0", &arguments, |mut client| {
         client.write_all(b"down ready\n").expect("a socket");
-        // an error here is a reset, with which the line may be lost
+        // an error here is a reset, after which HAProxy may lose the line
         listen(client)
     });
     assert_eq!(outcome.reply, READY);
-    // more than one read takes off
+    // more than the agent reads at once
     let (mut client, stream) = connection("127.0.0.1:0");
     client.write_all(&[b'x'; 5000]).expect("a socket");
     while stream.peek(&mut [0; 5000]).expect("a socket") < 5000 {
@@ -818,7 +818,7 @@ fn agent_send_by_hand() {
     child.stdin.take().expect("a pipe").write_all(b"read-write drain\n").expect("a pipe");
     let (code, stdout, _) = text(&child.wait_with_output().expect("an end"));
     assert_eq!((code, stdout.as_str()), (Some(0), READY));
-    // a pipe that stays open and says nothing
+    // a pipe that stays open and to which nobody writes
     let mut child = command.args(["--timeout", "200ms"]).spawn().expect("the agent starts");
     let stdin = child.stdin.take();
     let (code, stdout, _) = text(&child.wait_with_output().expect("an end"));
@@ -839,11 +839,11 @@ fn the_line_and_patroni_share_one_deadline() {
     child.stdin.take().expect("a pipe").write_all(b"primary\n").expect("a pipe");
     let (_, stdout, _) = text(&child.wait_with_output().expect("an end"));
     assert!(stdout.ends_with("no answer before the deadline (--timeout)\n"), "{stdout}");
-    // two seconds are left; with a deadline of its own it would be four
+    // the line and the question share two seconds; with a deadline each it would be four
     assert!(sent.elapsed() < Duration::from_millis(3900));
 }
 
-/// Who says nothing keeps no place until `--timeout`.
+/// A silent peer keeps no place until `--timeout`.
 #[test]
 fn the_line_is_due_after_300_ms_whatever_the_timeout() {
     let patroni = FakePatroni::primary();
@@ -863,7 +863,7 @@ fn a_peer_that_never_closes_is_not_waited_for() {
         let mut command = start(how, stream, &["--url", "http://127.0.0.1:1"]);
         let child = command.spawn().expect("the agent starts");
         drop(command);
-        // ends although the client still holds the connection
+        // the agent ends although the client keeps the connection open
         assert!(child.wait_with_output().expect("an end").status.success(), "{how:?}");
         assert_eq!(listen(client), "down ready # Patroni 127.0.0.1:1: connection refused\n");
     }

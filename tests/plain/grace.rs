@@ -15,7 +15,7 @@ use tempfile::TempDir;
 const STANDBY: &str = r#"{"state": "running", "role": "replica"}"#;
 const HELD: &str = "!unreachable:_held_";
 
-/// A Patroni at an address of its own, which can be away. The folder holds the memory.
+/// A Patroni with an address of its own, which can stop. The folder contains the memory file.
 struct Site {
     folder: TempDir,
     address: String,
@@ -29,7 +29,7 @@ struct Patroni {
 
 impl Site {
     fn new(name: &str) -> Site {
-        // free, and not given to another test: those take ports that the kernel chooses
+        // no other test uses this address: they use ports that the kernel chooses
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         Site { folder: common::folder(name), address: format!("127.55.0.1:{port}") }
@@ -41,7 +41,7 @@ impl Site {
 
     fn answers(&self, status: u16, body: &str) -> Patroni {
         let answer = http(status, body);
-        // a process that another test is just starting may still have it
+        // a process that another test is just starting may still have the socket
         let end = Instant::now() + Duration::from_secs(5);
         let listener = loop {
             match TcpListener::bind(&self.address) {
@@ -69,19 +69,19 @@ impl Site {
     }
 
     fn arguments<'a>(&'a self, url: &'a str, memory: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        // --grace in a test is longer than it can take on a busy machine, or what is tried is that it ends
+        // --grace is longer than a test takes on a busy machine, unless the test waits for its end
         [&["--url", url, "--memory-file", memory, "--grace", "15s"], more].concat()
     }
 
-    fn asks(&self, more: &[&str]) -> Outcome {
+    fn run_check(&self, more: &[&str]) -> Outcome {
         let (url, memory) = (format!("http://{}", self.address), self.memory());
         check(&self.arguments(&url, &memory, more))
     }
 
-    /// One good answer, and then nobody is there.
+    /// Patroni gives one good answer, and then nobody listens.
     fn was(&self, status: u16, body: &str) -> String {
         let _patroni = self.answers(status, body);
-        self.asks(&[]).reply
+        self.run_check(&[]).reply
     }
 }
 
@@ -97,31 +97,31 @@ fn trouble_is_bridged_for_the_grace_period_and_then_it_is_down() {
     for (name, status, body) in [("primary", 200, PRIMARY), ("standby", 503, STANDBY)] {
         let site = Site::new(name);
         let refused = format!("down ready # Patroni {}: connection refused\n", site.address);
-        assert_eq!(site.asks(&[]).reply, refused, "nothing good yet");
+        assert_eq!(site.run_check(&[]).reply, refused, "nothing good yet");
         let before = Instant::now();
         site.was(status, body);
         let short = ["--grace", "1500ms"];
-        let reply = site.asks(&[]).reply;
+        let reply = site.run_check(&[]).reply;
         assert!(reply.starts_with(HELD), "{reply}");
         let end = format!("_of_15_s:_Patroni_{}:_connection_refused\n", site.address);
         assert!(reply.ends_with(&end), "{reply}");
         // the passed time is counted from the good answer, and bridging does not renew it
         loop {
             let asked = before.elapsed();
-            let reply = site.asks(&short).reply;
+            let reply = site.run_check(&short).reply;
             if reply == refused {
                 assert!(before.elapsed() > Duration::from_millis(1500));
                 break;
             }
             assert!(reply.starts_with(HELD) && asked < Duration::from_secs(10), "{reply}");
         }
-        assert_eq!(site.asks(&["--grace", "0"]).reply, refused);
-        // a check of its own, of which nothing is known
-        assert_eq!(site.asks(&["read-only"]).reply, refused);
+        assert_eq!(site.run_check(&["--grace", "0"]).reply, refused);
+        // another check, which has no record
+        assert_eq!(site.run_check(&["read-only"]).reply, refused);
     }
 }
 
-/// Each way to be started leaves and finds the same.
+/// Each way to start the agent leaves and finds the same record.
 #[test]
 fn the_memory_file_works_however_the_agent_is_started() {
     let site = Site::new("started");
@@ -144,29 +144,32 @@ fn a_restarted_patroni_does_not_know_its_lock_yet() {
     let site = Site::new("restarted");
     site.was(200, PRIMARY);
     {
-        // as long as nobody was away, the lock is lost
+        // without a restart of Patroni, the lock is lost
         let _patroni = site.answers(503, PRIMARY);
-        assert_eq!(site.asks(&[]).reply, "fail ready # primary without the leader lock\n");
+        assert_eq!(site.run_check(&[]).reply, "fail ready # primary without the leader lock\n");
     }
-    assert!(site.asks(&[]).reply.starts_with("down ready # "), "what Patroni said last stands");
+    assert!(
+        site.run_check(&[]).reply.starts_with("down ready # "),
+        "what Patroni said last stands"
+    );
     assert_eq!(site.was(200, PRIMARY), READY);
-    let reply = site.asks(&[]).reply;
+    let reply = site.run_check(&[]).reply;
     assert!(reply.starts_with(HELD), "{reply}");
     let _patroni = site.answers(503, PRIMARY);
-    let reply = site.asks(&[]).reply;
+    let reply = site.run_check(&[]).reply;
     assert!(reply.starts_with(HELD) && reply.contains("has_just_started"), "{reply}");
-    // the question of another pool does not hear of it
-    assert!(site.asks(&["leader"]).reply.starts_with("fail ready # "));
+    // the check of another pool has another record
+    assert!(site.run_check(&["leader"]).reply.starts_with("fail ready # "));
 }
 
 #[test]
 fn a_torn_foreign_or_future_record_does_not_count() {
     let site = Site::new("torn");
     let down = |what: &str| {
-        let reply = site.asks(&[]).reply;
+        let reply = site.run_check(&[]).reply;
         assert!(reply.starts_with("down ready # Patroni "), "{what}: {reply}");
     };
-    // a fresh one now and then: on a busy machine the grace would be over, and nothing be tried
+    // a fresh record now and then, since on a busy machine the grace period would end before the test does
     let good = || {
         let _ = fs::remove_file(site.memory());
         site.was(200, PRIMARY);
@@ -188,13 +191,13 @@ fn a_torn_foreign_or_future_record_does_not_count() {
         down(&format!("{byte} bytes"));
     }
     let good = good();
-    assert!(site.asks(&[]).reply.starts_with(HELD), "this one is whole");
+    assert!(site.run_check(&[]).reply.starts_with(HELD), "this one is whole");
     fs::write(site.memory(), &good).expect("written");
-    // another Patroni's, though it is the same check
+    // a record of another Patroni, although it is the same check
     let url = site.address.replace("127.55.0.1", "127.55.0.2");
     let reply = check(&["--url", &format!("http://{url}"), "--memory-file", &site.memory()]).reply;
     assert!(reply.starts_with("down ready # "), "{reply}");
-    // another boot's: CLOCK_BOOTTIME goes on elsewhere, back and forth
+    // a record from another boot, whose CLOCK_BOOTTIME is less or more
     let reply = |offset: &str| {
         fs::write(site.memory(), &good).expect("written");
         let check = ["--grace", "15s", "--memory-file", &site.memory()].join(" ");
@@ -249,7 +252,7 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
         {
             let _patroni = site.answers(200, PRIMARY);
             let outcome = check(&arguments);
-            // HAProxy shows that a file is of no use, so that it does not stay so
+            // HAProxy shows that the file cannot be used, so that somebody repairs it
             let lost = if file == none { "\n" } else { "; no grace period: " };
             let reply = &outcome.reply;
             assert!(reply.starts_with(&format!("{}{lost}", READY.trim_end())), "{reply}");
@@ -257,7 +260,7 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
         }
         let reply = check(&arguments).reply;
         assert!(reply.starts_with("down ready # Patroni "), "{file}: {reply}");
-        // and whoever asks by hand is told
+        // a check by hand says so, too
         let output = Command::new(common::AGENT).args(arguments).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
         let told =
@@ -267,7 +270,7 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
     assert_eq!(fs::read(&foreign).expect("it is there"), b"not ours\n");
 }
 
-/// A write beyond the limit would kill the process, and that is silence.
+/// A write beyond the limit would kill the process, and the agent would be silent.
 #[test]
 fn a_limit_of_file_sizes_kills_no_check() {
     let site = Site::new("limit");
@@ -300,41 +303,41 @@ fn a_good_answer_bridges_no_other_check() {
     let site = Site::new("other");
     {
         let _patroni = site.answers(200, STANDBY);
-        site.asks(&["replica?lag=16MB"]);
+        site.run_check(&["replica?lag=16MB"]);
     }
-    assert!(site.asks(&["replica?lag=16MB"]).reply.starts_with(HELD));
+    assert!(site.run_check(&["replica?lag=16MB"]).reply.starts_with(HELD));
     for other in ["replica?lag=1MB", "replica", "read-only?lag=16MB"] {
-        assert!(site.asks(&[other]).reply.starts_with("down ready # Patroni "), "{other}");
+        assert!(site.run_check(&[other]).reply.starts_with("down ready # Patroni "), "{other}");
     }
 }
 
-/// Anybody may ask anything; the memory of the checks without a query is not theirs.
+/// Any peer can make up queries, and must not take the records of the checks without a query.
 #[test]
 fn a_stranger_with_many_questions_takes_no_place() {
     let site = Site::new("stranger");
     {
         let _patroni = site.answers(200, STANDBY);
-        site.asks(&["replica"]);
-        site.asks(&["replica?lag=16MB"]);
+        site.run_check(&["replica"]);
+        site.run_check(&["replica?lag=16MB"]);
         for number in 0..100 {
-            site.asks(&[&format!("replica?lag={number}")]);
-            // that of HAProxy, which asks again and again
+            site.run_check(&[&format!("replica?lag={number}")]);
+            // the check of HAProxy, which comes again and again
             if number % 10 == 0 {
-                site.asks(&["replica?lag=16MB"]);
+                site.run_check(&["replica?lag=16MB"]);
             }
         }
     }
-    assert!(site.asks(&["replica?lag=16MB"]).reply.starts_with(HELD));
+    assert!(site.run_check(&["replica?lag=16MB"]).reply.starts_with(HELD));
     assert!(fs::metadata(site.memory()).expect("a memory").len() <= 4096);
-    assert!(site.asks(&["replica"]).reply.starts_with(HELD));
-    // some places are shared by all questions with a query
-    assert!(site.asks(&["replica?lag=99"]).reply.starts_with(HELD));
+    assert!(site.run_check(&["replica"]).reply.starts_with(HELD));
+    // all checks with a query share some places
+    assert!(site.run_check(&["replica?lag=99"]).reply.starts_with(HELD));
 }
 
 #[test]
 fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
     let site = Site::new("journal");
-    let said = |check: &str| site.asks(&[check]).stderr;
+    let said = |check: &str| site.run_check(&[check]).stderr;
     site.was(200, PRIMARY);
     let began = said("primary");
     let bridged = "<4>replied '!unreachable' to 127.0.0.1:";
@@ -357,27 +360,27 @@ fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
             assert_eq!(said(check), "", "nothing for a healthy check");
         }
     }
-    // trouble of one's own making keeps nobody from hearing of what is true
+    // trouble that a stranger makes up does not keep real trouble out of the journal
     assert!(said("primary?tag_none=1").starts_with("<4>"));
     assert!(said("primary").starts_with("<4>"));
     assert_eq!(said("primary"), "");
 }
 
-/// However often trouble begins and ends.
+/// Trouble begins and ends often.
 #[test]
 fn trouble_that_comes_and_goes_does_not_fill_the_journal() {
     let site = Site::new("flaps");
     let mut lines = 0;
     for _ in 0..25 {
         let patroni = site.answers(200, PRIMARY);
-        lines += site.asks(&[]).stderr.lines().count();
+        lines += site.run_check(&[]).stderr.lines().count();
         drop(patroni);
-        lines += site.asks(&[]).stderr.lines().count();
+        lines += site.run_check(&[]).stderr.lines().count();
     }
     assert!((10..=22).contains(&lines), "{lines}");
 }
 
-/// What a broken process leaves costs one record at the most, for as long as that is not written again.
+/// A broken process costs at most one record, until the next check of that kind stores one.
 #[test]
 fn a_damaged_memory_file_is_repaired() {
     let site = Site::new("spoilt");
@@ -390,12 +393,12 @@ fn a_damaged_memory_file_is_repaired() {
         spoilt[at..][..bytes.len()].copy_from_slice(bytes);
         fs::write(site.memory(), &spoilt).expect("written");
         assert_eq!(site.was(200, PRIMARY), READY, "{at}");
-        let reply = site.asks(&[]).reply;
+        let reply = site.run_check(&[]).reply;
         assert!(reply.starts_with(HELD), "{at}: {reply}");
     }
 }
 
-/// A line that is late is trouble on the way here: where the node is well it changes nothing.
+/// A late line is trouble between HAProxy and the agent: within the grace period it changes nothing.
 #[test]
 fn a_late_line_changes_nothing_within_the_grace_period() {
     let late = "no agent-send line within 300 ms";
@@ -408,16 +411,16 @@ fn a_late_line_changes_nothing_within_the_grace_period() {
         site.was(status, body);
         let reply = silent().reply;
         assert!(reply.starts_with(&format!("!unreachable:_{}", late.replace(' ', "_"))), "{reply}");
-        // it is not news, and opens nothing
-        let refused = site.asks(&[check]).reply;
+        // it is not logged, and begins no grace period
+        let refused = site.run_check(&[check]).reply;
         assert!(refused.starts_with(HELD), "{refused}");
         let _crashed = site.answers(503, r#"{"state": "crashed", "role": "primary"}"#);
-        site.asks(&[check]);
+        site.run_check(&[check]);
         assert!(silent().reply.starts_with("fail ready # "), "{check}");
     }
 }
 
-/// Anybody can send a line that is no question: one line of the journal in a minute, and nothing of what was sent.
+/// Any peer can send an invalid line: the journal gets one line a minute, without the peer's text.
 #[test]
 fn invalid_lines_are_logged_once() {
     let site = Site::new("junk");
@@ -437,13 +440,13 @@ fn invalid_lines_are_logged_once() {
         assert!(outcome.reply.starts_with("fail ready # "), "{outcome:?}");
         assert_eq!(outcome.stderr, "", "{line:?}");
     }
-    // and it hides nothing
+    // and hides no trouble
     let trouble = ask("primary\n").stderr;
     assert!(trouble.contains("connection refused"), "{trouble}");
     assert_eq!(ask("junk\n").stderr, "");
 }
 
-/// Many at once: each reply is whole and true, and the memory stays one.
+/// Each of many checks at the same time gets a whole and true reply, and the memory file stays valid.
 #[test]
 fn many_checks_at_once_leave_one_valid_memory_file() {
     let site = Site::new("many");
@@ -452,17 +455,17 @@ fn many_checks_at_once_leave_one_valid_memory_file() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..50 {
-                    let reply = site.asks(&[]).reply;
+                    let reply = site.run_check(&[]).reply;
                     assert_eq!(reply, READY);
                 }
             });
         }
     });
     drop(patroni);
-    assert!(site.asks(&[]).reply.starts_with(HELD));
+    assert!(site.run_check(&[]).reply.starts_with(HELD));
 }
 
-/// The agent does not know Patroni's ttl; whoever asks by hand is told if it does not fit.
+/// Only a check by hand asks for Patroni's ttl, and warns if `--grace` does not fit.
 #[test]
 fn a_check_by_hand_warns_of_a_grace_period_that_is_too_long() {
     let site = Site::new("hand");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What a header may say that a file knows nothing of, and the paths that it does not name then.
+/// What a header may say that its file knows nothing of, and the paths that the file must not name then.
 const PARTIES: &[(&str, &[&str])] = &[
     ("Patroni", &["crate::patroni"]),
     ("HAProxy", &["crate::haproxy"]),
@@ -24,7 +24,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(inside).collect()
 }
 
-/// The paths of a `use`, such as `a::b` and `a::c` of `a::{b, c}`.
+/// Splits a `use` into its paths, such as `a::b` and `a::c` of `a::{b, c}`.
 fn flat(prefix: &str, tree: &str) -> Vec<String> {
     let Some((path, rest)) = tree.split_once('{') else { return vec![format!("{prefix}{tree}")] };
     let inner = rest.trim_end().strip_suffix('}').expect("a closing brace");
@@ -41,7 +41,7 @@ fn flat(prefix: &str, tree: &str) -> Vec<String> {
     parts.flat_map(|part| flat(&prefix, part)).collect()
 }
 
-/// The paths that a file imports or names in full. `super` is the file's room.
+/// Finds the paths that a file imports or names in full. `super` is the file's room.
 fn named(file: &str, code: &str) -> Vec<String> {
     let room = file.rsplit_once('/').map_or(String::new(), |(room, _)| format!("::{room}"));
     let code: String = code

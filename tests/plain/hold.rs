@@ -1,4 +1,4 @@
-//! The hold file: what an operator writes there, and what HAProxy is told then.
+//! The hold file: what an operator writes, and what HAProxy is told.
 
 use crate::common::{
     self, FakePatroni, PRIMARY, READY, Start, check, check_with, http, listen, path_in,
@@ -52,7 +52,7 @@ fn a_folder_that_may_not_be_searched_is_no_hold_and_is_reported() {
     let (folder, patroni) = (common::folder("closed"), FakePatroni::primary());
     let file = path_in(&folder, "hold");
     fs::write(&file, "drain x\n").expect("written");
-    // root may search everything
+    // root may search every folder
     let (url, user) = (patroni.url(), "nobody");
     let ask = || check(&["--url", &url, "--user", user, "--hold-file", &file]).reply;
     assert_eq!(ask(), "up drain # hold: x\n");
@@ -127,7 +127,7 @@ fn a_hold_makes_no_node_better() {
     assert!(reply.starts_with("!unreachable:_Patroni"), "{reply}");
 }
 
-/// For a server that HAProxy asks Patroni about itself: one that is in MAINT is not checked any more.
+/// For a server of the reserve: HAProxy checks no server in MAINT.
 #[test]
 fn haproxy_asks_for_the_hold_alone() {
     let (folder, patroni) = (common::folder("alone"), FakePatroni::primary());
@@ -153,8 +153,8 @@ fn haproxy_asks_for_the_hold_alone() {
     assert_eq!(patroni.connections(), 0);
 }
 
-/// `echo` empties the file before it fills it, and on a busy machine there may be a long time between the two:
-/// a drain must never be a maint meanwhile, which cuts sessions, and nothing waits for the rest.
+/// `echo` empties the file before it writes, and on a busy machine there may be a long time between the two. Meanwhile a
+/// drain must not become a maint, which cuts sessions.
 #[test]
 fn a_half_written_file_drains() {
     let (folder, patroni) = (common::folder("half"), FakePatroni::primary());
@@ -168,7 +168,7 @@ fn a_half_written_file_drains() {
     assert_eq!(ask(), "up drain # hold: kernel upgrade\n");
 }
 
-/// A human is told of a hold even where it changes nothing.
+/// A check by hand reports a hold even if it changes nothing.
 #[test]
 fn a_check_by_hand_says_that_there_is_a_hold() {
     let folder = common::folder("human");

@@ -1,14 +1,14 @@
-//! What a Patroni, or whatever sits on its port, may answer at its worst: never READY, never a
-//! hang, always one whole line.
+//! The worst answers of a Patroni, or of another program on its port: the agent never replies READY, never hangs, and always
+//! sends one whole line.
 
 use crate::common::{FakePatroni, Outcome, PRIMARY, READY, check, full_backlog, http, nobody};
 use std::io::{Read, Write};
 use std::time::Duration;
 
-/// Longer than any deadline used here: an agent that waits for the end of this hangs.
+/// Longer than any deadline in these tests: an agent that waits for so long hangs.
 const LONG: Duration = Duration::from_secs(30);
 
-/// Asserts the whole line, with PATRONI for where it is, and one journal line with the cause.
+/// Asserts the whole reply, in which PATRONI stands for its address, and one journal line with the cause.
 fn assert_down(outcome: &Outcome, patroni: &FakePatroni, reason: &str) {
     let reason = format!("Patroni {}: {reason}", patroni.address);
     let shown: String = reason.chars().take(100).collect();
@@ -26,13 +26,13 @@ fn ask(patroni: &FakePatroni) -> Outcome {
     check(&["--url", &patroni.url(), "--timeout", "10s"])
 }
 
-/// Of one that does not answer in time.
-fn ask_in_vain(patroni: &FakePatroni) -> Outcome {
+/// Asks a Patroni that does not answer in time.
+fn ask_silent(patroni: &FakePatroni) -> Outcome {
     check(&["--url", &patroni.url(), "--timeout", "500ms"])
 }
 
-/// One answer that is no usable one.
-fn down(answer: impl Into<Vec<u8>>, reason: &str) {
+/// Asserts the reply to one answer that is not usable.
+fn assert_answer_is_down(answer: impl Into<Vec<u8>>, reason: &str) {
     let patroni = FakePatroni::answering(answer);
     let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
     assert_down(&outcome, &patroni, reason);
@@ -53,7 +53,7 @@ fn refused() {
 #[test]
 fn accepted_and_silent() {
     let patroni = FakePatroni::raw(|_stream| std::thread::sleep(LONG));
-    assert_down(&ask_in_vain(&patroni), &patroni, LATE);
+    assert_down(&ask_silent(&patroni), &patroni, LATE);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn one_byte_a_second() {
             std::thread::sleep(Duration::from_secs(1));
         }
     });
-    assert_down(&ask_in_vain(&patroni), &patroni, LATE);
+    assert_down(&ask_silent(&patroni), &patroni, LATE);
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn body_one_byte_at_a_time() {
             std::thread::sleep(Duration::from_millis(200));
         }
     });
-    assert_down(&ask_in_vain(&patroni), &patroni, LATE);
+    assert_down(&ask_silent(&patroni), &patroni, LATE);
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn headers_only_then_silence() {
         let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n");
         std::thread::sleep(LONG);
     });
-    assert_down(&ask_in_vain(&patroni), &patroni, LATE);
+    assert_down(&ask_silent(&patroni), &patroni, LATE);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn headers_without_end() {
 fn a_long_header() {
     for length in [4096, 5000, 100_000] {
         let answer = format!("HTTP/1.0 200 OK\r\nX: {}\r\n\r\n{PRIMARY}", "x".repeat(length));
-        down(answer, "answer's header is larger than 4095 bytes");
+        assert_answer_is_down(answer, "answer's header is larger than 4095 bytes");
     }
 }
 
@@ -126,14 +126,14 @@ fn interim_answers_without_end() {
                 while stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").is_ok() {}
             },
         );
-    let outcome = ask_in_vain(&patroni);
+    let outcome = ask_silent(&patroni);
     assert!(outcome.reply.starts_with("down ready # Patroni"), "{outcome:?}");
     assert!(outcome.took < LONG / 2);
 }
 
 #[test]
 fn headers_only() {
-    down(
+    assert_answer_is_down(
         http(200, ""),
         "answer is not Patroni's JSON: EOF while parsing a value at line 1 column 0",
     );
@@ -145,7 +145,10 @@ fn cut_answers() {
     for length in 0..whole.len() {
         let patroni = FakePatroni::answering(&whole[..length]);
         let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
-        assert!(outcome.reply.starts_with("down ready # Patroni"), "{length}: {outcome:?}");
+        assert!(
+            outcome.reply.starts_with("down ready # Patroni"),
+            "{length}: {outcome:?}"
+        );
     }
 }
 
@@ -161,7 +164,7 @@ fn shorter_than_announced() {
 fn ten_megabytes() {
     let body =
         format!(r#"{{"state": "running", "role": "primary", "x": "{}"}}"#, "x".repeat(10 << 20));
-    down(http(200, &body), "answer is larger than 65536 bytes");
+    assert_answer_is_down(http(200, &body), "answer is larger than 65536 bytes");
 }
 
 #[test]
@@ -188,12 +191,12 @@ fn a_thousand_nested_arrays() {
     let nested = "[".repeat(1000) + &"]".repeat(1000);
     let patroni = FakePatroni::answering(http(200, &nested));
     assert!(ask(&patroni).reply.starts_with("down ready # Patroni"));
-    // and where nobody looks
+    // keys that the agent does not read
     let body = PRIMARY.replace('}', &format!(r#", "x": {nested}}}"#));
     let patroni = FakePatroni::answering(http(200, &body));
     let reply = ask(&patroni).reply;
     assert!(!reply.is_empty() && reply.ends_with('\n'), "{reply}");
-    // and where somebody looks
+    // keys that the agent reads
     let body = format!(r#"{{"role": "primary", "state": {nested}}}"#);
     let patroni = FakePatroni::answering(http(200, &body));
     assert!(ask(&patroni).reply.starts_with("down ready # Patroni"));
@@ -201,7 +204,7 @@ fn a_thousand_nested_arrays() {
 
 #[test]
 fn html() {
-    down(
+    assert_answer_is_down(
         http(200, "<html><body>It works!</body></html>"),
         "answer is not Patroni's JSON: expected value at line 1 column 1",
     );
@@ -211,7 +214,8 @@ fn html() {
 fn http_0_9() {
     let patroni = FakePatroni::answering("<!DOCTYPE html><p>Bad request version");
     let outcome = ask(&patroni);
-    let start = format!("down ready # Patroni {}: answer is not HTTP", patroni.address);
+    let start =
+        format!("down ready # Patroni {}: answer is not HTTP", patroni.address);
     assert!(outcome.reply.starts_with(&start), "{outcome:?}");
 }
 
@@ -222,14 +226,17 @@ fn another_protocol() {
     {
         let patroni = FakePatroni::answering(banner);
         let outcome = ask(&patroni);
-        assert!(outcome.reply.starts_with("down ready # Patroni"), "{banner:?}: {outcome:?}");
+        assert!(
+            outcome.reply.starts_with("down ready # Patroni"),
+            "{banner:?}: {outcome:?}"
+        );
     }
 }
 
 #[test]
 fn a_redirect_is_not_followed() {
     let elsewhere = FakePatroni::answering(http(200, PRIMARY));
-    down(
+    assert_answer_is_down(
         format!("HTTP/1.1 301 Moved\r\nLocation: {}/primary\r\n\r\n", elsewhere.url()),
         "HTTP status 301 instead of 200 or 503",
     );
@@ -239,7 +246,10 @@ fn a_redirect_is_not_followed() {
 #[test]
 fn other_statuses() {
     for status in [201, 204, 304, 401, 403, 404, 500, 502] {
-        down(http(status, PRIMARY), &format!("HTTP status {status} instead of 200 or 503"));
+        assert_answer_is_down(
+            http(status, PRIMARY),
+            &format!("HTTP status {status} instead of 200 or 503"),
+        );
     }
 }
 
@@ -253,17 +263,17 @@ fn gzip() {
 
 #[test]
 fn keys_are_missing_or_of_another_type() {
-    down(http(200, "{}"), "answer has no 'state'");
-    down(http(503, r#"{"state": "running"}"#), "answer has no 'role'");
-    down(http(200, r#"{"state": 1, "role": "primary"}"#), "answer has no 'state'");
-    down(
+    assert_answer_is_down(http(200, "{}"), "answer has no 'state'");
+    assert_answer_is_down(http(503, r#"{"state": "running"}"#), "answer has no 'role'");
+    assert_answer_is_down(http(200, r#"{"state": 1, "role": "primary"}"#), "answer has no 'state'");
+    assert_answer_is_down(
         http(200, r#"{"patroni": {"state": "running", "role": "primary"}}"#),
         "answer has no 'state'",
     );
 }
 
-/// Says what a body is answered with, for texts that end up in the reply.
-fn said(body: &str) -> String {
+/// Asks a Patroni with this body, and returns the reply.
+fn reply_to(body: &str) -> String {
     let patroni = FakePatroni::answering(http(200, body));
     let outcome = ask(&patroni);
     assert_eq!(outcome.reply.matches('\n').count(), 1, "{outcome:?}");
@@ -290,22 +300,22 @@ fn nothing_that_patroni_says_breaks_the_line() {
     ];
     for evil in evil {
         for evil in [evil.to_owned(), evil.repeat(500)] {
-            let line = said(&format!(r#"{{"state": "{evil}", "role": "primary"}}"#));
+            let line = reply_to(&format!(r#"{{"state": "{evil}", "role": "primary"}}"#));
             assert!(line.starts_with("fail ready # primary, unknown state '"), "{line}");
-            let line = said(&format!(r#"{{"state": "running", "role": "{evil}"}}"#));
+            let line = reply_to(&format!(r#"{{"state": "running", "role": "{evil}"}}"#));
             assert!(line.starts_with("up maint # "), "{line}");
             let body = r#"{"state": "running", "role": "primary", "replication_state": "EVIL", "patroni": {"version": "EVIL"}}"#;
-            let line = said(&body.replace("EVIL", &evil));
+            let line = reply_to(&body.replace("EVIL", &evil));
             assert!(line.starts_with("up ready # primary, "), "{line}");
         }
     }
     let long = "x".repeat(500);
-    said(&format!(r#"{{"state": "{long}", "role": "{long}"}}"#));
+    reply_to(&format!(r#"{{"state": "{long}", "role": "{long}"}}"#));
 }
 
 #[test]
 fn the_last_of_two_equal_keys_counts_as_everywhere() {
-    let line = said(r#"{"state": "running", "role": "primary", "role": "replica"}"#);
+    let line = reply_to(r#"{"state": "running", "role": "primary", "role": "replica"}"#);
     assert_eq!(line, "up maint # replica, running, not promoted yet");
 }
 

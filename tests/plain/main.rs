@@ -1,5 +1,5 @@
-//! The tests that need nothing but tar, xz, script(1) and unshare(1). What is ignored here needs a tool that tests/install
-//! installs, or is a process that another test starts.
+//! The tests that need nothing but tar, xz, script(1) and unshare(1). Ignored tests need a tool that tests/install installs,
+//! or are processes that other tests start.
 
 #[path = "../common/mod.rs"]
 mod common;

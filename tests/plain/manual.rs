@@ -1,5 +1,5 @@
-//! What is said of the options and checks is made from one source: the manual, the completions and the
-//! README must be what this makes of it. `UPDATE=1 cargo test --test plain manual` writes them anew.
+//! The manual, the completions and README.md describe the options and checks from one source. `UPDATE=1 cargo test --test
+//! plain manual` writes them again.
 
 use crate::common::file;
 use patroni_agent_check::NAME;
@@ -15,7 +15,7 @@ fn text(name: &str) -> String {
     fs::read_to_string(file(name)).unwrap_or_default()
 }
 
-/// The file must be this, or becomes it.
+/// Asserts that the file has this text, or writes it.
 fn assert_is(name: &str, wanted: &str) {
     if std::env::var_os("UPDATE").is_some() {
         fs::write(file(name), wanted).expect(name);
@@ -23,7 +23,7 @@ fn assert_is(name: &str, wanted: &str) {
     assert!(text(name) == wanted, "{name} is old: UPDATE=1 cargo test --test plain manual");
 }
 
-/// A text with the part between two marks made anew.
+/// Replaces the part of a text between two marks.
 fn between(text: &str, marks: [&str; 2], made: &str) -> String {
     let (before, rest) = text.split_once(marks[0]).unwrap_or_else(|| panic!("no {}", marks[0]));
     let (_, after) = rest.split_once(marks[1]).unwrap_or_else(|| panic!("no {}", marks[1]));
@@ -38,7 +38,7 @@ fn roff(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq")
 }
 
-/// Markdown's `code` in bold.
+/// Converts Markdown's `code` to bold.
 fn roff_of_markdown(text: &str) -> String {
     let mut parts = text.split('`').map(roff);
     let mut text = parts.next().expect("a part");
@@ -49,7 +49,7 @@ fn roff_of_markdown(text: &str) -> String {
     text
 }
 
-/// The rows below the head of README's table that begins so.
+/// The rows of the table in README.md whose head begins so.
 fn readme_rows(head: &str) -> Vec<Vec<String>> {
     let readme = text("README.md");
     let table = readme.split(head).nth(1).unwrap_or_else(|| panic!("no {head} in the README"));
@@ -136,7 +136,7 @@ fn the_readme() {
     assert_is("README.md", &between(&text("README.md"), marks, &table));
 }
 
-/// An option, as completions need it.
+/// What completions need to know of an option.
 struct Completed {
     short: Option<char>,
     long: &'static str,
@@ -164,7 +164,7 @@ fn the_completions() {
     completions(pools::NAME, "src/pools/options.rs", options.collect(), "command", &commands);
 }
 
-/// The three files of a program, which takes these words besides its options.
+/// Makes the three files for a program that takes these words besides its options.
 fn completions(program: &str, table: &str, options: Vec<Completed>, word: &str, given: &[&str]) {
     let given = given.join(" ");
     let mut words = Vec::new();
@@ -228,7 +228,7 @@ fn completions(program: &str, table: &str, options: Vec<Completed>, word: &str, 
     );
 }
 
-/// What each shell makes of the completions.
+/// Asks each shell what it completes.
 #[test]
 #[ignore = "needs zsh and fish: tests/run"]
 fn the_shells() {
@@ -250,7 +250,7 @@ fn the_shells() {
     };
     assert!(ask("patroni-agent-check --else dr").starts_with("drain\t"));
     assert!(ask("patroni-agent-check --ins").contains("not verify Patroni's certificate"));
-    // the whole completion system needs a terminal; what it would be told does not
+    // zsh's completion system needs a terminal, but its file can be read without one
     let tell = "_arguments() { print -rl -- \"$@\" }; source $0";
     let told = run(&["zsh", "-f", "-c", tell, &zsh]);
     assert!(told.contains("\n(-k --insecure)-k[do not verify Patroni's certificate]\n"), "{told}");
@@ -261,12 +261,12 @@ fn the_shells() {
     assert!(told.contains("one line CHECK \\[maint|drain|down\\], at most"), "{told}");
 }
 
-/// What the help says may be given.
+/// Each option that the help names is accepted.
 #[test]
 fn the_options() {
     for option in OPTIONS {
         assert!(help().contains(&option.usage()));
-        // what is the default may be given, and so may each choice
+        // the default is accepted, and so is each choice
         for value in choices(option).unwrap_or(vec![option.default]) {
             if !value.is_empty() {
                 let arguments = [format!("--{}", option.long).into(), value.into()];
@@ -279,7 +279,7 @@ fn the_options() {
     }
 }
 
-/// What the help of `patroni-pools` says may be given, to the commands that it names and to no others.
+/// Each option that the help of `patroni-pools` names is accepted by its commands and by no others.
 #[test]
 fn the_options_of_patroni_pools() {
     let help = pools::help();

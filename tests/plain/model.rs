@@ -1,22 +1,22 @@
-//! The grace against the lease of the leader lock: every order of events, with two faults at the most, in a model of
-//! half seconds, with the real `decide` and the real record.
+//! The grace period against the leader lock: a model of every order of events, with at most two faults, in steps of half a
+//! second, with the real `decide` and the real record.
 //!
-//! The model has one node that is primary at first, the leader lock in the DCS, and HAProxies that share the memory.
-//! Another node may be promoted at any time once the lock is free, as long as the cluster is not paused. A search has
-//! no bound on depth: all ages are clipped where nothing depends on them any more, and it ends when there are no new
-//! states.
+//! The model has one node that is primary at first, the leader lock in the DCS, and HAProxies that share the memory. Another
+//! node may be promoted at any time once the lock is free, as long as the cluster is not paused. A search has no bound on
+//! depth: all ages are clipped where nothing depends on them any more, and it ends when there are no new states.
 //!
-//! **What is covered:** a server that is UP because the last reply was `Keep`. With a Patroni whose loop makes one
-//! exchange with the DCS within `retry_timeout`, and renews its lock by it or demotes, no such server is left at the
-//! moment when another node may be promoted, which is more than the promise of one `agent-inter` and one
-//! `--timeout` after it. Neither is a server that drains, because Patroni stops its PostgreSQL: it may be in
-//! the middle of that, with a claim of the lock that it does not renew any more, and never come to an end.
+//! **What is covered:** a server that is UP because the last reply was `Keep`. With a Patroni whose loop makes one exchange
+//! with the DCS within `retry_timeout`, and renews its lock by it or demotes, no such server is left at the moment when
+//! another node may be promoted, which is more than the promise of one `agent-inter` and one `--timeout` after it. Neither
+//! is a server that drains, because Patroni stops its PostgreSQL: it may be in the middle of that, with a claim of the lock
+//! that it does not renew any more, and never come to an end.
 //!
-//! **What is not:** a server that is UP because Patroni itself says 200. Its claim counts from the answer to a renewal
-//! and may outlive the lock by `retry_timeout`. A lock that did not run out but was given up or deleted may be another
-//! node's at once, and no grace protects from that: there the model only shows that nothing is bridged once a check
-//! has outcome of it, unless Patroni was restarted since the last good answer. At most two things go wrong on one path. The model has no step of a clock, no late answer that was
-//! made when the question came, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
+//! **What is not:** a server that is UP because Patroni itself says 200. Its claim counts from the answer to a renewal and
+//! may outlive the lock by `retry_timeout`. A lock that did not run out but was given up or deleted may be another node's at
+//! once, and no grace period protects against that: there the model only shows that nothing is bridged once a check has been
+//! told, unless Patroni was restarted since the last good answer. At most two things go wrong on one path. The model has no
+//! step of a clock, no late answer that was made when the question came, no standby's health check, and no monitoring that
+//! refreshes `dcs_last_seen`.
 
 use patroni_agent_check::decide::decide;
 use patroni_agent_check::decide::grace::{Case, Policy};
@@ -30,20 +30,20 @@ use std::time::{Duration, Instant};
 
 /// One step of time.
 const TICK: Duration = Duration::from_millis(500);
-/// Every state is seen at this time; what it remembers grows older instead.
+/// Every state has this time; what it remembers grows older instead.
 const NOW: Duration = Duration::from_secs(1000);
-/// No grace lasts since then, and a HAProxy may still not have outcome of what was said then.
+/// No grace period that began then still lasts, but a HAProxy may still not have been told of that answer.
 const LONG_AGO: Duration = Duration::from_secs(980);
 /// Patroni's clock. Both of its times are whole seconds, and an age is rounded down, which is the worst case.
 const DATE: u32 = 1_000_000;
 /// HAProxy's `agent-inter` and our `--timeout`, in ticks like all that follow.
 const INTER: u8 = 1;
 const TIMEOUT: u8 = 3;
-/// From here on `dcs_last_seen` allows no grace.
+/// From this age on, `dcs_last_seen` allows no grace period.
 const OLD: u8 = 32;
-/// A primary that is stopped drains for this long.
+/// How long a primary that Patroni stops drains.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Longer than a drain outlives the lock.
+/// Longer than any drain outlives the lock.
 const MOST: u8 = 8;
 
 /// What is broken on purpose.
@@ -54,7 +54,7 @@ enum Broken {
     Memory,
     /// A primary that says 503 is bridged as if the cluster were paused.
     Lock,
-    /// Nothing, but a server that is READY is held to what a drain is held to.
+    /// Nothing, but a server that is READY must meet the bound of a drain.
     Measured,
 }
 
@@ -75,9 +75,9 @@ struct Cluster {
     gives_up: bool,
     /// The DCS acts and answers after a multiple of this time, or when `retry_timeout` is over.
     grain: u8,
-    /// How many things go wrong at the most; that something ends well again is not counted.
+    /// How many faults happen at most. The end of a fault does not count.
     faults: u8,
-    /// For how long sessions may live on in a drain after another node was promoted because the lock ran out, at the most.
+    /// How long sessions in a drain may outlive the promotion of another node after the lock has run out.
     drain_outlives: u8,
     broken: Broken,
 }
@@ -111,11 +111,11 @@ struct HaProxy {
     /// For how long a check has waited for a silent Patroni.
     asking: Option<u8>,
     up: bool,
-    /// It is UP because the last reply was `Keep`.
+    /// The server is UP because the last reply was `Keep`.
     kept: bool,
-    /// That reply came after Patroni had said something bad to some check.
+    /// That reply came after Patroni had given a bad answer to some check.
     against: bool,
-    /// It is not UP any more, and its sessions live on.
+    /// The server is no longer UP, and its sessions live on.
     drains: bool,
 }
 
@@ -127,7 +127,7 @@ struct State {
     given_up: bool,
     /// Another node was promoted.
     promoted: bool,
-    /// For how long it has been.
+    /// How long ago that was.
     promoted_for: u8,
     pause: bool,
     node: Node,
@@ -145,7 +145,7 @@ struct State {
     stuck: bool,
     haproxies: Vec<HaProxy>,
     record: Record,
-    /// A check has outcome something bad, and none that the node is ready again.
+    /// A check was given a bad answer, and none since then that the node is ready again.
     told: bool,
     /// How many more things may go wrong.
     faults: u8,
@@ -214,7 +214,7 @@ impl Cluster {
             }
             answer => answer,
         };
-        // after a restart nobody can tell whether the first loop has run, until a check hears that it has the lock
+        // after a restart, nobody can tell whether the first loop has run, until an answer says that Patroni has the lock
         let restarted = state.node == Node::Restarted || state.record.refused;
         let claimed = restarted || state.knows_pause;
         state.told |= answer.as_ref().is_ok_and(|a| a.status != 200) && !claimed;
@@ -244,13 +244,13 @@ impl Cluster {
         self.forget(&mut state.record);
     }
 
-    /// Makes equal what makes no difference to any later decision.
+    /// Makes states equal that differ in nothing that a later decision depends on.
     fn forget(&self, record: &mut Record) {
         record.trouble = None; // only for the journal
         let lease = record.lease.min(TICK * u32::from(self.grace));
         let age = NOW - record.at;
         let was_ready = record.ready == Some(record.at);
-        // a check that waits still may have been asked in time
+        // a check that still waits may have asked in time
         if age >= lease + TICK * u32::from(TIMEOUT + 1) {
             (record.at, record.lease) = (LONG_AGO, Duration::ZERO);
             (record.refused, record.pause) = (false, false);

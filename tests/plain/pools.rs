@@ -399,8 +399,8 @@ fn a_good_configuration_in_other_layouts() {
     }
 }
 
-/// Two clusters behind one HAProxy, each with its own pools, and conditions that have names.
-/// All servers of a template have the same name, and the same agent's port.
+/// Two clusters behind one HAProxy, each with its own pools, and conditions that have names. All servers of a template have
+/// the same name, and the same agent's port.
 #[test]
 fn a_template_with_another_port_for_the_agents() {
     let site = text("tests/walks/sites/dns/haproxy.cfg");

@@ -1,5 +1,5 @@
-//! The fuzz targets' properties, on every recorded answer and on what a fixed series of changes makes
-//! of the seeds. Always the same; tests/fuzz looks further.
+//! The fuzz targets' properties, on every recorded answer and on what a fixed series of changes makes of the seeds. Always
+//! the same; tests/fuzz looks further.
 
 #[path = "../fuzz/properties.rs"]
 mod property;
@@ -8,7 +8,7 @@ use crate::common::{answers, file};
 use std::fs;
 use std::path::PathBuf;
 
-/// A small generator of numbers that look like chance (Marsaglia's xorshift).
+/// A small generator of pseudo-random numbers (Marsaglia's xorshift).
 struct Numbers(u64);
 
 impl Numbers {
@@ -82,7 +82,7 @@ fn memory() {
 #[test]
 fn answer() {
     hold(property::answer, &seeds("answer"), 1000);
-    // and all that was recorded
+    // and all recorded answers
     let mut bodies = Vec::new();
     for version in fs::read_dir(answers()).expect("versions") {
         for file in fs::read_dir(version.expect("a version").path()).expect("answers") {

@@ -1,5 +1,5 @@
-//! Break-outs: each of these works before the sandbox is entered and fails after. The sandbox is for
-//! good and partly for the whole process, so each try is a process of its own: this program again.
+//! Attempts to break out: each works outside the sandbox and fails inside. A process cannot leave the sandbox, so each
+//! attempt runs in a process of its own: this program again.
 
 use landlock::ABI;
 use memmap2::{MmapMut, MmapOptions};
@@ -24,12 +24,12 @@ fn file() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("break-out")
 }
 
-/// A memory of this process's own.
+/// Memory of this process.
 fn memory() -> PathBuf {
     file().with_file_name(format!("break-out-memory-{}", std::process::id()))
 }
 
-/// A socket of somebody else, to which every process may send.
+/// A socket of another process, to which every process may send.
 fn another() -> PathBuf {
     another_of(std::process::id())
 }
@@ -40,7 +40,7 @@ fn another_of(process: u32) -> PathBuf {
 
 const OUTSIDE: &str = "outside";
 const INSIDE: &str = "inside";
-/// By a process that became its user itself (`--user`), if root runs the tests.
+/// In a process that has become its user itself (`--user`), if root runs the tests.
 const AS_USER: &str = "as user";
 
 const TRY: &str = "PATRONI_AGENT_CHECK_TRY";
@@ -60,7 +60,7 @@ fn by_fast_open(port: u16) -> rustix::io::Result<()> {
     rustix::net::sendto(&socket, b"x", fast_open, &address).map(drop)
 }
 
-/// What an intruder would do next in a process for one check and in one for many.
+/// What an intruder would try in a process for one check and in a listener.
 const ATTEMPTS: [&str; 20] = [
     "read a file",
     "write more than a record",
@@ -87,7 +87,7 @@ const CONNECT: &str = "connect elsewhere";
 const CONNECT_6: &str = "connect elsewhere over IPv6";
 const RAW: &str = "open a raw socket";
 
-/// What it would do in a process for one check alone.
+/// What an intruder would try only in a process for one check.
 const MORE_ATTEMPTS: [&str; 12] = [
     "connect the log elsewhere",
     "send to somebody else",
@@ -103,12 +103,12 @@ const MORE_ATTEMPTS: [&str; 12] = [
     "become root again",
 ];
 
-/// Whoever has it writes there without a system call.
+/// Shares the file's memory, to which a process writes without a system call.
 fn share(memory: &File) -> io::Result<()> {
     MmapOptions::new().len(64).map_raw(memory).map(drop)
 }
 
-/// What every attempt may work on.
+/// The files, sockets and processes that an attempt may use.
 struct Target<'a> {
     elsewhere: u16,
     parent: Pid,
@@ -201,15 +201,15 @@ fn elsewhere() -> (u16, [TcpListener; 2]) {
     }
 }
 
-/// What the process said that tried it.
-fn said_outcome(name: &str, output: &Output) -> String {
+/// Finds the result that the process has printed.
+fn find_result(name: &str, output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let result = said.lines().find_map(|line| line.split_once("outcome: "));
     result.unwrap_or_else(|| panic!("{name}: {output:?}")).1.to_owned()
 }
 
-/// The end of a process that tried something: libtest itself would need more than is left.
-fn say_outcome(result: impl Display) -> ! {
+/// Prints the result and ends the process: libtest itself would need more than the sandbox leaves.
+fn print_result(result: impl Display) -> ! {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "outcome: {result}").expect("stdout");
     stdout.flush().expect("stdout");
@@ -230,11 +230,11 @@ fn child(name: &str, elsewhere: u16, sandbox: &str) -> Output {
     output
 }
 
-/// One try in a process of its own, [`OUTSIDE`] the sandbox, [`INSIDE`] it, inside [`AS_USER`], or with the Landlock of that
-/// ABI: the error's number.
+/// Makes one attempt in a process of its own, [`OUTSIDE`] the sandbox, [`INSIDE`], inside [`AS_USER`], or with the Landlock
+/// of that ABI. Returns the error's number.
 fn outcome(name: &str, sandbox: &str) -> String {
     let (port, _listeners) = elsewhere();
-    said_outcome(name, &child(name, port, sandbox))
+    find_result(name, &child(name, port, sandbox))
 }
 
 /// Not a test: the other end of [`outcome`].
@@ -281,7 +281,7 @@ fn inside() {
         std::panic::set_hook(Box::new(|_| {}));
         agent::catch_panic::<Reply>(Verdict::Down, || panic!("here")).reason
     } else {
-        // what the agent is there for still works
+        // the agent's own work still works
         let socket = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
         memory.write_at(&[0; 64], 4032).expect("a record");
         log.send(b"x").expect("the log");
@@ -292,7 +292,7 @@ fn inside() {
         drop((journal, another));
         number(done).to_string()
     };
-    say_outcome(result);
+    print_result(result);
 }
 
 #[test]
@@ -311,7 +311,7 @@ fn every_break_out_works_outside_and_fails_inside() {
     }
 }
 
-/// Debian 12's kernel has the second, Ubuntu 22.04's the first, RHEL 8's none; the fourth knows ports.
+/// Landlock's ABI is 2 on Debian 12, 1 on Ubuntu 22.04 and missing on RHEL 8. ABI 4 restricts ports.
 #[test]
 fn an_older_kernel_leaves_open_only_connections_to_other_ports() {
     for abi in ["0", "1", "2", "4"] {
@@ -342,7 +342,7 @@ fn a_crash_ends_the_process() {
     let started = std::time::Instant::now();
     let status = child("abort", 1, INSIDE).status;
     assert!(!status.success() && status.code().is_none(), "{status:?}");
-    // RLIMIT_CPU would end what spins after 11 s
+    // RLIMIT_CPU would end a process that spins after 11 s
     assert!(started.elapsed().as_secs() < 8, "{:?}", started.elapsed());
 }
 
@@ -351,11 +351,11 @@ fn the_kernel_confirms_the_filter() {
     assert_eq!(outcome("status", INSIDE), "NoNewPrivs: 1 Seccomp: 2");
 }
 
-/// A process with a listening socket: what it needs again at the next check stays possible, and nothing else.
+/// A listener: what the next check needs stays possible, and nothing else.
 mod listening {
     use super::{
-        ATTEMPTS, CONNECT, CONNECT_6, RAW, Target, attempt, elsewhere, file, number, said_outcome,
-        say_outcome,
+        ATTEMPTS, CONNECT, CONNECT_6, RAW, Target, attempt, elsewhere, file, find_result, number,
+        print_result,
     };
     use landlock::ABI;
     use patroni_agent_check::sandbox::Confinement;
@@ -379,7 +379,7 @@ mod listening {
         ("7", Some(ABI::V7)),
     ];
 
-    /// What an intruder would do in a process for many checks alone.
+    /// What an intruder would try only in a listener.
     const MORE_ATTEMPTS: [&str; 7] = [
         "tell another by a copy what systemd is told",
         "write a file",
@@ -455,7 +455,7 @@ mod listening {
             .expect("this program")
     }
 
-    /// Not a test: the process that locks itself in.
+    /// Not a test: the process that confines itself.
     #[test]
     #[ignore = "started by the other tests"]
     fn inside() {
@@ -481,7 +481,7 @@ mod listening {
         if what[0] == "abort" {
             std::process::abort();
         }
-        // what the next check needs, in a thread of its own
+        // what the next check needs, in a thread
         let works = std::thread::spawn(move || {
             let _ = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
             let _ = patroni.accept().expect("a connection");
@@ -495,7 +495,7 @@ mod listening {
         let (parent, file) = (ground.parent.expect("one"), ground.path("victim"));
         let target = Target { elsewhere, parent, memory: &memory, folder: &folder, file: &file };
         let done = attempt(what[0], &target).unwrap_or_else(|| attempt_more(what[0], &ground));
-        say_outcome(number(done));
+        print_result(number(done));
     }
 
     fn with_ground(test: &str, work: impl FnOnce(&Ground)) {
@@ -520,7 +520,7 @@ mod listening {
         with_ground("all", |ground| {
             for name in ATTEMPTS.into_iter().chain(MORE_ATTEMPTS) {
                 for (abi, _) in ABIS {
-                    let result = said_outcome(name, &child(name, abi, ground));
+                    let result = find_result(name, &child(name, abi, ground));
                     let open = match abi {
                         "outside" => true,
                         "none" => !landlocks(name).is_empty(),
@@ -535,7 +535,7 @@ mod listening {
         });
     }
 
-    /// SIGXFSZ: a file of more than a page is no memory.
+    /// SIGXFSZ: a file of more than a page cannot be the memory file.
     #[test]
     fn the_listener_cannot_fill_the_folder_of_the_memory_file() {
         with_ground("full", |ground| {

@@ -1,4 +1,4 @@
-//! A listening socket: many checks at once by one process, which ends when nobody asks any more.
+//! The listener: one process for many checks, which ends when nobody asks any more.
 
 use crate::common::{
     self, AGENT, FakePatroni, NotifySocket, PRIMARY, READY, Start, file, http, listen, path_in,
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The process with its socket, which is ours too, as it is systemd's.
+/// A listener with its socket, which stays open here as systemd keeps it open.
 struct Server {
     listener: TcpListener,
     child: Child,
@@ -24,7 +24,7 @@ struct Server {
 impl Server {
     fn start(how: Start, address: &str, arguments: &[&str]) -> Server {
         let listener = TcpListener::bind(address).expect("a free port");
-        // as in the unit: a SYN that finds no place in it comes again after a second
+        // as in the unit: a SYN that finds the backlog full comes again after a second
         rustix::net::listen(&listener, 1024).expect("a longer queue");
         let child = child(how, &listener, arguments);
         Server { listener, child }
@@ -51,7 +51,8 @@ impl Drop for Server {
 }
 
 fn command(how: Start, listener: &TcpListener, arguments: &[&str]) -> Command {
-    let stream = TcpStream::from(OwnedFd::from(listener.try_clone().expect("a descriptor")));
+    let stream =
+        TcpStream::from(OwnedFd::from(listener.try_clone().expect("a descriptor")));
     start(how, stream, arguments)
 }
 
@@ -64,7 +65,7 @@ fn send(signal: &str, child: &Child) {
     assert!(status.expect("kill").success());
 }
 
-/// What one process has heard of Patroni, the next one knows, however the first one ended.
+/// The next process knows the records of the one before, however that one ended.
 #[test]
 fn the_grace_outlives_the_process() {
     let over = Arc::new(AtomicBool::new(false));
@@ -110,7 +111,7 @@ fn the_listener_ends_when_nobody_asks() {
             }
             assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
             assert!(last.elapsed() >= Duration::from_secs(1), "{:?}", last.elapsed());
-            // a connection that comes then waits for the next process
+            // a connection that comes meanwhile waits for the next process
             let late = server.connect();
             server.child = child(how, &server.listener, &["--url", &patroni.url(), "--idle", "1s"]);
             assert_eq!(listen(late), READY);
@@ -123,7 +124,8 @@ fn the_listener_ends_when_nobody_asks() {
 fn every_socket_is_served() {
     let patroni = FakePatroni::primary();
     let [one, two] = ["127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).expect("a port"));
-    let fd = |listener: &TcpListener| OwnedFd::from(listener.try_clone().expect("a descriptor"));
+    let fd =
+        |listener: &TcpListener| OwnedFd::from(listener.try_clone().expect("a descriptor"));
     let script = r#"export LISTEN_FDS=2 LISTEN_PID=$$; exec "$0" "$@" 3<&0 4<&1 0</dev/null 1>&2"#;
     let mut child = Command::new("sh")
         .args(["-c", script, AGENT, "--url", &patroni.url(), "--idle", "1s"])
@@ -138,7 +140,7 @@ fn every_socket_is_served() {
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
 
-/// A few questions that hang keep nobody else waiting.
+/// A few questions that hang delay no other check.
 #[test]
 fn a_hung_question_does_not_keep_the_next_check_waiting() {
     let asked = AtomicUsize::new(0);
@@ -171,7 +173,7 @@ fn a_hung_question_does_not_keep_the_next_check_waiting() {
     }
 }
 
-/// So many ask the same in the same moment, each with a line.
+/// Makes so many checks with the same line at the same moment.
 fn burst(server: &Server, checks: &[&str], count: usize) -> Vec<String> {
     // at once: the line is due 300 ms after the connection
     let ask = |number| {
@@ -183,8 +185,8 @@ fn burst(server: &Server, checks: &[&str], count: usize) -> Vec<String> {
     peers.into_iter().map(listen).collect()
 }
 
-/// A Patroni that counts how many ask at once, and answers after a while, if at all. Who has closed asks no more, however
-/// long it takes until this process sees it.
+/// A Patroni that counts the questions in flight, and answers after a while, if at all. A closed connection no longer
+/// counts, even if this process has not seen that yet.
 fn counting(takes: Duration) -> (FakePatroni, Arc<AtomicUsize>) {
     let asking: Mutex<Vec<(usize, TcpStream)>> = Mutex::default();
     let (number, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
@@ -227,7 +229,7 @@ fn patroni_is_not_overrun() {
     }
 }
 
-/// What all checks meet in the same moment is one line in the journal.
+/// Trouble that all checks meet at the same moment is one line in the journal.
 #[test]
 fn trouble_of_many_threads_is_logged_once() {
     let patroni = FakePatroni::new(|stream| {
@@ -243,7 +245,7 @@ fn trouble_of_many_threads_is_logged_once() {
     assert_eq!(stderr(&mut server).lines().count(), 1);
 }
 
-/// All that it said, after it has ended.
+/// The whole stderr of a process, after it has ended.
 fn stderr(server: &mut Server) -> String {
     send("-TERM", &server.child);
     let mut said = String::new();
@@ -251,7 +253,7 @@ fn stderr(server: &mut Server) -> String {
     said
 }
 
-/// All wait no longer than their deadlines.
+/// No check waits longer than its deadline.
 #[test]
 fn a_hung_patroni_is_not_overrun_either() {
     let (patroni, most) = counting(Duration::from_secs(60));
@@ -269,8 +271,8 @@ fn a_hung_patroni_is_not_overrun_either() {
     assert!((2..=4).contains(&most), "{most} questions of one source at once");
 }
 
-/// From one of this machine's many addresses.
-fn from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
+/// Connects from one of this machine's many addresses.
+fn connect_from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
     use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
     bind(&socket, &SocketAddr::from((source, 0))).expect("an address");
@@ -278,8 +280,8 @@ fn from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
     TcpStream::from(socket)
 }
 
-/// What it is answered; nothing, if it is closed without an answer: the end, or a reset for what was sent.
-fn answer(mut stream: TcpStream) -> String {
+/// Reads the reply; none if the connection is closed without one, by an end or by a reset.
+fn read_reply(mut stream: TcpStream) -> String {
     let mut reply = String::new();
     let _ = stream.write_all(b"primary\n");
     stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a socket");
@@ -287,8 +289,8 @@ fn answer(mut stream: TcpStream) -> String {
     reply
 }
 
-/// Waits until every thread of the process sleeps: what was sent has been read, and the rest waits for Patroni.
-fn settled(server: &Server) {
+/// Waits until every thread of the process sleeps, since it has read its line and waits for Patroni.
+fn wait_until_settled(server: &Server) {
     let tasks = format!("/proc/{}/task", server.child.id());
     let sleeps = || {
         let mut tasks = fs::read_dir(&tasks).expect("proc");
@@ -304,7 +306,7 @@ fn settled(server: &Server) {
     }
 }
 
-/// A Patroni that answers when it may.
+/// A Patroni that answers when the test lets it.
 fn waiting() -> (FakePatroni, Arc<AtomicBool>) {
     let may = Arc::new(AtomicBool::new(false));
     let allowed = may.clone();
@@ -317,14 +319,15 @@ fn waiting() -> (FakePatroni, Arc<AtomicBool>) {
     (patroni, may)
 }
 
-/// Peers that say nothing are closed for those that come later, the one that has been silent for longest first, where one
-/// address has all of its places and where all places are taken. A check that is being answered is not.
+/// A silent peer loses its place to a newcomer, the longest silent one first, if its address has all its places or all
+/// places are taken. A check that has sent its line does not.
 #[test]
 fn silent_peers_keep_nobody_from_an_answer() {
     if !common::in_network("serve::silent_peers_keep_nobody_from_an_answer") {
         return;
     }
-    let address = |number: usize| Ipv4Addr::from(0x0a01_0042 + u32::try_from(number).expect("it"));
+    let address =
+        |number: usize| Ipv4Addr::from(0x0a01_0042 + u32::try_from(number).expect("it"));
     // checks that leave few places: 120 of one address's 128, or 500 of all 512
     for (busy, each, silent_from) in [(1, 120, 0..1), (4, 125, 4..13)] {
         let (patroni, may) = waiting();
@@ -334,21 +337,25 @@ fn silent_peers_keep_nobody_from_an_answer() {
         let mut journal = BufReader::new(server.child.stderr.take().expect("a pipe"));
         let begun = Instant::now();
         let check = |source: Ipv4Addr| {
-            let mut check = from(source, at);
+            let mut check = connect_from(source, at);
             check.write_all(b"primary\n").expect("it listens");
             check
         };
         let mut checks: Vec<_> = (0..busy * each).map(|n| check(address(n % busy))).collect();
-        settled(&server);
-        // a silent peer is answered after 300 ms: one that hears nothing was closed for a later one
+        wait_until_settled(&server);
+        // a silent peer gets a reply after 300 ms, unless it lost its place
         let mut closed = 0;
         while closed == 0 {
             assert!(
                 begun.elapsed() < Duration::from_secs(8),
                 "no silent peer is closed for another"
             );
-            let silent: Vec<_> =
-                silent_from.clone().cycle().take(40).map(|n| from(address(n), at)).collect();
+            let silent: Vec<_> = silent_from
+                .clone()
+                .cycle()
+                .take(40)
+                .map(|n| connect_from(address(n), at))
+                .collect();
             checks.extend([Ipv4Addr::new(10, 1, 9, 9), address(silent_from.start)].map(check));
             for mut stream in silent {
                 stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a socket");
@@ -361,7 +368,7 @@ fn silent_peers_keep_nobody_from_an_answer() {
         may.store(true, Ordering::SeqCst);
         let replies: Vec<_> = checks.into_iter().map(listen).collect();
         assert!(replies.iter().all(|reply| reply == READY), "{replies:?}");
-        // it comes with the next look at how things are
+        // the line comes with the next tick
         let mut line = String::new();
         journal.read_line(&mut line).expect("a line");
         assert!(line.starts_with("<4>all places were taken (512, 128 for each"), "{line}");
@@ -372,7 +379,7 @@ fn silent_peers_keep_nobody_from_an_answer() {
     }
 }
 
-/// One source has a quarter of all places, and the others have theirs. This machine is one, whatever address it asks from.
+/// One source has at most a quarter of all places. This machine is one source, whatever address it asks from.
 #[test]
 fn the_places_of_one_source_are_bounded() {
     if !common::in_network("serve::the_places_of_one_source_are_bounded") {
@@ -383,38 +390,39 @@ fn the_places_of_one_source_are_bounded() {
     let server = Server::start(Start::ListenFds, "10.1.0.1:0", &arguments);
     let ask = |source: u8, count: usize| {
         let one = |_| {
-            let mut stream = from(Ipv4Addr::new(10, 1, 1, source), server.address());
-            // at once: the line is due 300 ms after the connection; a reset, where there is no place any more
+            let mut stream = connect_from(Ipv4Addr::new(10, 1, 1, source), server.address());
+            // at once, since the line is due 300 ms after the connection; an error is a reset, since no place is left
             let _ = stream.write_all(b"primary\n");
             stream
         };
         (0..count).map(one).collect::<Vec<_>>()
     };
     let answered = |streams: Vec<TcpStream>| {
-        let replies: Vec<_> = streams.into_iter().map(answer).collect();
+        let replies: Vec<_> = streams.into_iter().map(read_reply).collect();
         assert!(replies.iter().all(|reply| reply.is_empty() || reply == READY), "{replies:?}");
         replies.iter().filter(|reply| *reply == READY).count()
     };
     let (many, one) = (ask(1, 200), ask(2, 1));
     assert_eq!((answered(many), answered(one)), (128, 1));
-    settled(&server);
+    wait_until_settled(&server);
     let all = (1..=5).flat_map(|source| ask(source, 128)).collect();
     assert_eq!(answered(all), 512);
-    settled(&server);
+    wait_until_settled(&server);
     assert_eq!(answered(ask(1, 128)), 128, "places come back");
-    settled(&server);
-    // and the address that is asked is one of this machine's
+    wait_until_settled(&server);
+    // the address on which the agent is asked is this machine's as well
     let of_this = |number: u8| match number {
         0 => Ipv4Addr::new(10, 1, 0, 1),
         number => Ipv4Addr::new(127, 0, 0, number),
     };
     let mut streams: Vec<_> =
-        (0..200).map(|number| from(of_this(number), server.address())).collect();
+        (0..200).map(|number| connect_from(of_this(number), server.address())).collect();
     streams.iter_mut().for_each(|stream| drop(stream.write_all(b"primary\n")));
     assert_eq!(answered(streams), 128);
 }
 
-/// Locked in before the first check, it still reads and writes what the next one needs, however that is replaced.
+/// The listener confines itself before the first check, and still reads and writes what later checks need, even if that is
+/// replaced.
 #[test]
 fn the_listener_confines_itself_and_goes_on() {
     let patroni = FakePatroni::primary();
@@ -433,7 +441,7 @@ fn the_listener_confines_itself_and_goes_on() {
     fs::write(&hold, "drain by hand").expect("a hold");
     assert_eq!(server.ask(), "up drain # hold: by hand\n");
     assert_ne!(fs::metadata(&memory).expect("a memory").len(), 0);
-    // what is elsewhere cannot be read any more, though it could be before
+    // a file elsewhere, which could be read before, cannot be read any more
     fs::remove_file(&hold).expect("a hold");
     fs::write(other.path().join("hold"), "drain from elsewhere").expect("a file");
     std::os::unix::fs::symlink(other.path().join("hold"), &hold).expect("a link");
@@ -449,7 +457,7 @@ fn the_listener_confines_itself_and_goes_on() {
     assert!(reply.contains(": closed the connection"), "{reply}");
 }
 
-/// The sandbox limits the length of every file, and a log may be longer.
+/// The sandbox limits the length of every file that the listener writes to, and a log may be longer.
 #[test]
 fn a_long_log_file_ends_no_check() {
     let folder = common::folder("log");
@@ -507,7 +515,9 @@ fn the_listener_tells_systemd_its_status() {
         .args(["--url", &patroni.url(), "--timeout", "10s"])
         .env("NOTIFY_SOCKET", &systemd.path)
         .env("WATCHDOG_USEC", "900000")
-        .stdin(Stdio::from(OwnedFd::from(listener.try_clone().expect("a descriptor"))))
+        .stdin(Stdio::from(OwnedFd::from(
+            listener.try_clone().expect("a descriptor"),
+        )))
         .spawn()
         .expect("the agent starts");
     assert_eq!(systemd.said(), "READY=1");

@@ -1,5 +1,5 @@
-//! Shared questions: no answer is older than its question, few are asked at once, and everyone has an answer or the
-//! reason for none by his deadline. Threads that come by chance, and each single case.
+//! Shared questions: no answer is older than its question, few questions are in flight, and each caller has an answer or an
+//! error by its deadline. One test has random threads, and the others one case each.
 
 use patroni_agent_check::listen::share::{Missed, Shared};
 use std::panic::{self, AssertUnwindSafe};
@@ -14,13 +14,13 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-/// A question that has its turn and keeps it until it is let go.
-fn keep(began: &Sender<()>, go: &Receiver<()>) {
+/// Keeps a question in flight until the test lets it end.
+fn keep_in_flight(began: &Sender<()>, go: &Receiver<()>) {
     began.send(()).expect("the test");
     go.recv_timeout(Duration::from_secs(20)).expect("the test");
 }
 
-/// A small generator of numbers that look like chance (xorshift).
+/// A small generator of pseudo-random numbers (xorshift).
 fn chance(seed: &mut u64) -> u64 {
     *seed ^= *seed << 13;
     *seed ^= *seed >> 7;
@@ -36,7 +36,7 @@ fn every_caller_gets_a_fresh_answer_or_an_error_in_time() {
     const AT_ONCE: usize = 3;
     const APART: Duration = Duration::from_micros(300);
     let shared = Shared::new(AT_ONCE, APART, 64);
-    // what has happened so far; each event is one more
+    // the number of events so far
     let clock = AtomicU64::new(1);
     let (asking, asked, shares) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     let started = Instant::now();
@@ -77,7 +77,7 @@ fn every_caller_gets_a_fresh_answer_or_an_error_in_time() {
     assert!(started.elapsed() >= APART * (asked as u32 - 1), "one after the other");
 }
 
-/// Who comes while one alike is being asked must not get its answer, and need not wait for it.
+/// A caller who comes while the same question is in flight must not get its answer, and need not wait for it.
 #[test]
 fn no_caller_joins_a_question_in_flight() {
     let shared = Shared::new(2, NO_PAUSE, 64);
@@ -86,7 +86,7 @@ fn no_caller_joins_a_question_in_flight() {
         let first = scope.spawn(|| {
             let go = go;
             shared.ask("x", 1, false, soon(), || {
-                keep(&began, &go);
+                keep_in_flight(&began, &go);
                 "first"
             })
         });
@@ -97,14 +97,15 @@ fn no_caller_joins_a_question_in_flight() {
     });
 }
 
-/// Each leaves at his own deadline, asked or not, and the place in the queue goes to those who stay.
+/// Each caller leaves at its own deadline, and the others keep the question's place in the queue.
 #[test]
 fn no_caller_waits_beyond_its_deadline() {
     let shared = Shared::new(1, NO_PAUSE, 64);
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     scope(|scope| {
         let shared = &shared;
-        let hung = scope.spawn(move || shared.ask("x", 1, false, soon(), || keep(&began, &go)));
+        let hung =
+            scope.spawn(move || shared.ask("x", 1, false, soon(), || keep_in_flight(&began, &go)));
         has_begun.recv().expect("the first");
         let stays = scope.spawn(|| shared.ask("y", 1, false, soon(), || ()));
         let in_time = Instant::now() + Duration::from_millis(100);
@@ -116,7 +117,7 @@ fn no_caller_waits_beyond_its_deadline() {
         }
         let now = Instant::now();
         assert!(now >= in_time && now < in_time + Duration::from_secs(5), "at his deadline");
-        // nobody is left who would ask x or z
+        // no caller is left who would ask x or z
         let_go.send(()).expect("the first");
         assert_eq!(stays.join().expect("no panic"), Ok(()));
         assert_eq!(hung.join().expect("no panic"), Ok(()));
@@ -124,7 +125,7 @@ fn no_caller_waits_beyond_its_deadline() {
     });
 }
 
-/// The last to come has the most time, so it is he who asks; the others do not wait for him beyond their deadlines.
+/// The caller with the last deadline asks, and the others do not wait beyond their own deadlines.
 #[test]
 fn the_caller_with_the_last_deadline_asks() {
     let shared = Shared::new(1, NO_PAUSE, 64);
@@ -132,13 +133,13 @@ fn the_caller_with_the_last_deadline_asks() {
     let ((asks, is_asked), (answer, answered)) = (channel(), channel());
     scope(|scope| {
         let shared = &shared;
-        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep(&began, &go)));
+        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep_in_flight(&began, &go)));
         has_begun.recv().expect("the first");
         let late = Instant::now() + Duration::from_secs(2);
         let early =
             scope.spawn(move || shared.ask("y", 1, false, late, || panic!("it is not the last")));
-        let last =
-            scope.spawn(move || shared.ask("y", 1, false, soon(), || keep(&asks, &answered)));
+        let last = scope
+            .spawn(move || shared.ask("y", 1, false, soon(), || keep_in_flight(&asks, &answered)));
         while shared.count_waiting() < 2 {
             std::thread::yield_now();
         }
@@ -150,13 +151,13 @@ fn the_caller_with_the_last_deadline_asks() {
     });
 }
 
-/// A bug in asking ends neither the others' waiting without a word nor the asking.
+/// After a panic, the other callers get an error, and other questions go on.
 #[test]
 fn a_panic_wakes_the_other_callers() {
     let shared = &Shared::new(1, NO_PAUSE, 64);
     let ((began, has_begun), (let_go, go)) = (channel(), channel());
     scope(|scope| {
-        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep(&began, &go)));
+        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep_in_flight(&began, &go)));
         has_begun.recv().expect("the first");
         let ask = || {
             let ask =
@@ -176,14 +177,14 @@ fn a_panic_wakes_the_other_callers() {
     assert_eq!(shared.ask("y", 1, false, soon(), || ()), Ok(()));
 }
 
-/// What nobody can multiply is not behind what anybody can, of which only so many may wait.
+/// Questions without a query, which nobody can multiply, overtake those with a query, of which only so many wait.
 #[test]
 fn first_questions_overtake_and_a_full_queue_refuses() {
     let shared = &Shared::new(1, NO_PAUSE, 3);
     let ((began, begins), (go, goes)) = (channel(), channel());
     let (order, told) = channel();
     scope(|scope| {
-        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep(&began, &goes)));
+        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep_in_flight(&began, &goes)));
         begins.recv().expect("it is asked");
         let wait = |name: &'static str, first, number| {
             let order = order.clone();
@@ -198,7 +199,7 @@ fn first_questions_overtake_and_a_full_queue_refuses() {
         }
         assert_eq!(shared.ask("d", 1, false, soon(), || ()), Err(Missed::QueueFull));
         wait("first", true, 4);
-        // and takes along who has asked the same
+        // and takes the callers with the same question along
         wait("b", true, 5);
         go.send(()).expect("it waits");
     });
@@ -206,14 +207,16 @@ fn first_questions_overtake_and_a_full_queue_refuses() {
     assert_eq!(told.iter().collect::<Vec<_>>(), ["first", "b", "a", "c"]);
 }
 
-/// However many questions one source has, each of another one waits for one of them at the most, and for no place.
+/// A question waits for at most one question of another source, however many that source has, and for no place.
 #[test]
 fn sources_take_turns() {
     let shared = &Shared::new(1, NO_PAUSE, 9);
     let ((began, begins), (go, goes)) = (channel(), channel());
     let (order, told) = channel();
     scope(|scope| {
-        scope.spawn(move || shared.ask("x".to_owned(), 1, false, soon(), || keep(&began, &goes)));
+        scope.spawn(move || {
+            shared.ask("x".to_owned(), 1, false, soon(), || keep_in_flight(&began, &goes))
+        });
         begins.recv().expect("it is asked");
         let wait = |name: String, source, first, number| {
             let order = order.clone();
@@ -229,7 +232,7 @@ fn sources_take_turns() {
         wait("a0".to_owned(), 1, true, 10);
         wait("b1".to_owned(), 2, false, 11);
         wait("b2".to_owned(), 2, false, 12);
-        // the same question as another source's comes as early as its own would
+        // a question that another source shares comes as early as that source's own would
         wait("a9".to_owned(), 3, false, 13);
         go.send(()).expect("it waits");
     });
@@ -238,7 +241,7 @@ fn sources_take_turns() {
     assert_eq!(order[..5], ["a9", "b1", "a0", "b2", "a1"], "{order:?}");
 }
 
-/// Of the places at Patroni one is left for whoever has none.
+/// One question in flight is left for a source that has none.
 #[test]
 fn one_source_never_has_all_questions() {
     let shared = &Shared::new(3, NO_PAUSE, 64);
@@ -247,7 +250,9 @@ fn one_source_never_has_all_questions() {
         let mut going = Vec::new();
         for question in ["a", "b"] {
             let ((began, begins), (go, goes)) = (channel(), channel());
-            scope.spawn(move || shared.ask(question, 1, true, soon(), || keep(&began, &goes)));
+            scope.spawn(move || {
+                shared.ask(question, 1, true, soon(), || keep_in_flight(&began, &goes))
+            });
             begins.recv().expect("it is asked");
             going.push(go);
         }

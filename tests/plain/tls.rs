@@ -1,4 +1,4 @@
-//! https to Patroni: certificates that fit and that do not, each with its own words.
+//! https to Patroni: certificates that the agent accepts, and the error for each that it does not.
 
 use crate::common::{FakePatroni, PRIMARY, READY, check, file, http, read_request};
 use rustls::crypto::ring;
@@ -44,7 +44,7 @@ fn patroni(
     };
     let key = PrivateKeyDer::from_pem_file(pem(&format!("{name}.key"))).expect("a key");
     let key = ring::default_provider().key_provider.load_private_key(key).expect("a key");
-    // as it is: rustls itself would refuse to show some
+    // a resolver sends any certificate, some of which rustls would refuse
     let chain = CertificateDer::pem_file_iter(pem(&format!("{name}.pem"))).expect("certificates");
     let chain = chain.collect::<Result<_, _>>().expect("certificates");
     let shown = CertifiedKey::new(chain, key);
@@ -68,7 +68,7 @@ fn plain(name: &str) -> FakePatroni {
     patroni(name, None, &rustls::version::TLS13)
 }
 
-/// Asks with these options besides the URL, which is https on 127.0.0.1.
+/// Makes a check with these options besides the URL, which is https on 127.0.0.1.
 fn ask(patroni: &FakePatroni, options: &[&str]) -> String {
     let url = format!("https://{}", patroni.address);
     let outcome = check(&[&["--url", &url, "--timeout", "10s"], options].concat());
@@ -76,7 +76,7 @@ fn ask(patroni: &FakePatroni, options: &[&str]) -> String {
     outcome.reply
 }
 
-/// The line for this reason, as far as it goes.
+/// The reply with this reason, cut to its length.
 fn down(patroni: &FakePatroni, reason: &str) -> String {
     let reason = format!("Patroni {}: {reason}", patroni.address);
     format!("down ready # {}\n", reason.chars().take(100).collect::<String>())
@@ -108,24 +108,24 @@ fn another_ca_is_not_trusted() {
     assert_eq!(ask(&patroni, &["-k", "--cacert", &pem("other-ca.pem")]), READY);
 }
 
-/// As `openssl req -x509` makes them.
+/// Certificates as `openssl req -x509` makes them.
 #[test]
 fn a_ca_that_is_also_the_servers_certificate_is_trusted() {
     let patroni = plain("own");
     assert_eq!(ask(&patroni, &["--cacert", &pem("own.pem")]), READY);
     let old = self::patroni("own", None, &rustls::version::TLS12);
     assert_eq!(ask(&old, &["--cacert", &pem("own.pem")]), READY);
-    let cure = "its certificate is a CA's (CA:TRUE): put this very certificate into --cacert";
-    assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem")]), down(&patroni, cure));
+    let hint = "its certificate is a CA's (CA:TRUE): put this very certificate into --cacert";
+    assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem")]), down(&patroni, hint));
     let named = plain("own-named");
     let reply = ask(&named, &["--cacert", &pem("own-named.pem")]);
     assert!(reply.contains("certificate is not for 127.0.0.1"), "{reply}");
-    // the same name is not enough: another key with it
+    // another key with the same name is not trusted
     let reply = ask(&named, &["--cacert", &pem("own.pem")]);
-    assert_eq!(reply, down(&named, cure));
+    assert_eq!(reply, down(&named, hint));
 }
 
-/// Whoever signed it.
+/// Its issuer does not matter.
 #[test]
 fn a_servers_certificate_in_cacert_is_trusted() {
     assert_eq!(ask(&plain("server"), &["--cacert", &pem("server.pem")]), READY);
@@ -142,7 +142,7 @@ fn a_servers_certificate_in_cacert_is_trusted() {
     assert_eq!(reply, down(&stranger, "its certificate is not signed by the CA in --cacert"));
 }
 
-/// What is trusted itself vouches for others only if it is a CA's that may sign, as with curl.
+/// As with curl, a certificate in `--cacert` vouches for others only if it is a CA that may sign.
 #[test]
 fn a_certificate_that_is_no_ca_vouches_for_no_other() {
     for (name, signed) in [("server", "by-server"), ("own-usage", "by-own-usage")] {
@@ -212,7 +212,7 @@ fn a_certificate_without_the_address_gets_a_hint() {
     let reason =
         "certificate is not for 127.0.0.1: use its name in --url and --connect-to 127.0.0.1";
     assert_eq!(reply, down(&patroni, reason));
-    // and the cure works
+    // and the hint works
     let port = patroni.address.port();
     let url = format!("https://pg1.example:{port}");
     for target in ["127.0.0.1".to_owned(), format!("127.0.0.1:{port}"), format!("localhost:{port}")]
@@ -298,12 +298,12 @@ fn files_that_are_not_what_they_should_be() {
 
 #[test]
 fn https_where_http_is_spoken() {
-    // Patroni waits for the rest of what it takes for a request line
+    // Patroni takes the bytes for the beginning of a request line, and waits for its end
     let patroni = FakePatroni::new(|_| {});
     let url = format!("https://{}", patroni.address);
     let outcome = check(&["--url", &url, "-k", "--timeout", "300ms"]);
     assert_eq!(outcome.reply, down(&patroni, "no answer before the deadline (--timeout)"));
-    // others answer
+    // a server that answers at once
     let patroni = FakePatroni::raw(|mut stream| {
         let _ = stream.read(&mut [0; 4096]);
         let _ = stream.write_all(b"<!DOCTYPE HTML>");
@@ -314,7 +314,7 @@ fn https_where_http_is_spoken() {
     );
 }
 
-/// As OpenSSL refuses those who have nothing in common with it.
+/// OpenSSL refuses a client that has no version or cipher in common with it, by these alerts.
 #[test]
 fn a_handshake_that_is_refused_gets_a_hint() {
     for (alert, reason) in [
@@ -338,7 +338,7 @@ fn http_where_https_is_spoken() {
     let patroni = plain("server");
     let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
     assert!(outcome.reply.starts_with("down ready # "), "{outcome:?}");
-    // Patroni closes such a connection without a word
+    // Patroni closes such a connection without an alert
     let patroni = FakePatroni::raw(drop);
     let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
     let reason = "closed the connection early: is it stopping, or does it require https?";
@@ -355,8 +355,8 @@ fn a_silent_handshake() {
     assert!(outcome.took < std::time::Duration::from_secs(15));
 }
 
-/// Patroni's answer comes in two records, the second after the acknowledgement of the first: a delayed
-/// one would cost 40 ms. The kernel forgets the setting when something is sent.
+/// Patroni's answer comes in two records, the second one after the acknowledgement of the first, and a delayed
+/// acknowledgement would cost 40 ms. The kernel forgets the setting after each write.
 #[test]
 #[ignore = "needs strace: tests/run"]
 fn the_agent_acknowledges_at_once() {
