@@ -4,6 +4,7 @@ use crate::common::{
     self, AGENT, FakePatroni, NotifySocket, Outcome, PRIMARY, READY, Start, check, check_with,
     connection, full_backlog, http, listen, start,
 };
+use patroni_agent_check::VERSION;
 use patroni_agent_check::haproxy::connection::{Connection, NoQuestion};
 use patroni_agent_check::options::{Options, Stop};
 use patroni_agent_check::patroni::location::Patroni;
@@ -175,11 +176,11 @@ fn only_the_reply_reaches_the_peer() {
         assert_eq!(outcome.reply, "down ready # Patroni 127.0.0.1:1: connection refused\n");
         assert_eq!(outcome.code, Some(0));
         let replied = "<4>replied 'down ready' to 127.0.0.1:";
-        let why = ": primary: Patroni 127.0.0.1:1: connection refused\n";
+        let why = format!(": primary: Patroni 127.0.0.1:1: connection refused [{VERSION}]\n");
         let said = &outcome.stderr;
         match how {
             Start::Inetd => assert_eq!(said, ""),
-            _ => assert!(said.starts_with(replied) && said.ends_with(why), "{outcome:?}"),
+            _ => assert!(said.starts_with(replied) && said.ends_with(&why), "{outcome:?}"),
         }
     }
 }
@@ -629,7 +630,8 @@ fn the_reply_to_wrong_settings_names_the_option_that_tries_them() {
     ] {
         let outcome = check(arguments);
         assert_eq!(outcome.reply, format!("fail ready # patroni-agent-check: {told}\n"));
-        assert!(outcome.stderr.ends_with("; try a copy: --settings FILE\n"), "{outcome:?}");
+        let end = format!("; try a copy: --settings FILE [{VERSION}]\n");
+        assert!(outcome.stderr.ends_with(&end), "{outcome:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The grace period and the memory file, with the program as it is started behind a socket.
 
 use crate::common::{self, Outcome, PRIMARY, READY, Start, check, check_with, http, read_request};
+use patroni_agent_check::VERSION;
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
@@ -434,7 +435,8 @@ fn invalid_lines_are_logged_once() {
     };
     let said = ask("primary <4>ALARM\n").stderr;
     assert!(said.starts_with("<4>replied 'fail ready' to 127.0.0.1:"), "{said}");
-    assert!(said.ends_with(": agent-send line not understood (the reply says why)\n"));
+    let end = format!(": agent-send line not understood (the reply says why) [{VERSION}]\n");
+    assert!(said.ends_with(&end), "{said}");
     for line in ["ALARM\n", "primry\n", "primary", "\n"] {
         let outcome = ask(line);
         assert!(outcome.reply.starts_with("fail ready # "), "{outcome:?}");

@@ -2,6 +2,7 @@
 //! sends one whole line.
 
 use crate::common::{FakePatroni, Outcome, PRIMARY, READY, check, full_backlog, http, nobody};
+use patroni_agent_check::VERSION;
 use std::io::{Read, Write};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ fn assert_down(outcome: &Outcome, patroni: &FakePatroni, reason: &str) {
     assert!(outcome.took < LONG / 2, "{outcome:?}");
     let (replied, cause) = outcome.stderr.split_once("127.0.0.1").expect("the peer");
     assert_eq!(replied, "<4>replied 'down ready' to ");
-    let about = format!(": primary: {reason}\n");
+    let about = format!(": primary: {reason} [{VERSION}]\n");
     assert!(cause.ends_with(&about), "{} is not {about}", outcome.stderr);
     assert_eq!(outcome.stderr.lines().count(), 1);
 }
@@ -145,10 +146,7 @@ fn cut_answers() {
     for length in 0..whole.len() {
         let patroni = FakePatroni::answering(&whole[..length]);
         let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
-        assert!(
-            outcome.reply.starts_with("down ready # Patroni"),
-            "{length}: {outcome:?}"
-        );
+        assert!(outcome.reply.starts_with("down ready # Patroni"), "{length}: {outcome:?}");
     }
 }
 
@@ -214,8 +212,7 @@ fn html() {
 fn http_0_9() {
     let patroni = FakePatroni::answering("<!DOCTYPE html><p>Bad request version");
     let outcome = ask(&patroni);
-    let start =
-        format!("down ready # Patroni {}: answer is not HTTP", patroni.address);
+    let start = format!("down ready # Patroni {}: answer is not HTTP", patroni.address);
     assert!(outcome.reply.starts_with(&start), "{outcome:?}");
 }
 
@@ -226,10 +223,7 @@ fn another_protocol() {
     {
         let patroni = FakePatroni::answering(banner);
         let outcome = ask(&patroni);
-        assert!(
-            outcome.reply.starts_with("down ready # Patroni"),
-            "{banner:?}: {outcome:?}"
-        );
+        assert!(outcome.reply.starts_with("down ready # Patroni"), "{banner:?}: {outcome:?}");
     }
 }
 

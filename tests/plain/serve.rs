@@ -51,8 +51,7 @@ impl Drop for Server {
 }
 
 fn command(how: Start, listener: &TcpListener, arguments: &[&str]) -> Command {
-    let stream =
-        TcpStream::from(OwnedFd::from(listener.try_clone().expect("a descriptor")));
+    let stream = TcpStream::from(OwnedFd::from(listener.try_clone().expect("a descriptor")));
     start(how, stream, arguments)
 }
 
@@ -124,8 +123,7 @@ fn the_listener_ends_when_nobody_asks() {
 fn every_socket_is_served() {
     let patroni = FakePatroni::primary();
     let [one, two] = ["127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).expect("a port"));
-    let fd =
-        |listener: &TcpListener| OwnedFd::from(listener.try_clone().expect("a descriptor"));
+    let fd = |listener: &TcpListener| OwnedFd::from(listener.try_clone().expect("a descriptor"));
     let script = r#"export LISTEN_FDS=2 LISTEN_PID=$$; exec "$0" "$@" 3<&0 4<&1 0</dev/null 1>&2"#;
     let mut child = Command::new("sh")
         .args(["-c", script, AGENT, "--url", &patroni.url(), "--idle", "1s"])
@@ -326,8 +324,7 @@ fn silent_peers_keep_nobody_from_an_answer() {
     if !common::in_network("serve::silent_peers_keep_nobody_from_an_answer") {
         return;
     }
-    let address =
-        |number: usize| Ipv4Addr::from(0x0a01_0042 + u32::try_from(number).expect("it"));
+    let address = |number: usize| Ipv4Addr::from(0x0a01_0042 + u32::try_from(number).expect("it"));
     // checks that leave few places: 120 of one address's 128, or 500 of all 512
     for (busy, each, silent_from) in [(1, 120, 0..1), (4, 125, 4..13)] {
         let (patroni, may) = waiting();
@@ -515,9 +512,7 @@ fn the_listener_tells_systemd_its_status() {
         .args(["--url", &patroni.url(), "--timeout", "10s"])
         .env("NOTIFY_SOCKET", &systemd.path)
         .env("WATCHDOG_USEC", "900000")
-        .stdin(Stdio::from(OwnedFd::from(
-            listener.try_clone().expect("a descriptor"),
-        )))
+        .stdin(Stdio::from(OwnedFd::from(listener.try_clone().expect("a descriptor"))))
         .spawn()
         .expect("the agent starts");
     assert_eq!(systemd.said(), "READY=1");
