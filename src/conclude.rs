@@ -12,6 +12,9 @@ use crate::options::Options;
 use crate::patroni::ask::Outcome;
 use crate::run::Files;
 
+/// What the reason says if there is no memory.
+pub const NO_GRACE: &str = "no grace period: ";
+
 /// What a check ends with.
 pub struct Conclusion {
     /// The reply to HAProxy.
@@ -57,7 +60,7 @@ pub fn conclude(
     let by_hand = connection.is_by_hand();
     let recalled = files.memory.recall(&outcome.from, Some(&question.check), connection.source());
     if let Some(error) = recalled.error() {
-        connection.tell_operator(&format!("no grace period: {error}"));
+        connection.tell_operator(&format!("{NO_GRACE}{error}"));
     }
     let last = &recalled.last.clone();
     if options.explain {
@@ -67,12 +70,15 @@ pub fn conclude(
     let hold = files.hold.as_ref().ok().and_then(Option::as_ref);
     let (mut reply, mut record) = decide(case, options.policy, hold);
     let news = if by_hand { None } else { news::trouble_news(&recalled, &mut record) };
-    let lost = recalled.lost().filter(|_| !by_hand).map(str::to_owned);
-    if !recalled.store(&record) && !by_hand {
+    let (now, is_installed) = (recalled.now, recalled.is_installed());
+    let lost = recalled.store(&record).err().filter(|_| !by_hand);
+    if lost.is_some() {
         // the next check would not know when the drain began
         let policy = Policy { stopping: AdminState::Maint, ..options.policy };
         reply = decide(case, policy, hold).0;
     }
+    let lost = lost.filter(|_| is_installed);
+    let news = news.or(lost.as_ref().and_then(|_| news::lost_memory_news(now)));
     if let (Ok(_), Some(patroni)) = (&outcome.answer, options.patroni.remote_endpoint()) {
         reply.reason += &format!(" (Patroni {patroni})");
     }
@@ -80,7 +86,7 @@ pub fn conclude(
         reply.reason += &format!("; {unseen}");
     }
     if let Some(error) = lost {
-        reply.reason += &format!("; no grace period: {error}");
+        reply.reason += &format!("; {NO_GRACE}{error}");
     }
     Conclusion { reply, news }
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 const MOST_LINES: u8 = 20;
 /// The largest number of lines that a record can hold.
 const COUNTED: u8 = 31;
+/// One check in so many logs that the memory cannot be used: about one a minute for each HAProxy with the shipped intervals.
+const LOTS: u32 = 128;
 /// The text for an invalid agent-send line: the journal gets nothing that a peer has made up.
 const NOT_UNDERSTOOD: &str = "agent-send line not understood (the reply says why)";
 
@@ -23,6 +25,8 @@ pub enum News {
     Lasts(Duration),
     /// Trouble is over, after this long.
     Ended(Duration),
+    /// The memory cannot be used.
+    LostMemory,
     /// HAProxy or a stranger has sent an invalid agent-send line.
     InvalidLine,
 }
@@ -69,8 +73,15 @@ pub fn invalid_line_news(recalled: Recalled, verdict: Verdict) -> Option<News> {
         return None;
     }
     record.logged = now;
-    recalled.store(&record);
+    let _ = recalled.store(&record);
     Some(if verdict == Verdict::Keep { News::Began } else { News::InvalidLine })
+}
+
+/// Whether the journal gets a line about a memory that cannot be used. Nothing counts the lines then, so chance has to bound
+/// them, and the clock draws the lot.
+pub fn lost_memory_news(now: Duration) -> Option<News> {
+    let is_drawn = now.subsec_nanos() / 1000 % LOTS == 0;
+    is_drawn.then_some(News::LostMemory)
 }
 
 fn is_recent(logged: Duration, now: Duration) -> bool {
@@ -81,7 +92,7 @@ fn is_recent(logged: Duration, now: Duration) -> bool {
 pub fn log_reply(reply: &Reply, news: News, peer: &str) {
     let (priority, since) = match news {
         // who reads the first line may want to know which build it is
-        News::Began | News::InvalidLine => (WARNING, format!(" [{VERSION}]")),
+        News::Began | News::LostMemory | News::InvalidLine => (WARNING, format!(" [{VERSION}]")),
         News::Lasts(time) => (WARNING, format!(" (trouble for {:.0} s)", time.as_secs_f32())),
         News::Ended(time) => (NOTICE, format!(" (after {:.1} s of trouble)", time.as_secs_f32())),
     };

@@ -76,8 +76,8 @@ fn wall_clock() -> Duration {
 #[derive(Debug)]
 pub struct Memory {
     file: Result<File, String>,
-    /// There is no file.
-    missing: bool,
+    /// The file's folder exists, which systemd-tmpfiles creates with the file.
+    is_installed: bool,
 }
 
 impl Memory {
@@ -101,9 +101,9 @@ impl Memory {
             ErrorKind::NotFound | ErrorKind::PermissionDenied => format!("; {HOW_TO_CREATE} it"),
             _ => String::new(),
         };
-        let missing = file.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        let is_installed = !file.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
         let file = file.map_err(|error| format!("{}: {error}{}", path.display(), hint(&error)));
-        Memory { file, missing }
+        Memory { file, is_installed }
     }
 
     /// The file's descriptor, for the sandbox.
@@ -146,7 +146,7 @@ impl Memory {
         let place = place.unwrap_or_else(|| choose_place(&records, number, source, now));
         let plain = number.is_some();
         let last = last.unwrap_or_default();
-        let memory = Memory { file, missing: self.missing };
+        let memory = Memory { file, is_installed: self.is_installed };
         Recalled { memory, records, last, place, key, now, plain, source, _turn: turn }
     }
 }
@@ -229,9 +229,9 @@ impl Recalled {
         self.memory.file.as_ref().err().map(String::as_str)
     }
 
-    /// Why a file that exists cannot be used.
-    pub fn lost(&self) -> Option<&str> {
-        self.error().filter(|_| !self.memory.missing)
+    /// Whether the agent was installed here. Where there is not even the folder, only an operator is told.
+    pub fn is_installed(&self) -> bool {
+        self.memory.is_installed
     }
 
     /// The records of the checks without a query.
@@ -250,14 +250,20 @@ impl Recalled {
         (0..places).filter_map(read).map(|(_, record)| record)
     }
 
-    /// Stores this record for the next check, in one write. Returns whether that succeeded.
-    pub fn store(self, record: &Record) -> bool {
+    /// Stores this record for the next check, in one write.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be used or written.
+    pub fn store(self, record: &Record) -> Result<(), String> {
         let source = if record.source == 0 { self.source } else { record.source };
         let record = Record { source, ..record.clone() };
         let (bytes, offset) = (encode(self.key, &record, self.now), self.place * RECORD);
-        self.memory.file.is_ok_and(|file| {
-            file.write_at(&bytes, offset as u64).is_ok_and(|written| written == RECORD)
-        })
+        match self.memory.file?.write_at(&bytes, offset as u64) {
+            Ok(RECORD) => Ok(()),
+            Ok(_) => Err("the memory was not written as a whole".to_owned()),
+            Err(error) => Err(format!("the memory cannot be written: {error}")),
+        }
     }
 }
 

@@ -265,6 +265,15 @@ pub fn connection(address: &str) -> (TcpStream, TcpStream) {
     (client, listener.accept().expect("a connection").0)
 }
 
+/// A memory file for one check of any user: without one, each reply says that there is none.
+pub fn memory() -> (TempDir, String) {
+    let folder = folder("memory");
+    let memory = path_in(&folder, "memory");
+    fs::write(&memory, "").expect("a file");
+    fs::set_permissions(&memory, Permissions::from_mode(0o666)).expect("a file");
+    (folder, memory)
+}
+
 /// One check through a socket. `client` plays HAProxy: it may send, and returns what it got.
 pub fn check_with(
     how: Start,
@@ -274,7 +283,11 @@ pub fn check_with(
 ) -> Outcome {
     let (haproxy, stream) = connection(address);
     let started = Instant::now();
-    let child = start(how, stream, arguments).spawn().expect("the agent starts");
+    let (_folder, memory) = memory();
+    let named = arguments.iter().any(|word| ["--memory-file", "--settings"].contains(word));
+    let more: &[&str] = if named { &[] } else { &["--memory-file", &memory] };
+    let arguments = [arguments, more].concat();
+    let child = start(how, stream, &arguments).spawn().expect("the agent starts");
     let reply = client(haproxy);
     let took = started.elapsed();
     let output = child.wait_with_output().expect("the agent ends");

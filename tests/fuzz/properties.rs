@@ -166,7 +166,7 @@ pub fn memory(bytes: &[u8]) {
         let lease = Duration::from_secs(15);
         let mut ready = Record::default();
         (ready.at, ready.lease, ready.ready) = (at, lease, Some(at));
-        recall().store(&ready);
+        let _ = recall().store(&ready);
         before = read(&path);
         let place = before.len() - RECORD;
         before[place..].iter_mut().zip(bytes).for_each(|(byte, change)| *byte ^= change);
@@ -213,7 +213,7 @@ pub fn memory(bytes: &[u8]) {
     assert!(reply.verdict != Verdict::Ready || alone.verdict == Verdict::Ready);
     let _ = news::trouble_news(&recalled, &mut record);
     let foreign = recalled.error().is_some();
-    recalled.store(&record);
+    let _ = recalled.store(&record);
 
     // one record was written, or none if the file is no memory file
     let after = read(&path);

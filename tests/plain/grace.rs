@@ -237,6 +237,7 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
     std::os::unix::fs::symlink(&foreign, &link).expect("a link");
     let long = format!("{folder}/long");
     fs::write(&long, [0; 5000]).expect("written");
+    // where the agent was not even installed, only an operator is told
     let none = format!("{folder}/none/memory");
     for (file, why) in [
         (none.clone(), "; systemd-tmpfiles --create patroni-agent-check.conf"),
@@ -255,12 +256,13 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
             let outcome = check(&arguments);
             // HAProxy shows that the file cannot be used, so that somebody repairs it
             let lost = if file == none { "\n" } else { "; no grace period: " };
-            let reply = &outcome.reply;
+            let (reply, said) = (&outcome.reply, &outcome.stderr);
             assert!(reply.starts_with(&format!("{}{lost}", READY.trim_end())), "{reply}");
-            assert_eq!(outcome.stderr, "", "{file}");
+            assert!(said.is_empty() || said.contains("no grace period: "), "{file}: {said}");
         }
         let reply = check(&arguments).reply;
         assert!(reply.starts_with("down ready # Patroni "), "{file}: {reply}");
+        assert_eq!(reply.contains("; no grace period: "), file != none, "{file}: {reply}");
         // a check by hand says so, too
         let output = Command::new(common::AGENT).args(arguments).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
@@ -269,6 +271,51 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
         assert!(told, "{file}: {said}");
     }
     assert_eq!(fs::read(&foreign).expect("it is there"), b"not ours\n");
+}
+
+/// One check in 128, on average: without a memory, nothing counts the lines.
+#[test]
+fn the_journal_says_that_the_memory_cannot_be_used() {
+    let site = Site::new("heard");
+    let _patroni = site.answers(200, PRIMARY);
+    let url = format!("http://{}", site.address);
+    let memory = site.folder.path().display().to_string();
+    let arguments = ["--url", &url, "--memory-file", &memory];
+    let logs = |_: &u32| !check(&arguments).stderr.is_empty();
+    let heard = (0..3000).filter(logs).take(3).collect::<Vec<_>>();
+    assert!(heard.len() == 3 && heard[2] > 20, "{heard:?}");
+    let said = (0..3000).map(|_| check(&arguments).stderr).find(|said| !said.is_empty());
+    let said = said.expect("a line");
+    let line = format!("primary: primary, running, timeline 5; no grace period: {memory}: ");
+    assert!(said.starts_with("<4>replied 'up ready' to 127.0.0.1:"), "{said}");
+    assert!(said.contains(&line) && said.lines().count() == 1, "{said}");
+}
+
+/// A full file system takes the file and no record.
+#[test]
+fn a_record_that_cannot_be_stored_is_reported() {
+    let site = Site::new("full");
+    let folder = site.folder.path().display();
+    for (fill, said) in [
+        ("true", "\n"),
+        ("cat /dev/zero > fill", "; no grace period: the memory cannot be written: No space"),
+    ] {
+        let _patroni = site.answers(200, PRIMARY);
+        let script = format!(
+            "mount -t tmpfs -o size=8k none {folder} && cd {folder} && : > memory && {fill} 2> /dev/null; exec {} --url http://{} --memory-file {folder}/memory",
+            common::AGENT,
+            site.address
+        );
+        let (haproxy, stream) = common::connection("127.0.0.1:0");
+        let mut command = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+            .stdin(OwnedFd::from(stream))
+            .spawn()
+            .expect("unshare");
+        let reply = common::listen(haproxy);
+        assert!(reply.starts_with(&format!("{}{said}", READY.trim_end())), "{fill}: {reply}");
+        command.wait().expect("unshare");
+    }
 }
 
 /// A write beyond the limit would kill the process, and the agent would be silent.
