@@ -183,7 +183,9 @@ fn see_status(options: &Options, service: &Service) -> ExitCode {
         complain(&format!("{error}; only the servers with an agent are shown"));
     }
     let wait = options.wait.unwrap_or_default();
-    let seen = status::see(&configuration.unwrap_or_default(), options.socket.as_deref(), wait);
+    let asks_patronis = !options.quiet && options.metrics.is_none();
+    let configuration = configuration.unwrap_or_default();
+    let seen = status::see(&configuration, options.socket.as_deref(), wait, asks_patronis);
     let seen = match seen {
         Ok(seen) => seen,
         Err(error) => {
@@ -195,6 +197,15 @@ fn see_status(options: &Options, service: &Service) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(file) = &options.metrics {
+        return match states::replace(file, &seen.metrics()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&format!("{}: {error}", file.display()));
+                ExitCode::FAILURE
+            }
+        };
+    }
     if options.quiet {
         say(&seen.summary());
     } else {

@@ -113,6 +113,13 @@ pub const OPTIONS: &[Described] = &[
         meaning: "print one line, for monitoring",
     },
     Described {
+        short: None,
+        long: "metrics",
+        value: "FILE",
+        commands: &[Command::Status],
+        meaning: "print nothing, and write to this file what HAProxy's exporter does not tell Prometheus, for node_exporter's textfile collector",
+    },
+    Described {
         short: Some('h'),
         long: "help",
         value: "",
@@ -147,6 +154,8 @@ pub struct Options {
     pub wait: Option<Duration>,
     /// Whether one line is enough.
     pub quiet: bool,
+    /// Where metrics are written, instead of any line.
+    pub metrics: Option<PathBuf>,
 }
 
 impl Described {
@@ -209,6 +218,7 @@ impl Options {
                 "list" => options.list = true,
                 "rules" => options.rules = true,
                 "quiet" => options.quiet = true,
+                "metrics" => options.metrics = Some(parser.value().map_err(usage)?.into()),
                 "help" => return Err(Stop::Print(help())),
                 _ => return Err(Stop::Print(format!("{NAME} {VERSION}\n"))),
             }
@@ -250,8 +260,8 @@ pub fn help() -> String {
     let _ = write!(
         text,
         "\nExit status: check 0 no mistake, 1 mistakes, 2 HAProxy or {NAME} cannot\n\
-         read the configuration; status 0 all is well, 1 not, 2 HAProxy does not answer;\n\
-         save-states 0; 64 usage. See {NAME}(8).\n"
+         read the configuration; status 0 all is well or the metrics are written, 1 not,\n\
+         2 HAProxy does not answer; save-states 0; 64 usage. See {NAME}(8).\n"
     );
     text
 }

@@ -142,8 +142,12 @@ fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// A file as a whole, or not at all.
-fn replace(file: &Path, text: &str) -> io::Result<()> {
+/// Writes a file as a whole, or not at all.
+///
+/// # Errors
+///
+/// It cannot be written.
+pub fn replace(file: &Path, text: &str) -> io::Result<()> {
     let new = with_suffix(file, ".new");
     let _ = fs::remove_file(&new);
     OpenOptions::new()

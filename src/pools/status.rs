@@ -1,6 +1,7 @@
 //! What HAProxy does with the pools at this moment, beside what its configuration means it to do and what each Patroni says.
 //! Knows HAProxy's states and what is wrong with them; changes nothing.
 
+use crate::conclude::NO_GRACE;
 use crate::patroni::http::FixedAddress;
 use crate::pools::configuration::Configuration;
 use crate::pools::haproxy;
@@ -27,6 +28,8 @@ const PATRONI: Duration = Duration::from_secs(1);
 const NODES: usize = 50;
 /// How much one may answer.
 const ANSWER: u64 = 64 << 10;
+/// How an agent check went whose answer counts.
+const COUNTS: [&str; 3] = ["L7OK", "L7OKC", "L7STS"];
 /// The widest name that others are lined up with.
 const WIDTH: usize = 40;
 
@@ -48,7 +51,7 @@ struct Looked {
     wrong: Vec<String>,
 }
 
-/// Looks until all is well, or for this long.
+/// Looks until all is well, or for this long, and asks each Patroni after that if it is to.
 ///
 /// # Errors
 ///
@@ -57,6 +60,7 @@ pub fn see(
     configuration: &Configuration,
     socket: Option<&Path>,
     wait: Duration,
+    asks_patronis: bool,
 ) -> Result<Seen, String> {
     let socket = socket.map_or_else(|| haproxy::socket(configuration), Path::to_owned);
     let pools = Pool::all(configuration);
@@ -67,7 +71,9 @@ pub fn see(
         let patience = if asks { wait + ANSWERED } else { wait };
         if began.elapsed() >= patience || seen.as_ref().is_ok_and(Seen::is_well) {
             let mut seen = seen?;
-            ask_patronis(&mut seen, &pools);
+            if asks_patronis {
+                ask_patronis(&mut seen, &pools);
+            }
             return Ok(seen);
         }
         thread::sleep(PAUSE);
@@ -112,9 +118,42 @@ impl Seen {
             count => format!("WRONG ({count}): {}", wrong.join("; ")),
         }
     }
+
+    /// What Prometheus reads: what HAProxy's own exporter does not say.
+    pub fn metrics(&self) -> String {
+        let asked: Vec<_> =
+            self.servers.iter().filter(|server| server.state.agent & THERE != 0).collect();
+        let mut text = String::new();
+        let mut gauge = |name: &str, help: &str, is: fn(&Looked) -> bool| {
+            text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n");
+            for server in &asked {
+                let (proxy, short) = server.name.split_once('/').unwrap_or_default();
+                let value = u8::from(is(server));
+                text += &format!("{name}{{proxy=\"{proxy}\",server=\"{short}\"}} {value}\n");
+            }
+        };
+        let help = "Whether the last answer of the agent counts: 1, or 0 for silence and for what changes nothing.";
+        gauge("patroni_pools_agent_answers", help, Looked::agent_answers);
+        let help = "Whether the agent says that it has no grace period.";
+        gauge("patroni_pools_grace_lost", help, Looked::has_no_grace);
+        let (name, now) = ("patroni_pools_timestamp_seconds", SystemTime::now());
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        text + &format!(
+            "# HELP {name} When HAProxy was asked.\n# TYPE {name} gauge\n{name} {now}\n"
+        )
+    }
 }
 
 impl Looked {
+    fn agent_answers(&self) -> bool {
+        COUNTS.contains(&self.shown.agent())
+    }
+
+    /// Where nothing changes, HAProxy shows a word, which has no spaces.
+    fn has_no_grace(&self) -> bool {
+        self.shown.last().replace('_', " ").contains(NO_GRACE)
+    }
+
     /// While HAProxy asks again, it does not show what an answer that changes nothing has said.
     fn hides_answer(&self) -> bool {
         self.shown.agent() == "CHECKED" && self.shown.last().is_empty()
@@ -258,7 +297,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
         wrong.push("somebody has turned off its agent check (enable agent)".to_owned());
     } else if agent_there {
         match shown.agent() {
-            "L7OK" | "L7OKC" | "L7STS" => {}
+            how if COUNTS.contains(&how) => {}
             // an answer that changes nothing: no whole question, or trouble that the grace period bridges
             "CHECKED" => {
                 let said = last.trim_start_matches("agent reports an error : ").replace('_', " ");

@@ -1126,6 +1126,55 @@ fn what_is_wrong_is_said_in_words() {
     );
 }
 
+/// For Prometheus: each server with an agent, and nothing on stdout.
+#[test]
+fn metrics_say_what_the_exporter_does_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("pools.prom");
+    let file = file.to_str().expect("UTF-8");
+    type Change = fn(&mut Shown);
+    let changes: [(Change, u8, u8); 6] = [
+        (|_| {}, 1, 0),
+        (|s| s.agent = "* L7STS", 1, 0),
+        (|s| s.agent = "L4CON", 0, 0),
+        (|s| s.agent_state = 18, 1, 0),
+        (
+            |s| s.last = "via agent : up (primary, running; no grace period: /run/memory: gone)",
+            1,
+            1,
+        ),
+        (
+            |s| {
+                s.agent = "CHECKED";
+                s.last = "agent reports an error : !unreachable:_why;_no_grace_period:_gone";
+            },
+            0,
+            1,
+        ),
+    ];
+    for (change, answers, lost) in changes {
+        let servers = site(|shown| {
+            if (shown.pool, shown.name) == ("rw", "a") {
+                change(shown);
+            }
+        });
+        let (code, said) = status(servers, "Stopping: 0", &["--metrics", file]);
+        assert_eq!((code, &*said), (Some(0), ""));
+        let written = fs::read_to_string(file).expect("the file");
+        let values: Vec<_> = written.lines().filter(|line| !line.starts_with('#')).collect();
+        let wanted = [
+            format!("patroni_pools_agent_answers{{proxy=\"rw\",server=\"a\"}} {answers}"),
+            "patroni_pools_agent_answers{proxy=\"rw\",server=\"b\"} 1".to_owned(),
+            format!("patroni_pools_grace_lost{{proxy=\"rw\",server=\"a\"}} {lost}"),
+            "patroni_pools_grace_lost{proxy=\"rw\",server=\"b\"} 0".to_owned(),
+        ];
+        assert_eq!(values[..4], wanted, "{written}");
+        assert!(values.len() == 5 && values[4].starts_with("patroni_pools_timestamp_seconds 1"));
+    }
+    let (code, said) = status(site(|_| {}), "Stopping: 0", &["--metrics", "/none/pools.prom"]);
+    assert_eq!((code, &*said), (Some(1), ""));
+}
+
 /// As soon as all is well, and not later than it was told.
 #[test]
 fn waiting_until_all_is_well() {

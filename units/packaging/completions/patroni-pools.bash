@@ -5,7 +5,8 @@ _patroni_pools() {
         -f|--file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --socket) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
         --wait) : ;;
-        *) mapfile -t COMPREPLY < <(compgen -W '-f --file --agent --list --rules --socket --wait --quiet -h --help -V --version check status save-states' -- "$cur") ;;
+        --metrics) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+        *) mapfile -t COMPREPLY < <(compgen -W '-f --file --agent --list --rules --socket --wait --quiet --metrics -h --help -V --version check status save-states' -- "$cur") ;;
     esac
 }
 complete -F _patroni_pools patroni-pools

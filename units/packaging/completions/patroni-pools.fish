@@ -7,6 +7,7 @@ complete -c patroni-pools -l rules -d 'check: explain the rules, and read no fil
 complete -c patroni-pools -l socket -r -F -d 'status, save-states: HAProxy\'s admin socket (default: the stats socket of the configuration, or else /run/haproxy/admin.sock)'
 complete -c patroni-pools -l wait -x -d 'status, save-states: look again, for at most so long, until all is well (status; default 0) or until no client waits for a server in a switchover (save-states; default 5)'
 complete -c patroni-pools -l quiet -d 'status: print one line, for monitoring'
+complete -c patroni-pools -l metrics -r -F -d 'status: print nothing, and write to this file what HAProxy\'s exporter does not tell Prometheus, for node_exporter\'s textfile collector'
 complete -c patroni-pools -s h -l help -d 'print this help and exit'
 complete -c patroni-pools -s V -l version -d 'print the version and exit'
 complete -c patroni-pools -a 'check status save-states'
