@@ -3,6 +3,7 @@
 
 use crate::common::{self, AGENT, FakePatroni, Start, http, start, stats_socket};
 use crate::played_nodes::{LONG, Site, Truth};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -25,12 +26,15 @@ fn launcher(address: &str, arguments: Arc<Mutex<Vec<String>>>) -> SocketAddr {
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {
         for stream in listener.incoming() {
+            let (folder, memory) = common::memory();
             let arguments = arguments.lock().expect("no panic").clone();
-            let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+            let more = ["--memory-file", &memory];
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(more).collect();
             let mut command = start(Start::ListenFds, stream.expect("a connection"), &arguments);
             let child = command.spawn().expect("the agent starts");
             drop(command);
             std::thread::spawn(move || {
+                let _folder = folder;
                 if !child.wait_with_output().expect("an end").status.success() {
                     FAILED_UNITS.fetch_add(1, Ordering::SeqCst);
                 }
@@ -435,28 +439,38 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     site.command("set server postgres-write/pg1 weight 100%");
     assert!(weight("1"));
 
+    println!("what the alerts and the dashboard name is exported");
     let exported = get();
-    let rules =
-        fs::read_to_string(common::file("units/examples/prometheus-rules.yml")).expect("the rules");
-    let mut seen = 0;
-    for selector in rules.split("haproxy_server_status{").skip(1) {
-        let labels = selector.split('}').next().expect("labels");
-        let label = |name: &str| {
-            labels
-                .split(&format!("{name}="))
-                .nth(1)
-                .map(|rest| rest.trim_start_matches('~').split('"').nth(1).expect("a value"))
-        };
-        let (proxy, state) = (label("proxy").expect("a proxy"), label("state").expect("a state"));
-        let proxy = proxy.replace(".*", "read");
-        let named = |line: &&str| {
-            line.starts_with(&format!("haproxy_server_status{{proxy=\"{proxy}\","))
-                && line.contains(&format!("state=\"{state}\""))
-        };
-        assert!(exported.lines().any(|line| named(&line)), "{labels} is not exported");
-        seen += 1;
+    let example = |name: &str| {
+        fs::read_to_string(common::file(&format!("units/examples/{name}"))).expect("a file")
+    };
+    let rules = example("prometheus-rules.yml");
+    let words = |text: &str| {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let (named, shown) = (words(&rules), words(&example("grafana-dashboard.json")));
+    let metrics: Vec<_> = named.union(&shown).filter(|word| word.starts_with("haproxy_")).collect();
+    assert!(metrics.len() > 5, "{metrics:?}");
+    let major = site.command("show info");
+    let version = major.lines().find_map(|line| line.strip_prefix("Version: ")).expect("a version");
+    let numbers: Vec<u32> = version.split(['.', '-']).map_while(|n| n.parse().ok()).collect();
+    for metric in metrics {
+        let there = exported.lines().any(|line| line.starts_with(&format!("{metric}{{")));
+        let since_3_2 = metric == "haproxy_server_agent_status";
+        assert_eq!(there, !since_3_2 || numbers[..2] >= [3, 2], "{metric} in {version}");
     }
-    assert_eq!(seen, rules.matches("expr:").count());
+    for (label, values) in [
+        ("state", rules.split("state=\"").skip(1).collect::<Vec<_>>()),
+        ("proxy", rules.split("proxy: ").skip(1).collect()),
+    ] {
+        let first = |value: &&str| value.split(['"', '}']).next().expect("a value").to_owned();
+        let values: BTreeSet<_> = values.iter().map(first).collect();
+        assert!(values.len() > 2, "{values:?}");
+        for value in values {
+            assert!(exported.contains(&format!("{label}=\"{value}\"")), "{label} {value}");
+        }
+    }
 }
 
 /// The pools of units/examples/haproxy.cfg with one server: HAProxy keeps the last word of an agent that says nothing more,
@@ -769,7 +783,9 @@ fn one_write() {
     let (client, stream) = common::connection("127.0.0.1:0");
     let mut strace = Command::new("strace");
     strace.args(["-f", "-s", "200", "-e", "trace=write,writev,sendto,sendmsg,shutdown", "-o"]);
-    strace.arg(&trace).args([AGENT, "--url", &patroni.url()]).stdin(OwnedFd::from(stream));
+    let (_folder, memory) = common::memory();
+    strace.arg(&trace).args([AGENT, "--url", &patroni.url(), "--memory-file", &memory]);
+    strace.stdin(OwnedFd::from(stream));
     let child = strace.spawn().expect("strace; see tests/install");
     drop(strace);
     assert_eq!(common::listen(client), common::READY);
