@@ -20,6 +20,9 @@ faults can be made at once if neither takes what the other needs. One that canno
     machine     that the primary's machine is not held up
     machines    that each machine is there
 
+`alerts` are those of units/examples/prometheus-rules.yml that the fault raises if it lasts; all others raise none. A fault
+`for_alerts` is made only to see them: it does to clients what no agent can prevent.
+
 Who the primary is, is found out when the fault begins."""
 
 import functools
@@ -34,20 +37,21 @@ from random import Random
 from pools import HARD_STOP, SILENCE
 from watch import LB, NODES
 
-FAULTS = {}
+FAULTS, FOR_ALERTS = {}, {}
 KINDS = "planned bridged silent everywhere gone seamless costly demoted".split()
 # what patronictl needs
 ORDERLY = "leader dcs patroni postgres standbys automation"
 
 
-def fault(name, takes="", needs="", **kinds):
+def fault(name, takes="", needs="", alerts="", for_alerts=False, **kinds):
     def register(function):
         for kind in KINDS:
             setattr(function, kind, kinds.get(kind, False))
         # without the hook clients meet a PostgreSQL that is shutting down
         function.seamless &= bool(os.environ.get("BEFORE_STOP"))
         function.takes, function.needs = frozenset(takes.split()), frozenset(needs.split())
-        FAULTS[name] = function
+        function.alerts = {f"Postgres{alert}" for alert in alerts.split()}
+        (FOR_ALERTS if for_alerts else FAULTS)[name] = function
         return function
 
     return register
@@ -61,10 +65,10 @@ def together(one, other):
 class Chance(Random):
     """The seeded random of a fault, which also stretches how long it lasts."""
 
-    stretch = 1
+    stretch, least = 1, 0
 
     def length(self, seconds):
-        return seconds * self.stretch
+        return max(seconds * self.stretch, self.least)
 
 
 def others(node):
@@ -272,6 +276,7 @@ def reboot_standby(cluster, random):
 @fault(
     "power of the primary's machine cut", silent=True,
     takes=AWAY, needs="patroni postgres automation agents machine machines",
+    alerts="AgentSilent ServerDown",
 )
 def power_off_primary(cluster, random):
     primary = cluster.primary()
@@ -282,6 +287,7 @@ def power_off_primary(cluster, random):
 @fault(
     "power of a standby's machine cut", silent=True,
     takes="standbys machines", needs="leader dcs postgres standbys agents machines",
+    alerts="AgentSilent ServerDown",
 )
 def power_off_standby(cluster, random):
     standby = random.choice(others(cluster.primary()))
@@ -291,6 +297,7 @@ def power_off_standby(cluster, random):
 @fault(
     "the primary's link cut", silent=True,
     takes=AWAY, needs="patroni postgres automation agents machine machines",
+    alerts="AgentSilent ServerDown",
 )
 def cut_link_of_primary(cluster, random):
     """Patroni there loses its lock, and nobody hears of it until the link is back."""
@@ -302,6 +309,7 @@ def cut_link_of_primary(cluster, random):
 @fault(
     "a standby's link cut for 8 s", silent=True,
     takes="standbys machines", needs="leader dcs postgres standbys agents machines",
+    alerts="AgentSilent ServerDown",
 )
 def cut_link_of_standby(cluster, random):
     standby = random.choice(others(cluster.primary()))
@@ -320,6 +328,7 @@ def unmute(cluster, node):
 @fault(
     "HAProxy hears nothing from the primary, 8 s", silent=True, costly=True,
     takes="agents machines", needs="agents machines",
+    alerts="AgentSilent NoPrimary ServerDown",
 )
 def lose_answers_of_primary(cluster, random):
     """The primary stays one, and its replicas and the DCS hear it."""
@@ -330,6 +339,7 @@ def lose_answers_of_primary(cluster, random):
 @fault(
     "HAProxy cut from all nodes, 8 s", silent=True, everywhere=True, costly=True,
     takes="agents machines haproxy", needs="agents machines haproxy",
+    alerts="AgentSilent NoPrimary NoReplica ServerDown",
 )
 def cut_haproxy(cluster, random):
     each = lambda do: [do(cluster, node) for node in NODES]
@@ -386,14 +396,16 @@ def start_after_failover(cluster, node, random):
     after_failover(cluster, node, random, lambda: cluster.patroni(node, "start"))
 
 
-@fault("Patroni killed", takes="leader patroni", needs="patroni automation")
+@fault("Patroni killed", takes="leader patroni", needs="patroni automation", alerts="ServerDown")
 def kill_patroni(cluster, random):
     primary = cluster.primary()
     cluster.signal_patroni(primary, "KILL")
     start_after_failover(cluster, primary, random)
 
 
-@fault("Patroni and postmaster killed", takes="leader patroni postgres", needs="patroni postgres automation")
+@fault(
+    "Patroni and postmaster killed", takes="leader patroni postgres", needs="patroni postgres automation", alerts="ServerDown",
+)
 def kill_both(cluster, random):
     primary = cluster.primary()
     cluster.signal_patroni(primary, "KILL")
@@ -423,6 +435,7 @@ def silence(cluster, node, random):
 @fault(
     "Patroni and postmaster killed, the agent silent", silent=True,
     takes="leader patroni postgres agents", needs="patroni postgres automation agents",
+    alerts="AgentSilent ServerDown",
 )
 def kill_silent(cluster, random):
     primary = cluster.primary()
@@ -437,6 +450,7 @@ def kill_silent(cluster, random):
 @fault(
     "switchover to a standby whose agent is silent", planned=True, silent=True, seamless=True,
     takes="leader agents", needs=f"{ORDERLY} agents",
+    alerts="AgentSilent ReserveInUse",
 )
 def switchover_to_silent(cluster, random):
     """What HAProxy heard of it last is MAINT for writes and READY for reads."""
@@ -446,12 +460,12 @@ def switchover_to_silent(cluster, random):
     try:
         time.sleep(random.uniform(7, 10))  # HAProxy's own check has seen it
         cluster.switchover(primary, candidate)
-        time.sleep(SILENCE)
+        time.sleep(random.length(SILENCE))
     finally:
         speak()
 
 
-@fault("Patroni frozen", takes="leader patroni", needs="patroni automation")
+@fault("Patroni frozen", takes="leader patroni", needs="patroni automation", alerts="ServerDown")
 def freeze_patroni(cluster, random):
     primary = cluster.primary()
     cluster.signal_patroni(primary, "STOP")
@@ -462,13 +476,15 @@ def freeze_patroni(cluster, random):
         cluster.signal_patroni(primary, "CONT")
 
 
-@fault("Patroni frozen, HAProxy reloaded before", takes="leader patroni haproxy", needs="patroni automation haproxy")
+@fault(
+    "Patroni frozen, HAProxy reloaded before", takes="leader patroni haproxy", needs="patroni automation haproxy", alerts="ServerDown",
+)
 def freeze_patroni_after_reload(cluster, random):
     cluster.run("lb", "systemctl reload haproxy")
     freeze_patroni(cluster, random)
 
 
-@fault("PostgreSQL frozen", takes="leader postgres", needs="postgres automation")
+@fault("PostgreSQL frozen", takes="leader postgres", needs="postgres automation", alerts="ServerDown")
 def freeze_postgres(cluster, random):
     primary = cluster.primary()
     cluster.signal_postgres(primary, "STOP")
@@ -490,7 +506,7 @@ def freeze_dcs_shortly(cluster, random):
     freeze_etcd(cluster, random.length(4))
 
 
-@fault("DCS frozen", demoted=True, takes="leader dcs", needs="automation")
+@fault("DCS frozen", demoted=True, takes="leader dcs", needs="automation", alerts="NoPrimary")
 def freeze_dcs(cluster, random):
     freeze_etcd(cluster, random.length(25))
 
@@ -576,7 +592,7 @@ def slow_promotion(cluster, random):
             cluster.run(node, "rm /tmp/slow")
 
 
-@fault("stopped by hand in pause", takes="automation postgres", needs=ORDERLY)
+@fault("stopped by hand in pause", takes="automation postgres", needs=ORDERLY, alerts="NoPrimary ServerDown")
 def stop_in_pause(cluster, random):
     primary = cluster.primary()
     cluster.patronictl("pause", "demo", "--wait")
@@ -808,3 +824,70 @@ def hang_loop(cluster, random):
         ended.set()
         poller.join()
         signal("CONT")
+
+
+MEMORY = "/run/patroni-agent-check/memory"
+
+
+@fault("no memory file can be there", alerts="GraceLost", for_alerts=True)
+def lose_memory(cluster, random):
+    node = random.choice(list(NODES))
+    lasting(
+        random.length(8),
+        lambda: cluster.run(node, f"rm {MEMORY}; mkdir {MEMORY}"),
+        lambda: cluster.run(node, f"rmdir {MEMORY}; systemd-tmpfiles --create patroni-agent-check.conf"),
+    )
+
+
+@fault("a pool asks another port than the agent's", alerts="PoolAgentSilent", for_alerts=True)
+def ask_another_port(cluster, random):
+    server = f"{random.choice(['postgres-write', 'postgres-read'])}/{random.choice(others(cluster.primary()))}"
+    tell = lambda port: cluster.tell_haproxies(f"set server {server} agent-port {port}")
+    lasting(random.length(8), lambda: tell(5557), lambda: tell(5555))
+
+
+@fault("a server with weight 0", alerts="ServerWithoutWeight", for_alerts=True)
+def take_weight(cluster, random):
+    server = f"postgres-read/{random.choice(others(cluster.primary()))}"
+    tell = lambda weight: cluster.tell_haproxies(f"set server {server} weight {weight}")
+    lasting(random.length(8), lambda: tell(0), lambda: tell("100%"))
+
+
+@fault("both standbys held by an operator", alerts="NoReplica", for_alerts=True)
+def hold_standbys(cluster, random):
+    standbys, file = others(cluster.primary()), "/run/patroni-agent-check/hold"
+    word = random.choice(["drain", "maint"])
+    each = lambda line: [cluster.run(node, line) for node in standbys]
+    lasting(random.length(8), lambda: each(f"echo {word} > {file}"), lambda: each(f"rm {file}"))
+
+
+def deafen(cluster, server):
+    """The first HAProxy asks neither the agent nor Patroni of this server any more. Returns what ends it."""
+    tell = lambda verb: cluster.tell_haproxies(f"{verb} agent {server}; {verb} health {server}", 1)
+    tell("disable")
+    return lambda: tell("enable")
+
+
+@fault(
+    "a switchover of which one HAProxy does not hear", for_alerts=True,
+    alerts="HAProxiesDisagree OtherPrimary",
+)
+def switch_over_unheard(cluster, random):
+    hear = [deafen(cluster, f"postgres-write/{node}") for node in NODES]
+    try:
+        switchover(cluster, random)
+        time.sleep(random.length(8))
+    finally:
+        for each in hear:
+            each()
+
+
+@fault("a standby that one HAProxy takes for a primary", for_alerts=True, alerts="OtherPrimary TwoPrimaries")
+def take_for_primary(cluster, random):
+    server = f"postgres-write/{random.choice(others(cluster.primary()))}"
+    hear = deafen(cluster, server)
+    try:
+        cluster.tell_haproxies(f"set server {server} state ready; set server {server} health up", 1)
+        time.sleep(random.length(8))
+    finally:
+        hear()

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from itertools import permutations, product
 
+import alerts
 import clients
 import cluster
 import faults
@@ -74,11 +75,13 @@ def arguments():
     parser.add_argument("--race", type=pathlib.Path, metavar="FILE")
     parser.add_argument("--nemesis", type=pathlib.Path, metavar="FILE")
     parser.add_argument("--minutes", type=int, default=30)
+    parser.add_argument("--alerts", type=pathlib.Path, metavar="FILE")
     parser.add_argument("faults", nargs="*", metavar="FAULT")
     given = parser.parse_args()
-    unknown = {*given.faults, *given.overlap_pair} - set(faults.FAULTS)
+    known = faults.FAULTS | (faults.FOR_ALERTS if given.alerts else {})
+    unknown = {*given.faults, *given.overlap_pair} - set(known)
     if given.list or unknown:
-        print("\n".join(faults.FAULTS))
+        print("\n".join(known))
         sys.exit(f"no such fault: {', '.join(unknown)}" if unknown else 0)
     if given.overlap_pair and tuple(given.overlap_pair) not in PAIRS:
         sys.exit("one of these takes what the other needs")
@@ -89,7 +92,7 @@ def arguments():
         # 75: there is nothing left to do
         sys.exit(nemesis.total(given.nemesis, given.seed, given.synchronous) and 1 or 75 if walked else 0)
     given.times = given.times or (1 if given.short or given.grace_table else 10 if given.race else 5)
-    short_of_all = GRACE_FAULTS if given.grace_table else RACE_FAULTS if given.race else list(faults.FAULTS)
+    short_of_all = GRACE_FAULTS if given.grace_table else RACE_FAULTS if given.race else list(known)
     given.faults = given.faults or (SHORT if given.short else short_of_all)
     return given
 
@@ -109,14 +112,17 @@ def cpus():
 
 
 class Site:
-    def __init__(self, haproxy, seed, **more):
+    def __init__(self, haproxy, seed, clients_too=True, **more):
         self.cluster, self.grace = cluster.Cluster(), 0
         if haproxy:
             self.cluster.haproxy(haproxy)
         self.root = f"/proc/{self.cluster.leader('lb')}/root"
         sockets = f"{self.root}/run/haproxy/admin.sock", f"{self.root}/run/second-haproxy.sock"
-        self.watch = watch.Watch(sockets[0], pools.POOLS, pools.READ_PORTS, sockets[1], **more)
+        self.watch = watch.Watch(sockets[0], pools.POOLS, pools.READ_PORTS, sockets[1], pairs=int(clients_too), **more)
         self.clients, self.cpus = clients.Clients(seed), None
+        self.clients_too = clients_too
+        # alerts are slow, and so may a busy machine be
+        self.patience, self.blind = (120, 2) if clients_too else (900, 60)
         self.watch.operations = self.clients.operations
         self.ended, self.lost = None, set()
         watch.local.patience = 10
@@ -130,13 +136,15 @@ class Site:
             self.cluster.synchronous = True
             self.cluster.setting("synchronous_mode=true")
         self.watch.start()
-        self.clients.start()
+        if self.clients_too:
+            self.clients.start()
 
     def stop(self):
         try:
             self.watch.stop()
         finally:
-            self.clients.stop()
+            if self.clients_too:
+                self.clients.stop()
 
     def agent_options(self, options):
         self.grace = grace_of(options)
@@ -158,11 +166,11 @@ class Site:
 
     def settle(self):
         """Waits until all is well for two seconds."""
-        end, since = time.monotonic() + 120, None
+        end, since = time.monotonic() + self.patience, None
         while since is None or time.monotonic() < since + 2:
             if self.watch.broken:
                 raise self.watch.broken[0]
-            if self.watch.blind_for() > 2:
+            if self.watch.blind_for() > self.blind:
                 raise RuntimeError("HAProxy does not answer")
             if time.monotonic() > end:
                 raise RuntimeError(f"not settled: agents answer: {self.agents_answer()}, {self.watch.looks[-1].shown}, {self.watch.truths[-6:]}")
@@ -171,6 +179,23 @@ class Site:
                 since = None
             time.sleep(0.05)
         self.cluster.candidates(self.cluster.primary())
+
+    def raise_alerts(self, name, fault, chance):
+        """Makes a fault, for long enough if it should raise alerts; what Prometheus saw, as lines, and what was wrong."""
+        self.settle()
+        alerts.until_quiet()
+        chance.least = alerts.LASTS if fault.alerts else 0
+        began, before = time.time(), cpus()
+        fault(self.cluster, chance)
+        self.settle()
+        self.watch.renew_refused()
+        alerts.until_quiet()
+        ended = time.time()
+        first = alerts.raised(began, ended)
+        idle, all = (now - then for now, then in zip(cpus(), before))
+        said = ", ".join(f"{alert} after {at:.0f} s" for alert, at in sorted(first.items()))
+        print(f"  {ended - began:.0f} s, CPUs idle for {idle / all:.0%}; raised: {said or 'none'}", flush=True)
+        return alerts.record(name, fault.alerts, began, ended), alerts.broken(fault, first)
 
     def agents_answer(self):
         """HAProxy would not show that one is gone, nor that connections of a flood still wait before the next."""
@@ -427,6 +452,36 @@ def race(site, given):
     return broken
 
 
+def raise_alerts(site, given):
+    """Makes each fault that the file does not have yet, and keeps there what the rules saw; how many raised other alerts
+    than they should."""
+    text, wrong, began = given.alerts.read_text() if given.alerts.exists() else "", 0, time.time()
+    there = {name for (name, _), _ in alerts.recorded(text)}
+    for name in given.faults:
+        if name in there:
+            continue
+        print(f"== {name}", flush=True)
+        fault = (faults.FAULTS | faults.FOR_ALERTS)[name]
+        for turn in range(3):  # again, if this machine was too busy
+            try:
+                seen, broken = site.raise_alerts(name, fault, faults.Chance(f"{given.seed} {name} {turn}"))
+            except Exception as error:
+                if site.watch.broken:
+                    raise
+                seen, broken = [], [f"not made: {error!r}"]
+            for words in broken:
+                print(f"  BROKEN: {words}", flush=True)
+            if not broken:
+                with given.alerts.open("a") as file:
+                    print(*seen, sep="\n", file=file)
+                break
+        wrong += bool(broken)
+    empty = alerts.empty_panels(began, time.time())
+    for query in empty:
+        print(f"BROKEN: the dashboard shows nothing of {query}")
+    return wrong + len(empty)
+
+
 def over_half(results, times):
     """How many faults leave a server UP without taking writes for more than half as long as the template."""
     judged = [name for name in results if times > 2 and not faults.FAULTS[name].silent]
@@ -440,7 +495,7 @@ def over_half(results, times):
 def main():
     given = arguments()
     more = {"more": pools.SECOND_PORTS, "door": nemesis.door} if given.nemesis else {}
-    site = Site(given.haproxy, given.seed, **more)
+    site = Site(given.haproxy, given.seed, not given.alerts, **more)
     site.prepare(given.synchronous)
     results, broken = {}, 0
     try:
@@ -456,6 +511,11 @@ def main():
             site.agent_options(given.agent_options)
             broken += race(site, given)
             given.faults = []
+        if given.alerts:
+            site.agent_options(given.agent_options)
+            wrong = raise_alerts(site, given)
+            print(f"alerts: {len(given.faults)} faults, {wrong} of them not as they should be")
+            return 1 if wrong else 0
         for grace in GRACES if given.grace_table else [None]:
             site.agent_options(given.agent_options + ("" if grace is None else f" --grace {grace}s"))
             results[grace] = {name: {pool: [] for pool in pools.ROUTES} for name in given.faults}

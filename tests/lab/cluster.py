@@ -87,6 +87,13 @@ class Cluster:
         self.put("lb", file, "/etc/haproxy/haproxy.cfg")
         self.run("lb", "systemctl restart haproxy")
 
+    def tell_haproxies(self, commands, first=2):
+        """Commands for the admin sockets of this site's HAProxies, or of the first of them."""
+        for path in ("/run/haproxy/admin.sock", "/run/second-haproxy.sock")[:first]:
+            said = self.run("lb", f"echo '{commands}' | socat - {path}").strip()
+            if said:
+                raise RuntimeError(f"{commands}: {said}")
+
     def agent_options(self, options):
         """Settings of the agent on each node; they hold from its next check on."""
         for node in NODES:

@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""Prometheus beside a site: which alerts of units/examples/prometheus-rules.yml each fault raises, and when. What it saw
+of a fault is kept in a few lines, and the rules are tried on these again without a site (`tests/faults/alerts.py`)."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from itertools import groupby
+
+RULES = pathlib.Path("units/examples/prometheus-rules.yml")
+DATA = pathlib.Path("tests/data/alerts")
+BY_HAND = DATA / "by-hand.yml"
+MANUAL = pathlib.Path("units/README.md")
+DASHBOARD = pathlib.Path("units/examples/grafana-dashboard.json")
+PROMETHEUS = "http://127.0.0.1:9090"
+# Prometheus reads and judges every five seconds, and an alert is raised within a minute
+STEP, SOON = 5, 60
+# how long a fault lasts that should raise an alert
+LASTS = 75
+# steps that are kept of the calm before a fault
+CALM = 3
+
+NAMES = 'proxy=~"postgres-write|postgres-read|agents|reserve",server!~"waiting-room.*"'
+# What is kept: a letter, the metric, its labels, and the value that is not worth a line if it never changes. The letters of
+# the states are those of a server: U, D and R for UP, DOWN and DRAIN, and "." for any other.
+STATES = {"U": "UP", "D": "DOWN", "R": "DRAIN"}
+KEPT = {
+    "weight": ("haproxy_server_weight", f"haproxy_server_weight{{{NAMES}}}", "1"),
+    "agent": (
+        "haproxy_server_agent_status",
+        f'sum without (state) (haproxy_server_agent_status{{{NAMES},proxy!="agents",state=~"L7OK|L7OKC|L7STS"}})',
+        "1",
+    ),
+    "answers": ("patroni_pools_agent_answers", "patroni_pools_agent_answers", "1"),
+    "lost": ("patroni_pools_grace_lost", "patroni_pools_grace_lost", "0"),
+    "primary": ("patroni_primary", "patroni_primary", None),
+}
+
+
+def ask(path, **parameters):
+    with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=10) as answer:
+        return json.load(answer)["data"]["result"]
+
+
+def until_quiet(patience=900):
+    """No alert is raised or about to be."""
+    end = time.monotonic() + patience
+    while alerts := ask("query", query='ALERTS{alertname!="PostgresPatroniUnseen"}'):
+        if time.monotonic() > end:
+            raise RuntimeError(f"alerts do not end: {[alert['metric'] for alert in alerts]}")
+        time.sleep(0.5)
+
+
+def raised(began, ended):
+    """{alert: seconds until it was first raised}"""
+    series = ask("query_range", query='ALERTS{alertstate="firing"}', start=began, end=ended, step=1)
+    first = {}
+    for one in series:
+        name, at = one["metric"]["alertname"], one["values"][0][0] - began
+        first[name] = min(at, first.get(name, at))
+    return first
+
+
+def broken(fault, first):
+    """What was not as the fault says, in words."""
+    words = [f"{name} was not raised" for name in sorted(fault.alerts - first.keys())]
+    words += [f"{name} was raised after {at:.0f} s" for name, at in first.items() if name not in fault.alerts]
+    return words + [f"{name} came only after {at:.0f} s" for name, at in first.items() if name in fault.alerts and at > SOON]
+
+
+def dashboard():
+    """Its queries, with its variables filled in."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    return [query.replace("$scope", "demo").replace("$__rate_interval", "1m") for query in queries]
+
+
+def empty_panels(began, ended):
+    """The queries of the dashboard that found nothing all the time."""
+    return [query for query in dashboard() if not ask("query_range", query=query, start=began, end=ended, step=STEP)]
+
+
+def packed(values):
+    return " ".join(f"{value}{len(list(same))}" for value, same in groupby(values))
+
+
+def unpacked(words):
+    return [match[1] for word in words for match in [re.fullmatch(r"(.)(\d+)", word)] for _ in range(int(match[2]))]
+
+
+def record(name, expected, began, ended):
+    """The lines of a fault."""
+    began = (began // STEP - CALM) * STEP
+    times = range(int(began), int(ended) + STEP, STEP)
+    series = lambda query: ask("query_range", query=query, start=times[0], end=times[-1], step=STEP)
+
+    def of(one):
+        seen = {int(at): value for at, value in one["values"]}
+        return [seen.get(at, "_")[:1] for at in times]
+
+    def key(metric):
+        haproxy = metric["instance"].rsplit(":")[-1][-1]
+        return f"{haproxy} {metric.get('proxy', '')}/{metric.get('server') or metric['name']}"
+
+    lines, states = [f"== {name}: {' '.join(sorted(expected)) or 'none'}"], {}
+    for letter, state in STATES.items():
+        for one in series(f'haproxy_server_status{{{NAMES},state="{state}"}}'):
+            row = states.setdefault(key(one["metric"]), ["_"] * len(times))
+            for at, value in enumerate(of(one)):
+                if value != "_":
+                    row[at] = letter if value == "1" else row[at].replace("_", ".")
+    lines += [f"status {server} {packed(row)}" for server, row in sorted(states.items())]
+    for kind, (_, query, usual) in KEPT.items():
+        for one in series(query):
+            row = of(one)
+            if set(row) != {usual}:
+                lines.append(f"{kind} {key(one['metric'])} {packed(row)}")
+    return lines
+
+
+def series_of(lines):
+    """The series that the lines stand for, as promtool has them."""
+    series, length, servers, given = [], 0, [], set()
+
+    def add(metric, labels, values):
+        labels = ",".join(f'{name}="{value}"' for name, value in labels.items())
+        values = " ".join("_" if value == "_" else value for value in values)
+        series.append(f"      - {{series: '{metric}{{{labels}}}', values: '{values}'}}")
+
+    for line in lines:
+        kind, haproxy, name, *words = line.split(" ")
+        proxy, server = name.split("/")
+        row = unpacked(words)
+        length = max(length, len(row))
+        given.add((kind, haproxy, name))
+        labels = {"instance": f"lb:840{haproxy}", "scope": "demo", "proxy": proxy, "server": server}
+        if kind == "status":
+            servers.append((haproxy, name, labels))
+            for letter, state in STATES.items():
+                add("haproxy_server_status", labels | {"state": state}, ["_" if value == "_" else str(int(value == letter)) for value in row])
+        elif kind == "primary":
+            add("patroni_primary", {"instance": f"{server}:8008", "scope": "demo", "name": server}, row)
+        else:
+            labels |= {"state": "L7OK"} if kind == "agent" else {}
+            add(KEPT[kind][0], labels, row)
+    for haproxy, name, labels in servers:
+        for kind in "weight", "answers", "lost", "agent":
+            # of agents, nobody asks an agent; and only HAProxy 3.2 says how its agent checks went
+            asked = not name.startswith("agents/") and (kind != "agent" or haproxy == "6")
+            if (kind == "weight" or asked) and (kind, haproxy, name) not in given:
+                add(KEPT[kind][0], labels | ({"state": "L7OK"} if kind == "agent" else {}), KEPT[kind][2] * length)
+    return series, length
+
+
+def test_of(fault, lines):
+    """A test of promtool: which alerts were raised, and that each was in time."""
+    name, expected = fault
+    series, length = series_of(lines)
+    samples = ", ".join(f"{{labels: '{{alertname=\"{alert}\"}}', value: 1}}" for alert in expected)
+    words = [f"  - interval: {STEP}s", f"    name: {json.dumps(name)}", "    input_series:", *series, "    promql_expr_test:"]
+    ends = [length * STEP] + ([CALM * STEP + SOON] if expected else [])
+    for end in ends:
+        fired = f'group by (alertname) (present_over_time(ALERTS{{alertstate="firing"}}[{end}s]))'
+        words += [f"      - expr: '{fired}'", f"        eval_time: {end}s", f"        exp_samples: [{samples}]"]
+    return words
+
+
+def recorded(text):
+    """[((fault, its alerts), lines)]"""
+    faults = []
+    for line in text.splitlines():
+        if line.startswith("== "):
+            name, expected = line[3:].rsplit(": ", 1)
+            faults.append(((name, [] if expected == "none" else expected.split()), []))
+        elif line and not line.startswith("#"):
+            faults[-1][1].append(line)
+    return faults
+
+
+def promtool(file):
+    """Whether its tests succeed; says why they do not."""
+    done = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True)
+    if done.returncode:
+        print((done.stdout + done.stderr)[-8000:])
+    return done.returncode == 0
+
+
+def replay(faults):
+    """Whether the rules make of what was recorded the alerts that each fault raises, and in time."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as test:
+        head = [f"rule_files: [{RULES.resolve()}]", f"evaluation_interval: {STEP}s", "tests:"]
+        test.write("\n".join([*head, *(line for fault in faults for line in test_of(*fault)), ""]))
+        test.flush()
+        return promtool(test.name)
+
+
+def main():
+    """Tries the rules without a site: by hand and on what was recorded; each alert is raised there, and has its runbook."""
+    faults = [fault for file in sorted(DATA.glob("*.txt")) for fault in recorded(file.read_text())]
+    done = [replay(faults), promtool(BY_HAND)]
+    rules = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
+    tried = {alert for (_, expected), _ in faults for alert in expected}
+    tried |= set(re.findall(r"alertname=\"(\w+)\"", BY_HAND.read_text()))
+    runbook = set(re.findall(r"^\| (Postgres\w+) \|", MANUAL.read_text(), re.MULTILINE))
+    for words, odd in ("is raised nowhere", rules - tried), ("is not in the runbook", rules - runbook), ("is no alert", runbook - rules):
+        done += [not odd]
+        print(*(f"{alert} {words}" for alert in sorted(odd)), sep="\n", end="")
+    print(f"{len(rules)} alerts, {len(faults)} recorded faults")
+    return 0 if all(done) and faults else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
