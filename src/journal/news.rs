@@ -80,7 +80,7 @@ pub fn invalid_line_news(recalled: Recalled, verdict: Verdict) -> Option<News> {
 /// Whether the journal gets a line about a memory that cannot be used. Nothing counts the lines then, so chance has to bound
 /// them, and the clock draws the lot.
 pub fn lost_memory_news(now: Duration) -> Option<News> {
-    let is_drawn = now.subsec_nanos() / 1000 % LOTS == 0;
+    let is_drawn = now.subsec_micros() % LOTS == 0;
     is_drawn.then_some(News::LostMemory)
 }
 

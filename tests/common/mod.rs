@@ -265,7 +265,7 @@ pub fn connection(address: &str) -> (TcpStream, TcpStream) {
     (client, listener.accept().expect("a connection").0)
 }
 
-/// A memory file for one check of any user: without one, each reply says that there is none.
+/// A memory file for checks of any user.
 pub fn memory() -> (TempDir, String) {
     let folder = folder("memory");
     let memory = path_in(&folder, "memory");
@@ -283,11 +283,7 @@ pub fn check_with(
 ) -> Outcome {
     let (haproxy, stream) = connection(address);
     let started = Instant::now();
-    let (_folder, memory) = memory();
-    let named = arguments.iter().any(|word| ["--memory-file", "--settings"].contains(word));
-    let more: &[&str] = if named { &[] } else { &["--memory-file", &memory] };
-    let arguments = [arguments, more].concat();
-    let child = start(how, stream, &arguments).spawn().expect("the agent starts");
+    let child = start(how, stream, arguments).spawn().expect("the agent starts");
     let reply = client(haproxy);
     let took = started.elapsed();
     let output = child.wait_with_output().expect("the agent ends");

@@ -458,7 +458,7 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     for metric in metrics {
         let there = exported.lines().any(|line| line.starts_with(&format!("{metric}{{")));
         let since_3_2 = metric == "haproxy_server_agent_status";
-        assert_eq!(there, !since_3_2 || numbers[..2] >= [3, 2], "{metric} in {version}");
+        assert_eq!(there, !since_3_2 || numbers[..2] >= [3, 2][..], "{metric} in {version}");
     }
     for (label, values) in [
         ("state", rules.split("state=\"").skip(1).collect::<Vec<_>>()),
