@@ -69,10 +69,11 @@ def wrong(answers, said, truths):
             close = len(patroni) > 1 and patroni[0].ended <= answer.begun and answer.ended <= patroni[-1].begun
             if close and patroni[-1].begun - patroni[0].ended < 2 * PROMPT and set(then) == {answer.check}:
                 found.append((answer, "all was well"))
-        if answer.kind == HELD and answer.begun - good.get(answer.grace, 0) > GRACE + BLINK:
+        remembered = answer.check, answer.grace
+        if answer.kind == HELD and answer.begun - good.get(remembered, 0) > answer.grace:
             found.append((answer, "nothing good to hold"))
         if answer.kind in (READY, OUT):
-            good[answer.grace] = answer.ended
+            good[remembered] = answer.ended
     return found
 
 
@@ -84,6 +85,9 @@ class Node:
         self.config = yaml.safe_load(config.read_text())
         self.address = self.config["restapi"]["connect_address"]
         self.certificate, self.key = (config.parent.parent / f"patroni.{end}" for end in ("crt", "key"))
+        self.memory = {grace: Path(os.environ["TMPDIR"], f"{self.name}-{grace}") for grace in (GRACE, 0)}
+        for memory in self.memory.values():
+            memory.touch()  # as systemd-tmpfiles makes it: the agent makes none
         self.answers, self.said, self.truths, self.broken = [], [], [], []
         self.ended = threading.Event()
         tasks = (self.ask_agent, 0.1), (self.ask_patroni, 0.5), (self.ask_postgres, 0.05)
@@ -109,13 +113,12 @@ class Node:
     def ask_agent(self):
         turn = len(self.answers)
         check, grace = (PRIMARY, REPLICA)[turn % 2], (GRACE, 0)[turn // 2 % 2]
-        memory = f"{os.environ['TMPDIR']}/{self.name}-{grace}"
-        options = f"--grace {grace}s --memory-file {memory} --hold-file /nonexistent --before-stop-file /nonexistent"
+        files = ["--memory-file", self.memory[grace], "--hold-file", "/nonexistent", "--before-stop-file", "/nonexistent"]
         tls = ["--cacert", self.certificate, "--cert", self.certificate, "--key", self.key]
         ours, theirs = socket.socketpair()
         begun = time.time()
         with ours, theirs:
-            command = [self.agent, *options.split(), *tls, "--url", f"https://{self.address}", check]
+            command = [self.agent, "--grace", f"{grace}s", *files, *tls, "--url", f"https://{self.address}", check]
             asked = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
             theirs.close()
             words = b"".join(iter(lambda: ours.recv(256), b"")).decode().strip()
@@ -198,9 +201,10 @@ def main(agent, *features):
         total += judge(feature, nodes)
     print("\n".join(Path("behave.log").read_text().splitlines()[-12:]))
     print(line("sum", total))
-    if not (total[f"{READY} {PRIMARY}"] and total[f"{READY} {REPLICA}"]):
-        total["wrong"] += 1
-        print("WRONG: no primary or no replica was ever READY")
+    for seen in f"{READY} {PRIMARY}", f"{READY} {REPLICA}", OUT, DOWN, *([] if features else [HELD]):
+        if not total[seen]:
+            total["wrong"] += 1
+            print(f"WRONG: no answer was ever {seen}")
     return 1 if total["wrong"] else 0
 
 

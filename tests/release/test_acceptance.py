@@ -42,10 +42,11 @@ class Acceptance(unittest.TestCase):
         self.assertEqual(found(DOWN, *[PRIMARY] * 9, well=WELL, lasts=1.5), [])
 
     def test_held(self):
-        held = lambda at, words=READY: found(HELD, *[PRIMARY] * 9, grace=3, before=[(at, words)])
+        held = lambda at, words=READY, grace=3: found(HELD, *[PRIMARY] * 9, grace=grace, before=[(at, words)])
         self.assertEqual(held(7), [])
         self.assertEqual(held(7, MAINT), [])
-        self.assertEqual(held(6.7), ["nothing good to hold"])
+        self.assertEqual(held(6.8), ["nothing good to hold"])
+        self.assertEqual(held(9, grace=0), ["nothing good to hold"])
         self.assertEqual(held(9, DOWN), ["nothing good to hold"])
 
 
