@@ -1,5 +1,7 @@
 """On made-up operations and histories: what nemesis.py cuts, and what it takes for wrong."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -37,6 +39,9 @@ def partitions(kind):
 
 
 class Nemesis(unittest.TestCase):
+    def setUp(self):
+        self.enterContext(contextlib.redirect_stdout(io.StringIO()))
+
     def test_partitions(self):
         nodes = set(NODES)
         for deaf in partitions(nemesis.Halves):
