@@ -1,5 +1,5 @@
 """Brings a real Patroni into one state after the other, asks each node every health check all the time, and keeps each
-answer that is new. Started by tests/data/record."""
+answer that is new in what the agent looks at. Started by tests/data/record."""
 
 import csv
 import functools
@@ -16,7 +16,9 @@ from cluster import DATA, Cluster
 from watch import NODES
 
 WORK, VERSION, ONLY = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-FLAGS = "cluster_unlocked failsafe_mode_is_active pause pending_restart sync_standby quorum_standby watchdog_failed".split()
+# what the index has of an answer besides; the agent does not look at the others
+LOOKED_AT = {"cluster_unlocked", "pause"}
+OTHERS = {"failsafe_mode_is_active", "pending_restart", "sync_standby", "quorum_standby", "watchdog_failed"}
 ASKING = 3  # threads for each node: Patroni has five for its REST API
 
 
@@ -28,9 +30,14 @@ def describe(raw):
     except ValueError:
         said = None
     said = said if isinstance(said, dict) else {}
-    flags = [flag for flag in FLAGS if said.get(flag)]
+    flags = sorted(flag for flag in LOOKED_AT | OTHERS if said.get(flag))
     flags += [f"rs={said['replication_state']}"] if said.get("replication_state") else []
     return head.split(b" ")[1].decode(), said.get("role", ""), said.get("state", ""), ",".join(flags)
+
+
+def distinct(path, status, role, state, flags):
+    """What an answer has in common with others of which one is enough."""
+    return path, status, role, state, frozenset(flags.split(",")) - OTHERS - {""}
 
 
 class Recorder:
@@ -41,9 +48,8 @@ class Recorder:
             rows = list(csv.DictReader(index, delimiter="\t"))
         self.paths = sorted({row["path"] for row in rows})
         self.next = 1 + max(int(row["file"].split("/")[1].split(".")[0]) for row in rows)
-        raw = lambda row: (WORK / "answers" / row["file"]).read_bytes()
         self.known = {
-            (row["path"], *(describe(raw(row)) if raw(row) else (row["status"], "", "", "")))
+            distinct(*(row[column] for column in ("path", "status", "role", "state", "flags")))
             for row in rows if row["version"] == VERSION
         }
         self.scenario, self.added, self.lock, self.ended = "", 0, threading.Lock(), threading.Event()
@@ -55,7 +61,7 @@ class Recorder:
         while not self.ended.is_set():
             for path in paths:
                 self.keep(path, *self.answer(node, path))
-                time.sleep(0.01)
+                time.sleep(0.02)
 
     def answer(self, node, path):
         """The bytes, and how they failed to come."""
@@ -87,9 +93,9 @@ class Recorder:
             return
         said = describe(raw) if raw else (failed, "", "", "")
         with self.lock:
-            if (path, *said) in self.known:
+            if distinct(path, *said) in self.known:
                 return
-            self.known.add((path, *said))
+            self.known.add(distinct(path, *said))
             file = f"{VERSION}/{self.next:04}.http"
             (WORK / "answers" / file).write_bytes(raw)
             with (WORK / "index.tsv").open("a") as index:
@@ -108,21 +114,24 @@ def scenario(name):
     return register
 
 
-def settle(cluster):
-    """Waits until the primary has two standbys that stream, and each Patroni is content."""
-    end = time.monotonic() + 180
+def settle(cluster, seconds=60):
+    """Waits until the primary has two standbys that stream, and each Patroni is content. Whatever a scenario has done to
+    a standby, it is made anew if it must."""
+    end = time.monotonic() + seconds
     streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
-    while True:
+    while time.monotonic() < end:
         try:
             if cluster.sql(cluster.primary(), streaming).strip() == "2":
                 for node in NODES:
                     cluster.run(node, "curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/health")
                 return
         except RuntimeError:
-            if time.monotonic() > end:
-                raise
-        assert time.monotonic() < end, "the cluster does not settle"
+            pass
         time.sleep(0.2)
+    assert seconds == 60, "the cluster does not settle"
+    for standby in faults.others(cluster.primary()):
+        cluster.patronictl("reinit", "demo", standby, "--force", "--wait")
+    settle(cluster, 120)
 
 
 def edit(cluster, node, change):
@@ -303,17 +312,17 @@ def main():
     for thread in recorder.threads:
         thread.start()
     try:
+        settle(cluster)
         for name, make in {**SCENARIOS, **made, **last}.items():
             if not re.search(ONLY, name):
                 continue
-            settle(cluster)
             time.sleep(2)
             recorder.scenario, before, began = name, recorder.added, time.monotonic()
             try:
                 make(cluster, faults.Chance(f"{VERSION} {name}"))
-                settle(cluster)
-            except (RuntimeError, AssertionError) as error:
+            except RuntimeError as error:
                 failed.append(f"{name}: {error}")
+            settle(cluster)
             print(f"{name}: {recorder.added - before} new answers, {time.monotonic() - began:.0f} s", flush=True)
     finally:
         recorder.ended.set()
