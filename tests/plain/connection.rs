@@ -57,7 +57,7 @@ fn patroni_is_found_on_ipv6_and_by_name() {
         let outcome = common::check(&["--url", &url]);
         assert_eq!(outcome.reply, READY, "{url}");
     }
-    // names of /etc/hosts: no_module_is_loaded in tests/system/surroundings.rs
+    // names of /etc/hosts: no_module_of_the_name_services_is_loaded in tests/system/surroundings.rs
     let outcome = common::check(&["--url", "http://no-such-host.invalid:8008"]);
     let told = "down ready # Patroni no-such-host.invalid:8008: not in /etc/hosts, and DNS is not used: give --connect-to ADDRESS\n";
     assert_eq!(outcome.reply, told);
@@ -664,6 +664,32 @@ fn an_operator_can_try_a_copy_of_wrong_settings() {
     // as a check with the units' settings does
     let unlike = "patroni-agent-check: the units would answer fail to HAProxy: --user patroni-agent-check: not in /etc/passwd";
     assert!(said.starts_with(unlike), "{said}");
+}
+
+/// The access list of 0.1.0 beside a new one, in a mount namespace.
+#[test]
+fn a_check_by_hand_warns_of_several_access_lists() {
+    let patroni = FakePatroni::primary();
+    let folder = "/etc/systemd/system/patroni-agent-.socket.d";
+    let said = |files: &str| {
+        let script = r#"
+            mount -t tmpfs none /etc/systemd
+            mkdir -p $3
+            for file in $2; do echo IPAddressAllow=10.0.0.1 > $3/$file.conf; done
+            exec $0 --url $1"#;
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-ec", script, AGENT])
+            .args([&patroni.url(), files, folder])
+            .stdin(Stdio::null())
+            .output();
+        text(&output.expect("unshare")).2
+    };
+    let one = said("fence");
+    assert!(!one.contains("access lists"), "{one}");
+    let warning = "several access lists hold, and whoever is in any of them is let in: ";
+    let both = said("fence access-list");
+    let files = format!("{folder}/access-list.conf and {folder}/fence.conf\n");
+    assert!(both.contains(&format!("{warning}{files}")), "{both}");
 }
 
 // agent-send

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 /// The settings of the units hold for a check by hand, too, and `--explain` says so.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn it_says_what_haproxy_is_told() {
+fn a_check_by_hand_says_what_haproxy_is_told() {
     let settings = "/etc/default/patroni-agent-check";
     let machine = Node::boot("by-hand", "/");
     let by_hand = |arguments| machine.sh(&format!("patroni-agent-check {arguments} 2>&1 || true"));
@@ -27,16 +27,16 @@ fn it_says_what_haproxy_is_told() {
     for nothing in ["nobody listens", "another program", "drop-ins", "not here"] {
         assert!(!explained.contains(nothing), "{nothing}: {explained}");
     }
-    // root has the eyes of the units' user: what is in a folder of root's, HAProxy's checks do not see either
+    // root's check sees as the units' user does: HAProxy's checks cannot see into a folder of root's either
     machine.sh("mkdir -m 700 /run/locked; echo drain > /run/locked/hold");
     machine.file(settings, "OPTIONS='--agent-send --hold-file /run/locked/hold'\n");
     let told = machine.network(|| ask(5555, "primary"));
     assert!(told.contains("; cannot see whether there is a hold: /run/locked/hold"), "{told}");
     assert!(by_hand("").starts_with(told.trim()), "{told}: {}", by_hand(""));
-    // but for the settings, which systemd reads as root
+    // but it reads the settings as root, as systemd does
     machine.sh(&format!("chmod 600 {settings}"));
     assert!(by_hand("").starts_with(told.trim()), "{told}: {}", by_hand(""));
-    // nor for a copy that is tried and that nobody but root can read
+    // and a copy that is tried and that only root can read
     machine.sh(&format!("cp {settings} /root/settings; chmod 600 /root/settings"));
     let tried = by_hand("--settings /root/settings");
     assert!(tried.starts_with(told.trim()), "{told}: {tried}");
@@ -44,13 +44,18 @@ fn it_says_what_haproxy_is_told() {
     let unread = "settings: /etc/default/patroni-agent-check: Permission denied (os error 13), so the defaults hold here";
     assert!(joe.contains(unread) && joe.contains("up ready # primary, running"), "{joe}");
     machine.sh(&format!("chmod 644 {settings}"));
-    // a user that is not there yet is no reason not to answer
+    // the user that the check has become
+    assert!(
+        by_hand("--user nobody --explain")
+            .contains("user: uid 65534; the units run each check as ")
+    );
+    // without its user, the check still answers
     let unlike = "user: uid 0; the units run each check as patroni-agent-check; not here: not in /etc/passwd";
     machine.sh("cp -p /etc/passwd /root/passwd; sed -i /^patroni-agent-check:/d /etc/passwd");
     let explained = by_hand("--explain");
     assert!(explained.contains(unlike) && explained.contains("up drain # hold: "), "{explained}");
     machine.sh("cp -p /root/passwd /etc/passwd");
-    // its own options leave the file aside
+    // with options on the command line, the file does not count
     assert!(by_hand("--grace 0 replica").starts_with("up maint"));
     assert!(by_hand("").starts_with("up ready"));
     machine.file(settings, "export OPTIONS=\"--agent-send\"\n");
@@ -87,10 +92,10 @@ fn it_says_what_haproxy_is_told() {
     assert!(!explained.contains("listens on port 5555"), "{explained}");
 }
 
-/// A settings file, however it is written: what a check by hand makes of it is what systemd makes of it.
+/// A check by hand reads a settings file as systemd does, however it is written.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn the_settings_are_those_of_systemd() {
+fn a_check_by_hand_reads_the_settings_as_systemd_does() {
     on_both("settings", |name, root| {
         let machine = Node::boot(name, root);
         for text in [
@@ -136,7 +141,7 @@ fn the_settings_are_those_of_systemd() {
             machine.file("/etc/default/patroni-agent-check", text);
             let told = machine.network(|| ask(5555, ""));
             let by_hand = machine.sh("patroni-agent-check 2>&1 || true");
-            // what is wrong with the settings is for a terminal
+            // only a terminal is told what is wrong with the settings
             let wrong = told.strip_prefix("fail ready # patroni-agent-check: ");
             let same = match wrong {
                 Some(wrong) => {
