@@ -1,4 +1,4 @@
-//! A machine of tests/lab: a real systemd in namespaces of its own, gone when it is dropped.
+//! A machine of tests/lab: a real systemd in namespaces of its own, which ends when it is dropped.
 
 use super::lab;
 use std::fs;
@@ -11,12 +11,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots it over this machine's root, or another.
+    /// Boots a machine over this machine's root or another.
     pub fn boot(name: &str, root: &str) -> Machine {
         Machine::boot_with(name, root, "")
     }
 
-    /// Boots it with the files of this folder in their places.
+    /// Boots a machine with the files of this folder in their places.
     pub fn boot_with(name: &str, root: &str, folder: &str) -> Machine {
         let name = format!("{name}-{}", std::process::id());
         let mut machine = Machine { name, leader: String::new() };

@@ -1,5 +1,4 @@
-//! A fake Patroni for what the real one cannot be made to do, and the agent started as systemd
-//! and xinetd start it.
+//! A fake Patroni that does what a real one cannot be made to do, and the agent, started as systemd and xinetd start it.
 #![allow(dead_code)] // each program uses its part
 
 pub mod machine;
@@ -27,10 +26,10 @@ pub fn shipped() -> PathBuf {
     target.join("x86_64-unknown-linux-gnu/release/patroni-agent-check")
 }
 
-/// A healthy primary's answer, for tests that are about something else.
+/// A healthy primary's answer.
 pub const PRIMARY: &str = r#"{"state": "running", "role": "primary", "timeline": 5}"#;
 
-/// The whole reply that it becomes.
+/// The whole reply to HAProxy for that answer.
 pub const READY: &str = "up ready # primary, running, timeline 5\n";
 
 pub fn http(status: u16, body: &str) -> Vec<u8> {
@@ -38,7 +37,7 @@ pub fn http(status: u16, body: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// A server that does to each connection what it is told to, one thread for each, and counts.
+/// A server that handles each connection in a thread as a test says, and counts them.
 pub struct FakePatroni {
     pub address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -132,7 +131,7 @@ pub fn in_network(test: &str) -> bool {
     in_network_by(&["--user", "--map-root-user", "--net"], test)
 }
 
-/// The same for root, who can be other users there.
+/// The same as root, who can become other users there.
 pub fn in_network_of_root(test: &str) -> bool {
     in_network_by(&["--net"], test)
 }
@@ -158,10 +157,10 @@ fn in_network_by(unshare: &[&str], test: &str) -> bool {
     false
 }
 
-/// What came of one check.
+/// The outcome of one check.
 #[derive(Debug)]
 pub struct Outcome {
-    /// All that the peer got.
+    /// All bytes that the peer got.
     pub reply: String,
     pub stderr: String,
     pub code: Option<i32>,
@@ -221,7 +220,7 @@ pub fn full_backlog() -> (SocketAddr, (TcpListener, Vec<TcpStream>)) {
     (address, (listener, waiting))
 }
 
-/// What systemd listens on for a service that tells it how it is (`NOTIFY_SOCKET`).
+/// The socket on which systemd listens for a service's messages (`NOTIFY_SOCKET`).
 pub struct NotifySocket {
     pub path: PathBuf,
     socket: UnixDatagram,
@@ -245,7 +244,7 @@ impl NotifySocket {
     }
 }
 
-/// A folder of this test's own in which everyone may look, gone when it is dropped.
+/// A folder for this test that every user may enter; it is removed when it is dropped.
 pub fn folder(name: &str) -> TempDir {
     let prefix = format!("patroni-agent-check-{name}-");
     let open = Permissions::from_mode(0o755);
@@ -274,7 +273,7 @@ pub fn memory() -> (TempDir, String) {
     (folder, memory)
 }
 
-/// One check through a socket. `client` plays HAProxy: it may send, and returns what it got.
+/// Makes one check through a socket. `client` plays HAProxy: it may send, and returns what it got.
 pub fn check_with(
     how: Start,
     address: &str,
@@ -307,7 +306,7 @@ pub fn listen(mut haproxy: TcpStream) -> String {
     String::from_utf8(reply).expect("ASCII")
 }
 
-/// One check as systemd starts it, HAProxy sending nothing.
+/// Makes one check as systemd starts it, in which HAProxy sends nothing.
 pub fn check(arguments: &[&str]) -> Outcome {
     check_with(Start::ListenFds, "127.0.0.1:0", arguments, listen)
 }
@@ -317,8 +316,8 @@ pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The recorded answers: a folder for each version of Patroni. They are unpacked once, for the processes of
-/// cargo-nextest, too.
+/// The recorded answers: a folder for each version of Patroni. They are unpacked once, for the processes of cargo-nextest,
+/// too.
 pub fn answers() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {

@@ -1,5 +1,4 @@
-//! What HAProxy shows of its servers, read from its stats socket: HAProxy's management guide, "show servers state" and
-//! "show stat".
+//! What HAProxy shows of its servers on its stats socket: HAProxy's management guide, "show servers state" and "show stat".
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};

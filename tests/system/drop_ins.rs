@@ -1,4 +1,4 @@
-//! What a site adds to the units: the drop-ins of units/examples, a Patroni at another address, a second Patroni.
+//! What a site adds to the units: the drop-ins of units/examples, a Patroni on another address, a second Patroni.
 
 use crate::common::{self, AGENT, FakePatroni};
 use crate::node::{LISTEN, Node, UNITS, ask, ask_at, check, on_both};
@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// The drop-ins that a site may choose still answer, and are as closed as the README says.
+/// With the drop-ins that a site may choose, checks still answer, and the exposure is what the README says.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn drop_ins() {
+fn each_drop_in_answers_with_its_exposure() {
     on_both("drop-ins", |name, root| {
         let machine = Node::boot(name, root);
         // the first instance brings its slice, and a line for that
@@ -41,10 +41,10 @@ fn drop_ins() {
     });
 }
 
-/// As Debian's Patroni package sets it up: its REST API has the node's address only, and nobody has told the agent.
+/// Debian's Patroni package lets the REST API listen on the node's address only, and the agent has to find it.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn a_patroni_on_the_nodes_address() {
+fn a_patroni_on_the_nodes_address_is_found() {
     let node: SocketAddr = "10.99.0.1:5555".parse().expect("an address");
     on_both("address", |name, root| {
         for units in [UNITS, LISTEN] {
@@ -56,7 +56,7 @@ fn a_patroni_on_the_nodes_address() {
             };
             machine.network(|| {
                 assert_eq!(ask_at(node, "primary"), "up ready # primary, running, timeline 0\n", "{units} {name}");
-                // nowhere but at the address that was asked; a question without an answer yet, so without a grace
+                // only on the address that HAProxy asked; a check without a record, and so without a grace period
                 let refused = "down ready # Patroni 127.0.0.1:8008: connection refused (see restapi.listen and --url)\n";
                 assert_eq!(ask(5555, "leader"), refused, "{units} {name}");
             });
@@ -109,15 +109,15 @@ fn a_patroni_on_the_nodes_address() {
     });
 }
 
-/// units/examples/container.conf, where systemd may make no namespace, or nothing in one.
+/// units/examples/container.conf, on a machine where systemd may make no namespace, or may do nothing in one.
 #[test]
 #[ignore = "needs root, systemd and strace: tests/run"]
-fn a_container_without_namespaces() {
+fn the_listener_starts_in_a_container_without_namespaces() {
     on_both("container", |name, root| {
         let machine = Node::with(LISTEN, name, root);
         let service = format!("{LISTEN}.service");
         let folder = format!("/etc/systemd/system/{service}.d");
-        // no namespace at all is the usual case, and systemd goes on without; here nothing may be mounted in it
+        // usually a container may make no namespace, and systemd goes on without one; here systemd may mount nothing in one
         for (calls, status) in [("mount,mount_setattr,move_mount,fsmount", "226")] {
             machine
                 .sh(&format!("rm -rf {folder}; systemctl stop {service}; systemctl daemon-reload"));
@@ -151,7 +151,7 @@ fn a_container_without_namespaces() {
 /// By the commands of units/README.md.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn a_second_patroni() {
+fn a_second_patroni_has_its_own_agent() {
     let machine = Node::boot("second", "/");
     machine.network(|| {
         FakePatroni::on("127.0.0.1:8009", move |mut stream, _| {

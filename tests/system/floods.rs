@@ -42,11 +42,11 @@ fn a_flood_from_outside_the_access_list() {
     }
 }
 
-/// Without an access list, two addresses that keep open what they can get and say nothing: 43 a second would keep 64 places,
-/// if each were kept for the whole `--timeout`.
+/// Without an access list, two addresses keep open as many silent connections as they can: 43 a second would take 64 places,
+/// if each kept its place for the whole `--timeout`.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn two_silent_strangers() {
+fn two_silent_strangers_cost_haproxy_no_check() {
     for (name, root) in [("silent-12", "/"), ("silent-13", DEBIAN_13)] {
         let machine = Node::boot(name, root);
         machine.put(&common::shipped(), "/usr/bin/patroni-agent-check");
@@ -56,11 +56,11 @@ fn two_silent_strangers() {
     }
 }
 
-/// One health check hangs, which four HAProxies ask in 18 pools each, and a stranger as often as it can: the places that
-/// are left suffice for another check, and nobody writes a line for those that are refused.
+/// Four HAProxies with 18 pools each, and a stranger as often as it can, ask a health check that hangs: the places that are
+/// left suffice for another check, and no refused connection is logged.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn a_stranger_while_patroni_hangs() {
+fn a_stranger_leaves_places_while_patroni_hangs() {
     on_both("hangs", |name, root| {
         let machine = Node::boot(name, root);
         let settings = "OPTIONS='--agent-send --timeout 10s --url http://127.0.0.1:8010'\n";

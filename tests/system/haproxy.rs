@@ -1,5 +1,5 @@
-//! Real HAProxy with the program as its agent: what each verdict does, from every state.
-//! Needs HAProxy (tests/install); tests/run runs it. HAPROXY names another one.
+//! Real HAProxy with the program as its agent: what each verdict does, from every state. Needs HAProxy (tests/install);
+//! tests/run runs it. HAPROXY names another one.
 
 use crate::common::{self, AGENT, FakePatroni, Start, http, start, stats_socket};
 use crate::played_nodes::{LONG, Site, Truth};
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 /// Agents that systemd would show as failed.
 static FAILED_UNITS: AtomicUsize = AtomicUsize::new(0);
 
-/// What systemd is to the agent: starts it for each connection.
+/// Starts the agent for each connection, as systemd does.
 fn launcher(address: &str, arguments: Arc<Mutex<Vec<String>>>) -> SocketAddr {
     let listener = TcpListener::bind(address).expect("a free port");
     let address = listener.local_addr().expect("an address");
@@ -62,7 +62,7 @@ pub struct HaProxy {
 }
 
 impl HaProxy {
-    /// Starts it with these `backend` sections.
+    /// Starts HAProxy with these `backend` sections.
     pub fn start(name: &str, backends: &str) -> Self {
         let text = format!(
             "global\n stats socket SOCKET level admin\ndefaults\n mode tcp\n timeout check 2s\n \
@@ -71,7 +71,7 @@ impl HaProxy {
         Self::run(name, &text)
     }
 
-    /// Starts it with this configuration; SOCKET stands for its stats socket.
+    /// Starts HAProxy with this configuration, in which SOCKET stands for its stats socket.
     pub fn run(name: &str, text: &str) -> Self {
         let folder = common::folder(name);
         let configuration = folder.path().join("haproxy.cfg");
@@ -279,7 +279,7 @@ fn each_verdict_from_each_state() {
             reach(&from, "any");
             reach(to, from.name);
         }
-        // hold leaves everything as it is, and says why
+        // a reply that changes nothing shows its reason
         reach(&from, "any");
         let hold = ["--url", "http://127.0.0.1:1", "--unreachable", "keep"].map(str::to_owned);
         *arguments.lock().expect("no panic") = hold.to_vec();
@@ -291,7 +291,7 @@ fn each_verdict_from_each_state() {
             haproxy.reaches(backend, operating, administrative, said);
         }
     }
-    // what an operator or another agent left behind is healed by one "up ready"
+    // one "up ready" undoes what an operator or another agent has left
     reach(&READY, "any");
     for command in ["agent down", "state drain", "state maint"] {
         for backend in ["plain", "checked"] {
@@ -473,8 +473,8 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     }
 }
 
-/// The pools of units/examples/haproxy.cfg with one server: HAProxy keeps the last word of an agent that says nothing more,
-/// and its own check ends that if Patroni says no, and does not if Patroni says yes. `agents` shows the silence.
+/// The pools of units/examples/haproxy.cfg with one server: HAProxy keeps the last reply of a silent agent. HAProxy's own
+/// check ends that if Patroni answers 503, and not if Patroni answers 200. `agents` shows the silence.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn a_silent_agent_is_bounded_by_the_check() {
@@ -550,7 +550,7 @@ fn a_silent_agent_is_bounded_by_the_check() {
 /// units/examples/haproxy.cfg.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
-fn a_slow_answer_is_heard() {
+fn haproxy_waits_for_a_slow_reply() {
     let agent = FakePatroni::raw(|mut stream| {
         std::thread::sleep(Duration::from_millis(1200));
         let _ = stream.write_all(b"up ready\n");
@@ -572,8 +572,8 @@ fn a_slow_answer_is_heard() {
     }
 }
 
-/// The pools of units/examples/haproxy.cfg: the write pool's agents are asked four times as often as the read pool's, and
-/// a client finds another server if one refuses it, as a primary does that has just stopped.
+/// The pools of units/examples/haproxy.cfg: the write pool's agents are asked four times as often as the read pool's, and a
+/// client finds another server if one refuses it, as a primary does that has just stopped.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn the_write_pool_asks_often_and_a_client_finds_the_other_server() {
@@ -719,8 +719,8 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     assert_eq!(site.stat("reserve", "BACKEND", "stot"), used);
 }
 
-/// What the backend `reserve` of units/examples/haproxy.cfg makes of Patroni's answers; and each of its `expect` lines is
-/// there for one of them.
+/// The states of the servers in the backend `reserve` of units/examples/haproxy.cfg for Patroni's answers. Each of its
+/// `expect` lines is needed for one of them.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn the_reserve_tells_a_broken_primary_from_another_role() {
@@ -773,8 +773,8 @@ fn the_reserve_tells_a_broken_primary_from_another_role() {
     }
 }
 
-/// HAProxy's own regression test of agents sends words of all classes at once; ours always sends
-/// two, and HAProxy gets them in one segment, from one write.
+/// HAProxy's own regression test of agents sends words of all classes at once. This agent always sends two, and HAProxy gets
+/// them in one segment, from one write.
 #[test]
 #[ignore = "needs strace: tests/run"]
 fn one_write() {

@@ -13,12 +13,12 @@ fn attack(units: &'static str, name: &str, root: &str) {
     machine.haproxies(4);
     machine.assert_alive("start");
 
-    // one hour of one pool, and not one line
+    // one hour of one pool leaves no line
     machine.sh("systemctl stop 'haproxy*'");
     for _ in 0..20 {
         machine.network(|| check(5555));
     }
-    // without any settings either; HAProxy's question is then not looked at
+    // without any settings, the agent ignores HAProxy's question
     machine.sh("mv /etc/default/patroni-agent-check /etc/default/away");
     machine.sh(&format!("systemctl stop {LISTEN}.service"));
     let lines = machine.journal_lines();
@@ -70,7 +70,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
     let back = || {
         machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check")
     };
-    // deaf to SIGTERM as well, with which systemd sends a SIGCONT
+    // this agent also ignores SIGTERM, with which systemd sends a SIGCONT
     let deaf = "trap '' TERM; kill -STOP $$; while :; do sleep 1; done";
     for (what, script) in [("crashes", "kill -SEGV $$"), ("hangs", deaf)] {
         instead(script);
@@ -84,8 +84,8 @@ fn attack(units: &'static str, name: &str, root: &str) {
         sleep(3 * INTERVAL);
         back();
         if script == deaf {
-            // those that hang are ended by RuntimeMaxSec and TimeoutStopSec, and give their places back; one for many by
-            // TimeoutStartSec
+            // RuntimeMaxSec and TimeoutStopSec end a check that hangs, and free its place; TimeoutStartSec ends a listener
+            // that hangs
             sleep(Duration::from_secs(if units == LISTEN { 25 } else { 18 }));
         }
         machine.assert_alive(&format!("an agent that {what} at every check"));
@@ -99,7 +99,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
             sleep(2 * INTERVAL);
             let tried = machine.sh(&format!("systemctl show -P NRestarts {LISTEN}.service"));
             let tried: u64 = tried.trim().parse().expect("a number");
-            // twice a second, though four HAProxies ask and nobody is answered
+            // twice a second, although four HAProxies ask and get no reply
             assert!(
                 (1..=10).contains(&tried),
                 "a program that {what} was started {tried} times in 4 s"
@@ -121,7 +121,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
         println!("{}: milliseconds between starts: {apart:?}", machine.name);
         assert!(apart.len() > 1 && apart.iter().all(|time| *time >= 500), "{apart:?}");
         machine.assert_alive("a program that fails at once");
-        // what ends well is started again by the waiting connections, at once, and not by the timer
+        // the waiting connections start a listener that ended well at once, without the timer
         instead("exec systemd-notify --ready");
         sleep(2 * INTERVAL);
         back();
@@ -191,7 +191,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
 /// Both pairs of units on both Debians at the same time.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn never_dead() {
+fn nothing_kills_the_port() {
     std::thread::scope(|scope| {
         for (units, name) in [(UNITS, "each"), (LISTEN, "many")] {
             scope.spawn(move || on_both(name, |name, root| attack(units, name, root)));
@@ -199,10 +199,10 @@ fn never_dead() {
     });
 }
 
-/// Each setting is there for something that happens without it.
+/// Without each of these settings, something breaks.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn without_the_settings() {
+fn each_setting_of_the_units_is_needed() {
     let machine = Node::boot("without", "/");
     assert!(machine.network(|| check(5555)).starts_with("up ready"));
     // which would open the port again

@@ -1,4 +1,4 @@
-//! A machine with the shipped units, a fake Patroni and HAProxy, and who asks there.
+//! A machine with the shipped units, a fake Patroni and HAProxy, and those who ask its agent.
 
 use crate::common::machine::Machine;
 use crate::common::{self, AGENT, FakePatroni, lab, stats_socket};
@@ -22,7 +22,7 @@ pub const INTERVAL: Duration = Duration::from_secs(2);
 /// `timeout check` of units/examples/haproxy.cfg.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The units: a process for each check, one process for many.
+/// The usual pair and the listening pair of units.
 pub const UNITS: &str = "patroni-agent-check";
 pub const LISTEN: &str = "patroni-agent-check-listen";
 
@@ -52,11 +52,11 @@ impl Node {
         Node::with_patroni(units, name, root, "127.0.0.1")
     }
 
-    /// With a Patroni that listens on this address alone, which becomes one of the machine's.
+    /// Boots with a Patroni that listens on this address alone, which becomes an address of the machine.
     pub fn with_patroni(units: &'static str, name: &str, root: &str, address: &str) -> Node {
         let node = Node { machine: Machine::boot(name, root), units, said: Arc::default() };
         lab("machine", &["agent", &node.name, AGENT]).expect("it is installed");
-        // what a test replaces it with and by
+        // for a test that replaces the program
         node.put(Path::new(AGENT), "/root/patroni-agent-check");
         node.sh("chmod 755 /root");
         if address != "127.0.0.1" {
@@ -76,7 +76,7 @@ impl Node {
         node
     }
 
-    /// Runs something in a thread in this machine's network.
+    /// Runs a closure in a thread in this machine's network.
     pub fn network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let network = File::open(format!("/proc/{}/ns/net", self.leader)).expect("its network");
         std::thread::scope(|scope| {
@@ -114,8 +114,8 @@ impl Node {
         child
     }
 
-    /// HAProxy's own checks, ten a second, until the strangers are gone: how many, how many of them were not answered
-    /// in time, and the longest.
+    /// Makes HAProxy's agent checks, ten a second, until the strangers are gone. Returns how many there were, how many got
+    /// no reply in time, and the longest.
     pub fn checks_among(&self, mut strangers: Vec<Child>) -> (usize, usize, Duration) {
         let (mut asked, mut missed, mut longest) = (0, 0, Duration::ZERO);
         while strangers.iter_mut().any(|child| child.try_wait().expect("a child").is_none()) {
@@ -162,14 +162,14 @@ impl Node {
         }
     }
 
-    /// What HAProxy's agent said last.
+    /// What HAProxy shows of the agent's last reply.
     fn heard(&self) -> String {
         let socket = self.inside("/run/haproxy1.sock");
-        // it is just starting
+        // HAProxy is just starting
         stats_socket::stat(&socket, "pool", "pg", "last_agt").unwrap_or_default()
     }
 
-    /// One check leaves its record.
+    /// Asserts that one check leaves its record.
     pub fn assert_remembers(&self, what: &str) {
         let memory = "/run/patroni-agent-check/memory";
         self.sh(&format!(": > {memory}"));
@@ -178,9 +178,9 @@ impl Node {
         assert_ne!(left, 0, "{what}: nothing is left for the next check");
     }
 
-    /// The next answer must reach HAProxy within two intervals, with the time of a check on top.
+    /// Asserts that the next reply reaches HAProxy within two intervals and the time of one check.
     pub fn assert_alive(&self, after: &str) {
-        // something that HAProxy cannot have heard before
+        // a reply that HAProxy cannot have got before
         let wanted = format!("timeline {})", self.said.fetch_add(1, Ordering::SeqCst) + 1);
         let started = Instant::now();
         while !self.heard().contains(&wanted) {
@@ -266,7 +266,7 @@ pub fn ask_at(address: SocketAddr, line: &str) -> String {
     reply
 }
 
-/// So many connections, spread over two seconds as far as this machine can; none is waited for.
+/// Makes so many connections, over two seconds if this machine can, and waits for none.
 pub fn flood(count: u32) {
     let started = Instant::now();
     let mut made = VecDeque::new();
@@ -279,7 +279,7 @@ pub fn flood(count: u32) {
         bind(&socket, &SocketAddr::from((STRANGER, 0))).expect("another address");
         let _ = connect(&socket, &agent(5555));
         made.push_back(socket);
-        // some time to get through
+        // time for the connections to arrive
         if made.len() > 300 {
             made.pop_front();
         }
@@ -287,7 +287,7 @@ pub fn flood(count: u32) {
     println!("{count} connections in {:.1} s", started.elapsed().as_secs_f64());
 }
 
-/// A test of Debian 12 and of Debian 13 at the same time: most of the time it waits.
+/// Runs a test on Debian 12 and on Debian 13 at the same time, since it mostly waits.
 pub fn on_both(name: &str, test: impl Fn(&str, &str) + Sync) {
     std::thread::scope(|scope| {
         for (debian, root) in [(12, "/"), (13, DEBIAN_13)] {

@@ -126,7 +126,7 @@ fn serve(number: u8, address: &str, is: &Arc<Truth>) {
     }
 }
 
-/// HAProxy and its nodes; pg1 is the primary.
+/// HAProxy and its nodes. At first, pg1 is the primary.
 pub struct Site {
     haproxy: HaProxy,
     pub nodes: [Node; 3],
@@ -185,7 +185,7 @@ impl Site {
         site
     }
 
-    /// A client, which sends its first words at once as all do, and gives up after `patience`.
+    /// A client, which sends its first words at once, as all clients do, and gives up after `patience`.
     pub fn client(port: u16, patience: Duration) -> Session {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("HAProxy");
         stream.set_read_timeout(Some(patience)).expect("a socket");
@@ -195,7 +195,7 @@ impl Site {
         Session { answer, at: Instant::now(), stream }
     }
 
-    /// So many clients at once, each of which keeps its session for this long.
+    /// Starts so many clients at once, each of which keeps its session for this long.
     pub fn clients(&self, number: usize, keeps: Duration) -> Vec<JoinHandle<Session>> {
         let port = self.writes;
         let client = move || {
@@ -207,7 +207,7 @@ impl Site {
         (0..number).map(|_| std::thread::spawn(client)).collect()
     }
 
-    /// The primary is none any more, or is one again.
+    /// Turns the primary into a standby, or back.
     pub fn turn(&self, node: usize, primary: bool) {
         Truth::set(&self.nodes[node].is.primary, primary);
     }

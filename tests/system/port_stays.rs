@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Comes back within two seconds, says the manual; this machine may be busy.
+/// The guide says two seconds; this machine may be busy.
 const SOON: Duration = Duration::from_secs(20);
 
 /// Makes calls of PID 1 fail until it is dropped.
@@ -58,7 +58,7 @@ impl Node {
         println!("{}: {what}: after {:.1} s", self.name, begun.elapsed().as_secs_f32());
     }
 
-    /// What the journal has of the agent's own.
+    /// The agent's lines in the journal.
     fn said(&self) -> String {
         self.sh("journalctl --sync; journalctl -q --no-pager -o cat -t patroni-agent-check")
     }
@@ -67,7 +67,7 @@ impl Node {
         self.sh(&format!("systemctl is-active {unit} || true")) == "active\n"
     }
 
-    /// Another program of this machine takes the port, and the socket fails.
+    /// Lets another program of this machine take the port, so that the socket fails.
     fn stranger_takes_the_port(&self, units: &str) {
         self.sh(&format!("systemctl stop {units}.socket"));
         self.sh("systemd-run --quiet --unit=stranger --uid=nobody systemd-socket-activate -a -l 5555 /bin/true");
@@ -78,7 +78,7 @@ impl Node {
     }
 }
 
-/// The error comes at the call that PID 1 makes for a connection, and at those that it makes to help itself.
+/// The error hits the call that PID 1 makes for a connection, and the calls that it makes to recover.
 #[test]
 #[ignore = "needs root, systemd and strace: tests/run"]
 fn an_error_of_pid_1_closes_the_port_for_two_seconds_at_most() {
@@ -99,7 +99,7 @@ fn an_error_of_pid_1_closes_the_port_for_two_seconds_at_most() {
         ] {
             let errors = Errors::inject(&machine, &format!("{what}:when=1..{times}"));
             let began = Instant::now();
-            // PID 1 may have forked for something else first, and then this one is answered
+            // PID 1 may have forked for something else first, and then this check is answered
             machine.answers();
             machine.soon(&format!("{what}, {times} times"), Node::answers);
             println!("{name}: {what}, {times} times: closed for {:?} at most", began.elapsed());
@@ -115,7 +115,7 @@ fn an_error_of_pid_1_closes_the_port_for_two_seconds_at_most() {
     });
 }
 
-/// Its process is started by the timer, while the connections wait in the socket.
+/// The timer starts the listener, while the connections wait in the socket.
 #[test]
 #[ignore = "needs root, systemd and strace: tests/run"]
 fn an_error_of_pid_1_never_closes_the_listening_pair() {
@@ -136,7 +136,7 @@ fn an_error_of_pid_1_never_closes_the_listening_pair() {
     });
 }
 
-/// A stranger has the port for as long as it takes: who that is, and what an administrator does meanwhile.
+/// While a stranger has the port, the journal names him, and an administrator wins.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn an_administrator_wins_while_the_port_is_opened_again() {
@@ -161,7 +161,7 @@ fn an_administrator_wins_while_the_port_is_opened_again() {
                     (&*removal, ""),
                 ] {
                     machine.sh(&format!("systemctl unmask -q {units}.socket; systemctl enable -q {units}.socket; systemctl stop {other}.socket"));
-                    // once it has said so, it knows that the socket was enabled
+                    // after this line, the program knows that the socket was enabled
                     let said = machine.said();
                     machine.stranger_takes_the_port(units);
                     machine.soon("it tries", |machine| machine.said() != said);
@@ -231,7 +231,7 @@ fn an_address_that_comes_late() {
     }
 }
 
-/// systemd would write a line for each.
+/// systemd would log each of them.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn connections_that_are_reset_before_they_are_accepted() {

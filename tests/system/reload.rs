@@ -6,7 +6,7 @@ use std::fs;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-/// Takes HAProxy's admin socket away, and puts it back.
+/// Commands that take HAProxy's admin socket away and put it back.
 const NO_SOCKET: &str = "mv /run/haproxy/admin.sock /run/haproxy/away";
 const SOCKET: &str = "mv /run/haproxy/away /run/haproxy/admin.sock";
 
@@ -69,7 +69,7 @@ impl LoadBalancer {
         ));
     }
 
-    /// Reloads, and waits until the new process serves: the old one is at its end, or has ended.
+    /// Reloads, and waits until the new process serves and the old one ends.
     fn reload(&self) {
         self.sh("old=$(pgrep -P $(systemctl show -P MainPID haproxy))
             systemctl reload haproxy
@@ -92,7 +92,7 @@ impl LoadBalancer {
         }
     }
 
-    /// How often the journal says that the states were not saved.
+    /// Counts the lines in the journal that say that the states were not saved.
     fn complaints(&self) -> usize {
         self.sh(
             "journalctl --sync; journalctl -q -o cat -u haproxy | grep -c 'were not saved' || true",
@@ -212,7 +212,7 @@ fn a_reload_keeps_the_states_when_a_word_comes_or_goes() {
     }
 }
 
-/// The agents are silent after the reload, and the reserve is there for that. A hold stays one.
+/// The agents are silent after the reload, and the reserve takes over. A hold stays.
 #[test]
 #[ignore = "needs root, systemd and HAProxy: tests/run"]
 fn a_reload_leaves_the_reserve_as_it_was() {
@@ -231,7 +231,7 @@ fn a_reload_leaves_the_reserve_as_it_was() {
     machine.shows("reserve", "UP DRAIN (agent) ");
 }
 
-/// They would be refused in the old process after ten seconds.
+/// The old process would refuse the waiting clients after ten seconds.
 #[test]
 #[ignore = "needs root, systemd and HAProxy: tests/run"]
 fn a_reload_waits_for_clients_that_wait_for_a_server() {

@@ -1,6 +1,5 @@
-//! A machine that goes down answers until the end, and one that comes up has all that a check needs: by real systemctl,
-//! with something beside the agent that takes six seconds to stop. Needs root and what tests/install installs; tests/run
-//! runs it.
+//! A machine that goes down answers until the end, and one that boots has all that a check needs: by real systemctl, beside
+//! a service that takes six seconds to stop. Needs root and what tests/install installs; tests/run runs it.
 
 use crate::common::machine::Machine;
 use crate::common::{self, AGENT};
@@ -17,8 +16,8 @@ use std::time::{Duration, Instant};
 /// As Patroni and PostgreSQL stop.
 const SLOW: &str = "[Service]\nExecStart=/bin/sleep 100\nExecStop=/bin/sleep 6\nExecStopPost=/bin/touch /run/stopped\n";
 
-/// Runs this on a machine, asks all the time until the slow service has stopped, and `more` after that; nothing may be
-/// lost. Returns the journal.
+/// Runs this command on a machine and makes checks until the slow service has stopped, and for `more` after that. No check
+/// may be lost. Returns the journal.
 fn assert_answers_until_the_end(machine: &Node, command: &str, more: Duration) -> String {
     let name = &machine.name;
     machine.file("/etc/systemd/system/slow.service", SLOW);
@@ -61,7 +60,7 @@ fn assert_answers_until_the_end(machine: &Node, command: &str, more: Duration) -
     journal
 }
 
-/// With mounts that are unmounted in between, which nothing of the agent keeps.
+/// With mounts that the shutdown unmounts meanwhile, and that no process of the agent keeps busy.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_shutdown_loses_no_check_until_patroni_has_stopped() {
@@ -90,7 +89,7 @@ fn a_shutdown_loses_no_check_until_patroni_has_stopped() {
     });
 }
 
-/// Each drop-in, and an administrator's own.
+/// With each drop-in, and with an administrator's own.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn no_drop_in_loses_a_check_in_a_shutdown() {
@@ -136,14 +135,14 @@ fn rescue_and_emergency_mode_answer_before_and_after() {
     });
 }
 
-/// Copies a file, whose folder need not be there.
+/// Copies a file, and makes its folder.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
     fs::copy(from, to).unwrap_or_else(|error| panic!("{}: {error}", to.display()));
 }
 
-/// A boot with a firewall that is slow and an administrator who waits for the network: no ordering cycle, and the port
-/// opens after the firewall and the memory file.
+/// A boot with a firewall that is slow and an administrator who waits for the network: no ordering cycle, and the port opens
+/// after the firewall and the memory file.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_boot_has_its_memory_file_and_its_firewall_before_the_first_check() {

@@ -1,5 +1,5 @@
-//! Strangers on the machine: whoever asks, and wherever he listens, the agent believes Patroni alone. In a network of its
-//! own, since the port without `--url` is 8008.
+//! Strangers on the machine: wherever a stranger listens, the agent asks Patroni alone. In a network of its own, since the
+//! port without `--url` is 8008.
 
 use crate::common::{self, AGENT, Start};
 use std::fs;
@@ -57,7 +57,7 @@ impl Drop for Api {
     }
 }
 
-/// The agent behind one port of all addresses, in both ways, with one memory.
+/// The agent behind one port on all addresses, as a listener and as a process for one check, with one memory file.
 struct Agent {
     folder: TempDir,
     listener: TcpListener,
@@ -78,7 +78,7 @@ impl Agent {
         common::path_in(&self.folder, "memory")
     }
 
-    /// What a HAProxy is told that asks at this address: by the process for many, and by one for it alone.
+    /// The reply to a HAProxy that asks on this address: by the listener, and by a process for this check.
     fn tells(&self, address: &str) -> String {
         self.asked(address, "primary", "3s")
     }
@@ -113,7 +113,7 @@ impl Agent {
         (text(&output.stdout), text(&output.stderr))
     }
 
-    /// No grace from what was before.
+    /// Removes the memory file, so that there is no grace period.
     fn forgets(&self) {
         fs::write(self.memory(), "").expect("the memory");
     }
@@ -146,12 +146,12 @@ fn options<'a>(memory: &'a str, grace: &'a str) -> Vec<&'a str> {
 const NODE: &str = "10.1.0.11";
 const VIP: &str = "10.1.0.99";
 
-/// Each layout, with a stranger on every other address, who says first that it is a standby and then, while Patroni is
-/// away, that it is the primary.
+/// Each layout of Patroni, with a stranger on every other address. The stranger first says that it is a standby and then,
+/// while Patroni is away, that it is the primary.
 #[test]
 #[ignore = "needs root: tests/run"]
-fn whoever_listens_elsewhere() {
-    if !common::in_network_of_root("strangers::whoever_listens_elsewhere") {
+fn no_stranger_is_asked_wherever_he_listens() {
+    if !common::in_network_of_root("strangers::no_stranger_is_asked_wherever_he_listens") {
         return;
     }
     for (patroni, asked, elsewhere) in [
@@ -175,7 +175,7 @@ fn whoever_listens_elsewhere() {
             let (by_hand, _) = agent.by_hand();
             assert_eq!(by_hand, READY, "{patroni}");
         }
-        // away for a restart: on its own address, too
+        // Patroni is away for a restart, and a stranger takes its address, too
         agent.forgets();
         let taken = ["127.0.0.1", NODE, VIP, "127.0.0.9", "::1", "fd01::11"];
         let _strangers = taken.map(|address| Api::new(NOBODY, address, "primary"));
@@ -188,12 +188,11 @@ fn whoever_listens_elsewhere() {
     }
 }
 
-/// Who asks through another address leaves HAProxy's record alone, and a Patroni that is dead does not live on another
-/// one's grace.
+/// A check on another address changes no record of HAProxy's, and no grace period covers another Patroni that is dead.
 #[test]
 #[ignore = "needs root: tests/run"]
-fn a_record_is_of_what_was_asked() {
-    if !common::in_network_of_root("strangers::a_record_is_of_what_was_asked") {
+fn a_record_belongs_to_the_address_that_was_asked() {
+    if !common::in_network_of_root("strangers::a_record_belongs_to_the_address_that_was_asked") {
         return;
     }
     let agent = Agent::start();
@@ -222,11 +221,11 @@ fn a_record_is_of_what_was_asked() {
     assert!(reply.starts_with("!unreachable:_held_"), "{reply}");
 }
 
-/// By hand there is no address that was asked, and it is said who gets the answer.
+/// A check by hand asks on no address, and says which of HAProxy's checks get the answer.
 #[test]
 #[ignore = "needs root: tests/run"]
-fn by_hand_it_says_who_gets_the_answer() {
-    if !common::in_network_of_root("strangers::by_hand_it_says_who_gets_the_answer") {
+fn a_check_by_hand_says_which_checks_get_the_answer() {
+    if !common::in_network_of_root("strangers::a_check_by_hand_says_which_checks_get_the_answer") {
         return;
     }
     let agent = Agent::start();

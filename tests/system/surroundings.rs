@@ -1,4 +1,4 @@
-//! What is beside the agent on the machine: an old kernel, name services, the journal, the system log, mounts, a umask.
+//! The surroundings of the agent on a machine: an old kernel, name services, the journal, the system log, mounts, a umask.
 
 use crate::common;
 use crate::node::{DEBIAN_13, LISTEN, Node, UNITS, ask, check, on_both, stranger};
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Root's umask does not turn a drain into a file that the agent cannot read; the memory it can write.
+/// Root's umask does not keep the agent from reading a hold, and the agent can write its memory file.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_hold_is_readable_and_the_memory_is_written() {
@@ -26,7 +26,7 @@ fn a_hold_is_readable_and_the_memory_is_written() {
 /// As on a machine with many containers, of which each has some.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn many_mounts() {
+fn many_mounts_delay_no_check() {
     on_both("mounts", |name, root| {
         for units in [UNITS, LISTEN] {
             let machine = Node::with(units, name, root);
@@ -41,10 +41,10 @@ fn many_mounts() {
     });
 }
 
-/// A kernel without Landlock or seccomp: the check goes on, and a human is told.
+/// On a kernel without Landlock or seccomp, the check goes on, and a check by hand says so.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn an_old_kernel() {
+fn an_old_kernel_keeps_no_check_from_its_answer() {
     let machine = Node::boot("old-kernel", "/");
     let run = |missing: &str| {
         machine.sh(&format!(
@@ -67,7 +67,7 @@ fn an_old_kernel() {
 /// glibc in a static program loads the modules that nsswitch.conf names, of another version than its own: SIGFPE.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn no_module_is_loaded() {
+fn no_module_of_the_name_services_is_loaded() {
     let machine = Node::boot("names", DEBIAN_13);
     machine.put(&common::shipped(), "/usr/bin/patroni-agent-check");
     machine.file("/etc/hosts", "127.0.0.1 localhost\n127.0.0.2 pg1.example # here\n");
@@ -108,7 +108,7 @@ fn no_module_is_loaded() {
 /// A check whose stderr is a stream to the journal waits for journald as soon as some thousands are in its queue.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn a_journal_that_hangs() {
+fn a_journal_that_hangs_delays_no_check() {
     on_both("journal", |name, root| {
         let machine = Node::boot(name, root);
         let queue = || {
@@ -131,7 +131,7 @@ fn a_journal_that_hangs() {
         while !machine.sh(heard).contains("agent-send line not understood") {
             assert!(Instant::now() < end, "{name}: {}", machine.sh(heard));
         }
-        // the name carries the process's number, which the sandbox does not tell any more
+        // the line has the number of the process, which the sandbox hides
         let pids = "journalctl -q --no-pager -o json -t patroni-agent-check | grep -o '\"_\\?\\(SYSLOG_\\)\\?PID\":\"[0-9]*\"' | sort -u";
         let pids = machine.sh(pids);
         let number = |key: &str| {
@@ -143,10 +143,10 @@ fn a_journal_that_hangs() {
     });
 }
 
-/// As after a restart of rsyslog. The sandbox keeps a process that runs from opening the new one, so another one must.
+/// As after a restart of rsyslog. The sandbox keeps a running process from opening the new socket, so another process must.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn a_system_log_that_is_made_anew() {
+fn a_new_system_log_gets_the_next_lines() {
     on_both("log", |name, root| {
         let machine = Node::with(LISTEN, name, root);
         // where /dev/log leads to
@@ -159,7 +159,7 @@ fn a_system_log_that_is_made_anew() {
             log
         };
         let junk = || {
-            // it would be told once a minute
+            // the line would come once a minute
             machine.sh(": > /run/patroni-agent-check/memory");
             assert!(machine.network(|| ask(5555, "junk")).starts_with("fail ready # "), "{name}");
         };
@@ -169,20 +169,20 @@ fn a_system_log_that_is_made_anew() {
         assert!(hears(&old), "{name}");
         drop(old);
         let new = log();
-        // lost, but no later one is
+        // this line is lost, but no later one
         junk();
         junk();
         assert!(hears(&new), "{name}");
     });
 }
 
-/// A module of the name services for which the directory is gone, which takes three seconds to see it.
+/// A module of the name services that takes three seconds to see that its directory service is gone.
 const SLOW: &str = "#include <nss.h>\n#include <unistd.h>\nenum nss_status _nss_slow_initgroups_dyn(void) { sleep(3); return NSS_STATUS_UNAVAIL; }\n";
 
-/// A check becomes its user without it, where systemd's `User=` asks it each time.
+/// A check becomes its user without that module, which systemd's `User=` asks at each check.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn a_slow_directory() {
+fn a_slow_directory_service_delays_no_check() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let [source, module] = ["slow.c", "libnss_slow.so.2"].map(|name| folder.join(name));
     fs::write(&source, SLOW).expect("written");
@@ -200,7 +200,7 @@ fn a_slow_directory() {
         };
         took("up ready");
         let own = took("up ready");
-        // all of root is gone while it waits for the peer's line
+        // the process has nothing of root's any more while it waits for the line
         let status = machine.network(|| {
             let _silent = stranger().expect("a connection");
             let pid = "until pgrep -x patroni-agent-c; do sleep 0.02; done";
@@ -221,7 +221,7 @@ fn a_slow_directory() {
         }
         assert_eq!(line("NoNewPrivs:"), ["1"], "{name}");
 
-        // a site's own user, in systemd's way
+        // with `User=` in a drop-in
         let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
         machine.sh(&format!("mkdir {folder}"));
         machine.file(&format!("{folder}/user.conf"), "[Service]\nUser=patroni-agent-check\n");
@@ -234,7 +234,7 @@ fn a_slow_directory() {
         );
         machine.sh(&format!("rm -r {folder}; systemctl daemon-reload"));
 
-        // never as root instead
+        // and never runs as root instead
         for (line, why) in [
             (
                 "d",
@@ -258,7 +258,7 @@ fn a_slow_directory() {
             machine.sh("cp -p /root/passwd /etc/passwd");
         }
 
-        // the process for many pays once, at its start
+        // the listener pays once, when it starts
         machine.sh(&format!("systemctl stop {UNITS}.socket; systemctl start {LISTEN}.socket"));
         let first = took("up ready");
         let next = took("up ready");

@@ -1,5 +1,5 @@
-//! Every system call of a check may fail, and the process may be killed at each: strace makes it so, one at a
-//! time. Knows which of them leave HAProxy without a reply, and why nothing can be done about those.
+//! strace lets every system call of a check fail, one at a time, and kills the process at each. Only the calls that this
+//! file names may leave HAProxy without a reply.
 
 use crate::common::{AGENT, FakePatroni, PRIMARY, READY, connection, http};
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const STANDBY: &str = r#"{"state": "running", "role": "replica"}"#;
 const ERRORS: [&str; 5] = ["EINTR", "EAGAIN", "ENOMEM", "EMFILE", "EIO"];
 
-/// A check by strace, with something injected into one of its calls; the reply.
+/// Makes a check under strace, which changes one of its calls. Returns the reply.
 fn traced(url: &str, memory: &Path, strace: &[String]) -> String {
     let (mut haproxy, stream) = connection("127.0.0.1:0");
     haproxy.write_all(b"primary\n").expect("a socket");
@@ -30,12 +30,12 @@ fn traced(url: &str, memory: &Path, strace: &[String]) -> String {
     let mut child = command.spawn().expect("strace; see tests/install");
     // closes this side's copy of the connection
     drop(command);
-    // reset, where the process ends with the line unread
+    // a reset, if the process ends with the line unread
     let mut reply = Vec::new();
     haproxy.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
     let _ = haproxy.read_to_end(&mut reply);
     child.wait().expect("strace");
-    // the deadline is 1.5 s; whatever hangs, hangs for good
+    // the deadline is 1.5 s, so a process that takes longer hangs
     assert!(started.elapsed() < Duration::from_secs(15), "{strace:?}: {:?}", started.elapsed());
     String::from_utf8(reply).expect("ASCII")
 }
@@ -43,8 +43,8 @@ fn traced(url: &str, memory: &Path, strace: &[String]) -> String {
 /// A call: its name, its place among those of that name, and whether it belongs to Rust's own start.
 type Call = (String, usize, bool);
 
-/// The calls of a healthy check, from Rust's start on: those of the dynamic loader come before, and are not there in
-/// the static program.
+/// The calls of a healthy check, from Rust's start on: those of the dynamic loader come before, and are not there in the
+/// static program.
 fn calls(trace: &str) -> Vec<Call> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let mut calls = Vec::new();
@@ -66,7 +66,7 @@ fn calls(trace: &str) -> Vec<Call> {
 
 #[test]
 #[ignore = "needs strace: tests/run"]
-fn whichever_fails() {
+fn a_system_call_that_fails_leaves_haproxy_a_reply() {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let (trace, memory) = (folder.join("calls"), folder.join("calls-memory"));
     let trace_of = |patroni: &FakePatroni| {
@@ -97,12 +97,12 @@ fn whichever_fails() {
             let reply = traced(&patroni.url(), &memory, &options);
             let one_line = reply.matches('\n').count() == 1 && reply.ends_with('\n');
             assert!(reply.is_empty() || one_line, "{inject}: {reply:?}");
-            // a memory that cannot be read is said
+            // the reply says that the memory file cannot be read
             let same = reply.split("; no grace period: ").next().map(str::trim_end);
             let same = same == Some(healthy.trim_end());
             assert!(!reply.starts_with("up ready") || same, "{inject}: {reply}");
             if reply.is_empty() {
-                // before main there is nobody to answer, and a kill cannot be answered
+                // before main, no code can answer, and nothing answers after a kill
                 assert!(*starting || *fault == "signal=KILL", "{inject} silences it");
                 let mut silences = silences.lock().expect("no panic");
                 silences.entry((*fault).clone()).or_default().push(format!("{name} {number}"));

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Their sessions, each of which must be with this node.
+/// Asserts that all sessions are with this node.
 fn all_reach(node: char, clients: Vec<JoinHandle<Session>>) -> Vec<Session> {
     let sessions = answers(clients);
     assert!(sessions.iter().all(|session| session.answer == Some(node)), "{sessions:?}");
@@ -21,7 +21,7 @@ fn clients_wait_for_the_first_server_and_reach_it_at_once() {
     let site = Site::new("waits", &[]);
     site.no_primary();
     let mut clients = Vec::new();
-    // one after the other for more than a second, and so are their tries
+    // the clients come over more than a second, and so do their tries
     for _ in 0..80 {
         clients.extend(site.clients(1, SHORT));
         std::thread::sleep(Duration::from_millis(20));
@@ -59,7 +59,7 @@ fn clients_wait_for_the_first_server_and_reach_it_at_once() {
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn a_client_that_postgresql_refuses_waits() {
-    // HAProxy's own check would notice, too
+    // HAProxy's own check notices that, too
     let site = Site::new("refused", &[]);
     Truth::set(&site.nodes[0].is.stopped, true);
     std::thread::sleep(Duration::from_millis(50));
@@ -166,7 +166,7 @@ fn nobody_waits_where_neither_agents_nor_patroni_can_be_reached() {
 fn those_who_waited_are_not_too_many_clients() {
     let site = Site::new("many", &[]);
     site.no_primary();
-    // longer than a try takes, so that those in HAProxy's queue must be more patient
+    // longer than a try takes, so that clients in HAProxy's queue wait for longer
     let clients = site.clients(300, MOMENT / 2);
     site.waiting(300);
     site.turn(1, true);
@@ -214,7 +214,7 @@ fn a_node_that_is_held_gets_nothing_new_until_the_hold_ends() {
     assert!(matches!(open, Err(ErrorKind::WouldBlock)), "{open:?}");
 }
 
-/// HAProxy keeps what a silent agent said last. Its own check ends the sessions that drain, if it asks Patroni.
+/// HAProxy keeps a silent agent's last reply. HAProxy's own check ends the sessions that drain, if it asks Patroni.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn a_drain_whose_agent_falls_silent_ends_with_a_check_that_asks_patroni_and_only_with_that() {
