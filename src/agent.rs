@@ -16,9 +16,6 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// The exit status for wrong usage, as in sysexits(3).
-const USAGE: u8 = 64;
-
 /// Answers one check, for which this process was started.
 pub fn answer_one(options: &Options, mut connection: Connection, started: Instant) -> ExitCode {
     let conclusion = answer(options, &mut connection, started, None);
@@ -73,16 +70,16 @@ fn answer(
 }
 
 /// Sends the reply and logs it. The exit status is 0 behind a socket, since a unit that has failed keeps its place among
-/// `MaxConnections=`. By hand it is 0 in the pool, 1 healthy but not in the pool, 2 broken.
+/// `MaxConnections=`.
 fn send(connection: &Connection, Conclusion { reply, news }: &Conclusion) -> ExitCode {
     let peer = news.and_then(|_| connection.peer());
     connection.send(&reply::format_line(reply));
     if let Connection::Standard = connection {
         journal::tell_operator(&news::describe(reply, &reply.check));
         return ExitCode::from(match reply.verdict {
-            Verdict::Ready => 0,
-            Verdict::Out(_) => 1,
-            _ => 2,
+            Verdict::Ready => options::IN_THE_POOL,
+            Verdict::Out(_) => options::OUT_OF_THE_POOL,
+            _ => options::IN_TROUBLE,
         });
     }
     if let (Some(news), Some(peer)) = (news, peer) {
@@ -110,7 +107,7 @@ pub fn answer_without_check(connection: &Connection, stop: &Stop) -> ExitCode {
 /// Reports what is wrong with the command line or with the start to whoever started the program.
 pub fn report_usage_error(error: &str) -> ExitCode {
     journal::tell_operator(error);
-    ExitCode::from(USAGE)
+    ExitCode::from(options::USAGE)
 }
 
 /// Answers even if a bug makes `answer` panic: silence would leave HAProxy with the last reply, which may be READY.

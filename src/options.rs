@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// One option, as `--help`, the manual, the completions and README.md show it, and what it sets.
+/// One option, as `--help`, the manual, the completions and docs/reference.md show it, and what it sets.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionRow {
     /// Its short form, if it has one.
@@ -57,7 +57,23 @@ const fn flag(short: Option<char>, long: Text, set: Set, meaning: Text) -> Optio
     OptionRow { short, long, value: "", default: "", meaning, set }
 }
 
-/// All options. The help, the manual, the completions and README.md are made from this table (`tests/plain/manual.rs`).
+/// The exit status of a check by hand if the node is in the pool.
+pub const IN_THE_POOL: u8 = 0;
+/// The exit status if the node is out of the pool, as expected.
+pub const OUT_OF_THE_POOL: u8 = 1;
+/// The exit status if the node is in trouble.
+pub const IN_TROUBLE: u8 = 2;
+/// The exit status for wrong usage, as in sysexits(3).
+pub const USAGE: u8 = 64;
+/// What each exit status means.
+pub const EXIT_STATUSES: [(u8, Text); 4] = [
+    (IN_THE_POOL, "in the pool"),
+    (OUT_OF_THE_POOL, "not in the pool, as expected: another role, a hold, or Patroni is at work"),
+    (IN_TROUBLE, "broken or unreachable, or trouble that changes nothing in HAProxy"),
+    (USAGE, "wrong options or settings; the message says how to fix them"),
+];
+
+/// All options. The help, the manual, the completions and docs/reference.md are made from this table (`tests/plain/manual.rs`).
 #[rustfmt::skip] // rustfmt would give each argument a line of its own
 pub const OPTIONS: &[OptionRow] = &[
     takes("url", "URL", "", |o, v| set_text(&mut o.url, v),
@@ -346,8 +362,11 @@ pub fn help() -> String {
         }
         wrap(&mut text, &format!("  {:26}", option.usage()), 50, meaning.split(' '));
     }
-    text += "\nExit status on a terminal: 0 in the pool, 1 healthy but not CHECK, 2 broken or\n\
-             unreachable, 64 usage. Behind a socket 0 whenever an answer was written.\n\
+    text += "\nExit status by hand:\n";
+    for (status, meaning) in EXIT_STATUSES {
+        wrap(&mut text, &format!("  {status:<4}"), 70, meaning.split(' '));
+    }
+    text += "Behind a socket, it is 0 whenever an answer was written.\n\n\
              See patroni-agent-check(8).\n";
     text
 }

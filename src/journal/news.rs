@@ -90,6 +90,12 @@ fn is_recent(logged: Duration, now: Duration) -> bool {
 
 /// Logs a reply.
 pub fn log_reply(reply: &Reply, news: News, peer: &str) {
+    let (priority, line) = format_line(reply, news, peer);
+    log(priority, &line);
+}
+
+/// Formats the line about a reply, with its priority.
+pub fn format_line(reply: &Reply, news: News, peer: &str) -> (u8, String) {
     let (priority, since) = match news {
         // who reads the first line may want to know which build it is
         News::Began | News::LostMemory | News::InvalidLine => (WARNING, format!(" [{VERSION}]")),
@@ -101,7 +107,7 @@ pub fn log_reply(reply: &Reply, news: News, peer: &str) {
         // without the query, which a peer can make up
         _ => describe(reply, reply.check.split('?').next().unwrap_or_default()),
     };
-    log(priority, &format!("replied '{}' to {peer}: {text}{since}", reply::words(reply.verdict)));
+    (priority, format!("replied '{}' to {peer}: {text}{since}", reply::words(reply.verdict)))
 }
 
 /// Describes a reply: the check and the whole reason.

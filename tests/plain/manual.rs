@@ -1,15 +1,22 @@
-//! The manual, the completions and README.md describe the options and checks from one source. `UPDATE=1 cargo test --test
-//! plain manual` writes them again.
+//! The manuals, the completions and docs/reference.md describe options, checks, states, exit statuses and journal lines from
+//! one source. `UPDATE=1 cargo test --test plain manual` writes them again.
 
 use crate::common::file;
-use patroni_agent_check::NAME;
-use patroni_agent_check::options::{OPTIONS, OptionRow, Options, help};
-use patroni_agent_check::patroni::check;
+use patroni_agent_check::decide::grace::Policy;
+use patroni_agent_check::decide::table::look_up;
+use patroni_agent_check::haproxy::question::Question;
+use patroni_agent_check::haproxy::reply::{self, Otherwise, Reply, Verdict};
+use patroni_agent_check::journal::news::{News, format_line};
+use patroni_agent_check::options::{EXIT_STATUSES, OPTIONS, OptionRow, Options, help};
+use patroni_agent_check::patroni::answer::{self, Answer};
+use patroni_agent_check::patroni::check::{self, Check};
 use patroni_agent_check::pools::options as pools;
 use patroni_agent_check::pools::rules::RULES;
+use patroni_agent_check::{NAME, VERSION};
 use std::fmt::Write;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 fn text(name: &str) -> String {
     fs::read_to_string(file(name)).unwrap_or_default()
@@ -77,12 +84,17 @@ fn the_manual() {
         let [says, reply] = &row[..] else { panic!("{row:?}") };
         let _ = writeln!(decision, ".TP\n{}\n{}", roff_of_markdown(reply), roff_of_markdown(says));
     }
+    let mut exit = String::new();
+    for (status, meaning) in EXIT_STATUSES {
+        let _ = writeln!(exit, ".TP\n\\fB{status}\\fR\n{}", roff(meaning));
+    }
     let checks: Vec<_> = check::names().map(|name| format!("\\fB{}\\fR", roff(name))).collect();
     let mut manual = text("units/patroni-agent-check.8");
     for (name, made) in [
         ("checks", format!("{}.\n", checks.join(",\n"))),
         ("options", options),
         ("decision", decision),
+        ("exit", exit),
     ] {
         let marks = [format!(".\\\" begin {name}\n"), format!(".\\\" end {name}\n")];
         manual = between(&manual, [&marks[0], &marks[1]], &made);
@@ -121,8 +133,9 @@ fn the_manual_of_patroni_pools() {
 }
 
 #[test]
-fn the_readme() {
-    let mut table = "\n| option | default | meaning |\n|---|---|---|\n".to_owned();
+fn the_reference() {
+    let names: Vec<_> = check::names().map(|name| format!("`{name}`")).collect();
+    let mut options = "\n| option | default | meaning |\n|---|---|---|\n".to_owned();
     for option in OPTIONS {
         let default = match option.default {
             "" => String::new(),
@@ -130,10 +143,93 @@ fn the_readme() {
         };
         let usage = option.usage().replace('|', "\\|");
         let meaning = option.meaning.replace('|', "\\|");
-        let _ = writeln!(table, "| `{usage}` | {default} | {meaning} |");
+        let _ = writeln!(options, "| `{usage}` | {default} | {meaning} |");
     }
-    let marks = ["<!-- begin options -->\n", "\n<!-- end options -->"];
-    assert_is("README.md", &between(&text("README.md"), marks, &table));
+    let mut exit = "\n| exit status | meaning |\n|---|---|\n".to_owned();
+    for (status, meaning) in EXIT_STATUSES {
+        let _ = writeln!(exit, "| {status} | {meaning} |");
+    }
+    let file = "docs/reference.md";
+    let mut reference = text(file);
+    for (name, made) in [
+        ("checks", format!("\n{}\n", names.join(", "))),
+        ("options", options),
+        ("exit", exit),
+        ("states", states()),
+        ("journal", journal_lines()),
+    ] {
+        let marks = [format!("<!-- begin {name} -->\n"), format!("\n<!-- end {name} -->")];
+        reference = between(&reference, [&marks[0], &marks[1]], &made);
+    }
+    assert_is(file, &reference);
+}
+
+/// The states of PostgreSQL that Patroni knows, and the reply to a check for the primary.
+fn states() -> String {
+    const STATES: [&str; 17] = [
+        "running",
+        "stopping",
+        "restarting",
+        "stopped",
+        "starting",
+        "creating replica",
+        "initializing new cluster",
+        "initalizing new cluster",
+        "running custom bootstrap script",
+        "starting after custom bootstrap",
+        "crashed",
+        "start failed",
+        "restart failed",
+        "stop failed",
+        "initdb failed",
+        "custom bootstrap failed",
+        "unknown",
+    ];
+    let source = text("src/decide/table.rs");
+    let (_, rows) = source.split_once("pub fn look_up").expect("the table");
+    let (rows, _) = rows.split_once("fn matches_check").expect("its end");
+    let words = rows.split('"').skip(1).step_by(2);
+    let roles = ["primary", "master", "replica", "demoted", "uninitialized"];
+    for state in words.filter(|word| !roles.contains(word)) {
+        let prose = state.contains(['{', ',', '\'']);
+        assert!(prose || STATES.contains(&state), "{state}");
+    }
+    let mut made = "\n| state | primary with the leader lock | primary without it | replica |\n|---|---|---|---|\n".to_owned();
+    let question = Question { check: Check::default(), otherwise: Otherwise::Maint };
+    for state in STATES {
+        let replies =
+            [(200, "primary"), (503, "primary"), (503, "replica")].map(|(status, role)| {
+                let body = format!(r#"{{"state": "{state}", "role": "{role}"}}"#);
+                let answer = answer::read(status, body.as_bytes()).expect("an answer");
+                let answer = Answer { dcs_last_seen: Some(answer.date), ..answer };
+                let reply = look_up(&question, Policy::default(), &Ok(answer));
+                format!("`{}`", reply::words(reply.verdict))
+            });
+        let _ = writeln!(made, "| `{state}` | {} |", replies.join(" | "));
+    }
+    made
+}
+
+/// The lines about trouble.
+fn journal_lines() -> String {
+    let reply = |verdict, reason: &str| Reply {
+        verdict,
+        check: "primary".to_owned(),
+        reason: reason.to_owned(),
+    };
+    let refused = reply(Verdict::Down, "Patroni 127.0.0.1:8008: connection refused");
+    let ready = reply(Verdict::Ready, "primary, running, timeline 5");
+    let mut made = "\n".to_owned();
+    for (reply, news) in [
+        (&refused, News::Began),
+        (&refused, News::Lasts(Duration::from_secs(63))),
+        (&ready, News::Ended(Duration::from_millis(64_200))),
+        (&reply(Verdict::Fail, ""), News::InvalidLine),
+    ] {
+        let (_, line) = format_line(reply, news, "10.0.0.1");
+        let _ = writeln!(made, "    {}", line.replace(VERSION, env!("CARGO_PKG_VERSION")));
+    }
+    made
 }
 
 /// What completions need to know of an option.

@@ -648,7 +648,7 @@ fn a_drain_that_is_longer_than_the_lock_is_found_and_ready_is_longer() {
     assert_found(Cluster { broken: Broken::Measured, ..SETTINGS[2] }, READY);
 }
 
-/// What units/README.md says is not covered: a slow reading before a slow renewal, and a stall with a `ttl` of 20 s.
+/// What docs/grace.md says is not covered: a slow reading before a slow renewal, and a stall with a `ttl` of 20 s.
 #[test]
 fn known_limits_of_the_rule() {
     let slow = Cluster { reads: true, ..SETTINGS[0] };

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// With the drop-ins that a site may choose, checks still answer, and the exposure is what the README says.
+/// With the drop-ins that a site may choose, checks still answer, and the exposure is what docs/performance.md says.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn each_drop_in_answers_with_its_exposure() {
@@ -148,7 +148,7 @@ fn the_listener_starts_in_a_container_without_namespaces() {
     });
 }
 
-/// By the commands of units/README.md.
+/// By the commands of docs/install.md.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_second_patroni_has_its_own_agent() {
@@ -161,8 +161,8 @@ fn a_second_patroni_has_its_own_agent() {
             let _ = stream.write_all(&common::http(status, body));
         })
     });
-    let text = fs::read_to_string(common::file("units/README.md")).expect("units");
-    let (_, section) = text.split_once("### Several Patronis on one machine").expect("its section");
+    let text = fs::read_to_string(common::file("docs/install.md")).expect("docs");
+    let (_, section) = text.split_once("## Several Patronis on one machine\n").expect("its section");
     let (section, _) = section.split_once("\n## ").expect("the next one");
     let commands: Vec<_> = section.lines().filter_map(|line| line.strip_prefix("    ")).collect();
     machine.sh(&format!("set -e\n{}", commands.join("\n")));

@@ -342,7 +342,7 @@ fn pools_on_one_port_by_agent_send() {
     }
 }
 
-/// By the commands of units/README.md, for a server of this machine.
+/// By the commands of docs/haproxy.md, for a server of this machine.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn a_server_that_is_added_at_run_time() {
@@ -350,8 +350,8 @@ fn a_server_that_is_added_at_run_time() {
     let options = ["--agent-send", "--url", &patroni.url()].map(str::to_owned).to_vec();
     let agent = launcher("127.0.0.1:0", Arc::new(Mutex::new(options))).port();
     let haproxy = HaProxy::start("added", "backend postgres-write\n balance roundrobin\n");
-    let text = fs::read_to_string(common::file("units/README.md")).expect("units");
-    let (_, section) = text.split_once("### Servers added at run time").expect("its section");
+    let text = fs::read_to_string(common::file("docs/haproxy.md")).expect("docs");
+    let (_, section) = text.split_once("## Servers added at run time\n").expect("its section");
     let commands: Vec<_> = section
         .lines()
         .take_while(|line| !line.starts_with("## "))

@@ -1,4 +1,4 @@
-"""The moves of units/MIGRATION.md, on each site of tests/walks/sites."""
+"""The moves of docs/move-in.md, on each site of tests/walks/sites."""
 
 import pathlib
 import re
@@ -10,7 +10,7 @@ import stats_socket
 import watch
 from walk import Walk, blocks
 
-DOCUMENT = "units/MIGRATION.md"
+DOCUMENT = "docs/move-in.md"
 HERE = pathlib.Path("tests/walks")
 EXAMPLES = "/usr/share/doc/patroni-pools/examples"
 # {site: its pools for writes and for reads}. The last one goes on to https. A site's folder has the configuration without the agent, and what the

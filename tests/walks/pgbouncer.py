@@ -1,4 +1,4 @@
-"""The switchover of units/README.md, "PgBouncer in front of HAProxy": with PAUSE no transaction may fail.
+"""The switchover of docs/pgbouncer.md: with PAUSE no transaction may fail.
 
 Without PAUSE, with and without the waiting room of haproxy.cfg, the hook and a short server_login_retry, it says how much
 longer PgBouncer's clients were without a primary than those of HAProxy; some must fail, or the walk would see nothing."""
@@ -46,7 +46,7 @@ Operation = namedtuple("Operation", "begun ended said")
 
 def commands(candidate):
     """The script of the document, for this candidate."""
-    scripts = [block for block in blocks("units/README.md", HEADING) if "patronictl switchover" in block]
+    scripts = [block for block in blocks("docs/pgbouncer.md", HEADING) if "patronictl switchover" in block]
     assert len(scripts) == 1, scripts
     script, times = re.subn(r"--candidate pg2\b", f"--candidate {candidate}", scripts[0])
     assert times == 1, scripts
