@@ -316,6 +316,17 @@ pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
+/// The commands below this heading of a document, from the line that begins so to the next empty one.
+pub fn commands(document: &str, heading: &str, begins: &str) -> String {
+    let text = fs::read_to_string(file(document)).expect(document);
+    let (_, section) = text.split_once(&format!("# {heading}\n")).expect(heading);
+    let begins = format!("    {begins}");
+    let lines = section.lines().skip_while(|line| !line.starts_with(&begins));
+    let lines: Vec<_> = lines.map_while(|line| line.strip_prefix("    ")).collect();
+    assert!(!lines.is_empty(), "{document} has no {begins}");
+    lines.join("\n")
+}
+
 /// The recorded answers: a folder for each version of Patroni. They are unpacked once, for the processes of cargo-nextest,
 /// too.
 pub fn answers() -> &'static Path {

@@ -1,7 +1,7 @@
 //! Every recorded answer of real Patronis to a health check becomes the reply that `tests/data/answers/expected.txt` says,
 //! and Patroni is asked once for it.
 //!
-//! A new answer needs no Rust: see "A recorded answer" in CONTRIBUTING.md, and `tests/data/answers/more`.
+//! A new answer needs no Rust: see "A recorded answer, without Rust" in docs/development/testing.md, and `tests/data/answers/more`.
 
 use crate::common::{self, FakePatroni, Outcome, Start, answers, check_with, file, listen, nobody};
 use std::collections::HashSet;

@@ -410,6 +410,20 @@ fn on_a_terminal_the_reply_comes_before_the_reason() {
 }
 
 #[test]
+fn the_guide_shows_a_check_by_hand() {
+    let shown = common::commands("docs/operate.md", "Ask by hand", "$ patroni-agent-check");
+    let (command, said) = shown.split_once('\n').expect("what it says");
+    let check = command.trim_start_matches("$ patroni-agent-check ").trim_matches('\'');
+    let patroni = FakePatroni::answering(http(
+        200,
+        r#"{"state": "running", "role": "replica", "replication_state": "streaming", "timeline": 5}"#,
+    ));
+    let output = run(Stdio::null(), &["--url", &patroni.url(), "--grace", "0", check]);
+    let (code, stdout, stderr) = text(&output);
+    assert_eq!((code, stdout + &stderr), (Some(0), format!("{said}\n")));
+}
+
+#[test]
 fn usage_errors_say_what_to_write() {
     let cases: [(&[&str], &str); 20] = [
         (&["--nonsense"], "--nonsense"),

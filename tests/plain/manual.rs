@@ -13,6 +13,7 @@ use patroni_agent_check::patroni::check::{self, Check};
 use patroni_agent_check::pools::options as pools;
 use patroni_agent_check::pools::rules::RULES;
 use patroni_agent_check::{NAME, VERSION};
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::fs;
 use std::process::Command;
@@ -406,5 +407,97 @@ fn the_options_of_patroni_pools() {
         &[],
     ] {
         assert!(pools::Options::parse(wrong.iter().map(Into::into)).is_err(), "{wrong:?}");
+    }
+}
+
+/// A manual without its escapes.
+fn read(manual: &str) -> String {
+    let signs = [("\\-", "-"), ("\\e", "\\"), ("\\(aq", "'"), ("\\(dq", "\"")];
+    let fonts = ["\\fB", "\\fI", "\\fR"].map(|font| (font, ""));
+    let all = signs.into_iter().chain(fonts);
+    all.fold(text(manual), |text, (escape, sign)| text.replace(escape, sign))
+}
+
+fn section<'a>(manual: &'a str, title: &str) -> &'a str {
+    let rest = manual.split(&format!("\n.SH {title}\n")).nth(1);
+    rest.unwrap_or_else(|| panic!("no {title}")).split("\n.SH ").next().expect("a section")
+}
+
+/// The words of a text that are wanted, in its order.
+fn words(text: &str, wanted: impl Fn(&str) -> bool) -> Vec<&str> {
+    let words = text.split(|sign: char| !sign.is_alphanumeric() && !"-_/.".contains(sign));
+    words.map(|word| word.trim_end_matches('.')).filter(|word| wanted(word)).collect()
+}
+
+fn is_option(word: &str) -> bool {
+    word.len() > 2 && word.starts_with("--")
+}
+
+/// What a manual and the help say of options, files and exit statuses is the same, and the examples are valid.
+fn assert_manual(
+    manual: &str,
+    help: &str,
+    options: &[&str],
+    commands: &[&str],
+    parse: impl Fn(Vec<&str>) -> bool,
+) {
+    let there: HashSet<_> = words(manual, is_option).into_iter().collect();
+    let options: Vec<_> = options.iter().map(|long| format!("--{long}")).collect();
+    assert_eq!(there, options.iter().map(String::as_str).collect());
+    assert_eq!(there, words(help, is_option).into_iter().collect());
+
+    let files = section(manual, "FILES");
+    for file in words(help, |word| word.starts_with("/run/")) {
+        assert!(files.contains(file), "{file} is not among the files");
+    }
+
+    let is_status = |word: &str| ["0", "1", "2", "64"].contains(&word) || commands.contains(&word);
+    let (_, statuses) = help.split_once("\nExit status").expect("the exit statuses");
+    assert_eq!(words(statuses, is_status), words(section(manual, "EXIT STATUS"), is_status));
+
+    let mut examples = 0;
+    for line in section(manual, "EXAMPLES").lines() {
+        let command = line.trim_start_matches(['$', '#', ' ']);
+        if let Some(arguments) =
+            command.strip_prefix("patroni-").or(command.strip_prefix("OPTIONS=\""))
+        {
+            let arguments: Vec<_> = arguments.split(['\'', '"', ' ']).collect();
+            let skipped = usize::from(!command.starts_with("OPTIONS"));
+            let given = arguments.into_iter().skip(skipped).filter(|word| !word.is_empty());
+            assert!(parse(given.collect()), "{line}");
+            examples += 1;
+        }
+    }
+    assert!(examples > 1, "{examples} examples");
+    assert!(!section(manual, "SEE ALSO").is_empty());
+}
+
+#[test]
+fn the_manual_says_what_the_help_says() {
+    let longs: Vec<_> = OPTIONS.iter().map(|option| option.long).collect();
+    assert_manual(&read("units/patroni-agent-check.8"), &help(), &longs, &[], |given| {
+        Options::parse(given.into_iter().map(Into::into)).is_ok()
+    });
+}
+
+#[test]
+fn the_manual_of_patroni_pools_says_what_the_help_says() {
+    let manual = read("units/patroni-pools.8");
+    let longs: Vec<_> = pools::OPTIONS.iter().map(|option| option.long).collect();
+    let commands: Vec<_> = pools::COMMANDS.iter().map(|(name, _, _)| *name).collect();
+    assert_manual(&manual, &pools::help(), &longs, &commands, |given| {
+        pools::Options::parse(given.into_iter().map(Into::into)).is_ok()
+    });
+    let synopsis = section(&manual, "SYNOPSIS");
+    for (name, command, _) in pools::COMMANDS {
+        let (_, line) = synopsis.split_once(&format!("patroni-pools {name}\n")).expect(name);
+        let line = line.lines().next().expect("its options");
+        for option in pools::OPTIONS {
+            let takes = option.commands.is_empty() && option.long == "file"
+                || option.commands.contains(command);
+            let usage =
+                option.short.map_or(format!("[--{}", option.long), |short| format!("[-{short}"));
+            assert_eq!(line.contains(&usage), takes, "{name} --{}", option.long);
+        }
     }
 }

@@ -161,11 +161,9 @@ fn a_second_patroni_has_its_own_agent() {
             let _ = stream.write_all(&common::http(status, body));
         })
     });
-    let text = fs::read_to_string(common::file("docs/install.md")).expect("docs");
-    let (_, section) = text.split_once("## Several Patronis on one machine\n").expect("its section");
-    let (section, _) = section.split_once("\n## ").expect("the next one");
-    let commands: Vec<_> = section.lines().filter_map(|line| line.strip_prefix("    ")).collect();
-    machine.sh(&format!("set -e\n{}", commands.join("\n")));
+    let heading = "Several Patronis on one machine";
+    let commands = common::commands("docs/install.md", heading, "cd /etc/systemd/system");
+    machine.sh(&format!("set -e\n{commands}"));
     let both = || machine.network(|| [5555, 5556].map(|port| ask(port, "primary")));
     let ready = "up ready # primary, running, timeline 0\n";
     assert_eq!(both(), [ready, "up maint # replica, running\n"]);

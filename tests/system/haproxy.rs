@@ -342,7 +342,7 @@ fn pools_on_one_port_by_agent_send() {
     }
 }
 
-/// By the commands of docs/haproxy.md, for a server of this machine.
+/// By the commands of docs/haproxy.md and docs/operate.md, for a server of this machine.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn a_server_that_is_added_at_run_time() {
@@ -350,28 +350,36 @@ fn a_server_that_is_added_at_run_time() {
     let options = ["--agent-send", "--url", &patroni.url()].map(str::to_owned).to_vec();
     let agent = launcher("127.0.0.1:0", Arc::new(Mutex::new(options))).port();
     let haproxy = HaProxy::start("added", "backend postgres-write\n balance roundrobin\n");
-    let text = fs::read_to_string(common::file("docs/haproxy.md")).expect("docs");
-    let (_, section) = text.split_once("## Servers added at run time\n").expect("its section");
-    let commands: Vec<_> = section
-        .lines()
-        .take_while(|line| !line.starts_with("## "))
-        .filter_map(|line| line.strip_prefix("    "))
-        .collect();
-    let commands = commands
-        .join("\n")
+    let commands = common::commands("docs/haproxy.md", "Servers added at run time", "printf")
         .replace("10.0.0.14", "127.0.0.1")
         .replace("8008", &patroni.address.port().to_string())
         .replace("5555", &agent.to_string())
         .replace("/run/haproxy/admin.sock", haproxy.socket().to_str().expect("UTF-8"));
     let said = Command::new("sh").args(["-ec", &commands]).output().expect("sh and socat");
     assert!(said.status.success(), "{said:?}");
-    let end = Instant::now() + Duration::from_secs(20);
     let stat = |field| haproxy.stat("postgres-write", "pg4", field);
-    // HAProxy has nothing in last_agt while it asks the agent
-    while stat("status") != "UP" || !stat("last_agt").contains("primary, running") {
-        assert!(Instant::now() < end, "{}: {said:?}", haproxy.command("show servers state"));
-        std::thread::sleep(Duration::from_millis(20));
+    let until_up = || {
+        let end = Instant::now() + Duration::from_secs(20);
+        // HAProxy has nothing in last_agt while it asks the agent
+        while stat("status") != "UP" || !stat("last_agt").contains("primary, running") {
+            assert!(Instant::now() < end, "{}: {said:?}", haproxy.command("show servers state"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until_up();
+    let operate = |begins| {
+        let heading = "Take a server out of one HAProxy";
+        for command in common::commands("docs/operate.md", heading, begins).lines() {
+            haproxy.command(&command.replace("pg1", "pg4"));
+        }
+    };
+    operate("disable agent");
+    let end = Instant::now() + 3 * Duration::from_millis(500); // its agent-inter
+    while Instant::now() < end {
+        assert_eq!(stat("status"), "MAINT");
     }
+    operate("set server postgres-write/pg1 state ready");
+    until_up();
     for command in ["disable agent", "disable health", "set server", "del server"] {
         let state = if command == "set server" { " state maint" } else { "" };
         haproxy.command(&format!("{command} postgres-write/pg4{state}"));

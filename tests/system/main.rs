@@ -5,6 +5,7 @@
 mod common;
 
 mod by_hand;
+mod documents;
 mod drop_ins;
 mod floods;
 mod haproxy;

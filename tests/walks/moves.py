@@ -408,8 +408,11 @@ def main():
         moves.move("wrong steps", moves.wrong_steps)
         if name == "template":
             moves.move("reloads", moves.reload_often)
-            for pair in "the usual pair of units to the listening pair", "the listening pair of units to the usual pair":
-                moves.move(pair, moves.by(f"From {pair}"))
+            for heading in (
+                "From the usual pair of units to the listening pair",
+                "From the listening pair of units to the usual pair",
+            ):
+                moves.move(heading, moves.by(heading))
             moves.move("from PostgreSQL to PgBouncer", moves.to_poolers)
             moves.move("and back", moves.from_poolers)
             moves.move("another port", moves.to_another_port)

@@ -19,7 +19,7 @@ import psycopg2
 import watch
 from walk import Walk, blocks
 
-HEADING = "PgBouncer in front of HAProxy"
+HEADING = "Switch over with PAUSE"
 POOL = "postgres-write"
 HAPROXY, PGBOUNCER = 5000, 6432
 HOOK = "/usr/lib/patroni-agent-check/before-stop --agent-inter 500ms"
