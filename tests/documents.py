@@ -33,9 +33,11 @@ BLOCK = re.compile(
 )
 LINK = re.compile(r"\]\(<?([^)\s>]+)|^ *\[[^\]]+\]: *(\S+)|\b(?:src|href)=\"([^\"]+)\"", re.MULTILINE)
 CODE = re.compile(r"`((?:(?!\n\n)[^`])+)`")
-NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
+NUMBER = re.compile(r"(?<![\w.])\d+(?:[,_]\d{3})*(?:\.\d+)?")
 # What was measured looks like one of these; 2s, 500ms and `90` are settings.
-FIGURE = re.compile(r"\d\.\d+ (?:to [\d.]+ )?(?:s|ms|MB|MiB)\b|\d %|\b\d+,\d{3}\b|\d \([\d.]+\)|\d of \d|\d times (?:the|as)\b")
+FIGURE = re.compile(
+    r"\d\.\d+ (?:to [\d.]+ )?(?:s|ms|MB|MiB)\b|\d %|\b\d+,\d{3}\b|\d \([\d.]+\)|\d of \d|\d times (?:the|as)\b"
+)
 PATH = re.compile(r"(?<![\w/.$-])/(?:usr/share|usr/lib|etc)/[\w./@*\\-]*\w")
 # What installed texts name and no package installs: why not.
 ELSEWHERE = {
@@ -143,9 +145,9 @@ class Repository(Tree):
         here = os.path.dirname(document.path)
         for code in document.code:
             name = code.split()[0].rstrip("/")
-            first = name.split("/")[0]
-            folders = [folder for folder in ("", here) if "/" in name and os.path.join(folder, first) in self.names]
-            if first and folders and not any(fnmatch.filter(self.names, os.path.join(folder, name)) for folder in folders):
+            first, *rest = name.split("/")
+            folders = [folder for folder in ("", here) if first and rest and os.path.join(folder, first) in self.names]
+            if folders and not any(fnmatch.filter(self.names, os.path.join(folder, name)) for folder in folders):
                 self.say(document.path, f"`{name}` is not there")
 
     def blocks(self, document):
@@ -202,7 +204,7 @@ def normalize(text):
 
 
 def numbers(text):
-    return [decimal.Decimal(number.replace(",", "")) for number in NUMBER.findall(text)]
+    return [decimal.Decimal(re.sub("[,_]", "", number)) for number in NUMBER.findall(text)]
 
 
 def rounds(number, to):
