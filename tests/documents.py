@@ -38,6 +38,11 @@ NUMBER = re.compile(r"(?<![\w.])\d+(?:[,_]\d{3})*(?:\.\d+)?")
 FIGURE = re.compile(
     r"\d\.\d+ (?:to [\d.]+ )?(?:s|ms|MB|MiB)\b|\d %|\b\d+,\d{3}\b|\d \([\d.]+\)|\d of \d|\d times (?:the|as)\b"
 )
+# a document, and perhaps a heading in it: "Who may ask" in security.md
+NAME = re.compile(
+    r"(?:([\"'])((?:(?!\1).)+)\1 in )?(?<![\w./$-])([\w./-]*\w\.md)\b"
+    r"(?!(?:` and `[^`]+)?`?\s+in\s+the\s+sources)"
+)
 PATH = re.compile(r"(?<![\w/.$-])/(?:usr/share|usr/lib|etc)/[\w./@*\\-]*\w")
 # What installed texts name and no package installs: why not.
 ELSEWHERE = {
@@ -104,8 +109,8 @@ class Tree:
                 self.say(document.path, f"{target}: write a relative link or https://")
             return
         path, _, anchor = target.partition("#")
-        path = os.path.normpath(os.path.join(os.path.dirname(document.path), urllib.parse.unquote(path)))
-        path = path if target[0] != "#" else document.path
+        path = os.path.join(os.path.dirname(document.path), urllib.parse.unquote(path)) if path else document.path
+        path = os.path.relpath(os.path.realpath(os.path.join(self.folder, path)), os.path.realpath(self.folder))
         if path not in self.names:
             self.say(document.path, f"{target} leads to no file")
         elif anchor and anchor not in getattr(self.documents.get(path), "anchors", ()):
@@ -115,7 +120,7 @@ class Tree:
         """Documents that a text names, and the headings in them."""
         if "changelog" in file.lower():
             return  # it names what was there
-        for _, heading, name in re.findall(r"(?:([\"'])((?:(?!\1).)+)\1 in )?(?<![\w./$-])([\w./-]*\w\.md)\b", text):
+        for _, heading, name in NAME.findall(text):
             ending = re.sub(r"^[./]*(usr/share/doc/[^/]+)?", "", name).lstrip("/")
             documents = [there for path, there in self.documents.items() if f"/{path}".endswith(f"/{ending}")]
             if not documents:
@@ -220,7 +225,8 @@ class Installed(Tree):
         """Against all files and folders of the packages of any kind; adds to `excused` what nobody installs."""
         self.links()
         for file in self.files:
-            text = re.sub(r"\\f.|\\(?=-)", "", self.text(file))
+            # a manual's fonts and escapes, and what no reader sees of a document
+            text = re.sub(r"\\f.|\\(?=-)|<!--.*-->", "", self.text(file))
             program = "\0" in text
             for name, section in set(re.findall(r"\b(patroni-[a-z-]+) ?\((\d)\)", text)):
                 if not any(re.search(rf"/man{section}/{name}\.{section}(\.gz)?$", path) for path in files):
@@ -249,8 +255,7 @@ def main():
         repository = Repository()
         repository.check()
         wrong = repository.wrong
-    print("\n".join(sorted(wrong)))
-    sys.exit(bool(wrong))
+    sys.exit("\n".join(sorted(wrong)) or None)
 
 
 main()
