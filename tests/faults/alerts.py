@@ -16,7 +16,7 @@ from itertools import groupby
 RULES = pathlib.Path("units/examples/prometheus-rules.yml")
 DATA = pathlib.Path("tests/data/alerts")
 BY_HAND = DATA / "by-hand.yml"
-MANUAL = pathlib.Path("units/README.md")
+MANUAL = pathlib.Path("docs/monitoring.md")
 DASHBOARD = pathlib.Path("units/examples/grafana-dashboard.json")
 PROMETHEUS = "http://127.0.0.1:9090"
 # Prometheus reads and judges every five seconds, and an alert is raised within a minute
