@@ -418,7 +418,8 @@ fn the_guide_shows_a_check_by_hand() {
         200,
         r#"{"state": "running", "role": "replica", "replication_state": "streaming", "timeline": 5}"#,
     ));
-    let output = run(Stdio::null(), &["--url", &patroni.url(), "--grace", "0", check]);
+    let (_folder, memory) = common::memory();
+    let output = run(Stdio::null(), &["--url", &patroni.url(), "--memory-file", &memory, check]);
     let (code, stdout, stderr) = text(&output);
     assert_eq!((code, stdout + &stderr), (Some(0), format!("{said}\n")));
 }
