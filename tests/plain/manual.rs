@@ -441,7 +441,7 @@ fn assert_manual(
     commands: &[&str],
     parse: impl Fn(Vec<&str>) -> bool,
 ) {
-    let there: HashSet<_> = words(manual, is_option).into_iter().collect();
+    let there: HashSet<_> = words(section(manual, "OPTIONS"), is_option).into_iter().collect();
     let options: Vec<_> = options.iter().map(|long| format!("--{long}")).collect();
     assert_eq!(there, options.iter().map(String::as_str).collect());
     assert_eq!(there, words(help, is_option).into_iter().collect());
