@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Cargo.toml's version, and in a checkout, unless its commit has the tag of that version, the commit's time in UTC and its
-/// hash: `0.1.0+git20261129.1704.44c5417`. dpkg, rpm and semver take it for newer than the release before it.
+/// hash: `0.2.0+git20261130.1704.44c5417`. dpkg, rpm and semver take it for newer than the release before it.
 fn version() -> String {
     // not the repository of somebody who builds these sources inside another
     let Some(prefix) = git(&["rev-parse", "--show-prefix"]) else {
