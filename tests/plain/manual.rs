@@ -445,6 +445,12 @@ fn assert_manual(
     let options: Vec<_> = options.iter().map(|long| format!("--{long}")).collect();
     assert_eq!(there, options.iter().map(String::as_str).collect());
     assert_eq!(there, words(help, is_option).into_iter().collect());
+    let mut known: HashSet<_> = OPTIONS.iter().map(|option| option.long).collect();
+    known.extend(pools::OPTIONS.iter().map(|option| option.long));
+    known.extend(["now", "test"]); // systemctl's, and cargo's in the first line
+    for option in words(manual, is_option) {
+        assert!(known.contains(&option[2..]), "nobody has {option}");
+    }
 
     let files = section(manual, "FILES");
     for file in words(help, |word| word.starts_with("/run/")) {
