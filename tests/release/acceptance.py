@@ -87,7 +87,8 @@ class Node:
         self.certificate, self.key = (config.parent.parent / f"patroni.{end}" for end in ("crt", "key"))
         self.memory = {grace: Path(os.environ["TMPDIR"], f"{self.name}-{grace}") for grace in (GRACE, 0)}
         for memory in self.memory.values():
-            memory.touch()  # as systemd-tmpfiles makes it: the agent makes none
+            memory.touch()  # as systemd-tmpfiles makes it
+        self.port = socket.create_server(("127.0.0.1", 0))
         self.answers, self.said, self.truths, self.broken = [], [], [], []
         self.ended = threading.Event()
         tasks = (self.ask_agent, 0.1), (self.ask_patroni, 0.5), (self.ask_postgres, 0.05)
@@ -115,13 +116,14 @@ class Node:
         check, grace = (PRIMARY, REPLICA)[turn % 2], (GRACE, 0)[turn // 2 % 2]
         files = ["--memory-file", self.memory[grace], "--hold-file", "/nonexistent", "--before-stop-file", "/nonexistent"]
         tls = ["--cacert", self.certificate, "--cert", self.certificate, "--key", self.key]
-        ours, theirs = socket.socketpair()
+        command = [self.agent, "--agent-send", "--grace", f"{grace}s", *files, *tls, "--url", f"https://{self.address}"]
         begun = time.time()
-        with ours, theirs:
-            command = [self.agent, "--grace", f"{grace}s", *files, *tls, "--url", f"https://{self.address}", check]
-            asked = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
-            theirs.close()
-            words = b"".join(iter(lambda: ours.recv(256), b"")).decode().strip()
+        # as xinetd does it: on another kind of socket the agent would take itself to be started by hand
+        with socket.create_connection(self.port.getsockname()) as haproxy:
+            with self.port.accept()[0] as connection:
+                asked = subprocess.Popen(command, stdin=connection, stdout=connection, stderr=subprocess.DEVNULL)
+            haproxy.sendall(f"{check}\n".encode())
+            words = b"".join(iter(lambda: haproxy.recv(256), b"")).decode().strip()
             asked.wait()
         self.answers.append(Answer(begun, time.time(), check, grace, kind(words), words))
 
