@@ -250,7 +250,7 @@ def standby_cluster(cluster, chance):
     as_postgres = lambda words: cluster.run("lb", f"su postgres -s /bin/sh -c \"$(ls -d /usr/lib/postgresql/*/bin | tail -1)/{words}\" > /dev/null 2>&1")
     cluster.run("lb", "install -d -o postgres -m 700 /var/lib/postgresql")
     as_postgres(f"pg_basebackup -h {NODES[primary]} -U replication -c fast -R -D {folder}")
-    as_postgres(f"pg_ctl -D {folder} -w -o '-p 5433 -c unix_socket_directories=/tmp' -l /tmp/upstream.log start")
+    as_postgres(f"pg_ctl -D {folder} -w -o '-p 5433 -c unix_socket_directories=/tmp -c hba_file={folder}/pg_hba.conf -c ident_file={folder}/pg_ident.conf' -l /tmp/upstream.log start")
     as_postgres(f"pg_ctl -D {folder} -w promote")
     try:
         cluster.setting("standby_cluster.host=lb")
