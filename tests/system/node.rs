@@ -2,6 +2,7 @@
 
 use crate::common::machine::Machine;
 use crate::common::{self, AGENT, FakePatroni, lab, stats_socket};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::VecDeque;
@@ -245,6 +246,8 @@ pub fn connect_from(address: Ipv4Addr) -> Option<TcpStream> {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::empty(), None);
     let socket = socket.expect("a socket");
     bind(&socket, &SocketAddr::from((address, 0))).expect("another address");
+    // an access list drops the packets, and the kernel would try for two minutes
+    set_socket_timeout(&socket, Timeout::Send, Some(Duration::from_secs(2))).expect("a limit");
     connect(&socket, &agent(5555)).ok()?;
     Some(TcpStream::from(socket))
 }
