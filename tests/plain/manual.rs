@@ -136,6 +136,19 @@ fn the_manual_of_patroni_pools() {
 #[test]
 fn the_reference() {
     let names: Vec<_> = check::names().map(|name| format!("`{name}`")).collect();
+    let mut commands = "\n| command | what it does |\n|---|---|\n".to_owned();
+    for (name, _, does) in pools::COMMANDS {
+        let _ = writeln!(commands, "| `{name}` | {does} |");
+    }
+    let mut pools_options = "\n| option | meaning |\n|---|---|\n".to_owned();
+    for option in pools::OPTIONS {
+        let _ = writeln!(pools_options, "| `{}` | {} |", option.usage(), option.meaning());
+    }
+    let mut rules = "\n| rule | with the agent | why |\n|---|---|---|\n".to_owned();
+    for rule in RULES {
+        let agent = if rule.agent { "yes" } else { "" };
+        let _ = writeln!(rules, "| `{}` | {agent} | {} |", rule.name, rule.why);
+    }
     let mut options = "\n| option | default | meaning |\n|---|---|---|\n".to_owned();
     for option in OPTIONS {
         let default = match option.default {
@@ -158,6 +171,9 @@ fn the_reference() {
         ("exit", exit),
         ("states", states()),
         ("journal", journal_lines()),
+        ("pools-commands", commands),
+        ("pools-options", pools_options),
+        ("pools-rules", rules),
     ] {
         let marks = [format!("<!-- begin {name} -->\n"), format!("\n<!-- end {name} -->")];
         reference = between(&reference, [&marks[0], &marks[1]], &made);
