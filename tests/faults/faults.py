@@ -1,29 +1,34 @@
 """The faults: what is done to the cluster. Does not know what is measured.
 
-Each is a function of the cluster and a seeded random; it does its worst, and undoes it. `planned` marks
-what an operator does on purpose, where nothing is broken; `bridged` trouble that the agent's grace period is
-there for: such a function returns how many seconds the longest trouble really lasted; `silent` that the node's agent
-says nothing either; `everywhere` trouble that other nodes may have as well; `gone` that a node is away for longer
-than a moment, so that DOWN is no lie. In a `seamless` change no client may notice more than a delay. A `costly` one
-may cost our clients more errors than others: the order of an operator who wants no clients on his node, a HAProxy that
-is away, a promotion that takes longer than clients wait, and a path that is lost for so short a time that it costs less
-to keep the sessions than to end them. `demoted`: its own Patroni stops the old primary, and no hook may delay that until
-another one is promoted.
+A fault is a function of the cluster and a seeded random. It breaks something and repairs it before it returns. A fault
+looks up the current primary when it begins. Its kinds:
 
-`takes` names what a fault takes away or changes, and `needs` what must stay as it is from its beginning to its end: two
-faults can be made at once if neither takes what the other needs. One that cannot bear its like both takes and needs.
+    planned     an operator does this on purpose, and nothing is broken
+    bridged     the agent's grace period must cover this fault; the function returns how many seconds its longest
+                outage really lasted
+    silent      the node's agent does not answer either
+    everywhere  other nodes may be affected as well
+    gone        a node is away long enough that DOWN is the correct state
+    seamless    clients may notice a delay and nothing else
+    costly      our pool's clients may get more errors than those of other pools: an operator wants no clients on a
+                node, HAProxy is away, a promotion takes longer than clients wait, or a path is lost so briefly that
+                keeping the sessions costs less than ending them
+    demoted     the old primary is stopped by its own Patroni, and no hook may delay the stop until another node is
+                promoted
 
-    leader      that the primary stays the primary        standbys    the standbys, and that they may be promoted
+`takes` names what a fault removes or changes. `needs` names what must stay unchanged from its beginning to its end. Two
+faults can run at once if neither takes what the other needs. A fault that must not run twice at once both takes and
+needs the same thing.
+
+    leader      the primary stays the primary             standbys    the standbys, which can be promoted
     patroni     the primary's Patroni                     postgres    the primary's PostgreSQL
-    dcs         that Patroni and patronictl reach it      automation  that Patroni is not paused
-    agents      what the agents say                       haproxy     its process
-    machine     that the primary's machine is not held up
-    machines    that each machine is there
+    dcs         Patroni and patronictl reach the DCS      automation  Patroni is not paused
+    agents      the agents' answers                       haproxy     HAProxy's process
+    machine     the primary's machine is neither paused nor slowed
+    machines    every machine is reachable
 
-`alerts` are those of units/examples/prometheus-rules.yml that the fault raises if it lasts; all others raise none. A fault
-`for_alerts` is made only to see them: it does to clients what no agent can prevent.
-
-Who the primary is, is found out when the fault begins."""
+`alerts` are the alerts of units/examples/prometheus-rules.yml that the fault raises if it lasts; any other alert is an
+error. A fault `for_alerts` runs only in the tests of the alerts: no agent can protect clients from it."""
 
 import functools
 import os
@@ -39,7 +44,7 @@ from watch import LB, NODES
 
 FAULTS, FOR_ALERTS = {}, {}
 KINDS = "planned bridged silent everywhere gone seamless costly demoted".split()
-# what patronictl needs
+# patronictl needs these
 ORDERLY = "leader dcs patroni postgres standbys automation"
 
 
@@ -47,7 +52,7 @@ def fault(name, takes="", needs="", alerts="", for_alerts=False, **kinds):
     def register(function):
         for kind in KINDS:
             setattr(function, kind, kinds.get(kind, False))
-        # without the hook clients meet a PostgreSQL that is shutting down
+        # Without the hook, clients reach a PostgreSQL that is shutting down.
         function.seamless &= bool(os.environ.get("BEFORE_STOP"))
         function.takes, function.needs = frozenset(takes.split()), frozenset(needs.split())
         function.alerts = {f"Postgres{alert}" for alert in alerts.split()}
@@ -58,12 +63,12 @@ def fault(name, takes="", needs="", alerts="", for_alerts=False, **kinds):
 
 
 def together(one, other):
-    """Whether these two can be made at once."""
+    """Whether these two faults can run at once."""
     return not (one.takes & other.needs or other.takes & one.needs)
 
 
 class Chance(Random):
-    """The seeded random of a fault, which also stretches how long it lasts."""
+    """The seeded random of a fault; it can also make the fault last longer."""
 
     stretch, least = 1, 0
 
@@ -76,7 +81,7 @@ def others(node):
 
 
 def lasting(seconds, begin, end=lambda: None):
-    """Does `begin`, and `end` after that time. Returns, and prints, how long it was until `end` was done."""
+    """Calls `begin`, waits, and calls `end`. Prints and returns the time from before `begin` until `end` was done."""
     started = time.monotonic()
     try:
         begin()
@@ -96,7 +101,7 @@ def switchover(cluster, random):
 
 @fault("switchover, 100 clients a second", demoted=True, planned=True, seamless=True, takes="leader", needs=ORDERLY)
 def busy_switchover(cluster, random):
-    """Clients that come again and again while the old primary stops, and find nobody there."""
+    """New clients keep connecting while the old primary stops and no server is UP."""
     options = "127.0.0.1 5000 --from 127.0.0.0/8 --rate 100 --seconds 12".split()
     clients = subprocess.Popen(["tests/lab/flood", *options])
     try:
@@ -108,7 +113,7 @@ def busy_switchover(cluster, random):
 
 
 def delay_stop(cluster, node, seconds):
-    """A session of PostgreSQL that does not hear of a fast stop for so long, from now on."""
+    """Freezes one PostgreSQL session for some seconds, so that a fast stop must wait for it."""
     stuck = cluster.run(
         node,
         "psql -h /tmp -U postgres -Atqc 'select pg_backend_pid(), pg_sleep(60)' > /tmp/stuck 2>&1 & "
@@ -148,7 +153,7 @@ def reinit(cluster, random):
 
 @fault("HAProxy reloaded", planned=True, seamless=True, takes="haproxy", needs="haproxy")
 def reload_haproxy(cluster, random):
-    """Until the old process has ended, with all the sessions that it had kept."""
+    """Waits until the old process has ended, along with the sessions that it still served."""
     cluster.run("lb", "systemctl reload haproxy")
     time.sleep(random.length(HARD_STOP + 1))
 
@@ -173,7 +178,7 @@ def restart_haproxy(cluster, random):
 
 @fault("Patroni upgraded in pause", planned=True, bridged=True, takes="automation patroni standbys", needs=ORDERLY)
 def upgrade(cluster, random):
-    """HAProxy is not prepared for it. PostgreSQL stays up."""
+    """HAProxy is not prepared for the upgrade. PostgreSQL stays up."""
     primary, lasted = cluster.primary(), []
     cluster.patronictl("pause", "demo", "--wait")
     try:
@@ -194,9 +199,9 @@ def restart_socket(cluster, random):
 
 @fault("a flood of connections to the agents", planned=True, silent=True, needs="machines")
 def flood(cluster, random):
-    """A thousand connections a second to each node from 64 addresses of a network behind lb, and 200 silent peers.
+    """Opens a thousand connections a second to each node from 64 addresses of a network behind lb, and 200 idle ones.
 
-    Without an access list, HAProxy's own connections wait behind them, and an agent may be as good as silent."""
+    Without an access list, HAProxy's own connections queue behind them, and HAProxy may get no answer in time."""
     network = "10.66.0.0/24"
     each = lambda machines, line: [cluster.run(machine, line) for machine in machines]
     each(["lb"], f"ip route add local {network} dev lo")
@@ -228,7 +233,7 @@ def hold(cluster, random):
     takes="leader patroni postgres", needs=ORDERLY,
 )
 def stop_patroni(cluster, random):
-    """Patroni closes its REST API first, and stops PostgreSQL afterwards."""
+    """Patroni closes its REST API before it stops PostgreSQL."""
     primary = cluster.primary()
     cluster.patroni(primary, "stop")
     start_after_failover(cluster, primary, random)
@@ -300,7 +305,7 @@ def power_off_standby(cluster, random):
     alerts="AgentSilent ServerDown",
 )
 def cut_link_of_primary(cluster, random):
-    """Patroni there loses its lock, and nobody hears of it until the link is back."""
+    """The primary's Patroni loses its lock, and no other machine can see its state until the link is back."""
     primary = cluster.primary()
     cluster.unplug(primary)
     after_failover(cluster, primary, random, lambda: cluster.plug(primary))
@@ -317,7 +322,7 @@ def cut_link_of_standby(cluster, random):
 
 
 def mute(cluster, node):
-    """What it sends to HAProxy's machine is lost without a word; what comes from there arrives."""
+    """Drops the node's packets to HAProxy's machine silently. Packets from HAProxy's machine still arrive."""
     cluster.run(node, f"ip neighbour replace {LB} lladdr 02:00:00:00:00:02 dev eth0 nud permanent")
 
 
@@ -331,7 +336,7 @@ def unmute(cluster, node):
     alerts="AgentSilent NoPrimary ServerDown",
 )
 def lose_answers_of_primary(cluster, random):
-    """The primary stays one, and its replicas and the DCS hear it."""
+    """The primary keeps its role: its replicas and the DCS still hear it."""
     primary = cluster.primary()
     lasting(random.length(8), lambda: mute(cluster, primary), lambda: unmute(cluster, primary))
 
@@ -347,7 +352,7 @@ def cut_haproxy(cluster, random):
 
 
 def cannot_fork(cluster, times):
-    """systemd closes the agent's socket for want of memory; it opens again by itself."""
+    """systemd closes the agent's socket because fork fails with ENOMEM, and opens the socket again by itself."""
     node = cluster.primary()
     what = f"inject=clone,clone3,vfork,?fork:error=ENOMEM:when=1..{times}"
     command = ["strace", "-qq", "-o", "/dev/null", "-p", cluster.leader(node), "-e", what]
@@ -374,7 +379,7 @@ def cannot_fork_five_times(cluster, random):
 
 @fault("PostgreSQL stopped by hand", takes="postgres", needs=ORDERLY)
 def stop_postgres(cluster, random):
-    """Patroni is not paused, and starts it again."""
+    """Patroni is not paused, so it starts PostgreSQL again."""
     cluster.pg_ctl(cluster.primary(), "-m fast stop")
 
 
@@ -384,7 +389,7 @@ def kill_postmaster(cluster, random):
 
 
 def after_failover(cluster, node, random, undo):
-    """Undoes it once another node is the primary, and a while later."""
+    """Waits until another node is the primary, and some seconds more; then calls `undo`."""
     try:
         cluster.primary(but=node)
         time.sleep(random.length(5))
@@ -414,7 +419,8 @@ def kill_both(cluster, random):
 
 
 def silence(cluster, node, random):
-    """An agent that says nothing: the port refuses, each process is killed, or none answers. Returns what ends it."""
+    """Silences the agent of a node: its port refuses, each process is killed, or each process hangs. Returns a function
+    that restores the agent."""
     program = "/usr/bin/patroni-agent-check"
     instead = lambda line: (
         f"printf '#!/bin/sh\n{line}\n' > /tmp/silent; chmod 755 /tmp/silent; mv {program} /tmp/agent; mv /tmp/silent {program}",
@@ -453,12 +459,12 @@ def kill_silent(cluster, random):
     alerts="AgentSilent ReserveInUse",
 )
 def switchover_to_silent(cluster, random):
-    """What HAProxy heard of it last is MAINT for writes and READY for reads."""
+    """The agent's last answers before its silence were MAINT for writes and READY for reads."""
     primary = cluster.primary()
     candidate = random.choice(cluster.candidates(primary))
     speak = silence(cluster, candidate, random)
     try:
-        time.sleep(random.uniform(7, 10))  # HAProxy's own check has seen it
+        time.sleep(random.uniform(7, 10))  # HAProxy's own check has noticed the silent agent
         cluster.switchover(primary, candidate)
         time.sleep(random.length(SILENCE))
     finally:
@@ -502,7 +508,8 @@ def freeze_etcd(cluster, seconds):
 
 @fault("DCS frozen for 4 s", demoted=True, takes="leader dcs", needs="automation")
 def freeze_dcs_shortly(cluster, random):
-    """Less than ttl; but the primary is demoted after retry_timeout, and another may be promoted."""
+    """Freezes the DCS for less than ttl. After retry_timeout Patroni demotes the primary all the same, and another node
+    may be promoted."""
     freeze_etcd(cluster, random.length(4))
 
 
@@ -525,7 +532,7 @@ def freeze_dcs_failsafe(cluster, random):
 @fault("primary cut from the DCS", demoted=True, takes="leader dcs", needs="automation machines")
 def cut_from_dcs(cluster, random):
     primary = cluster.primary()
-    # a neighbour that is not there: what is sent to etcd is lost without a word
+    # A MAC address that nobody has: packets to etcd are lost silently.
     cluster.run(primary, "ip neighbour replace 10.55.0.2 lladdr 02:00:00:00:00:02 dev eth0 nud permanent")
     try:
         cluster.primary(but=primary)
@@ -539,7 +546,8 @@ def cut_from_dcs(cluster, random):
     takes="leader dcs", needs="dcs automation machines",
 )
 def refuse_writes(cluster, random):
-    """Each GET /cluster renews dcs_last_seen, while Patroni cannot renew its lock; then a session delays the stop."""
+    """Patroni can read the DCS but cannot renew its lock. Each GET /cluster still renews dcs_last_seen. A session then
+    delays the stop of PostgreSQL."""
     primary, ended = cluster.primary(), threading.Event()
     etcd, program, unit = "10.55.0.2", "/usr/local/bin/read-only-etcd", "read-only-etcd"
     renew = f"ss -K dst {etcd} dport = :2379 > /dev/null"
@@ -563,7 +571,7 @@ def refuse_writes(cluster, random):
 
 @fault("the lock deleted, slow stop", demoted=True, takes="leader dcs", needs="dcs automation machines")
 def delete_lock(cluster, random):
-    """By hand. Patroni's node and the others run for it."""
+    """Deletes the leader lock by hand. The primary and the standbys then compete for it."""
     primary = cluster.primary()
     delay_stop(cluster, primary, 5)
     cluster.run("lb", "ETCDCTL_API=3 etcdctl --endpoints=etcd:2379 del /service/demo/leader")
@@ -622,7 +630,7 @@ def late_four(cluster, random):
 
 
 def backends(cluster, node, name):
-    """The pids of Patroni's own sessions to PostgreSQL whose application_name is like that."""
+    """The pids of Patroni's own sessions to PostgreSQL whose application_name is LIKE `name`."""
     pids = cluster.sql(node, f"select pid from pg_stat_activity where application_name like '{name}'").split()
     if not pids:
         raise RuntimeError(f"no session like {name} on {node}")
@@ -631,8 +639,8 @@ def backends(cluster, node, name):
 
 @fault("Patroni's sessions to PostgreSQL ended", bridged=True, needs="leader patroni postgres")
 def end_sessions(cluster, random):
-    """The next answer has the state unknown, whoever asked. So that it is the agent now and then, again and again
-    for a little longer than an agent-inter, five times."""
+    """Only Patroni's next answer has the state unknown, and any client may get it. So the fault ends the sessions
+    repeatedly for a little longer than an agent-inter, five times: the agent gets some of these answers."""
     primary = cluster.primary()
     backends(cluster, primary, "Patroni restapi")
     end = (
@@ -648,8 +656,8 @@ def end_sessions(cluster, random):
 
 @fault("an answer of Patroni reset", bridged=True, needs="patroni agents")
 def reset(cluster, random):
-    """Patroni is stopped meanwhile, else the answer is there before one can reset it. Others may have filled its queue
-    before the agent asks: once more, then."""
+    """Patroni is frozen meanwhile, or it would answer before the connection can be reset. Other clients may fill its
+    queue before the agent asks; the fault then tries again."""
     primary, longest = cluster.primary(), 0
     reset = "ss -HtnK state established 'sport = :8008 and ( dst 127.0.0.1 or dst [::ffff:127.0.0.1] )'"
     for _ in range(10):
@@ -670,7 +678,7 @@ def reset(cluster, random):
 
 
 def idle_clients(cluster, seconds):
-    """Patroni has five threads for its REST API, and no time limit for a client that sends nothing."""
+    """Occupies all five threads of Patroni's REST API, which has no time limit for a client that sends nothing."""
     address, clients = (NODES[cluster.primary()], 8008), []
     connect = lambda: clients.extend(socket.create_connection(address, 5) for _ in range(5))
     return lasting(seconds, connect, lambda: [client.close() for client in clients])
@@ -687,7 +695,7 @@ def idle_eight(cluster, random):
 
 
 def restart(cluster, node, path):
-    """Restarts Patroni; returns how long it did not answer 200 to that path."""
+    """Restarts Patroni. Returns how long Patroni did not answer 200 on that path."""
     return lasting(0, lambda: cluster.patroni(node, "restart"), lambda: cluster.until_ok(node, path))
 
 
@@ -725,8 +733,8 @@ def kill_patroni_restarted(cluster, random):
 
 @fault("Patroni's query blocked, 1 to 4 s", bridged=True, everywhere=True, needs="leader postgres")
 def block_query(cluster, random):
-    """Patroni gives up after two seconds: 200 with the state unknown. The standbys replay this lock and have the
-    same trouble. New sessions to PostgreSQL may have to wait, too."""
+    """Patroni gives up its query after two seconds and answers 200 with the state unknown. The standbys replay the
+    lock, so their Patronis do the same. New sessions to PostgreSQL may have to wait, too."""
     primary, seconds = cluster.primary(), random.length(random.uniform(1, 4))
     lock = f"begin; lock table pg_authid in access exclusive mode; select pg_sleep({seconds:.2f}); commit"
     return lasting(0, lambda: cluster.sql(primary, lock))
@@ -740,7 +748,7 @@ def pause_machine(cluster, random):
 
 @fault("the primary's machine starved, 8 s", silent=True, takes="machine", needs="machine")
 def starve_machine(cluster, random):
-    """It runs for a tenth of the time."""
+    """The machine runs for a tenth of the time and is frozen for the rest."""
     freeze, end = functools.partial(cluster.freeze, cluster.primary()), time.monotonic() + random.length(8)
     try:
         while time.monotonic() < end:
@@ -760,17 +768,17 @@ time.time = lambda: real() + float(open("/run/patroni-clock").read())
 
 
 def step_clock(cluster, random, seconds, watched):
-    """Only Patroni's clock, as Python reads it; before and after that Patroni is killed and started.
+    """Steps only the clock that Patroni reads through Python. Patroni is killed and started before and after the step.
 
-    Patroni sleeps until the clock says that its next loop is due: set back by more than ttl, it does not renew its
-    lock, and says 200 all the same, until the lock's end wakes it."""
+    Patroni sleeps until the clock says that its next loop is due. If the clock is set back by more than ttl, Patroni
+    does not renew its lock. It answers 200 all the same, until the expiry of the lock wakes it."""
     primary, file = cluster.primary(), "/run/patroni-clock"
     write = lambda offset: cluster.run(primary, f"echo {offset} > {file}.new; mv {file}.new {file}")
     script = (
         "systemctl kill -s KILL --kill-whom=main patroni; while systemctl -q is-active patroni; do sleep 0.02; done; "
         "systemctl start patroni"
     )
-    # 200 from a primary that has its lock and from any standby
+    # A primary that holds its lock answers 200 to this, and so does any standby.
     restart = lambda: lasting(0, lambda: cluster.run(primary, script), lambda: cluster.until_ok(primary, "read-only"))
     write(0)
     cluster.run(primary, f"mkdir -p /etc/patroni/clock; echo '{CLOCK}' > /etc/patroni/clock/sitecustomize.py")
@@ -795,7 +803,7 @@ for words, step, watched in ("a second", 1, 5), ("five minutes", 300, 25):
 
 
 def poll_cluster(address, ended):
-    """A monitoring tool: GET /cluster ten times a second."""
+    """Sends GET /cluster ten times a second, as a monitoring tool might."""
     while not ended.wait(0.1):
         try:
             urllib.request.urlopen(f"http://{address}:8008/cluster", timeout=2).read()
@@ -806,8 +814,8 @@ def poll_cluster(address, ended):
 @fault("Patroni's loop hung, GET /cluster polled", everywhere=True, takes="leader", needs=ORDERLY)
 def hang_loop(cluster, random):
     """Each GET /cluster reads the DCS and renews dcs_last_seen, though Patroni does not renew its lock. The standbys
-    see that the primary is alive, and stay what they are; an operator does not look. The third node may have
-    replayed too much by then, and its PostgreSQL is stopped for pg_rewind."""
+    see that the primary is alive, so none is promoted until an operator orders a failover. The third node may have
+    replayed too much WAL by then, and Patroni stops its PostgreSQL for pg_rewind."""
     primary, ended = cluster.primary(), threading.Event()
     candidate = random.choice(cluster.candidates(primary))
     signal = lambda word: cluster.run(primary, f"kill -{word} {' '.join(pids)}")
@@ -862,7 +870,7 @@ def hold_standbys(cluster, random):
 
 
 def deafen(cluster, server):
-    """The first HAProxy asks neither the agent nor Patroni of this server any more. Returns what ends it."""
+    """Makes the first HAProxy stop both of its checks of this server. Returns a function that starts them again."""
     tell = lambda verb: cluster.tell_haproxies(f"{verb} agent {server}; {verb} health {server}", 1)
     tell("disable")
     return lambda: tell("enable")

@@ -1,38 +1,39 @@
-"""From what was watched to figures, the table and the broken promises. Pure; does no input or output.
+"""Computes the figures, the tables and the broken promises from the watched records. Does no input or output.
 
-What the agent's pool promises, and `broken_promises` holds it to:
+`broken_promises` checks what the agent's pool promises:
 
-* a server that does not take writes is UP for no longer than `bound`: one agent-inter and one --timeout, and with a
-  grace period that and one more --timeout on top. The grace period ends by the time at which a check asks, and
-  only the next one says DOWN; both may wait for --timeout. What is longer than it would be without a grace period
-  is at most half as long as in the pool with Patroni's template, in the median of three or more runs;
-* a write that is refused as read-only was sent before HAProxy could have heard of it: its node was shown UP
-  (but for the blink between two looks) and had stopped taking writes for less than `bound`. With a grace period
-  that is weaker than it could be: it is not looked at whether this server was being bridged;
-* no node takes a write through it after another one was promoted, and nothing planned loses one. What else is lost is
-  Patroni's business and counted, unless Patroni replicates synchronously: then nothing is lost, whatever happens;
-* no write that failed is there all the same, and no session sees less than it saw or wrote before (see history.py);
-* two servers are never UP at once;
-* two HAProxies, which ask at other times and over other paths, have different servers UP for no longer than one of them
-  may have a server UP that does not take writes;
-* an old primary that its own Patroni demotes takes no write any more when another one is promoted: what waits, as the
-  hook does, delays its stop by no more than the lock has left;
-* a node that an operator holds gets no new session that writes;
-* a standby whose agent is silent takes writes when it is promoted, and not only when its agent speaks again;
-* nothing planned shows DOWN, and nothing else leaves more than the broken node DOWN, but for trouble that others have
-  as well;
-* trouble that the grace period is there for, and that is over within it, shows no DOWN and cuts no session. The period
-  begins with the last good answer, up to one agent-inter before the trouble: so much shorter the trouble must
-  be; and shorter than HAProxy's own check needs to call a server DOWN, three failures two seconds apart;
-* no read is served by a node that Patroni called out of the pool for reads, by the same health check, longer than
-  `read_bound` before: its agent is asked every two seconds, and may wait for --timeout;
-* in a change that is `seamless` no operation fails (clients.py says what that is). Of the kept sessions one statement
-  in 10,000 may be cut in flight. In anything else the median of three or more runs is not above that of Patroni's
-  template nor of HAProxy alone, unless the fault is `costly`;
-* when all is well again, writes and reads get through.
+* A server that does not take writes is UP for no longer than `bound`: one agent-inter and one --timeout. A grace period
+  adds its own length and one more --timeout: a check measures the grace period when it begins, and only the first check
+  after its end answers DOWN. Both checks may wait for --timeout. If a grace period makes this longer, it is at most
+  half as long as in the pool with Patroni's template, in the median of three or more runs.
+* A write that is refused as read-only was sent before HAProxy could have known. Its node was shown UP, but for the
+  blink between two looks, and had stopped taking writes less than `bound` before. With a grace period this test is
+  weaker than it could be: it does not look whether a grace period was running for this server.
+* No node takes a write through the pool after another node was promoted.
+* No planned change loses a write. Patroni alone is responsible for other losses, which are only counted. With
+  synchronous replication no fault may lose a write.
+* The table has no row of a failed write, and no session sees less than it saw or wrote before (see history.py).
+* Two servers are never UP at once.
+* Two HAProxies, which ask at different times and over different paths, may have different servers UP. This lasts no
+  longer than one of them may have a server UP that does not take writes.
+* An old primary that its own Patroni demotes takes no writes once another node is promoted. The hook, and anything else
+  that waits, delays the stop by no more than the remaining time of the lock.
+* A node that an operator holds gets no new session that writes.
+* A standby whose agent is silent takes writes as soon as it is promoted, even while its agent stays silent.
+* No planned change shows DOWN. Any other fault leaves only the broken node DOWN, unless the fault affects other nodes
+  as well.
+* A fault that ends within the grace period shows no DOWN and cuts no session. The period begins with the last good
+  answer, up to one agent-inter before the fault, so the fault must be that much shorter. The fault must also be shorter
+  than HAProxy's own check needs to mark a server DOWN: three failures two seconds apart.
+* Once Patroni's health check for reads has failed on a node for longer than `read_bound`, the node serves no read. Its
+  agent is asked every two seconds, and may wait for --timeout.
+* In a `seamless` change no operation fails (clients.py defines a failure). Of the kept sessions one statement in 10,000
+  may be cut in flight. In any other fault that is not `costly`, the median of three or more runs is not above that of
+  Patroni's template nor of HAProxy alone.
+* Once the site has recovered, writes and reads succeed.
 
-While the node's agent is silent, be it paused with all else there, HAProxy's own check is all there is: two seconds
-between two failures, and two that each may take."""
+While a node's agent is silent, for instance on a paused machine, only HAProxy's own check remains: two seconds between
+two failures, and up to two seconds for each of them."""
 
 import math
 from collections import Counter, namedtuple
@@ -45,7 +46,7 @@ from pools import MULTI_HOST, OFFICIAL, OURS, POOLS, READS, ROLE_ONLY, ROUTES, S
 from watch import NODES, OK
 
 AGENT_INTER, READ_INTER, TIMEOUT = 0.5, 2, 1.5
-# HAProxy's own check: the time from the first failure to the third, and the longest until DOWN
+# HAProxy's own check: the time from the first failure to the third, and the maximum until HAProxy shows DOWN
 FALL, LONGEST_FALL = 4, 8
 
 Figures = namedtuple(
@@ -53,7 +54,7 @@ Figures = namedtuple(
     "refused late split lost phantom stale unknown cut two_up down most_down false_up first_write pause alerts to_held "
     "late_read read_pause apart without_primary alive due delayed failed failed_by_kind in_flight longest kept gap",
 )
-# What the table shows of them.
+# The columns of the table.
 COLUMNS = {
     "pause": "longest without a write, s",
     "first_write": "promotion to first write, s",
@@ -74,7 +75,7 @@ COLUMNS = {
     "in_flight": "cut in flight",
     "longest": "longest operation, s",
 }
-# what there is none of without HAProxy, or without the clients that keep on trying
+# Figures that do not exist without HAProxy, or without clients that try continuously.
 SHOWN_BY_HAPROXY = "refused late false_up two_up down most_down alerts to_held".split()
 
 RACE = {
@@ -87,18 +88,18 @@ RACE = {
 
 
 def bound(grace):
-    """How long a server may be UP that does not take writes, if the node's agent answers."""
+    """The maximum time for which a server that takes no writes may be UP, if the node's agent answers."""
     return AGENT_INTER + TIMEOUT + BLINK + (grace + TIMEOUT if grace else 0)
 
 
 def read_bound(silent, grace=0):
-    """How long after Patroni called it out of the pool a node may still be given reads: until HAProxy has asked again,
-    and, if Patroni says nothing any more by then, until its grace period is over."""
+    """The maximum time for which a node may get reads after Patroni's health check for reads failed: until HAProxy has
+    asked again or, if Patroni does not answer by then, until the grace period is over."""
     return (LONGEST_FALL if silent else READ_INTER + TIMEOUT + (grace + TIMEOUT if grace else 0)) + BLINK
 
 
 def writers(pool):
-    """The clients that write there."""
+    """The names of the clients that write through that pool."""
     names = [*clients.RATES, True, False] if pool in POOLS else clients.RATES
     return {f"{pool}/{name}" for name in names}
 
@@ -109,13 +110,13 @@ def longest_pause(began, ended, times):
 
 
 def at(records, time, key):
-    """The record that held at that time."""
+    """The record that was in force at that time."""
     held = [record for record in records if record.time <= time and key(record)]
     return held[-1] if held else None
 
 
 def promotions(truths):
-    """Who took writes at the beginning, and who was promoted when: [(time, node)]."""
+    """The first primary, and each promotion after it: [(time, node)]."""
     recovery, found = {}, []
     for truth in truths:
         if truth.recovery is None:
@@ -128,14 +129,14 @@ def promotions(truths):
 
 
 class Run:
-    """The records of one fault, with what held when it began."""
+    """The records of one fault, and the last records before it."""
 
     def __init__(self, watch, began, ended, rows, alerts, grace, held):
         self.began, self.ended, self.rows, self.alerts, self.grace = began, ended, rows, alerts, grace
         self.held = held
         self.operations = [operation for operation in watch.operations if began <= operation.due < ended]
         self.writes = [write for write in watch.writes if began <= write.ended < ended]
-        # those that are lost, of the watch and of the clients
+        # lost rows, of the watch and of the clients
         written = self.writes + [operation.write for operation in self.operations]
         self.lost = {write.row for write in history.lost(written, rows)}
         self.looks = self._window(watch.looks, lambda look: "all")
@@ -146,19 +147,19 @@ class Run:
         self.promotions = promotions(self.truths)
 
     def _window(self, records, key):
-        """The records within, and the last one before of each key, as if it were new at the beginning."""
+        """The records of the fault. The last earlier record of each key counts as one from the beginning."""
         before = {key(record): record for record in records if record.time < self.began}
         first = [record._replace(time=self.began) for record in before.values()]
         return first + [record for record in records if self.began <= record.time < self.ended]
 
     def takes_writes(self, node, time):
-        """PostgreSQL is up, is no standby, and nobody has been promoted over it."""
+        """Whether PostgreSQL is up, is no standby, and no other node has been promoted since."""
         truth = at(self.truths, time, lambda truth: truth.node == node)
         last = [who for when, who in self.promotions if when <= time]
         return truth is not None and truth.recovery is False and last[-1:] == [node]
 
     def stopped_taking_writes(self, node, time):
-        """When, before that time, it was last known to take them."""
+        """When the node was last known to take writes before that time."""
         if self.takes_writes(node, time):
             return time
         changes = [truth.time for truth in self.truths] + [when for when, _ in self.promotions]
@@ -166,8 +167,8 @@ class Run:
         return max(last, default=-math.inf)
 
     def without_primary(self):
-        """How long no node took writes before the last promotion; less than 0 if the old primary still did. None without
-        a promotion. This is what the hook, and all else that waits, may cost: an overrun would be below 0."""
+        """How long no node took writes before the last promotion; None without a promotion. The value is negative if
+        the old primary still took writes: the hook, or something else, then delayed the stop for too long."""
         if len(self.promotions) < 2:
             return None
         promoted, node = self.promotions[-1]
@@ -179,7 +180,7 @@ class Run:
         return promoted - max(ends, default=self.began)
 
     def called_out(self, read):
-        """For how long Patroni had called its node out of the pool when a read was sent."""
+        """For how long Patroni's health check for reads had failed on the node when a read was sent to it."""
         said = [called for called in self.called if called.node == read.node and called.time <= read.begun]
         back = [called for called in self.called if called.node == read.node and called.time > read.begun][:1]
         if any(called.status == 200 and called.before <= read.begun <= called.before + 1 for called in back):
@@ -192,13 +193,13 @@ class Run:
         return out
 
     def to_held(self, write):
-        """Whether its session began on a node that an operator held, and HAProxy had heard of it. When it began in
-        PostgreSQL counts: a client may have waited in HAProxy until the hold was over."""
+        """Whether the write's session began on a node that an operator held and whose hold HAProxy knew of. The
+        session's start in PostgreSQL counts, because a client may have waited in HAProxy until the hold was over."""
         node, began, ended = self.held or (None, 0, 0)
         return write.node == node and write.reached is not None and began + bound(0) <= write.reached < ended
 
     def spans(self):
-        """(begin, end, shown) of what HAProxy showed, cut also where the truth changes."""
+        """HAProxy's states as (begin, end, shown). A span also ends where a node begins or stops taking writes."""
         times = sorted({r.time for r in self.looks} | {r.time for r in self.truths} | {self.ended})
         for begin, end in zip(times, times[1:]):
             look = at(self.looks, begin, lambda look: True)
@@ -206,7 +207,7 @@ class Run:
                 yield begin, end, look.shown
 
     def longest_apart(self):
-        """How long both HAProxies had a server of our pool UP, and none in common."""
+        """The longest time for which both HAProxies had servers of our pool UP, but none in common."""
         up = lambda look: {node for node in NODES if look and look.shown.get((OURS, node)) == "UP"}
         everything = lambda look: True
         times = sorted({look.time for look in [*self.looks, *self.second_looks]} | {self.ended})
@@ -229,7 +230,7 @@ class Run:
         first = [w.ended - switched[0] for w in written if w.node == switched[1] and w.ended > switched[0]] if switched else []
         reads = [read for read in self.reads if read.pool == READS.get(pool)]
         found = history.find(writes, reads, self.rows, self.promotions)
-        # a session that its client keeps may stay where it is
+        # A kept session may stay on its node.
         reads = [read for read in reads if read.done == OK and not read.keeps]
         figures = Figures(
             refused=len(refused),
@@ -255,7 +256,7 @@ class Run:
             read_pause=longest_pause(self.began, self.ended, [r.ended for r in reads]) if pool in READS else None,
             apart=self.longest_apart() if pool == OURS else None,
             without_primary=self.without_primary(),
-            # each client that writes, and the one that reads, not long ago
+            # each client has written or read recently
             alive={w.row[0] for w in written if w.ended > self.ended - 1.5} >= writers(pool)
             and (pool not in READS or any(read.ended > self.ended - 1 for read in reads)),
             **self.felt(operations),
@@ -273,11 +274,11 @@ class Run:
             "in_flight": sum(operation.in_flight for operation in operations),
             "longest": max(map(clients.lasted, operations), default=0),
             "kept": sum(operation.kind == clients.KEPT for operation in operations),
-            "gap": longest_pause(self.began, self.ended, written),  # of all pools alike, for the race
+            "gap": longest_pause(self.began, self.ended, written),  # measured the same way in all pools, for the race
         }
 
     def late(self, pool, write):
-        """Whether a refused write was sent when HAProxy should have known better."""
+        """Whether a refused write was sent when HAProxy should have known that the node takes no writes."""
         looks = [look for look in self.looks if look.time <= write.begun - BLINK][-1:]
         looks += [look for look in self.looks if write.begun - BLINK < look.time <= write.begun]
         seen_up = any(look.shown[pool, write.node] == "UP" for look in looks)
@@ -285,7 +286,7 @@ class Run:
         return not seen_up or known > bound(self.grace)
 
     def story(self):
-        """All that changed, in words, for whoever has to find out why."""
+        """Every change in words, for the developer who has to explain a broken promise."""
         told = [(look.time, "HAProxy", self._shown(look.shown)) for look in self.looks]
         told += [(truth.time, truth.node, f"in recovery: {truth.recovery}") for truth in self.truths]
         told += [(when, who, "PROMOTED") for when, who in self.promotions]
@@ -299,7 +300,7 @@ class Run:
         return "\n".join(f"    {time:6.2f} {words}" for time, words in sorted(self._told(told)))
 
     def _told(self, told):
-        """One line for the same thing again and again."""
+        """Joins frequent repetitions into one line."""
         many = {key: [time - self.began for time, *words in told if words == list(key)] for key in {t[1:] for t in told}}
         for (who, what), times in many.items():
             often = len(times) > 3 and who != "HAProxy"
@@ -312,8 +313,8 @@ class Run:
 
 
 def more_than_half(ours, templates):
-    """What is broken if a server is UP without taking writes for more than half as long as in the pool with Patroni's
-    template: of medians, since chance moves one run of the template between six and nine seconds."""
+    """The broken promise, if a server is UP without taking writes for more than half as long as in the pool with
+    Patroni's template. Compares medians, because single runs of the template vary from six to nine seconds."""
     ours, templates = (median(found.false_up for found in pool) for pool in (ours, templates))
     if ours > max(bound(0), templates / 2):
         return f"a server UP for {ours:.2f} s that did not take writes, over half of the {templates:.2f} s with Patroni's template"
@@ -321,21 +322,21 @@ def more_than_half(ours, templates):
 
 
 def more_fail(ours, *theirs):
-    """What is broken if more operations fail than in any of these pools: of medians. Chance moves each by an agent-inter,
-    and so many operations may fail more, unless none fails elsewhere."""
+    """The broken promise, if the median of failed operations is above that of any of these pools. Outages vary by up to
+    an agent-inter, so as many operations as are due in that time may fail in addition, unless a pool has no failures."""
     ours, *theirs = (median(found.failed for found in pool) for pool in (ours, *theirs))
     allowed = min(theirs) and min(theirs) + AGENT_INTER * sum(clients.RATES.values())
     return f"{ours:g} operations failed, and {min(theirs):g} in another pool" if ours > allowed else None
 
 
 def too_many_cut(found):
-    """What is broken if more than one statement in ten thousand of the kept sessions was cut in flight."""
+    """The broken promise, if more than one in ten thousand statements of kept sessions was cut in flight."""
     cut, kept = sum(each.in_flight for each in found), sum(each.kept for each in found)
     return f"{cut} of {kept} statements of kept sessions cut in flight" if cut > math.ceil(kept / 10000) else None
 
 
 def broken_in_history(figures, faults, synchronous=False):
-    """What the clients' history alone tells of broken promises, in words, without a look at HAProxy."""
+    """The broken promises, in words, that the clients' history shows without HAProxy's states."""
     broken, planned = [], all(f.planned for f in faults)
     if figures.split:
         broken.append(f"{figures.split} writes taken by a node after another was promoted")
@@ -350,19 +351,19 @@ def broken_in_history(figures, faults, synchronous=False):
 
 
 def broken_promises(figures, faults, lengths, grace, synchronous=False):
-    """What the agent's pool did that it must not, in words, in one fault or in two at once.
+    """The broken promises of the agent's pool, in words, in one fault or in two at once.
 
-    `lengths`: how long each was; of a bridged one, how long its trouble was. Two at once are held to what one is, but:
-    two that break something may leave two nodes DOWN, and two primaries after each other UP without taking writes;
-    two troubles of the primary add up, as nobody knows that there was a good answer in between; and a Patroni that
-    falls silent just after it has called its node out of the pool for reads is bridged, too."""
+    `lengths`: how long each fault lasted, or the outage of a bridged fault. Two faults at once must keep the promises
+    of a single one, with these exceptions. Two faults that break something may leave two nodes DOWN. Two primaries in a
+    row may be UP without taking writes. Two outages of the primary add up, because there may be no good answer between
+    them. And if Patroni stops answering just after its health check for reads failed, the grace period covers that."""
     broken = broken_in_history(figures, faults, synchronous)
     planned, bridged = all(f.planned for f in faults), all(f.bridged for f in faults)
     silent, everywhere = any(f.silent for f in faults), any(f.everywhere for f in faults)
     nodes = max(1, sum(not f.planned or f.gone for f in faults))
     primaries = max(1, sum(bool(f.takes & {"leader", "postgres", "machine"}) for f in faults))
     troubles = [length for f, length in zip(faults, lengths) if f.bridged or f.takes - {"standbys", "dcs"}]
-    # a machine that is busy takes its time to start a Patroni
+    # A busy machine starts Patroni slowly.
     too_long = any(f.bridged for f in faults) and sum(troubles) >= min(grace - AGENT_INTER, FALL)
     trouble = f"in trouble of {sum(troubles):.2f} s, grace period {grace} s"
     if figures.late:
@@ -396,7 +397,7 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
 
 
 def table(results, planned):
-    """Markdown: a row for each fault; in each cell the pools in their order, median and (worst)."""
+    """A Markdown table with a row for each fault. Each cell has the pools in their order: median and (worst)."""
     rows = [["fault", *COLUMNS.values(), "without a write, ratio"], ["---"] * (len(COLUMNS) + 2)]
     for name, pools in results.items():
         cells = [" / ".join(summary([getattr(f, key) for f in pools[pool]]) for pool in ROUTES) for key in COLUMNS]
@@ -406,7 +407,7 @@ def table(results, planned):
 
 
 def total(found):
-    """In words, what the operations of several runs met with."""
+    """Sums up the operations of several runs in words."""
     sums = [sum(getattr(each, key) for each in found) for key in ("due", "delayed", "failed", "in_flight")]
     longest = [each.longest for each in found]
     words = "{} due, {} late, {} failed, {} cut in flight".format(*sums)
@@ -414,8 +415,8 @@ def total(found):
 
 
 def race_table(results):
-    """Markdown: a row for each fault, a column for each route: the median and the worst of the longest time without a
-    write, and of the operations that failed. results: {fault: {route: [{"gap": s, "failed": n}]}}."""
+    """A Markdown table with a row for each fault and a column for each route: median and worst of the longest time
+    without a write, and of the failed operations. results: {fault: {route: [{"gap": s, "failed": n}]}}."""
     rows = [["fault", *RACE.values()], ["---"] * (len(RACE) + 1)]
     for name, routes in results.items():
         values = {route: {key: [run[key] for run in runs] for key in runs[0]} for route, runs in routes.items()}
@@ -425,8 +426,8 @@ def race_table(results):
 
 
 def grace_table(results):
-    """Markdown: a row for each fault, a column for each grace period, and the other pools in the same runs.
-    results: {grace: {fault: {pool: [Figures]}}}."""
+    """A Markdown table with a row for each fault and a column for each grace period; then the other pools of the same
+    runs. results: {grace: {fault: {pool: [Figures]}}}."""
     cell = lambda found: " / ".join(summary([getattr(f, key) for f in found]) for key in ("pause", "down", "false_up"))
     head = ["fault", *(f"grace {grace} s" for grace in results), OFFICIAL, WITHOUT_AGENT]
     rows = [head, ["---"] * len(head)]
