@@ -1,8 +1,8 @@
-"""What is watched of a site (tests/lab/cluster): the writes and reads of clients through each pool, what HAProxy
-shows, and, at each node itself, whether PostgreSQL takes writes and what Patroni says of reads. Does not know what is
-done to the site meanwhile.
+"""Watches a site (tests/lab/cluster): clients write and read through each pool, and HAProxy's states are recorded. Each
+node's PostgreSQL is asked whether it takes writes, and each Patroni is asked its health check for reads. Does not know
+what is done to the site meanwhile.
 
-Everything is kept as plain records with the time of the machine's clock in seconds."""
+All records are plain tuples with the time of the machine's clock in seconds."""
 
 import http.client
 import itertools
@@ -21,25 +21,26 @@ NODES = {"pg1": "10.55.0.11", "pg2": "10.55.0.12", "pg3": "10.55.0.13"}
 LB = "10.55.0.1"
 READ_CHECK = "/replica?lag=16MB"
 
-# What is sure of an operation: it is done, it is not, or nobody knows.
+# The outcome of an operation for the database: it certainly happened, it certainly did not, or it may have.
 OK, FAIL, UNKNOWN = "ok", "fail", "unknown"
-# outcome: written, read-only, or the error's first line. row: (client, number), what identifies it in the table. cut: it
-# was to go through a session that was there before, and somebody else had ended that. session: which connection. seen:
-# {client: the highest number there just before}, None without an answer. reached: when a new session was in PostgreSQL,
-# by the server's clock, which is the same; None in a session that was there before
+# outcome: "written", "read-only", or the error's first line
+# row: (client, number), which identifies the row in the table
+# cut: the write used a session that was already open, and the other side had ended that session
+# session: the number of the connection
+# seen: {client: its highest number in the table just before the write}, None without an answer
+# reached: when a new session began in PostgreSQL, by the same clock; None if the session was already open
 Write = namedtuple("Write", "pool row begun ended node outcome cut session done seen reached")
-# keeps: whether its client keeps its session; seen: {client: the highest number there}, None without an answer
+# keeps: whether the client keeps its session; seen: {client: its highest number in the table}, None without an answer
 Read = namedtuple("Read", "pool begun ended node keeps session done seen")
-# status: Patroni's answer to READ_CHECK
-# what Patroni says of its node since then, and when it last said something else
+# status: Patroni's answer to READ_CHECK from `time` on; before: when Patroni last gave another answer
 Called = namedtuple("Called", "time node status before")
 # shown: {(pool, node): UP, MAINT, DRAIN, NOLB or DOWN}
 Look = namedtuple("Look", "time shown")
-# recovery: pg_is_in_recovery(), None if there was no answer; before: when PostgreSQL was last asked and said something else
+# recovery: pg_is_in_recovery(), None without an answer; before: when PostgreSQL was last asked and gave another answer
 Truth = namedtuple("Truth", "time node recovery before", defaults=[0])
 
 NODE = "'pg' || right(host(inet_server_addr()), 1)"
-# without a primary key: what is there twice should be seen
+# no primary key: the tests must see a row that was written twice
 TABLE = f"create table kept (client text, number int, node text default {NODE}); create index on kept (client, number)"
 NEWEST = "coalesce((select max(number) from kept where client = %s), 0)"
 
@@ -47,7 +48,7 @@ local = threading.local()
 
 
 def patience(connection):
-    """Waits for PostgreSQL, but not for ever: what psycopg2 calls instead of blocking."""
+    """Waits for PostgreSQL for a limited time. psycopg2 calls this instead of blocking."""
     end = time.monotonic() + local.patience
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
         wants = [connection.fileno()]
@@ -80,7 +81,7 @@ def ask(connection, query, values=None):
 
 
 def create_table(node):
-    """Where the clients write and read."""
+    """Creates the table that the clients write and read."""
     local.patience = 10
     primary = connect(NODES[node], 5432)
     run(primary, TABLE)
@@ -88,10 +89,13 @@ def create_table(node):
 
 
 class Watch:
-    """Runs from `start` to `stop`; the records only grow. `pools` for writes and `reads`: {name: HAProxy's port}. `second`:
-    the admin socket of another HAProxy, whose first pool is looked at. `pairs`: how many clients there are of each kind,
-    which write or read through a pool and keep their session or do not. `more`: ports for writes and for reads of pools
-    that HAProxy is not asked about. `door`: the host or the folder of the socket by which a node's PostgreSQL is asked."""
+    """Watches from `start` to `stop`. The lists of records only grow.
+
+    pools, reads   {name: HAProxy's port} of the pools for writes and for reads
+    second         the admin socket of another HAProxy, of which only the first pool is watched
+    pairs          the number of clients of each kind: a client writes or reads, and keeps its session or does not
+    more           ports for writes and for reads of pools whose states are not recorded
+    door           gives the host, or the folder of the socket, through which a node's PostgreSQL is asked"""
 
     def __init__(self, admin_socket, pools, reads, second=None, pairs=1, more=({}, {}), door=NODES.get):
         self.admin_socket, self.pools, self.read_pools, self.second, self.door = admin_socket, pools, reads, second, door
@@ -123,7 +127,8 @@ class Watch:
         return time.time() - self.last_look
 
     def renew_refused(self):
-        """Ends the sessions that are left on a standby: they would be refused in the next fault as well."""
+        """Ends the writers' sessions that are left on a standby, whose writes would also be refused in the next
+        fault."""
         self.renewing.set()
         time.sleep(0.2)
         self.renewing.clear()
@@ -131,7 +136,7 @@ class Watch:
     def _guard(self, task, args):
         try:
             task(*args)
-        except Exception as error:  # a watcher that died would leave a run that sees nothing
+        except Exception as error:  # a run must not go on without one of its watchers
             self.broken.append(error)
             self.ended.set()
 
@@ -142,7 +147,8 @@ class Watch:
             due = max(due + seconds, time.monotonic() - seconds)
 
     def _write(self, pool, keeps_session, pair=0):
-        """A client: numbered rows, each its own transaction, in one session or in a new one each time."""
+        """Writes numbered rows as a client does, each in its own transaction, in one session or in a new one each
+        time."""
         local.patience = 3
         client = f"{pool}/{keeps_session}" + (f"/{pair}" if pair else "")
         connection, node, session, number = None, None, None, 0
@@ -158,13 +164,13 @@ class Watch:
                 insert = f"insert into kept values (%s, %s) returning {NEWEST}"
                 seen = {client: ask(connection, insert, (client, number, client))[0][0]}
                 outcome = "written"
-                # PostgreSQL says that it is done, with a warning that no standby may have it
+                # PostgreSQL reports success, with a warning that the standbys may not have the row.
                 if not any("synchronous replication" in notice for notice in connection.notices):
                     done = OK
             except psycopg2.Error as error:
                 read_only = error.pgcode == psycopg2.errorcodes.READ_ONLY_SQL_TRANSACTION
                 outcome = "read-only" if read_only else (str(error).strip() or repr(error)).splitlines()[0]
-                # an ERROR rolls back; a FATAL one may come after the commit, while a standby is waited for
+                # An ERROR rolls back. A FATAL may come after the commit, while PostgreSQL waits for a standby.
                 if not sent or error.diag.severity == "ERROR":
                     done = FAIL
             cut = kept and bool(connection.closed) and outcome != "timed out"
@@ -177,13 +183,13 @@ class Watch:
                 connection = None
 
     def _read(self, pool, keeps_session):
-        """A client that reads the newest number of each one that writes, in one session or in a new one each time."""
+        """Reads the newest number of each writer as a client does, in one session or in a new one each time."""
         local.patience = 3
         writers = [f"{name}/{keeps}" for name in self.ports for keeps in (True, False)]
         query = f"select {NODE}, {', '.join([NEWEST] * len(writers))}"
         connection, node, session = None, None, None
         for _ in self._every(0.1):
-            begun, done, seen = time.time(), FAIL, None  # a read that got no answer has done nothing
+            begun, done, seen = time.time(), FAIL, None  # a read without an answer has no effect
             try:
                 if connection is None:
                     node, session = None, next(self.sessions)
@@ -198,7 +204,8 @@ class Watch:
                 connection = None
 
     def _ask_patroni(self, node):
-        """What it answers; silence is no answer. One question at a time, and patiently: Patroni's queue is short."""
+        """Records each change of Patroni's answer. Sends one request at a time and waits for its answer, because
+        Patroni's queue is short. Silence does not count as an answer."""
         last, before = None, 0
         for _ in self._every(0.2):
             patroni = http.client.HTTPConnection(NODES[node], 8008, timeout=3)
@@ -234,7 +241,7 @@ class Watch:
         for _ in self._every(0.02):
             try:
                 shown = look(self.admin_socket, [*self.pools, *self.read_pools])
-            except OSError:  # a reload puts a new socket into its place
+            except OSError:  # a reload replaces the socket
                 continue
             now = time.time()
             self.longest_between_looks = max(self.longest_between_looks, now - self.last_look)
@@ -250,7 +257,7 @@ class Watch:
             try:
                 shown = look(self.second, [*self.pools][:1])
             except OSError:
-                # it has just been started
+                # The second HAProxy has just been started.
                 if self.second_looks or time.time() > began + 20:
                     raise
                 continue
@@ -260,7 +267,7 @@ class Watch:
 
 
 def look(admin_socket, pools):
-    """What HAProxy shows now, of these pools. A server is known by its address, whatever its name."""
+    """The states that HAProxy shows for these pools: {(pool, node): state}. A server's address tells its node."""
     nodes = {address: node for node, address in NODES.items()}
     rows = [(pool, row) for (pool, _), row in stats_socket.servers(admin_socket).items() if pool in pools and row[4] in nodes]
     shown = {(pool, nodes[row[4]]): stats_socket.state(int(row[5]), int(row[6])) for pool, row in rows}

@@ -1,7 +1,7 @@
-"""What an operator does to the site, and what may happen to it; each step says what it does.
+"""An operator's work on the site, and failures that may happen to it. Each step prints what it does.
 
-The clients of tests/lab/watch.py write and read all the time, and every look at HAProxy is kept: a step asserts over all
-that was seen since it began, not only over what is there at its end."""
+The clients of tests/lab/watch.py write and read all the time, and every change of HAProxy's states is recorded. So a
+step can check all states since it began, and not only those at its end."""
 
 import select
 import socket
@@ -17,8 +17,8 @@ from watch import NODES
 WRITE, READ = "postgres-write", "postgres-read"
 HOLD = "/run/patroni-agent-check/hold"
 USUAL, LISTEN = "patroni-agent-check.socket", "patroni-agent-check-listen.socket"
-# what the journal has of the agent in any case: the start of its socket and of its slice, and systemd's own error for a
-# connection that is reset before it is accepted
+# The journal may always have these lines about the agent: the start of its socket and of its slice, and systemd's own
+# error for a connection that is reset before it is accepted.
 KNOWN = (
     "HAProxy agent checks for the local Patroni",
     "Slice /system/patroni-agent-check",
@@ -35,7 +35,7 @@ class Operations(Walk):
         return self.cluster.run(node, line)
 
     def until(self, what, seconds, wanted):
-        """Waits until it is so, and returns it."""
+        """Waits until `wanted` returns something true, and returns it."""
         end = time.monotonic() + seconds
         while True:
             if self.watch.broken:
@@ -54,7 +54,8 @@ class Operations(Walk):
         return [server for (of, server), state in shown.items() if of == pool and state == "UP"]
 
     def settled(self, writer=None):
-        """One writer, and if it is given, this one; two readers; nobody DOWN. Returns the writer."""
+        """Waits until one server is UP for writes (`writer`, if it is given), two for reads and none is DOWN. Returns
+        the name of the writer."""
 
         def is_so():
             calm = self.watch.looks and set(self.watch.looks[-1].shown.values()) == {"UP", "MAINT"}
@@ -68,7 +69,8 @@ class Operations(Walk):
         return "\n".join(map(str, view.look(self.leader)))
 
     def until_reason(self, pool, server, state, reason):
-        """Waits for a status and the end of its reason: while an agent is asked HAProxy shows none."""
+        """Waits until a server has this state and its reason ends so. HAProxy shows no reason while it asks the
+        agent."""
 
         def is_so():
             rows = [row for row in view.look(self.leader) if (row.pool, row.name) == (pool, server)]
@@ -77,7 +79,7 @@ class Operations(Walk):
         self.until(f"{pool}/{server} {state}, {reason}", 10, is_so)
 
     def looks(self, since):
-        """What HAProxy showed then, and each change after it."""
+        """The states that HAProxy showed at that time, and each change since."""
         before = [look for look in self.watch.looks if look.time <= since][-1:]
         return before + [look for look in self.watch.looks if look.time > since]
 
@@ -95,7 +97,8 @@ class Operations(Walk):
             assert not up, f"{server} is UP:\n{self.story(since)}"
 
     def until_written(self, node):
-        """Waits until both clients, the one with a session and the one without, have written to that node."""
+        """Waits until both clients have written to that node: the one that keeps its session and the one that does
+        not."""
         since = time.time()
 
         def is_so():
@@ -105,13 +108,13 @@ class Operations(Walk):
         self.until(f"writes on {node}", 30, is_so)
 
     def planned(self, name, writer, *patronictl):
-        """Does something planned and holds HAProxy to it: no DOWN, and the writes follow."""
+        """Runs a planned change: HAProxy must not show DOWN, and the writes must reach the new writer."""
         print(name, flush=True)
         since = time.time()
         self.cluster.patronictl(*patronictl)
         self.settled(writer)
         self.until_written(writer)
-        time.sleep(5)  # what is settled must stay so
+        time.sleep(5)  # the settled state must last
         self.assert_no_down(since)
         self.settled(writer)
 
@@ -124,14 +127,14 @@ class Operations(Walk):
             assert not self.journal(node), f"{why}: {self.journal(node)}"
 
     def asked_again(self, node, check):
-        """Waits until Patroni gives a good answer again, and until both pools have asked for one: their agent-inter is 2 s
-        at the most. Else two troubles would be one, longer than the grace."""
+        """Waits until Patroni gives a good answer again and both pools have asked the agent; their agent-inter is at
+        most 2 s. Otherwise two short outages would count as one that is longer than the grace period."""
         self.cluster.until_ok(node, check)
         time.sleep(4)
 
     def agent_options(self, options):
         self.cluster.agent_options(options)
-        for node in NODES:  # a process that serves many checks has read them at its start
+        for node in NODES:  # the one process for many checks reads its options only at its start
             self.run(node, "systemctl stop patroni-agent-check-listen.service")
 
 
@@ -186,7 +189,7 @@ def planned_work(site, primary, listening):
 
 def grace(site, primary, listening):
     since = say("a standby whose Patroni is restarted, and a Patroni that is silent for two seconds, are not DOWN")
-    # on a busy machine a Patroni takes longer to start than the grace is by default
+    # On a busy machine a Patroni may start more slowly than the default grace period allows.
     site.agent_options("--grace 10s")
     site.run(listening, "systemctl restart patroni")
     site.asked_again(listening, "replica?lag=16MB")
@@ -219,7 +222,7 @@ def reloads(site, primary):
 
     replica = other(primary)
     say("a reload while an agent says down, and while HAProxy's own check does too: never UP")
-    site.cluster.signal_patroni(replica, "KILL")  # PostgreSQL lives on
+    site.cluster.signal_patroni(replica, "KILL")  # PostgreSQL keeps running
     down = lambda: site.shows(WRITE, replica, "DOWN") and site.shows(READ, replica, "DOWN")
 
     def reload():
@@ -247,7 +250,7 @@ def failover(site, primary):
     assert heir != primary
     site.until_written(heir)
     site.assert_no_down(since, but=[primary])
-    # two checks may meet it in the same moment; a third would have heard of it
+    # Two checks may see the failure at the same moment, and both report it. A third check would find their record.
     began = site.journal(primary)
     refused = [line for line in began if "replied '" in line and ": connection refused" in line]
     assert len(refused) in (1, 2) and any("replied '!unreachable' to " in line for line in began), "\n".join(began)
@@ -262,7 +265,7 @@ def failover(site, primary):
 
 
 def ask(address):
-    """The whole answer of the agent there, or why there is none."""
+    """The whole answer of the agent at that address, or the error."""
     try:
         with socket.create_connection((address, 5555), 5) as agent:
             agent.shutdown(socket.SHUT_WR)
@@ -272,7 +275,7 @@ def ask(address):
 
 
 def xinetd(site, heir, listening):
-    """On a node with each pair of units, whoever became the heir."""
+    """Starts xinetd in place of each pair of units, on one node each. Either node may be the new primary."""
     for node, unit in (listening, LISTEN), (other(listening), USUAL):
         say(f"xinetd with the shipped file in the place of {unit} on {node}")
         site.run(node, f"systemctl stop {USUAL} {LISTEN} patroni-agent-check-listen.service")
@@ -281,14 +284,14 @@ def xinetd(site, heir, listening):
         site.run(node, "systemctl start xinetd")
         expected = "up ready # primary, running, timeline " if node == heir else "up maint # replica, streaming"
         for address in NODES[node], f"fd55::1{node[2:]}":
-            # a former primary may still be stopped to be rewound
+            # Patroni may still have a former primary stopped for pg_rewind.
             line = site.until(expected, 20, lambda: (said := ask(address)).startswith(expected) and said)
             assert line.count("\n") == 1, line
         site.run(node, f"systemctl stop xinetd && systemctl start {unit}")
 
 
 def gone(site, heir):
-    """Its power is cut, and no packet says so."""
+    """Cuts the power of a node: no packet tells HAProxy that it is gone."""
     node = other(heir)
     since = say(f"{node} is gone without a word: it is DOWN, and the sessions that are idle there end")
 
