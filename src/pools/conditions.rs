@@ -1,18 +1,18 @@
-//! The conditions of `.if` and `.elif` (HAProxy's manual, 2.4 "Conditional blocks"). Knows those that need nothing but the
-//! environment and HAProxy's version; of all others it says that it does not know.
+//! Evaluates the conditions of `.if` and `.elif` (HAProxy's manual, 2.4 "Conditional blocks"). Knows the conditions
+//! that need only the environment and HAProxy's version, and reports all others as unknown.
 
 use crate::pools::words::Environment;
 
 /// HAProxy's version, such as 2.6.12.
 pub type Version = Vec<u32>;
 
-/// Reads a version; what comes behind the numbers does not count.
+/// Reads a version. Text after the numbers is ignored.
 pub fn version(text: &str) -> Option<Version> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     text[..end].trim_end_matches('.').split('.').map(|part| part.parse().ok()).collect()
 }
 
-/// Whether the condition holds; none if that cannot be known here.
+/// Whether the condition holds; none if this program cannot know.
 pub fn holds(text: &str, environment: &Environment, haproxy: Option<&Version>) -> Option<bool> {
     let text = text.trim();
     if let Some((one, other)) = outside(text, "||") {
@@ -56,7 +56,7 @@ pub fn holds(text: &str, environment: &Environment, haproxy: Option<&Version>) -
     }
 }
 
-/// The two sides of the first such sign that is not in parentheses.
+/// The texts before and after the first `sign` that is not in parentheses.
 fn outside<'a>(text: &'a str, sign: &str) -> Option<(&'a str, &'a str)> {
     let mut depth = 0_i32;
     for (at, c) in text.char_indices() {

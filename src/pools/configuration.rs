@@ -1,9 +1,9 @@
-//! The files that HAProxy reads, in its order, as sections of lines. Knows sections, their `defaults`, `.if` and the
-//! variables that `global` sets; knows nothing of what a line means.
+//! Reads HAProxy's configuration files, in HAProxy's order, into sections of lines. Knows sections, their `defaults`,
+//! `.if` and the variables that `global` sets; knows nothing of what a line means.
 //!
-//! No crate does it: haproxy-config 0.4 (of 2023, the only one found) keeps one value for each keyword and no line numbers,
-//! and knows neither quotes nor variables, `.if`, `from`, `default-server` or several files. HAProxy itself can say whether
-//! a file is valid (`haproxy -c`), but not what is in it.
+//! No crate does this. haproxy-config 0.4 (of 2023, the only one found) keeps one value for each keyword and no line
+//! numbers. It supports no quotes, variables, `.if`, `from`, `default-server` or several files. `haproxy -c` only tells
+//! whether a file is valid, not what is in it.
 
 use crate::file;
 use crate::pools::conditions::{self, Version};
@@ -12,11 +12,11 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The longest file that is read.
+/// The maximum size of a file.
 const FILE: u64 = 16 << 20;
-/// The longest condition that is looked at.
+/// The maximum length of a condition that is evaluated.
 const CONDITION: usize = 300;
-/// Names of sections that hold no pool.
+/// The names of sections that hold no pool.
 const OTHERS: &[&str] = &[
     "acme",
     "cache",
@@ -34,42 +34,42 @@ const OTHERS: &[&str] = &[
     "userlist",
 ];
 
-/// Where something stands.
+/// A line of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
-    /// Which file, of [`Configuration::files`].
+    /// The file, as an index into [`Configuration::files`].
     pub file: usize,
-    /// Which line, from 1.
+    /// The number of the line, from 1.
     pub line: usize,
 }
 
 /// A line that is not empty.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// Where it stands.
+    /// The place of the line.
     pub place: Place,
-    /// Its words, at least one.
+    /// The words of the line, at least one.
     pub words: Vec<String>,
 }
 
 impl Line {
-    /// A word, or an empty one.
+    /// The word at this index; empty if there is none.
     pub fn word(&self, at: usize) -> &str {
         self.words.get(at).map_or("", String::as_str)
     }
 
-    /// Whether it begins with these words.
+    /// Whether the line begins with these words.
     pub fn begins(&self, words: &[&str]) -> bool {
         words.iter().enumerate().all(|(at, word)| self.word(at) == *word)
     }
 
-    /// Its words from this one on, with a space between them.
+    /// The words from this index on, joined by spaces.
     pub fn from(&self, at: usize) -> String {
         self.words.get(at..).unwrap_or_default().join(" ")
     }
 }
 
-/// What a section is.
+/// The kind of a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `global`
@@ -89,43 +89,43 @@ pub enum Kind {
 /// A section.
 #[derive(Clone, Debug)]
 pub struct Section {
-    /// What it is.
+    /// The kind of the section.
     pub kind: Kind,
-    /// Its name; empty if it has none.
+    /// The section's name; empty if it has none.
     pub name: String,
-    /// Its first line.
+    /// The place of the section's first line.
     pub place: Place,
-    /// The lines below that.
+    /// The lines below the first.
     pub lines: Vec<Line>,
-    /// The `defaults` section that it begins with, of [`Configuration::sections`].
+    /// The `defaults` section that this section uses, as an index into [`Configuration::sections`].
     pub defaults: Option<usize>,
 }
 
-/// What HAProxy reads.
+/// HAProxy's whole configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Configuration {
     /// The names of the files.
     pub files: Vec<String>,
-    /// The sections, as they stand.
+    /// The sections in the order of the files.
     pub sections: Vec<Section>,
-    /// What was not understood.
+    /// What this program did not understand, and where.
     pub notes: Vec<(Place, String)>,
 }
 
 /// A branch of an `.if`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Branch {
-    /// Its lines count.
+    /// HAProxy reads the lines of this branch.
     Taken,
-    /// Its lines do not count; the next one's may.
+    /// HAProxy skips this branch, and may read the next one.
     NotYet,
-    /// Neither its lines nor the next one's count.
+    /// HAProxy skips this branch and all later ones.
     Over,
-    /// Nobody knows.
+    /// This program cannot know whether HAProxy reads this branch.
     Unknown,
 }
 
-/// One reader for all files: variables and `defaults` reach from one into the next.
+/// Reads all files, because variables and `defaults` of one file hold in the next.
 struct Reader<'a> {
     found: Configuration,
     environment: Environment,
@@ -136,11 +136,11 @@ struct Reader<'a> {
 }
 
 impl Configuration {
-    /// Reads files and folders. HAProxy is asked for its version only where a condition asks for it.
+    /// Reads files and folders. Runs HAProxy for its version only if a condition needs the version.
     ///
     /// # Errors
     ///
-    /// Which file cannot be read, and why.
+    /// Names the file that cannot be read, and the reason.
     pub fn read(
         paths: &[PathBuf],
         environment: Environment,
@@ -162,22 +162,22 @@ impl Configuration {
         Ok(reader.found)
     }
 
-    /// Reads one text, as if it were a file of this name.
+    /// Reads a text as if it were a file of this name.
     pub fn of(name: &str, text: &str, environment: Environment) -> Configuration {
         let mut reader = Reader::new(environment, &|| None);
         reader.text(name, text);
         reader.found
     }
 
-    /// `FILE:LINE`.
+    /// The place as `FILE:LINE`.
     pub fn say(&self, place: Place) -> String {
         format!("{}:{}", self.files.get(place.file).map_or("", String::as_str), place.line)
     }
 
-    /// The lines that count in a section, those of its `defaults` first.
+    /// The lines that apply to a section; those of its `defaults` come first.
     pub fn lines<'a>(&'a self, section: &'a Section) -> Vec<&'a Line> {
         let mut sections = vec![section];
-        // a `defaults` section begins with an earlier one
+        // A `defaults` section may itself use an earlier one.
         while let Some(at) = sections.last().and_then(|section| section.defaults) {
             sections.push(&self.sections[at]);
         }
@@ -191,7 +191,7 @@ impl Configuration {
     }
 }
 
-/// The files of a folder that HAProxy reads, in its order.
+/// The files that HAProxy reads from a folder, in HAProxy's order.
 fn folder(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(path)? {
@@ -248,7 +248,7 @@ impl<'a> Reader<'a> {
         self.found.notes.push((place, text));
     }
 
-    /// `.if` and what belongs to it. The others, such as `.notice`, only print something.
+    /// Handles `.if` and its relatives. Other directives, such as `.notice`, only print something.
     fn condition(&mut self, place: Place, line: &Line) {
         let outer = self.branches.len().saturating_sub(usize::from(line.word(0) != ".if"));
         let counts = self.branches[..outer].iter().all(|branch| *branch == Branch::Taken);
@@ -341,7 +341,7 @@ impl<'a> Reader<'a> {
         self.open = true;
     }
 
-    /// What `global` does to the variables.
+    /// Handles the lines of `global` that set or unset variables.
     fn variables(&mut self, line: &Line) {
         if self.found.sections.last().is_none_or(|section| section.kind != Kind::Global) {
             return;

@@ -1,5 +1,5 @@
-//! HAProxy itself: what its program says of a configuration, and what it answers on its admin socket. Knows how long it may
-//! take and how much it may say; knows nothing of what that means.
+//! Runs HAProxy to check a configuration, and sends commands to HAProxy's admin socket. Knows the limits of time and
+//! size; knows nothing of what the answers mean.
 
 use crate::pools::conditions::{self, Version};
 use crate::pools::configuration::Configuration;
@@ -13,39 +13,39 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long HAProxy may take to read its configuration.
+/// The maximum time for HAProxy to read its configuration.
 const READING: Duration = Duration::from_secs(20);
-/// How long it may take to say its version.
+/// The maximum time for HAProxy to print its version.
 const VERSION: Duration = Duration::from_secs(2);
-/// How much it may say then.
+/// The maximum output of HAProxy that is kept.
 const SAID: u64 = 64 << 10;
-/// How long it may take for an answer on its socket.
+/// The maximum time for an answer on the admin socket.
 pub const ANSWER: Duration = Duration::from_secs(5);
-/// The longest answer: some 30,000 servers.
+/// The maximum size of an answer: some 30,000 servers.
 const ANSWERED: u64 = 64 << 20;
 /// The admin socket of Debian's configuration.
 const SOCKET: &str = "/run/haproxy/admin.sock";
-/// Where it is if `PATH` does not say so, as for a user who is not root.
+/// The folders to search for HAProxy if `PATH` lacks them, as it may for a user other than root.
 const FOLDERS: &str = "/usr/sbin:/usr/local/sbin";
 
-/// HAProxy's program, if it is here.
+/// The path of HAProxy's program, if it is installed.
 pub fn program() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(std::env::split_paths(FOLDERS));
     folders.map(|folder| folder.join("haproxy")).find(|file| file.is_file())
 }
 
-/// HAProxy's version.
+/// The version of the installed HAProxy.
 pub fn version() -> Option<Version> {
     let (_, said) = run(&program()?, ["-v"], &Environment::new(), VERSION).ok()?;
     conditions::version(said.split("version ").nth(1)?)
 }
 
-/// Whether HAProxy takes these files, and what it says of them.
+/// Whether HAProxy accepts these files, and what it prints about them.
 ///
 /// # Errors
 ///
-/// It could not be started, or did not end.
+/// HAProxy could not be started, or did not end in time.
 pub fn judge(
     files: &[PathBuf],
     environment: &Environment,
@@ -63,7 +63,7 @@ pub fn judge(
     Ok(Some((status.success(), said.collect::<Vec<_>>().join("\n"))))
 }
 
-/// Runs HAProxy to its end, for a limited time.
+/// Runs HAProxy until it ends, for a limited time.
 fn run(
     program: &Path,
     arguments: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>,
@@ -90,7 +90,7 @@ fn run(
             let mut text = Vec::new();
             if let Some(mut pipe) = pipe {
                 let _ = pipe.by_ref().take(SAID).read_to_end(&mut text);
-                // it must not wait for somebody who reads the rest
+                // HAProxy must not block on a full pipe.
                 let _ = io::copy(&mut pipe, &mut io::sink());
             }
             said.send(text)
@@ -110,14 +110,14 @@ fn run(
     };
     let mut text = String::new();
     for _ in 0..2 {
-        // a child of HAProxy's may keep the pipe open
+        // A child process of HAProxy may keep the pipe open.
         let heard = hear.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
         text += &String::from_utf8_lossy(&heard);
     }
     Ok((status, text))
 }
 
-/// The admin socket: the first one of the configuration that is a file.
+/// The admin socket: the first one in the configuration that is a file.
 pub fn socket(configuration: &Configuration) -> PathBuf {
     let sockets = configuration.global().filter(|line| line.begins(&["stats", "socket"]));
     let mut files =
@@ -125,16 +125,16 @@ pub fn socket(configuration: &Configuration) -> PathBuf {
     files.find(|file| file.starts_with('/')).unwrap_or(SOCKET).into()
 }
 
-/// The answer to one command on the admin socket.
+/// Sends one command to the admin socket and returns the answer.
 ///
 /// # Errors
 ///
-/// Who failed, and what to look at.
+/// Says what failed and what to look at.
 pub fn ask(socket: &Path, command: &str) -> Result<String, String> {
     let name = socket.display().to_string();
     let (answered, answer) = mpsc::channel();
     let (socket, command) = (socket.to_owned(), command.to_owned());
-    // a socket whose queue is full makes even connect() wait without end
+    // If the socket's queue is full, even connect() waits without limit.
     thread::spawn(move || answered.send(asked(&socket, &command)));
     let silent = || Err(io::Error::other(format!("no answer within {} s", ANSWER.as_secs())));
     let answer = answer.recv_timeout(ANSWER).unwrap_or_else(|_| silent());

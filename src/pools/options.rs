@@ -1,5 +1,5 @@
-//! The command line of `patroni-pools`, from one table: what is said of it in the help, the manual and the completions is
-//! made from this. Knows nothing of what the commands do.
+//! The command line of `patroni-pools`, as one table. The help, the manual and the completions are made from this
+//! table. Knows nothing of what the commands do.
 
 use crate::VERSION;
 use crate::options::{Stop, wrap};
@@ -12,22 +12,22 @@ use std::time::Duration;
 /// This program's name.
 pub const NAME: &str = "patroni-pools";
 
-/// The longest `--wait`.
+/// The maximum of `--wait`.
 const WAIT: u64 = 3600;
 
-/// What is to be done.
+/// The command to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Command {
     /// Find the mistakes in haproxy.cfg.
     #[default]
     Check,
-    /// See what HAProxy does.
+    /// Show what HAProxy does.
     Status,
     /// Save the states of the servers.
     SaveStates,
 }
 
-/// The commands: name, which it is, and what it does.
+/// The commands: name, value and description.
 pub const COMMANDS: &[(&str, Command, &str)] = &[
     (
         "check",
@@ -49,15 +49,15 @@ pub const COMMANDS: &[(&str, Command, &str)] = &[
 /// One option.
 #[derive(Clone, Copy, Debug)]
 pub struct Described {
-    /// Its letter, if it has one.
+    /// The option's letter, if it has one.
     pub short: Option<char>,
-    /// Its name, without the dashes.
+    /// The option's name, without the dashes.
     pub long: &'static str,
-    /// What it takes: `FILE` a file; empty if it takes nothing.
+    /// The placeholder of the option's value, such as `FILE`; empty if the option takes no value.
     pub value: &'static str,
-    /// The commands that take it; none are all.
+    /// The commands that accept the option; empty means all.
     pub commands: &'static [Command],
-    /// What it means.
+    /// The option's description.
     pub meaning: &'static str,
 }
 
@@ -138,23 +138,23 @@ pub const OPTIONS: &[Described] = &[
 /// A valid command line.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// What is to be done.
+    /// The command to run.
     pub command: Command,
-    /// What HAProxy reads; empty for what its service names.
+    /// The files that HAProxy reads; empty means those of HAProxy's service.
     pub files: Vec<PathBuf>,
-    /// Whether pools without the agent shall have it.
+    /// Whether pools without the agent are checked as if they should have the agent.
     pub agent: bool,
-    /// Whether only the servers are listed.
+    /// Whether the command only lists the servers.
     pub list: bool,
-    /// Whether only the rules are explained.
+    /// Whether the command only explains the rules.
     pub rules: bool,
     /// The admin socket.
     pub socket: Option<PathBuf>,
-    /// How long to look again; none for the command's default.
+    /// How long to look again; none means the command's default.
     pub wait: Option<Duration>,
-    /// Whether one line is enough.
+    /// Whether to print one line only.
     pub quiet: bool,
-    /// Where metrics are written, instead of any line.
+    /// The file for metrics, which replace all other output.
     pub metrics: Option<PathBuf>,
 }
 
@@ -166,7 +166,7 @@ impl Described {
         format!("{short}--{}{space}{}", self.long, self.value)
     }
 
-    /// What it means, and to which commands.
+    /// The description, with the commands that accept the option.
     pub fn meaning(&self) -> String {
         let named = COMMANDS.iter().filter(|(_, command, _)| self.commands.contains(command));
         let named: Vec<_> = named.map(|(name, _, _)| *name).collect();

@@ -1,90 +1,91 @@
-//! What HAProxy reports of its servers on the admin socket, taken apart. Knows the two formats and their bits; knows nothing
+//! Parses what HAProxy reports of its servers on the admin socket. Knows the two formats and their bits; knows nothing
 //! of what a pool is meant to do.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// The columns of a server in "show servers state" (HAProxy's management guide).
+/// The number of columns for a server in "show servers state" (HAProxy's management guide).
 pub const COLUMNS: usize = 25;
-/// Bits of `srv_admin_state`: put into MAINT by an agent or an operator, which is all that HAProxy knows; by "disabled";
-/// without an address.
+/// Bits of `srv_admin_state`: MAINT by an agent or an operator, which HAProxy does not tell apart; MAINT by "disabled";
+/// MAINT for want of an address.
 pub const FORCED: u32 = 0x01;
 /// See [`FORCED`].
 pub const DISABLED: u32 = 0x04;
 /// See [`FORCED`].
 pub const NO_ADDRESS: u32 = 0x20;
-/// Bits of `srv_check_state` and `srv_agent_state`: there is one, and it is asked.
+/// Bits of `srv_check_state` and `srv_agent_state`: the check is configured, and the check is enabled.
 pub const THERE: u32 = 0x02;
 /// See [`THERE`].
 pub const ASKED: u32 = 0x04;
 
-/// The name of a pool, and that of a server or `BACKEND` in it.
+/// The name of a pool, and the name of one of its servers or `BACKEND`.
 pub type Name = (String, String);
 
-/// What "show stat" says of a server or a backend.
+/// A server or a backend in "show stat".
 #[derive(Clone, Debug, Default)]
 pub struct Shown(HashMap<String, String>);
 
-/// What "show servers state" says of a server.
+/// A server in "show servers state".
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// Its address.
+    /// The server's address.
     pub address: String,
     /// `srv_admin_state`.
     pub administrative: u32,
-    /// Its weight.
+    /// The server's weight.
     pub weight: Option<u32>,
     /// `srv_check_state`.
     pub check: u32,
     /// `srv_agent_state`.
     pub agent: u32,
-    /// Its port.
+    /// The server's port.
     pub port: u16,
     /// The port of HAProxy's own check.
     pub check_port: u16,
-    /// The port of its agent.
+    /// The port of the agent.
     pub agent_port: u16,
 }
 
 impl Shown {
-    /// A field; empty if it is not there.
+    /// The value of a field; empty if the field is missing.
     pub fn get(&self, field: &str) -> &str {
         self.0.get(field).map_or("", String::as_str)
     }
 
-    /// How the last agent check went. HAProxy marks one that is under way.
+    /// The result of the last agent check. HAProxy marks a check that is in progress.
     pub fn agent(&self) -> &str {
         self.get("agent_status").trim_start_matches("* ")
     }
 
-    /// How HAProxy's own last check went.
+    /// The result of HAProxy's own last check.
     pub fn check(&self) -> &str {
         self.get("check_status").trim_start_matches("* ")
     }
 
-    /// What the agent said last: its health word, and its reason. HAProxy does not keep the other word.
+    /// The agent's last health word and reason. HAProxy does not keep the agent's other word.
     pub fn last(&self) -> &str {
         self.get("last_agt").trim_start_matches("via agent : ")
     }
 
-    /// Whether it takes clients.
+    /// Whether the server takes clients.
     pub fn is_up(&self) -> bool {
         self.get("status").starts_with("UP") || self.get("status") == "no check"
     }
 
-    /// The clients that it has now, and those that wait there.
+    /// The clients on the server and those in its queue.
     pub fn sessions(&self) -> u64 {
         self.get("scur").parse().unwrap_or(0)
     }
 }
 
-/// All of "show stat ... typed" in HAProxy's order: `S.<proxy>.<server>.<field>.<name>.<process>:<tags>:<type>:<value>`.
+/// Reads the answer of "show stat ... typed" in HAProxy's order. Each line is
+/// `S.<proxy>.<server>.<field>.<name>.<process>:<tags>:<type>:<value>`.
 pub fn shown(answer: &str) -> Vec<(Name, Shown)> {
     let mut rows: BTreeMap<(u64, u64), HashMap<String, String>> = BTreeMap::new();
     for line in answer.lines() {
         let mut parts = line.splitn(4, ':');
         let (Some(key), Some(value)) = (parts.next(), parts.nth(2)) else { continue };
         let key: Vec<_> = key.split('.').collect();
-        // F a frontend, B a backend, S a server
+        // F is a frontend, B a backend, S a server.
         let ["B" | "S", proxy, server, _, field, _] = key[..] else { continue };
         let (Ok(proxy), Ok(server)) = (proxy.parse(), server.parse()) else { continue };
         rows.entry((proxy, server)).or_default().insert(field.to_owned(), value.to_owned());
@@ -95,7 +96,7 @@ pub fn shown(answer: &str) -> Vec<(Name, Shown)> {
         .collect()
 }
 
-/// All of "show servers state".
+/// Reads the answer of "show servers state".
 pub fn states(answer: &str) -> HashMap<Name, State> {
     let mut states = HashMap::new();
     for line in answer.lines().filter(|line| !line.starts_with('#')) {

@@ -1,29 +1,30 @@
-//! The files that haproxy.service makes HAProxy read: its unit, drop-ins and environment files, as Debian's and RHEL's
-//! packages write them. Knows systemd's syntax as far as these need it; asks no systemd, which may be busy in a reload.
+//! Finds the files that haproxy.service makes HAProxy read, from its unit, drop-ins and environment files. Knows
+//! systemd's syntax as far as Debian's and RHEL's packages use it. Does not ask systemd, which may be busy with a
+//! reload.
 
 use crate::file;
 use crate::pools::words::Environment;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The longest unit or environment file.
+/// The maximum size of a unit or environment file.
 const LIMIT: u64 = 1 << 20;
-/// Where units are, the first one wins.
+/// The folders of units; the first one that has the unit wins.
 const UNITS: [&str; 4] =
     ["etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
-/// Where there is no unit.
+/// HAProxy's configuration if there is no unit.
 const ALONE: &str = "/etc/haproxy/haproxy.cfg";
 
-/// What the service starts HAProxy with.
+/// The files and variables with which the service starts HAProxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// The values of `-f`, in order.
     pub files: Vec<PathBuf>,
-    /// The variables that it has.
+    /// The variables of the service.
     pub environment: Environment,
 }
 
-/// What the unit says, and where that is in a folder instead of `/`.
+/// Reads the unit below `root`, which is `/` except in tests.
 pub fn service(root: &Path) -> Service {
     let mut text = String::new();
     for folder in UNITS {
@@ -36,7 +37,7 @@ pub fn service(root: &Path) -> Service {
         text += "\n";
         text += &read(&drop_in);
     }
-    // systemd joins lines that end with a backslash
+    // systemd joins a line that ends with a backslash to the next one.
     let text = text.replace("\\\n", " ");
     let (mut start, mut environment, mut files) = ("", Environment::new(), Vec::new());
     for (key, value) in text.lines().filter_map(|line| line.trim().split_once('=')) {
@@ -64,13 +65,13 @@ pub fn service(root: &Path) -> Service {
     Service { files, environment }
 }
 
-/// The values of `-f` of a command line whose words may be variables.
+/// The values of `-f` in a command line whose words may be variables.
 fn started_with(start: &str, environment: &Environment) -> Vec<PathBuf> {
     let mut arguments: Vec<String> = Vec::new();
     for word in words(start) {
         let name = word.strip_prefix("${").and_then(|word| word.strip_suffix('}'));
         match (name, word.strip_prefix('$')) {
-            // ${X} is one word, $X is as many as are in it
+            // `${X}` is one word; systemd splits `$X` into words.
             (Some(name), _) => arguments.extend(environment.get(name).cloned()),
             (None, Some(name)) => {
                 arguments
@@ -91,7 +92,7 @@ fn started_with(start: &str, environment: &Environment) -> Vec<PathBuf> {
     files
 }
 
-/// All drop-ins, by name; one in `/etc` hides another of its name.
+/// All drop-ins, ordered by name. A drop-in in `/etc` hides others of the same name.
 fn drop_ins(root: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = Vec::new();
     for folder in UNITS {
@@ -122,9 +123,9 @@ fn assignments(text: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Words with quotes around them or within.
+/// Splits a text into words that may be quoted, in whole or in part.
 fn words(text: &str) -> Vec<String> {
-    // systemd's quotes and backslashes are HAProxy's, as far as paths need them; `$` is none in single quotes
+    // For paths, systemd's quotes and backslashes work as HAProxy's do. HAProxy expands no `$` in single quotes.
     crate::pools::words::split(&text.replace('#', "\\#"), &Environment::new()).words
 }
 

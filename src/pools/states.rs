@@ -1,6 +1,6 @@
-//! The states of HAProxy's servers, saved before a reload so that the new process begins with them. Knows what a changed
-//! configuration must override, and what HAProxy's own state file does not say of agents. Whatever is not understood stays
-//! as HAProxy reported it, and nothing here keeps a reload from going on.
+//! Saves the states of HAProxy's servers before a reload, so that the new process begins with them. Knows what a
+//! changed configuration must override, and what HAProxy's state file lacks about agents. States that this program does
+//! not understand stay as HAProxy reported them, and no failure here stops a reload.
 
 use crate::file;
 use crate::haproxy::question::HOLD;
@@ -17,20 +17,20 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a reload waits for the end of a switchover, if nothing else is said.
+/// The default time that a reload waits for the end of a switchover.
 pub const WAIT: Duration = Duration::from_secs(5);
-/// Between two looks meanwhile.
+/// The time between two looks while a reload waits.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Where the states are saved if the configuration cannot be read.
+/// The file for the states if the configuration cannot be read.
 const STATES: &str = "/run/haproxy-state/servers";
-/// The longest file with states.
+/// The maximum size of a file with states.
 const LIMIT: u64 = 64 << 20;
-/// The columns of a server that are kept.
+/// The number of a server's columns that are kept.
 const KEPT: usize = 20;
-/// The servers that are named where many have the same trouble.
+/// The maximum number of servers that one message names.
 const NAMED: usize = 5;
 
-/// Saves the states, once no client waits for a server or this long has passed. Returns what is to be said.
+/// Saves the states as soon as no client waits for a server, or after `wait`. Returns the messages for the operator.
 pub fn save(service: &Service, socket: Option<&Path>, wait: Duration) -> Vec<String> {
     let mut said = Vec::new();
     let read = Configuration::read(&service.files, service.environment.clone(), &haproxy::version);
@@ -62,8 +62,8 @@ pub fn save(service: &Service, socket: Option<&Path>, wait: Duration) -> Vec<Str
     said
 }
 
-/// The old process asks nobody any more, so clients that wait in it for a server would be refused: waits for the end of a
-/// switchover.
+/// Waits for the end of a switchover: after a reload the old process no longer checks its servers, so it would refuse
+/// the clients that wait in it for a server.
 fn wait_for_clients(socket: &Path, pools: &[Pool], wait: Duration) -> Result<(), String> {
     let end = Instant::now() + wait;
     while Instant::now() < end {
@@ -75,7 +75,7 @@ fn wait_for_clients(socket: &Path, pools: &[Pool], wait: Duration) -> Result<(),
     Ok(())
 }
 
-/// Whether a pool with a waiting room has no server UP, and has clients that no server has.
+/// Whether a pool with a waiting room has no server UP, and clients that are on no server.
 fn clients_wait(pools: &[Pool], answer: &str) -> bool {
     let rows = reported::shown(answer);
     pools.iter().filter(|pool| pool.waiting_rooms() > 0).any(|pool| {
@@ -88,7 +88,7 @@ fn clients_wait(pools: &[Pool], answer: &str) -> bool {
     })
 }
 
-/// Where HAProxy looks for the states.
+/// The file from which HAProxy loads the states.
 fn state_file(configuration: &Configuration) -> Option<PathBuf> {
     let last =
         |word| configuration.global().rfind(|line| line.word(0) == word).map(|line| line.word(1));
@@ -96,10 +96,10 @@ fn state_file(configuration: &Configuration) -> Option<PathBuf> {
     Some(Path::new(last("server-state-base").unwrap_or("/")).join(file))
 }
 
-/// What HAProxy says of its servers.
+/// HAProxy's own report of its servers.
 fn report(socket: &Path) -> Result<String, String> {
     let answer = haproxy::ask(socket, "show servers state")?;
-    // a whole answer begins with its version and ends with an empty line
+    // A complete answer begins with the format's version and ends with an empty line.
     if answer.starts_with("1\n") && answer.ends_with("\n\n") {
         Ok(answer)
     } else {
@@ -107,7 +107,7 @@ fn report(socket: &Path) -> Result<String, String> {
     }
 }
 
-/// What HAProxy says, or what it said last, becomes what the new process reads.
+/// Writes the file for the new process, from HAProxy's answer or from the last answer that was saved.
 fn write(
     answer: Result<String, String>,
     file: &Path,
@@ -126,7 +126,7 @@ fn write(
             replace(&reported, &answer).map_err(failed)?;
             (answer, None)
         }
-        // the configuration may have changed since
+        // The saved answer is adapted again, because the configuration may have changed since.
         Err(error) => match file::read(&reported, LIMIT) {
             Ok(last) => (String::from_utf8_lossy(&last).into_owned(), Some(error)),
             Err(_) => return Err(error),
@@ -142,11 +142,11 @@ fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Writes a file as a whole, or not at all.
+/// Writes a file completely, or not at all.
 ///
 /// # Errors
 ///
-/// It cannot be written.
+/// The file cannot be written.
 pub fn replace(file: &Path, text: &str) -> io::Result<()> {
     let new = with_suffix(file, ".new");
     let _ = fs::remove_file(&new);
@@ -159,7 +159,7 @@ pub fn replace(file: &Path, text: &str) -> io::Result<()> {
     fs::rename(new, file)
 }
 
-/// The states as the new process needs them.
+/// Adapts the reported states to what the new process needs.
 pub fn adapted(
     reported: &str,
     configuration: Option<&Configuration>,
@@ -209,34 +209,34 @@ fn asks_for_the_hold(server: &Server) -> bool {
     server.agent_send().is_some_and(|sent| sent.trim() == HOLD)
 }
 
-/// A server's row; none if the configuration says too little, and the server shall start without a state.
+/// A server's row. None if its configuration has no port, so that the server starts without a state.
 fn row(columns: &[&str], server: Option<&Server>) -> Option<String> {
     let number = |at: usize| columns[at].parse::<u32>().unwrap_or(0);
     let (down, mut administrative, asked) = (columns[5] == "0", number(6), number(14) & ASKED != 0);
     let agent = server.map_or(asked, |server| server.has("agent-check"));
     if agent {
-        // The state does not say what the agent said: a server that is DOWN would come UP until it answers again, or,
-        // with "disabled", until HAProxy's own check has failed. Not in the reserve, whose agents only say whether an
-        // operator holds the node, and may be silent.
+        // HAProxy's state does not hold the agent's answer. A server that its agent marked DOWN would be UP after the
+        // reload until the agent answers again or, with "disabled", until HAProxy's own check has failed. The reserve
+        // is exempt: its agents only report an operator's hold, and may be silent.
         if down && !server.is_some_and(asks_for_the_hold) {
             administrative |= FORCED;
         }
-        // HAProxy drops the state of a server to which "disabled" was added, or from which it was taken. With an agent,
-        // that is no order to stop.
+        // HAProxy drops a server's state if "disabled" was added to the server or removed from it. In a pool with the
+        // agent, "disabled" is no order to stop the server.
         if let Some(server) = server {
             administrative &= !DISABLED;
             administrative |= if server.has("disabled") { DISABLED } else { 0 };
         }
     } else if asked {
-        // No agent is left to end a MAINT: the server starts DOWN, and HAProxy's own check decides.
+        // Without an agent nothing would end a MAINT. So the server starts DOWN, and HAProxy's own check decides.
         administrative = 0;
     }
     let administrative = administrative.to_string();
     let mut row = columns.to_vec();
     row[6] = &administrative;
     let Some(server) = server.filter(|server| !server.unknown) else { return Some(row.join(" ")) };
-    // A changed configuration must take precedence, so nothing that would override it is left: address, name, and ports.
-    // Only where HAProxy was told to begin with the last address, it does so if the name is the same.
+    // A changed configuration takes precedence, so the row must not override the address, the DNS name or the ports. The
+    // address stays only if the server may begin with its last address and has the same DNS name.
     let last = server.get("init-addr").is_some_and(|ways| ways.split(',').any(|way| way == "last"));
     if !(columns[17] == server.host && (last || server.has("resolvers"))) {
         (row[4], row[17]) = ("-", "-");

@@ -1,19 +1,19 @@
-//! A line of haproxy.cfg in words, split as HAProxy's `parse_line` does it (its manual, 2.2 "Quoting and escaping"). Knows
-//! quotes, backslashes, comments and environment variables; knows no keyword.
+//! Splits a line of haproxy.cfg into words as HAProxy's `parse_line` does (HAProxy's manual, 2.2 "Quoting and
+//! escaping"). Knows quotes, backslashes, comments and environment variables; knows no keyword.
 
 use std::collections::HashMap;
 
 /// The variables that a configuration may name.
 pub type Environment = HashMap<String, String>;
 
-/// The words of a line, and what was not understood.
+/// The words of a line, and what was wrong with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Words {
     /// The words, without the comment.
     pub words: Vec<String>,
-    /// Variables that have no value here. Their names stay in the words, as `${NAME}`.
+    /// The variables that have no value here. They stay in the words as `${NAME}`.
     pub unset: Vec<String>,
-    /// What HAProxy refuses.
+    /// Why HAProxy refuses the line, if it does.
     pub wrong: Option<&'static str>,
 }
 
@@ -69,7 +69,7 @@ impl Splitter<'_> {
         }
     }
 
-    /// What stands behind a backslash.
+    /// Handles the characters after a backslash.
     fn escape(&mut self, quote: Option<char>) {
         let c = self.rest.chars().next();
         let meant = match c {
@@ -100,7 +100,7 @@ impl Splitter<'_> {
         }
     }
 
-    /// `$NAME`, `${NAME}`, `${NAME-default}` or, as several words, `${NAME[*]}`.
+    /// Expands `$NAME`, `${NAME}`, `${NAME-default}` or, as several words, `${NAME[*]}`.
     fn variable(&mut self, environment: &Environment) {
         let brace = self.rest.starts_with('{');
         let rest = if brace { &self.rest[1..] } else { self.rest };
