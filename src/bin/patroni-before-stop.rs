@@ -1,6 +1,6 @@
-//! The hook for Patroni's `postgresql.before_stop` (Patroni 3.0.3 and later). Patroni runs the hook before it stops
-//! PostgreSQL, and waits for it: HAProxy is told of the stop first, and short transactions may end. Patroni tells nobody why
-//! it stops PostgreSQL, and may have lost its leader lock. So each wait ends with the lock in the worst case.
+//! The hook for Patroni's `postgresql.before_stop` (3.0.3 and later). Patroni runs the hook and waits for it before it
+//! stops PostgreSQL, so that HAProxy learns of the stop and short transactions end. The hook does not know why Patroni
+//! stops PostgreSQL. Patroni may have lost its leader lock, so the hook never waits longer than the lock certainly lives.
 
 #![deny(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -36,13 +36,13 @@ Usage, in Patroni's configuration: before_stop: /usr/lib/patroni-agent-check/bef
 
 AGENT-OPTIONS take the place of the agent's settings file. See patroni-agent-check(8).
 ";
-/// The time between two questions to Patroni.
+/// The time between two requests to Patroni.
 const PERIOD: Duration = Duration::from_millis(100);
 /// How long one agent check takes on a busy machine.
 const CHECK: Duration = Duration::from_millis(200);
 /// How long the hook waits for Patroni's answer. While Patroni's service stops, its port is open and nobody answers.
 const ANSWER: Duration = Duration::from_millis(300);
-/// How long a fast stop of PostgreSQL takes at least, which the lock must outlive.
+/// The minimum time for a fast stop of PostgreSQL. The lock must outlive the stop.
 const STOP: Duration = Duration::from_secs(2);
 /// The health checks of a write pool.
 const WRITE_POOL_CHECKS: [&str; 4] = ["primary", "read-write", "master", "leader"];
@@ -108,7 +108,7 @@ impl Hook {
         Ok(hook)
     }
 
-    /// Waits. Returns the reason if the time was too short, and fails with what kept the hook from waiting longer.
+    /// Waits. Returns a reason if the time was too short. Fails with the reason if the hook could not wait longer.
     fn wait(&self, began: Instant) -> Result<Option<String>, String> {
         let options =
             settings::read_command_line(self.agent.clone()).map_err(|stop| match stop {
@@ -153,7 +153,7 @@ impl Hook {
                 Ok(None)
             }
             Ok(answer) => Err(format!("Patroni says {}", answer.status)),
-            // Patroni's own service stops, its REST API first: the agent sees the note and tells HAProxy
+            // Patroni's own service stops and has closed its REST API first. The agent sees the note and tells HAProxy.
             Err(_) => {
                 let _only_one = note?;
                 match remembered_lock_time(&options)? {
@@ -171,7 +171,8 @@ impl Hook {
         }
     }
 
-    /// Waits until HAProxy was `told`, and then for transactions, but only until `end`. `check_lock` may find a sooner end.
+    /// Waits until HAProxy was `told`, and then for transactions, but not beyond `end`. `check_lock` may return an
+    /// earlier end.
     fn wait_for_transactions(
         &self,
         told: Instant,
@@ -210,8 +211,9 @@ impl Hook {
         waited
     }
 
-    /// Starts a psql that ends as soon as no client has a transaction open. Transactions that have been open for longer than
-    /// the bound do not count, since they will not end in time. One session that waits in the server costs less than many.
+    /// Starts a psql that ends as soon as no client has a transaction open. Transactions that have been open for longer
+    /// than the bound do not count, because they will not end in time. One session that waits in the server costs less
+    /// than repeated queries.
     fn start_psql(&self, left: Duration) -> std::io::Result<Child> {
         let bound = self.bound.as_millis();
         let wait = format!(
@@ -229,7 +231,7 @@ impl Hook {
             .spawn()
     }
 
-    /// How much of the lock's time the watchdog takes, if Patroni has one open.
+    /// The part of the lock's time that the watchdog takes, if Patroni has a watchdog open.
     fn watchdog_time(&self, patroni: i32) -> Duration {
         let open = fs::read_dir(format!("/proc/{patroni}/fd")).into_iter().flatten().flatten();
         let mut files = open.filter_map(|file| fs::read_link(file.path()).ok());
@@ -238,14 +240,15 @@ impl Hook {
     }
 }
 
-/// How long ago Patroni last read the DCS, in whole seconds. A Patroni that does not tell (before 2.1.2) runs no hook.
+/// How long ago Patroni last read the DCS, in whole seconds. A Patroni that does not tell this (before 2.1.2) runs no
+/// hook.
 fn dcs_age(answer: &Answer) -> Duration {
     let seen = answer.dcs_last_seen.unwrap_or(0);
     Duration::from_secs(answer.date.saturating_sub(seen).into())
 }
 
-/// How long the lock of this node certainly lives on, from the records of the last checks: for the rest of their grace
-/// period. None on a node that is no primary. Fails if no check of a write pool has left a record.
+/// How long the lock of this node certainly lives, by the records of the last checks: until their grace period ends.
+/// None on a node that is no primary. Fails if no check of a write pool has left a record.
 fn remembered_lock_time(options: &Options) -> Result<Option<Duration>, String> {
     let (now, patronis) = (now(), options.patroni.all_endpoints());
     let record = |name: &&str| {

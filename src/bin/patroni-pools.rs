@@ -1,5 +1,6 @@
-//! For the machine that HAProxy runs on: says which mistakes are in its configuration for Patroni, whether it does what was
-//! meant, and keeps the states of its servers over a reload. Reads the command line and prints; the work is in `pools`.
+//! Runs on HAProxy's machine: reports mistakes in HAProxy's configuration for Patroni, compares HAProxy's states with
+//! the configuration, and keeps the servers' states over a reload. Reads the command line and prints; `pools` does the
+//! work.
 
 #![deny(clippy::unwrap_used)]
 
@@ -16,9 +17,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
-/// The longest line that is printed.
+/// The maximum length of a printed line.
 const LINE: usize = 2000;
-/// The lines that are shown of what HAProxy says, and of what was not understood.
+/// The maximum number of HAProxy's messages that are shown, and of notes on what this program did not understand.
 const LINES: usize = 40;
 
 fn main() -> ExitCode {
@@ -49,12 +50,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// The files and variables: those of the command line first, then those of haproxy.service.
+/// The files and variables of haproxy.service. Files on the command line replace the service's files.
 fn service(options: &Options) -> Service {
     let service = service::service(Path::new("/"));
     let own = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    // the shell's variables are not the service's
+    // For the service's own files, the service's variables take precedence over those of the shell.
     if options.files.is_empty() {
         let environment = own.chain(service.environment).collect();
         return Service { files: service.files, environment };
@@ -86,7 +87,7 @@ fn check(options: &Options, service: &Service) -> ExitCode {
     if options.list {
         return list(&configuration);
     }
-    // HAProxy reads while we look
+    // HAProxy checks the files in parallel.
     let (judged, findings) = thread::scope(|scope| {
         let judge = scope.spawn(|| haproxy::judge(&service.files, &service.environment));
         let findings = rules::find(&configuration, options.agent);
@@ -106,7 +107,7 @@ fn check(options: &Options, service: &Service) -> ExitCode {
     }
 }
 
-/// What was not understood, and what nobody can know from the files.
+/// Prints what this program did not understand, and what the files do not tell.
 fn say_what_is_unknown(configuration: &Configuration) {
     for (place, note) in configuration.notes.iter().take(LINES) {
         complain(&format!("{}: {note}", configuration.say(*place)));
@@ -131,7 +132,7 @@ fn say_what_is_unknown(configuration: &Configuration) {
     }
 }
 
-/// Shows what HAProxy says of the files. Says whether it cannot read them.
+/// Prints HAProxy's messages about the files. Returns whether HAProxy refuses the files.
 fn show_judgement(judged: Result<Option<(bool, String)>, String>) -> bool {
     let (taken, said) = match judged {
         Ok(Some(judged)) => judged,
@@ -143,10 +144,10 @@ fn show_judgement(judged: Result<Option<(bool, String)>, String>) -> bool {
         }
         Err(error) => (false, error),
     };
-    // it names itself before it complains
+    // HAProxy prints its name and version before its messages.
     let said: Vec<_> = said.lines().filter(|line| !line.starts_with("[NOTICE]")).collect();
     said.iter().take(LINES).for_each(|line| complain(&format!("haproxy: {line}")));
-    // names are not known on every machine on which somebody looks at a file
+    // A machine where an administrator only checks a file may not resolve its names.
     let name = |line: &&str| {
         line.contains("could not resolve address") || line.contains("initialize server(s) addr")
     };
@@ -214,12 +215,12 @@ fn see_status(options: &Options, service: &Service) -> ExitCode {
     if seen.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A line on stdout. Whoever reads it may have gone.
+/// Prints a line on stdout. Ignores errors, because the reader may have closed the pipe.
 fn say(line: &str) {
     let _ = writeln!(io::stdout(), "{}", to_printable(line, LINE));
 }
 
-/// A line on stderr.
+/// Prints a line on stderr.
 fn complain(line: &str) {
     let _ = writeln!(io::stderr(), "{NAME}: {}", to_printable(line, LINE));
 }

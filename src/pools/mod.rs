@@ -1,35 +1,35 @@
-//! What `patroni-pools` does on the machine that HAProxy runs on: it reads haproxy.cfg, says which mistakes are in it, and
-//! looks whether HAProxy does what was meant. The agent knows nothing of it.
+//! The modules of `patroni-pools`, which runs on HAProxy's machine. It reads haproxy.cfg, reports the mistakes in it,
+//! and looks whether HAProxy does what the configuration means. The agent uses nothing of it.
 
 /// The command line.
 pub mod options;
 
-/// A line of haproxy.cfg, as HAProxy splits it.
+/// Splits a line of haproxy.cfg as HAProxy does.
 pub mod words;
 
 /// The conditions of `.if`.
 pub mod conditions;
 
-/// The files that HAProxy reads, and their sections.
+/// The files that HAProxy reads, as sections of lines.
 pub mod configuration;
 
 /// The files that haproxy.service names.
 pub mod service;
 
-/// The pools, their servers, and what is asked of each.
+/// The pools, their servers, and the checks of each server.
 pub mod pool;
 
-/// The mistakes that are known, and the harm of each.
+/// The known mistakes, and the harm that each does.
 pub mod rules;
 
-/// HAProxy itself: its program, and its admin socket.
+/// Runs HAProxy, and asks its admin socket.
 pub mod haproxy;
 
 /// What HAProxy reports of its servers.
 pub mod reported;
 
-/// What HAProxy does with the pools at this moment.
+/// Compares HAProxy's states with the configuration.
 pub mod status;
 
-/// The states of the servers, for a reload.
+/// Saves the servers' states for a reload.
 pub mod states;

@@ -1,28 +1,28 @@
-//! The pools of a configuration: their servers, with all that `default-server` gives them, and what HAProxy's own check and
-//! the agent check ask. Knows HAProxy's keywords for that; knows nothing of what is a mistake.
+//! Finds the pools of a configuration, with their servers and `default-server` words, and what HAProxy's own check and
+//! the agent check ask. Knows HAProxy's keywords for checks; knows nothing of mistakes.
 
 use crate::patroni::check::{self, Check};
 use crate::pools::configuration::{Configuration, Kind, Line, Place, Section};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Patroni's endpoints that look at no PostgreSQL (its manual, "REST API").
+/// Patroni's endpoints that do not look at PostgreSQL (Patroni's manual, "REST API").
 pub const NO_ROLE: &[&str] =
     &["patroni", "liveness", "cluster", "config", "history", "metrics", "failsafe"];
-/// Paths that other services have as well.
+/// Patroni's paths that other services have as well.
 const ANYBODYS: &[&str] =
     &["", "health", "readiness", "liveness", "metrics", "config", "history", "cluster"];
 /// The usual ports of PostgreSQL and of PgBouncer.
 pub const POSTGRESQL: [u16; 2] = [5432, POOLER];
 /// The usual port of PgBouncer.
 pub const POOLER: u16 = 6432;
-/// The agent's port where nothing else is said.
+/// The agent's default port.
 pub const AGENT: u16 = 5555;
-/// Patroni's port where nothing else is said.
+/// The default port of Patroni's REST API.
 pub const PATRONI: u16 = 8008;
-/// The servers of a pool that are looked at.
+/// The maximum number of servers of a pool that are read.
 const SERVERS: usize = 10_000;
-/// The server words that take nothing.
+/// The server keywords that take no value.
 const FLAGS: &[&str] = &[
     "agent-check",
     "allow-0rtt",
@@ -55,123 +55,125 @@ const FLAGS: &[&str] = &[
     "tls-tickets",
 ];
 
-/// What a word of a server is set to, and where.
+/// The value of a server keyword, and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// Its value; empty for a word that takes none.
+    /// The value; empty for a keyword that takes none.
     pub value: String,
-    /// The line that says so.
+    /// The line that sets the keyword.
     pub place: Place,
 }
 
 /// A server of a pool.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Its name.
+    /// The server's name.
     pub name: String,
-    /// Its line.
+    /// The server's line.
     pub place: Place,
-    /// Its address, without the port.
+    /// The server's address, without the port.
     pub host: String,
-    /// Its port, if that is a number.
+    /// The server's port, if it is a plain number.
     pub port: Option<u16>,
-    /// Whether its address is not known here: a variable, another kind of port, or a name of DNS that has ports.
+    /// Whether this program cannot know the address: it has a variable, a port that is no plain number, or a DNS name
+    /// that yields ports.
     pub unknown: bool,
-    /// Whether a `server-template` makes it.
+    /// Whether a `server-template` makes the server.
     pub template: bool,
-    /// All words that it has, those of `default-server` too. `no-check` and its like are there if they stand there.
+    /// All keywords of the server, with those of `default-server`. A negated keyword such as `no-check` has its own
+    /// entry.
     pub settings: HashMap<String, Setting>,
 }
 
-/// One step of HAProxy's own check that asks something.
+/// One step of HAProxy's own check that sends something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// The port that it names.
+    /// The port that the step names.
     pub port: Option<u16>,
-    /// The path that it asks by HTTP.
+    /// The path of an HTTP request.
     pub path: Option<String>,
-    /// The line that is sent, if it is no HTTP.
+    /// The line that is sent, if the step is not HTTP.
     pub line: Option<String>,
 }
 
 /// How HAProxy itself checks the servers of a pool.
 #[derive(Clone, Debug, Default)]
 pub struct OwnCheck {
-    /// The option that says how, such as `httpchk`; empty for a plain connection.
+    /// The option that selects the kind of check, such as `httpchk`; empty for a plain connection.
     pub option: String,
-    /// The line that says what is asked.
+    /// The line that defines the request.
     pub place: Option<Place>,
-    /// What it asks.
+    /// The requests of the check.
     pub questions: Vec<Question>,
-    /// The ports that it connects to; none is the port of the server's check.
+    /// The ports to which the check connects; none is the port of the server's check.
     pub ports: Vec<Option<u16>>,
-    /// The lines that say what it expects.
+    /// The lines with the expected answers.
     pub expects: Vec<Line>,
 }
 
-/// What a pool is for, as far as it asks Patroni.
+/// The purpose of a pool, as far as its checks of Patroni tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Its servers must hold the leader lock.
+    /// The servers must hold the leader lock.
     Write,
-    /// Any other of Patroni's health checks.
+    /// The servers must pass any other of Patroni's health checks that ask for a role.
     Read,
 }
 
 /// A `listen` or `backend` section.
 #[derive(Clone, Debug)]
 pub struct Pool<'a> {
-    /// Its section.
+    /// The section of the pool.
     pub section: &'a Section,
-    /// All lines that count in it.
+    /// All lines that apply to the pool.
     pub lines: Vec<&'a Line>,
-    /// Its servers.
+    /// The servers of the pool.
     pub servers: Vec<Server>,
     /// HAProxy's own check.
     pub check: OwnCheck,
-    /// The frontends that lead to it.
+    /// The frontends that send clients to the pool.
     pub frontends: Vec<&'a Section>,
-    /// Whether it is another service's, whose agents are no concern of Patroni's.
+    /// Whether the pool is another service's, whose agents do not ask Patroni.
     pub foreign: bool,
-    /// What the pool is for whose servers these `track`: they are UP when those are.
+    /// The purpose of the pool whose servers this pool's servers `track`: HAProxy marks both alike.
     pub follows: Option<Purpose>,
 }
 
 impl Server {
-    /// The value of a word.
+    /// The value of a keyword.
     pub fn get(&self, word: &str) -> Option<&str> {
         self.settings.get(word).map(|setting| setting.value.as_str())
     }
 
-    /// Whether it has a word.
+    /// Whether the server has a keyword.
     pub fn has(&self, word: &str) -> bool {
         self.settings.contains_key(word)
     }
 
-    /// Whether it only makes clients wait: nobody is there, and nobody asks.
+    /// Whether the server only makes clients wait: it is a local backup server without any check.
     pub fn is_waiting_room(&self) -> bool {
         let local = self.host.starts_with("127.") || matches!(&*self.host, "localhost" | "::1");
         local && self.has("backup") && !self.has("check") && !self.has("agent-check")
     }
 
-    /// The pool of the server that it tracks.
+    /// The name of the pool whose server this server tracks.
     pub fn follows(&self) -> Option<&str> {
         Some(self.get("track")?.split_once('/')?.0)
     }
 
-    /// The line that its agent is sent.
+    /// The line that HAProxy sends to the server's agent.
     pub fn agent_send(&self) -> Option<&str> {
         self.get("agent-send").filter(|_| self.has("agent-check"))
     }
 
-    /// The port of its agent.
+    /// The port of the server's agent.
     pub fn agent_port(&self) -> Option<u16> {
         self.get("agent-port").or(self.get("port"))?.parse().ok()
     }
 }
 
 impl<'a> Pool<'a> {
-    /// All pools, in order.
+    /// All pools, in the order of the files.
     pub fn all(configuration: &'a Configuration) -> Vec<Pool<'a>> {
         let sections = &configuration.sections;
         let mut pools = HashMap::<&str, Vec<&Section>>::new();
@@ -186,7 +188,7 @@ impl<'a> Pool<'a> {
         let pool =
             sections.iter().filter(|s| matches!(s.kind, Kind::Backend | Kind::Listen)).map(pool);
         let mut pools: Vec<_> = pool.collect();
-        // one may follow another that follows a third
+        // A pool may track a second one that tracks a third.
         for _ in 0..3 {
             let known = pools.iter().filter_map(|pool| Some((pool.name(), pool.purpose()?)));
             let known: HashMap<_, _> = known.collect();
@@ -213,8 +215,8 @@ impl<'a> Pool<'a> {
         pool
     }
 
-    /// HTTP, or agents of another kind, that nobody asks Patroni about. With PostgreSQL's port or a health check of
-    /// Patroni's, the mode is a mistake.
+    /// Whether the pool serves HTTP, or has agents of another kind, and none of its checks asks Patroni. If the pool
+    /// has PostgreSQL's port or a health check of Patroni's, the wrong mode is a mistake of the administrator.
     fn is_foreign(&self) -> bool {
         let patronis = |server: &Server| {
             let sent = server.agent_send().and_then(|sent| sent.split_whitespace().next());
@@ -230,22 +232,22 @@ impl<'a> Pool<'a> {
         (http && !all.iter().any(patronis)) || (self.has_agents() && !all.iter().any(ours))
     }
 
-    /// Its name.
+    /// The pool's name.
     pub fn name(&self) -> &'a str {
         &self.section.name
     }
 
-    /// The line that counts of those that begin so: the last.
+    /// The last line that begins with these words, which overrides the others.
     pub fn last(&self, words: &[&str]) -> Option<&'a Line> {
         last(&self.lines, words)
     }
 
-    /// A time limit and its line. `timeout clitimeout` and its like are gone since HAProxy 2.1.
+    /// A time limit and its line. HAProxy 2.1 removed the older names such as `timeout clitimeout`.
     pub fn timeout(&self, name: &str) -> Option<(Duration, &'a Line)> {
         timeout(&self.lines, name)
     }
 
-    /// Whether an option is on.
+    /// The line that turns an option on, if the option is on.
     pub fn option(&self, name: &str) -> Option<&'a Line> {
         let mut on = None;
         for line in &self.lines {
@@ -258,20 +260,21 @@ impl<'a> Pool<'a> {
         on
     }
 
-    /// The health check that HAProxy itself asks Patroni, without its `/`. None if it asks no endpoint of Patroni's.
+    /// The health check of Patroni's that HAProxy's own check asks for, without the `/`. None if the check asks no
+    /// endpoint of Patroni's.
     pub fn own_question(&self, server: &Server) -> Option<&str> {
         self.meant_question(server).filter(|_| server.has("check"))
     }
 
-    /// The same, if the server had a check.
+    /// The health check that HAProxy's own check would ask for if the server had `check`.
     pub fn meant_question(&self, server: &Server) -> Option<&str> {
         let postgresql = self.is_postgresql(server);
         let asks = |question: &'_ &Question| {
             let port = question.port.or(self.check_port(server));
             let elsewhere = postgresql && port != server.port;
-            // a web server may have that port itself
+            // A web server may itself use Patroni's port.
             let patronis = (port == Some(PATRONI) && port != server.port) || elsewhere;
-            // whatever is asked there, Patroni is asked
+            // Any path on Patroni's port asks Patroni.
             let certain = port == Some(PATRONI) && elsewhere;
             question.path.as_deref().is_some_and(|path| certain || is_patronis(path, patronis))
         };
@@ -279,7 +282,8 @@ impl<'a> Pool<'a> {
         question.path.as_deref().map(endpoint)
     }
 
-    /// Whether this is PostgreSQL, or a PgBouncer in front of it, by its name or port.
+    /// Whether the server is PostgreSQL, or a PgBouncer in front of it, judging by the pool's name or the server's
+    /// port.
     pub fn is_postgresql(&self, server: &Server) -> bool {
         let name = self.name().to_lowercase();
         let named = ["pg", "postgres", "patroni"].iter().any(|word| name.contains(word));
@@ -300,7 +304,7 @@ impl<'a> Pool<'a> {
         asked.and_then(|question| question.port).or(self.check_port(server))
     }
 
-    /// What Patroni is asked for this server, by whom ever. None if nobody asks.
+    /// The health check that is asked for this server, by HAProxy or by the agent. None if neither asks Patroni.
     pub fn question(&self, server: &Server) -> Option<String> {
         let own = self.own_question(server).map(str::to_owned);
         own.or_else(|| {
@@ -314,7 +318,7 @@ impl<'a> Pool<'a> {
         })
     }
 
-    /// Whether clients reach Patroni's REST API here, and not PostgreSQL.
+    /// Whether clients of this pool reach Patroni's REST API instead of PostgreSQL.
     pub fn is_rest_api(&self) -> bool {
         let rest = |server: &Server| {
             let asked = self.check_port(server).filter(|_| self.own_question(server).is_some());
@@ -323,17 +327,17 @@ impl<'a> Pool<'a> {
         self.nodes().count() > 0 && self.nodes().all(rest)
     }
 
-    /// Whether any server asks its agent.
+    /// Whether any server has an agent check.
     pub fn has_agents(&self) -> bool {
         self.servers.iter().any(|server| server.has("agent-check"))
     }
 
-    /// Whether it asks Patroni of any server.
+    /// Whether any check of any server asks Patroni.
     pub fn asks_patroni(&self) -> bool {
         self.servers.iter().any(|server| self.question(server).is_some())
     }
 
-    /// What it is for. None if it asks Patroni for no role.
+    /// The purpose of the pool. None if its checks ask Patroni for no role.
     pub fn purpose(&self) -> Option<Purpose> {
         let mut purpose = None;
         for server in &self.servers {
@@ -350,7 +354,7 @@ impl<'a> Pool<'a> {
         purpose.or(self.follows)
     }
 
-    /// Whether an answer with this status makes a server UP, as far as the status tells.
+    /// Whether an answer with this status makes a server UP, as far as the pool's rules look at the status.
     pub fn takes(&self, status: u16) -> bool {
         if self.check.option == "httpchk" && self.check.expects.is_empty() {
             return status < 400;
@@ -358,16 +362,16 @@ impl<'a> Pool<'a> {
         self.check.expects.iter().filter_map(|line| takes(line, status)).all(|takes| takes)
     }
 
-    /// Whether a server is UP if Patroni says no.
+    /// Whether a server is UP if Patroni refuses the health check.
     pub fn wants_the_others(&self) -> bool {
         self.takes(503) && !self.takes(200)
     }
 
-    /// Whether it only makes HAProxy ask the agents' ports, as `agents` of the shipped haproxy.cfg.
+    /// Whether the pool only lets HAProxy check the agents' ports, as `agents` of the shipped haproxy.cfg does.
     pub fn watches_agents(&self) -> bool {
         let line = |question: &Question| {
             let line = question.line.as_deref().unwrap_or_default();
-            // in single quotes, \n is no newline, and yet meant
+            // In single quotes \n is no newline, but the administrator meant one.
             let word = line.trim_end_matches("\\n").split_whitespace().next();
             word.is_some_and(|word| word.parse::<Check>().is_ok())
         };
@@ -379,12 +383,12 @@ impl<'a> Pool<'a> {
         self.servers.iter().filter(|server| !server.is_waiting_room())
     }
 
-    /// The servers that only make clients wait.
+    /// The number of servers that only make clients wait.
     pub fn waiting_rooms(&self) -> usize {
         self.servers.iter().filter(|server| server.is_waiting_room()).count()
     }
 
-    /// The sections in which its clients come in.
+    /// The sections where the pool's clients arrive.
     pub fn entrances(&self) -> Vec<&'a Section> {
         let mut all = self.frontends.clone();
         if self.section.kind == Kind::Listen {
@@ -394,7 +398,7 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// Whether a line accepts an answer with this status. None if it does not look at the status.
+/// Whether a line accepts an answer with this status. None if the line does not look at the status.
 fn takes(line: &Line, status: u16) -> Option<bool> {
     let kinds = ["status", "rstatus", "string", "rstring", "binary", "rbinary"];
     let at = line.words.iter().position(|word| kinds.contains(&word.as_str()))?;
@@ -406,7 +410,7 @@ fn takes(line: &Line, status: u16) -> Option<bool> {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             first <= &*code && &*code <= last
         }),
-        // no more is known of an expression than its digits
+        // Of a regular expression, only its digits are compared.
         (_, "rstatus") => value.contains(&code[..1]),
         ("tcp-check", "binary" | "rbinary") => status == 200,
         ("tcp-check", _) if first_line => (status == 503) == value.contains("503"),
@@ -415,7 +419,7 @@ fn takes(line: &Line, status: u16) -> Option<bool> {
     Some(is != line.words[..at].iter().any(|word| word == "!"))
 }
 
-/// The line that counts of those that begin so.
+/// The last line that begins with these words, which overrides the others.
 pub fn last<'a>(lines: &[&'a Line], words: &[&str]) -> Option<&'a Line> {
     lines.iter().rev().find(|line| line.begins(words)).copied()
 }
@@ -426,7 +430,7 @@ pub fn timeout<'a>(lines: &[&'a Line], name: &str) -> Option<(Duration, &'a Line
     Some((duration(line.word(2))?, line))
 }
 
-/// A time as HAProxy writes it: milliseconds, or with a unit.
+/// Parses a time as HAProxy does: milliseconds, or a number with a unit.
 pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -443,14 +447,15 @@ pub fn duration(text: &str) -> Option<Duration> {
     Some(Duration::from_micros(number.checked_mul(microseconds)?))
 }
 
-/// What a health check is asked for. None for those that ask for no role.
+/// The purpose of a health check. None if it asks for no role.
 pub fn asks_for(asked: &str) -> Option<Purpose> {
     let name = asked.split('?').next().unwrap_or_default();
     let check = name.parse::<Check>().ok().filter(|_| name != "health")?;
     Some(if check.needs_lock() { Purpose::Write } else { Purpose::Read })
 }
 
-/// Whether this path is one of Patroni's. Some are other services' as well, so the port must be Patroni's.
+/// Whether this path is one of Patroni's. Other services have some of these paths, too; those count only on Patroni's
+/// port.
 fn is_patronis(path: &str, port: bool) -> bool {
     let name = path.split('?').next().unwrap_or_default();
     let Some(name) = name.strip_prefix('/') else { return false };
@@ -460,13 +465,14 @@ fn is_patronis(path: &str, port: bool) -> bool {
     check::names().any(|known| known == name) || NO_ROLE.contains(&name)
 }
 
-/// Whether Patroni knows such an endpoint; it answers 503 to all others.
+/// Whether Patroni has this endpoint. Patroni answers 503 on any other.
 pub fn is_known(asked: &str) -> bool {
     let name = asked.split('?').next().unwrap_or_default();
     check::names().any(|known| known == name) || NO_ROLE.contains(&name) || name == "readiness"
 }
 
-/// What Patroni takes a path for: where it has no such endpoint, it looks for these words anywhere in the path.
+/// The endpoint that Patroni takes a path for. If Patroni has no such endpoint, it looks for these words anywhere in
+/// the path.
 fn endpoint(path: &str) -> &str {
     let words = [
         "standby_leader",
@@ -496,11 +502,11 @@ fn leads(line: &Line) -> bool {
     matches!(line.word(0), "default_backend" | "use_backend")
 }
 
-/// The servers, each with what the `default-server` lines before it say.
+/// The servers, each with the `default-server` lines before it.
 fn servers(lines: &[&Line]) -> Vec<Server> {
     let (mut usual, mut servers) = (HashMap::new(), Vec::new());
     for line in lines {
-        // nobody has as many; a template would go on to billions
+        // No real pool has as many servers, but a template may name billions.
         if servers.len() > SERVERS {
             break;
         }
@@ -537,20 +543,20 @@ fn server(
     Server { name, place: line.place, host, port, unknown, template, settings }
 }
 
-/// The numbers of a template: `3` is 1 to 3.
+/// The numbers of a `server-template`: `3` means 1 to 3.
 fn range(text: &str) -> std::ops::RangeInclusive<u32> {
     let (first, last) = text.split_once('-').unwrap_or(("1", text));
     let first = first.parse().unwrap_or(1);
     first..=last.parse().unwrap_or(0).min(first.saturating_add(SERVERS as u32))
 }
 
-/// An address without its family and port, its port, and what stands there and is no port.
+/// Splits an address, without its family, into host, port, and text in place of a port that is no number.
 fn address_of(address: &str) -> (String, Option<u16>, &str) {
     let families = ["ipv4@", "ipv6@", "tcp@", "tcp4@", "tcp6@"];
     let bare = families.iter().find_map(|family| address.strip_prefix(family));
     let address = bare.unwrap_or(address);
     let (host, port) = match address.rsplit_once(':') {
-        // an IPv6 address has more of them, and in brackets may be followed by the port
+        // An IPv6 address has several colons. In brackets, it may have a port after them.
         Some((host, port)) if !address.ends_with(']') => (host, port),
         _ => (address, ""),
     };
@@ -559,7 +565,7 @@ fn address_of(address: &str) -> (String, Option<u16>, &str) {
     (host.trim_matches(['[', ']']).to_owned(), number, rest)
 }
 
-/// Adds a line's words to what is set.
+/// Adds the keywords of a line to the settings.
 fn set(settings: &mut HashMap<String, Setting>, line: &Line, from: usize) {
     let mut words = line.words.iter().skip(from);
     while let Some(word) = words.next() {
@@ -570,14 +576,14 @@ fn set(settings: &mut HashMap<String, Setting>, line: &Line, from: usize) {
         };
         settings.remove(&opposite);
         let flag = FLAGS.contains(&word.as_str()) || word.starts_with("no-");
-        // "source" may go on, but with words that take one themselves
+        // `source` may have more words, but each of those takes a value itself.
         let value = if flag { None } else { words.next() };
         let value = value.cloned().unwrap_or_default();
         settings.insert(word.clone(), Setting { value, place: line.place });
     }
 }
 
-/// HAProxy's own check: the last option that says how, and the lines that belong to it.
+/// HAProxy's own check: the last option that selects a kind of check, and the lines that belong to the check.
 fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
     let kinds = [
         "httpchk",
@@ -602,7 +608,7 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
         "tcp-check" => "tcp-check",
         _ => return check,
     };
-    // a section's own rules replace those of its defaults
+    // The rules of a section replace those of its defaults.
     let own: Vec<_> = section.lines.iter().filter(|line| line.word(0) == rules).collect();
     let inherited = lines.iter().copied().filter(|line| line.word(0) == rules);
     let rules = if own.is_empty() { inherited.collect() } else { own };
@@ -621,14 +627,14 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
         };
         match line.word(1) {
             "connect" => {
-                // 0 is one that is not known here, such as a variable
+                // 0 stands for a port that this program cannot know, such as a variable.
                 port = value("port").map(|port| port.parse().unwrap_or(0));
                 check.ports.push(port);
             }
             "expect" => check.expects.push((*line).clone()),
             "send" | "send-lf" | "send-binary" | "send-binary-lf" if http => {
                 let path = value("uri").or(value("uri-lf"));
-                // the option's own path is for the first question
+                // The option's own path applies only to the first request.
                 let path = path.unwrap_or(if Some(at) == first_send { usual } else { "/" });
                 check.questions.push(Question { port, path: Some(path_of(path)), line: None });
                 check.place = Some(line.place);
@@ -650,7 +656,7 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
     check
 }
 
-/// The path of what may be a whole URL.
+/// The path of a URI, which may be a whole URL.
 fn path_of(uri: &str) -> String {
     match uri.split_once("://") {
         Some((_, rest)) => rest.find('/').map_or("/", |at| &rest[at..]).to_owned(),
@@ -658,7 +664,7 @@ fn path_of(uri: &str) -> String {
     }
 }
 
-/// What a TCP check sends: a request, or a line.
+/// What a TCP check sends: an HTTP request, or another line.
 fn asked(port: Option<u16>, sent: &str) -> Question {
     let mut words = sent.split_whitespace();
     let method = words.next().unwrap_or_default();
@@ -668,7 +674,7 @@ fn asked(port: Option<u16>, sent: &str) -> Question {
     Question { port, path, line }
 }
 
-/// What two digits for each byte stand for.
+/// The bytes that pairs of hexadecimal digits stand for.
 fn binary(hex: &str) -> String {
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     hex.as_bytes().chunks(2).filter_map(byte).map(char::from).collect()

@@ -235,8 +235,8 @@ fn row(columns: &[&str], server: Option<&Server>) -> Option<String> {
     let mut row = columns.to_vec();
     row[6] = &administrative;
     let Some(server) = server.filter(|server| !server.unknown) else { return Some(row.join(" ")) };
-    // A changed configuration takes precedence, so the row must not override the address, the DNS name or the ports. The
-    // address stays only if the server may begin with its last address and has the same DNS name.
+    // A changed configuration takes precedence, so the row must not override address, DNS name and ports. The address
+    // stays only if the server may begin with its last address and has the same DNS name.
     let last = server.get("init-addr").is_some_and(|ways| ways.split(',').any(|way| way == "last"));
     if !(columns[17] == server.host && (last || server.has("resolvers"))) {
         (row[4], row[17]) = ("-", "-");

@@ -1,4 +1,4 @@
-//! What HAProxy does with the pools at this moment, beside what its configuration means it to do and what each Patroni says.
+//! Compares what HAProxy does with the pools now with what its configuration means and with what each Patroni answers.
 //! Knows HAProxy's states and what is wrong with them; changes nothing.
 
 use crate::conclude::NO_GRACE;
@@ -18,22 +18,22 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ureq::Agent;
 use ureq::unversioned::transport::TcpConnector;
 
-/// Between two looks.
+/// The time between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How much longer to look for an answer that HAProxy hides while it asks again.
+/// How much longer to look for an answer that HAProxy hides while it asks the agent again.
 const ANSWERED: Duration = Duration::from_secs(2);
-/// How long a Patroni may take.
+/// The maximum time for one Patroni to answer.
 const PATRONI: Duration = Duration::from_secs(1);
-/// How many of them are asked.
+/// The maximum number of Patronis that are asked.
 const NODES: usize = 50;
-/// How much one may answer.
+/// The maximum size of Patroni's answer.
 const ANSWER: u64 = 64 << 10;
-/// How an agent check went whose answer counts.
+/// The results of agent checks whose answer HAProxy uses.
 const COUNTS: [&str; 3] = ["L7OK", "L7OKC", "L7STS"];
-/// The widest name that others are lined up with.
+/// The maximum width of the names' column.
 const WIDTH: usize = 40;
 
-/// What was seen.
+/// The result of one look at HAProxy.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     servers: Vec<Looked>,
@@ -41,7 +41,7 @@ pub struct Seen {
     wrong: Vec<String>,
 }
 
-/// A server as HAProxy has it.
+/// A server as HAProxy shows it.
 #[derive(Clone, Debug, Default)]
 struct Looked {
     name: String,
@@ -51,7 +51,7 @@ struct Looked {
     wrong: Vec<String>,
 }
 
-/// Looks until all is well, or for this long, and asks each Patroni after that if it is to.
+/// Looks at HAProxy until nothing is wrong, or for `wait`. Then asks each Patroni if `asks_patronis` is set.
 ///
 /// # Errors
 ///
@@ -86,7 +86,7 @@ impl Seen {
         self.wrong.is_empty() && self.servers.iter().all(|server| server.wrong.is_empty())
     }
 
-    /// A line for each server, and what is wrong below it.
+    /// A line for each server, with its problems below.
     pub fn lines(&self) -> Vec<String> {
         let width = |length: fn(&Looked) -> usize| {
             self.servers.iter().map(length).max().unwrap_or(0).min(WIDTH)
@@ -119,7 +119,7 @@ impl Seen {
         }
     }
 
-    /// What Prometheus reads: what HAProxy's own exporter does not say.
+    /// The metrics for Prometheus that HAProxy's own exporter lacks.
     pub fn metrics(&self) -> String {
         let asked: Vec<_> =
             self.servers.iter().filter(|server| server.state.agent & THERE != 0).collect();
@@ -149,12 +149,12 @@ impl Looked {
         COUNTS.contains(&self.shown.agent())
     }
 
-    /// Where nothing changes, HAProxy shows a word, which has no spaces.
+    /// If an answer changes nothing, HAProxy shows it as one word, with `_` for each space.
     fn has_no_grace(&self) -> bool {
         self.shown.last().replace('_', " ").contains(NO_GRACE)
     }
 
-    /// While HAProxy asks again, it does not show what an answer that changes nothing has said.
+    /// While HAProxy asks the agent again, it does not show the text of an answer that changed nothing.
     fn hides_answer(&self) -> bool {
         self.shown.agent() == "CHECKED" && self.shown.last().is_empty()
     }
@@ -180,7 +180,7 @@ impl Looked {
     }
 }
 
-/// One look at HAProxy.
+/// Looks at HAProxy once.
 fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<Seen, String> {
     let shown = reported::shown(&haproxy::ask(socket, "show stat -1 4 -1 typed")?);
     let states = reported::states(&haproxy::ask(socket, "show servers state")?);
@@ -208,7 +208,7 @@ fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<
         let meant = asking.iter().find(|asking| asking.name() == pool);
         let server_meant =
             meant.and_then(|meant| meant.servers.iter().find(|meant| meant.name == server));
-        // without a configuration, those with an agent are looked at
+        // Without a configuration, all servers with an agent are shown.
         let counts = match meant {
             Some(_) => !server_meant.is_some_and(Server::is_waiting_room),
             None => pools.is_empty() && state.agent & THERE != 0,
@@ -233,18 +233,19 @@ fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<
     Ok(seen)
 }
 
-/// When HAProxy's process was started, in whole seconds. A reload is over before its new process answers.
+/// The time at which HAProxy's process was started, in whole seconds. A new process answers only after its reload is
+/// complete.
 fn started(info: &str) -> Option<u64> {
     let seconds = |name: &str| {
         let value = info.lines().find_map(|line| line.trim().strip_prefix(name));
         value.and_then(|value| value.trim().parse::<u64>().ok())
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
-    // since HAProxy 2.5
+    // HAProxy 2.5 and later
     seconds("Start_time_sec:").or_else(|| Some(now.saturating_sub(seconds("Uptime_sec:")?)))
 }
 
-/// A file of the configuration that is newer.
+/// A file of the configuration that has changed since HAProxy was started.
 fn newer_than(started: Option<u64>, configuration: &Configuration) -> Option<&str> {
     let newer = |file: &&String| {
         let changed = fs::metadata(file).and_then(|file| file.modified()).ok();
@@ -255,7 +256,7 @@ fn newer_than(started: Option<u64>, configuration: &Configuration) -> Option<&st
     configuration.files.iter().find(newer).map(String::as_str)
 }
 
-/// What is wrong with a server.
+/// The problems of a server.
 fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> Vec<String> {
     let mut wrong = Vec::new();
     let reload = "has HAProxy been reloaded since the file was changed?";
@@ -298,7 +299,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
     } else if agent_there {
         match shown.agent() {
             how if COUNTS.contains(&how) => {}
-            // an answer that changes nothing: no whole question, or trouble that the grace period bridges
+            // An answer that changes nothing: the agent got no whole line, or the grace period covers a failure.
             "CHECKED" => {
                 let said = last.trim_start_matches("agent reports an error : ").replace('_', " ");
                 wrong.push(format!("its agent leaves it as it is: {said}"));
@@ -310,7 +311,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
     let check = shown.check();
     match status {
         "DOWN (agent)" => wrong.push(format!("it is DOWN, as its agent says: {last}")),
-        // without an agent, a healthy node that is not meant is DOWN
+        // Without an agent, a healthy node is DOWN if its role does not match.
         _ if status.starts_with("DOWN") && !agent_there && check == "L7STS" => {}
         _ if status.starts_with("DOWN") => wrong.push(format!(
             "it is DOWN, as HAProxy's own check says ({check}): {}",
@@ -338,7 +339,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
     wrong
 }
 
-/// What is wrong with a pool: servers that HAProxy does not have, none that is UP, or two for writes.
+/// The problems of a pool: servers that HAProxy does not have, no server UP, or two servers UP for writes.
 fn wrong_with_pool(pool: &Pool, servers: &[Looked]) -> Vec<String> {
     let name = pool.name();
     let find = |server: &Server| {
@@ -357,7 +358,7 @@ fn wrong_with_pool(pool: &Pool, servers: &[Looked]) -> Vec<String> {
         ));
     }
     let up = pool.nodes().filter_map(find).filter(|looked| looked.shown.is_up()).count();
-    // a reserve shows nodes that do not serve it as NOLB
+    // In a reserve, HAProxy shows nodes that do not match as NOLB.
     if up == 0 && missing.len() < pool.nodes().count() {
         wrong.push(format!("{name}: no server is UP"));
     }
@@ -367,7 +368,7 @@ fn wrong_with_pool(pool: &Pool, servers: &[Looked]) -> Vec<String> {
     wrong
 }
 
-/// Asks each node's Patroni once, where HAProxy's own check asks it without TLS.
+/// Asks each node's Patroni once, if HAProxy's own check asks that Patroni without TLS.
 fn ask_patronis(seen: &mut Seen, pools: &[Pool]) {
     let mut nodes: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
     for (at, looked) in seen.servers.iter().enumerate() {
@@ -398,7 +399,7 @@ fn ask_patronis(seen: &mut Seen, pools: &[Pool]) {
     }
 }
 
-/// The role and the state that a Patroni names. `/patroni` needs no DCS and changes nothing there.
+/// The role and the state in Patroni's answer. GET /patroni needs no DCS and changes nothing.
 fn ask_patroni(address: SocketAddr) -> String {
     let config = Agent::config_builder()
         .timeout_global(Some(PATRONI))
@@ -406,7 +407,7 @@ fn ask_patroni(address: SocketAddr) -> String {
         .max_redirects(0)
         .proxy(None)
         .build();
-    // the address is HAProxy's, and the static program has no name service
+    // The address comes from HAProxy, because the static program has no resolver.
     let agent = Agent::with_parts(config, TcpConnector::default(), FixedAddress(address));
     let asked = agent.get(format!("http://{address}/patroni")).header("Connection", "close").call();
     let body = asked.and_then(|mut answer| {

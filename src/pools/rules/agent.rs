@@ -1,5 +1,5 @@
-//! The mistakes of pools with the agent: what takes an answer away, what a start or a reload forgets, and what clients need
-//! while no server is UP.
+//! The mistakes of pools with the agent. They may lose the agent's answer or the state after a start or a reload, or
+//! refuse clients while no server is UP.
 
 use super::{
     Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, seconds, time,
@@ -10,22 +10,22 @@ use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
-/// The longest line that an agent reads.
+/// The maximum length of a line that an agent reads.
 const AGENT_SEND: usize = 256;
-/// The agent's own `--timeout`.
+/// The agent's default `--timeout`.
 const AGENT_TIMEOUT: Duration = Duration::from_millis(1500);
-/// The longest `agent-inter` with which the old primary is asked before the new one is promoted.
+/// The maximum `agent-inter` with which HAProxy asks the old primary before Patroni promotes the new one.
 const WRITE_INTER: Duration = Duration::from_secs(1);
-/// The longest `agent-inter` of other pools.
+/// The maximum `agent-inter` of other pools.
 const READ_INTER: Duration = Duration::from_secs(5);
-/// The longest `hard-stop-after`: Patroni's `ttl` - `loop_wait` - 2 s.
+/// The maximum `hard-stop-after`: Patroni's `ttl` - `loop_wait` - 2 s.
 const HARD_STOP: Duration = Duration::from_secs(18);
-/// The shortest wait that outlasts a switchover.
+/// The minimum wait that outlasts a switchover.
 const WAIT: Duration = Duration::from_secs(5);
-/// HAProxy's longest pause before it tries a server again.
+/// HAProxy's maximum pause before it tries a server again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The health check that a server's agent shall be asked: the site's own, if it asks for a role.
+/// The health check that the agent of a server should answer: the administrator's own, if that asks for a role.
 fn wanted<'a>(pool: &'a Pool, server: &'a Server) -> Option<&'a str> {
     let own = pool.own_question(server);
     let own = own.or_else(|| pool.nodes().find_map(|server| pool.own_question(server)));
@@ -77,7 +77,7 @@ pub(super) fn agent_missing(site: &Site, found: &mut Found) {
     }
 }
 
-/// Whether clients may write here, as far as it is known.
+/// Whether clients may write through this pool, as far as the configuration tells.
 fn may_write(pool: &Pool) -> bool {
     let any = |server: &Server| {
         pool.question(server).is_some_and(|asked| asked.split('?').next() == Some("health"))
@@ -88,7 +88,7 @@ fn may_write(pool: &Pool) -> bool {
     }
 }
 
-/// The servers of a pool that ask their agents.
+/// The servers of a pool that have an agent check.
 fn asking<'p>(pool: &'p Pool) -> impl Iterator<Item = &'p Server> {
     pool.nodes().filter(|server| server.has("agent-check"))
 }
@@ -105,7 +105,7 @@ pub(super) fn own_check_missing(site: &Site, found: &mut Found) {
     }
 }
 
-/// A health check by one of its names.
+/// The name of a health check that stands for all its aliases.
 fn canonical(asked: &str) -> String {
     let (name, query) = asked.split_once('?').unwrap_or((asked, ""));
     let name = match name {
@@ -194,7 +194,7 @@ pub(super) fn agent_send(site: &Site, found: &mut Found) {
     }
 }
 
-/// Whether the agent understands what it is sent: `CHECK [maint|drain|down]` or `hold`.
+/// Whether the agent understands this line: `CHECK [maint|drain|down]` or `hold`.
 fn understood(words: &str) -> Result<(), String> {
     let mut words = words.split(' ');
     let check = words.next().unwrap_or_default();
@@ -208,7 +208,7 @@ fn understood(words: &str) -> Result<(), String> {
 }
 
 pub(super) fn agent_port(site: &Site, found: &mut Found) {
-    // A node is its address and Patroni's port: several Patronis on one machine have an agent each.
+    // A node is its address and Patroni's port: several Patronis on one machine each have their own agent.
     type Asked<'a> = Vec<(&'a Pool<'a>, &'a Server, u16)>;
     let mut nodes: BTreeMap<(&str, Option<u16>), Asked> = BTreeMap::new();
     for pool in site.pools {
@@ -228,7 +228,7 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
         };
         let ports: BTreeSet<_> =
             watched.iter().map(|(watch, server)| watch.check_port(server)).collect();
-        // all servers of a template have the same name
+        // All servers of a template have the same address.
         let alone =
             ports.len() == 1 && nodes.keys().filter(|(other, _)| other == host).count() == 1;
         let times = |port: u16| asked.iter().filter(|(_, _, asked)| *asked == port).count();
@@ -347,7 +347,7 @@ pub(super) fn late_answer(site: &Site, found: &mut Found) {
         let (time, place) = match limit {
             Some((time, line)) => (Some(time), line.place),
             None if pool.has_agents() => (inter, pool.section.place),
-            // with the agent-inter that it is told to write
+            // Another rule tells the administrator to write this agent-inter.
             None => (may_write(pool).then_some(Duration::from_millis(500)), pool.section.place),
         };
         if let Some(time) = time.filter(|time| *time <= AGENT_TIMEOUT) {
@@ -533,14 +533,14 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
     }
 }
 
-/// The line of a server in the backend that watches the agents.
+/// The line for a server in the pool that watches the agents.
 fn asked_there(pool: &Pool, server: &Server, port: u16) -> String {
     let line = pool.lines.iter().find(|line| line.place == server.place);
     let name = match line.filter(|_| server.template) {
         Some(line) => format!("server-template {} {}", line.word(1), line.word(2)),
         None => format!("server {}", server.name),
     };
-    // what such a name says of ports is for the pool
+    // Such a DNS name yields the ports of the pool's servers, not the agents' ports.
     let sign = if server.host.starts_with('_') { " port " } else { ":" };
     let words = ["resolvers", "resolve-prefer", "init-addr"].into_iter();
     let words = words.filter_map(|word| Some(format!(" {word} {}", server.get(word)?)));
@@ -619,10 +619,10 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
     }
 }
 
-/// When the reserve is used: only if no server takes clients, an agent is silent, and there is one primary.
+/// Checks the conditions of the reserve: no server takes clients, an agent is silent, and there is exactly one primary.
 fn conditions_of_reserve(site: &Site, pool: &Pool, reserve: &Pool, line: &Line, found: &mut Found) {
     let (name, rooms) = (pool.name(), pool.waiting_rooms());
-    // nbsrv counts the waiting rooms only where no server is UP, and only the first one without allbackups
+    // nbsrv counts waiting rooms only while no server is UP, and without allbackups only the first waiting room.
     let all = pool.option("allbackups").is_some();
     let count = if rooms == 0 { 0 } else { rooms.max(2) };
     let mut wanted = vec![
@@ -643,7 +643,7 @@ fn conditions_of_reserve(site: &Site, pool: &Pool, reserve: &Pool, line: &Line, 
     }
     let said = condition(&site.entrance_lines(pool), line);
     for (wanted, happens) in wanted {
-        // "lt 3" is not "lt 30"
+        // "lt 3" must not match "lt 30".
         if !format!("{said} ").contains(&format!("{wanted} ")) {
             let write = format!("write the condition {{ {wanted} }}");
             found.add(line.place, &format!("{name}: {happens}"), &write);

@@ -1,5 +1,5 @@
-//! The mistakes that are known: what finds each, the harm that was measured, and the words to write instead. Knows what a
-//! good configuration of HAProxy for Patroni looks like (units/examples/haproxy.cfg); knows nothing of files and sockets.
+//! The known mistakes: how each is found, the harm that was measured, and the words to write instead. Knows what a good
+//! haproxy.cfg for Patroni looks like (units/examples/haproxy.cfg); knows nothing of files and sockets.
 
 use crate::pools::configuration::{Configuration, Kind, Line, Place};
 use crate::pools::pool::{self, AGENT, PATRONI, POSTGRESQL, Pool, Purpose, Server};
@@ -12,44 +12,44 @@ mod plain;
 /// HAProxy's default for `inter` and `agent-inter`.
 const INTER: Duration = Duration::from_secs(2);
 
-/// A mistake that is known.
+/// A known mistake.
 pub struct Rule {
-    /// Its name.
+    /// The rule's name.
     pub name: &'static str,
-    /// Whether it is about pools with the agent only.
+    /// Whether the rule applies only to pools with the agent.
     pub agent: bool,
-    /// What it looks for and why.
+    /// What the rule looks for, and why.
     pub why: &'static str,
     look: fn(&Site, &mut Found),
 }
 
-/// A mistake that was found.
+/// A mistake in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Where.
+    /// The place of the mistake.
     pub place: Place,
-    /// Which rule.
+    /// The name of the rule.
     pub rule: &'static str,
-    /// What happens, and what to write.
+    /// The consequence, and what to write instead.
     pub text: String,
 }
 
-/// What a rule looks at.
+/// What the rules look at.
 struct Site<'a> {
     configuration: &'a Configuration,
-    /// The pools that clients of PostgreSQL reach.
+    /// The pools through which clients reach PostgreSQL.
     pools: &'a [Pool<'a>],
-    /// Whether pools without the agent shall have it.
+    /// Whether pools without the agent are checked as if they should have the agent.
     agent: bool,
-    /// The pools that only watch agents: one, or one for each cluster.
+    /// The pools that only watch agents: one for all clusters, or one for each.
     watches: Vec<&'a Pool<'a>>,
-    /// The names of the pools that are used only while others have no server.
+    /// The names of the pools that are used only while others have no server UP.
     reserves: HashSet<&'a str>,
-    /// The ports on which Patroni is asked, by the node's address and port.
+    /// The ports of Patroni's REST APIs, by the node's address and port.
     apis: HashMap<(&'a str, Option<u16>), u16>,
 }
 
-/// What a rule has found.
+/// The mistakes that a rule has found.
 #[derive(Default)]
 struct Found(Vec<(Place, String)>);
 
@@ -58,7 +58,8 @@ impl Found {
         self.0.push((place, format!("{happens}; {write}")));
     }
 
-    /// Words that servers lack: said once, where the section begins, if all of these do.
+    /// Reports words that servers lack. If all these servers lack them, reports them once, at the beginning of the
+    /// section.
     fn lacking<'s>(
         &mut self,
         pool: &Pool,
@@ -285,7 +286,7 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
-/// All mistakes in a configuration, as they stand. With `agent`, also what pools without the agent lack for it.
+/// All mistakes in a configuration, in the order of the files. With `agent`, also what pools lack to have the agent.
 pub fn find(configuration: &Configuration, agent: bool) -> Vec<Finding> {
     let all = Pool::all(configuration);
     let watches = all.iter().filter(|pool| pool.watches_agents()).collect();
@@ -314,7 +315,7 @@ pub fn find(configuration: &Configuration, agent: bool) -> Vec<Finding> {
     findings.sort_by(|one, other| {
         (one.place, one.rule, &one.text).cmp(&(other.place, other.rule, &other.text))
     });
-    // a line of `defaults` is found once, for the first pool that has it
+    // A line of `defaults` is reported once, for the first pool that uses it.
     findings.dedup_by(|one, other| {
         (one.place, one.rule) == (other.place, other.rule) && !same_section(configuration, one)
     });
@@ -322,7 +323,7 @@ pub fn find(configuration: &Configuration, agent: bool) -> Vec<Finding> {
     findings
 }
 
-/// Whether a finding's line is in a pool of its own, where several findings of a rule may be different ones.
+/// Whether a finding's line belongs to a single section, where several findings of one rule may differ.
 fn same_section(configuration: &Configuration, finding: &Finding) -> bool {
     let sections = configuration.sections.iter();
     let section =
@@ -330,8 +331,8 @@ fn same_section(configuration: &Configuration, finding: &Finding) -> bool {
     section.is_some_and(|section| section.kind != Kind::Defaults && section.kind != Kind::Global)
 }
 
-/// The reserves that a pool shows: where its clients are sent while it has no server, and itself if it asks agents for an
-/// operator's hold alone.
+/// The reserves that a pool reveals: the pool that gets its clients while it has no server UP, and the pool itself if
+/// it asks agents only for an operator's hold.
 fn reserves<'a>(configuration: &'a Configuration, pool: &Pool<'a>) -> Vec<&'a str> {
     let hold = |server: &Server| server.agent_send().is_some_and(|sent| sent.trim() == "hold");
     let mut reserves = Vec::new();
@@ -341,7 +342,7 @@ fn reserves<'a>(configuration: &'a Configuration, pool: &Pool<'a>) -> Vec<&'a st
     let here = format!("nbsrv({})", pool.name());
     for section in pool.entrances() {
         let lines = configuration.lines(section);
-        // few have it, and a frontend may lead to hundreds of pools
+        // Few pools have a reserve, and a frontend may lead to hundreds of pools.
         if !lines.iter().any(|line| line.words.contains(&here)) {
             continue;
         }
@@ -359,7 +360,7 @@ fn reserves<'a>(configuration: &'a Configuration, pool: &Pool<'a>) -> Vec<&'a st
     reserves
 }
 
-/// The condition of a line, and what each acl that it names says.
+/// The condition of a line, followed by the text of each acl that it names.
 fn condition(lines: &[&Line], line: &Line) -> String {
     let mut condition = line.from(2);
     for word in &line.words {
@@ -373,12 +374,12 @@ fn condition(lines: &[&Line], line: &Line) -> String {
 }
 
 impl<'a> Site<'a> {
-    /// The pools of which Patroni is asked.
+    /// The pools with a check that asks Patroni.
     fn asking(&self) -> impl Iterator<Item = &Pool<'a>> {
         self.pools.iter().filter(|pool| pool.asks_patroni())
     }
 
-    /// The pools whose clients talk to PostgreSQL, as far as that can be known.
+    /// The pools whose clients use PostgreSQL, as far as the configuration tells.
     fn of_postgresql(&self) -> impl Iterator<Item = &Pool<'a>> {
         let port = |server: &Server| server.port.is_some_and(|port| POSTGRESQL.contains(&port));
         self.pools.iter().filter(move |pool| {
@@ -386,19 +387,19 @@ impl<'a> Site<'a> {
         })
     }
 
-    /// The pools that have the agent, or shall have it; no reserve.
+    /// The pools that have the agent or should have it, without the reserves.
     fn with_agent(&self) -> impl Iterator<Item = &Pool<'a>> {
         self.asking().filter(|pool| {
             (self.agent || pool.has_agents()) && !self.reserves.contains(pool.name())
         })
     }
 
-    /// The lines of all sections in which a pool's clients come in.
+    /// The lines of all sections where a pool's clients arrive.
     fn entrance_lines(&self, pool: &Pool<'a>) -> Vec<&'a Line> {
         pool.entrances().iter().flat_map(|section| self.configuration.lines(section)).collect()
     }
 
-    /// The agent's port: the usual one, or that of most servers.
+    /// The agent's port: the default if any server uses it, otherwise the most frequent port.
     fn port(&self) -> u16 {
         let mut count = BTreeMap::new();
         for port in self.pools.iter().flat_map(|pool| &pool.servers).filter_map(agents_port) {
@@ -408,41 +409,41 @@ impl<'a> Site<'a> {
         if count.contains_key(&AGENT) { AGENT } else { most.unwrap_or(AGENT) }
     }
 
-    /// The port of a node's REST API: the one on which others ask it.
+    /// The port of a node's REST API: the port on which other checks ask it.
     fn patronis_port(&self, server: &Server) -> u16 {
         self.apis.get(&(&*server.host, server.port)).copied().unwrap_or(PATRONI)
     }
 
-    /// The first line of `global` or, without it, of the first pool.
+    /// The first line of `global` or, without a `global`, of the first pool.
     fn global_place(&self) -> Option<Place> {
         let sections = &self.configuration.sections;
         let global = sections.iter().find(|section| section.kind == Kind::Global);
         global.or(self.pools.first().map(|pool| pool.section)).map(|section| section.place)
     }
 
-    /// The pool that watches the agents of this one.
+    /// The pool that watches the agents of this pool.
     fn watch(&self, pool: &Pool) -> Option<&'a Pool<'a>> {
         let has = |watch: &&&Pool| pool.nodes().any(|server| has_node(watch, server));
         self.watches.iter().find(has).or(self.watches.first()).copied()
     }
 }
 
-/// Whether a pool has that node. One is written by its name here and by its address there.
+/// Whether a pool has that node. The node may be listed by its name in one pool and by its address in another.
 fn has_node(pool: &Pool, node: &Server) -> bool {
     pool.servers.iter().any(|server| server.host == node.host || server.name == node.name)
 }
 
-/// The port of an agent that is asked.
+/// The port of a server's agent, if the server has an agent check.
 fn agents_port(server: &Server) -> Option<u16> {
     server.agent_port().filter(|_| server.has("agent-check"))
 }
 
-/// A time of a server, or its default.
+/// The value of a server's time keyword.
 fn time(server: &Server, word: &str) -> Option<Duration> {
     server.get(word).and_then(pool::duration)
 }
 
-/// How long HAProxy goes on believing in a server that is dead.
+/// How long HAProxy keeps a dead server UP.
 fn noticed(server: &Server) -> Duration {
     let inter = time(server, "inter").unwrap_or(INTER);
     let fall = server.get("fall").and_then(|fall| fall.parse::<u32>().ok()).unwrap_or(3).max(1);
@@ -450,7 +451,7 @@ fn noticed(server: &Server) -> Duration {
     inter.saturating_add(fast.saturating_mul(fall - 1))
 }
 
-/// A name in full.
+/// The full name of a server.
 fn full(pool: &Pool, server: &Server) -> String {
     format!("{}/{}", pool.name(), server.name)
 }
@@ -459,8 +460,8 @@ fn seconds(time: Duration) -> String {
     format!("{} s", time.as_secs_f32())
 }
 
-/// Whether a pool's name says that clients write there or that they read or, if it says nothing, the names of its
-/// frontends.
+/// Whether the pool's name says that clients write (true) or read (false). If the name says neither, the names of the
+/// pool's frontends count.
 fn named(pool: &Pool) -> Option<bool> {
     let fronts: Vec<_> = pool.frontends.iter().filter_map(|f| says_writes(&f.name)).collect();
     let all = |said: bool| fronts.iter().all(|other| *other == said);
@@ -471,7 +472,7 @@ fn named_for_writes(pool: &Pool) -> bool {
     named(pool) == Some(true)
 }
 
-/// Whether a name says that clients write there, or that they read. None if it says neither.
+/// Whether a name says that clients write (true) or read (false). None if it says neither.
 fn says_writes(name: &str) -> Option<bool> {
     let name = name.to_lowercase();
     let name =
@@ -485,7 +486,7 @@ fn says_writes(name: &str) -> Option<bool> {
     (reads || writes).then_some(writes && !reads)
 }
 
-/// Whether clients write here: by what is asked, or by its name where nothing tells.
+/// Whether clients write here, judging by the pool's checks or, if those do not tell, by its name.
 fn is_for_writes(pool: &Pool) -> bool {
     let word = |line: &Line| {
         let words = line.from(2);
@@ -497,7 +498,7 @@ fn is_for_writes(pool: &Pool) -> bool {
     }
 }
 
-/// The line with which a pool expects a word for the role, where the status of the answer does not count.
+/// The line with which a pool expects a word for the role, if the pool does not check the status of the answer.
 fn role_line<'a>(pool: &'a Pool) -> Option<&'a Line> {
     let role = |line: &&Line| {
         let words = line.from(2).to_lowercase();

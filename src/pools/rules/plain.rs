@@ -1,5 +1,5 @@
-//! The mistakes of any pool in front of PostgreSQL, with the agent or without. Knows what HAProxy's own check must ask, and
-//! what PostgreSQL's sessions need.
+//! The mistakes of any pool in front of PostgreSQL, with the agent or without. Knows what HAProxy's own check must ask,
+//! and what PostgreSQL's sessions need.
 
 use super::{
     Found, Site, full, is_for_writes, named, named_for_writes, noticed, role_line, seconds,
@@ -9,11 +9,12 @@ use crate::pools::pool::{self, POOLER, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// How long HAProxy may go on believing in a dead primary: less than it takes to promote another (`ttl` - `loop_wait`).
+/// The maximum time for which HAProxy may keep a dead primary UP: less than Patroni needs to promote another node
+/// (`ttl` - `loop_wait`).
 const NOTICED: Duration = Duration::from_secs(15);
-/// The longest `timeout check` that fits `fall 3` into the same.
+/// The maximum `timeout check` with which `fall 3` stays within that time.
 const TIMEOUT_CHECK: Duration = Duration::from_secs(5);
-/// Sessions that are idle, or run a query, for longer than this are usual.
+/// Sessions are often idle, or run a query, for longer than this.
 const SESSION: Duration = Duration::from_secs(300);
 
 pub(super) fn sessions_kept(site: &Site, found: &mut Found) {
@@ -46,7 +47,7 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
             }
             continue;
         }
-        // nobody knows what a program asks
+        // The configuration does not tell what an external program asks.
         let program = pool.check.option == "external-check";
         if pool.asks_patroni() || pool.nodes().count() < 2 || program {
             continue;
@@ -54,7 +55,8 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
         let question = question_for(pool);
         for server in pool.nodes().filter(|server| server.has("check")) {
             let port = server.port.unwrap_or(0);
-            // a PgBouncer elsewhere may lead to another HAProxy, and standbys alone need no Patroni
+            // A PgBouncer on another machine may lead to another HAProxy, and a pool of standbys alone needs no
+            // Patroni.
             let known = hosts.contains(&(&*server.host, server.port))
                 || (POSTGRESQL.contains(&port)
                     && hosts.iter().any(|(host, _)| *host == server.host))
@@ -80,10 +82,10 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
     }
 }
 
-/// The same where Patroni is asked for something else, or its answer is not looked at.
+/// Reports a pool that asks Patroni for the wrong role, or does not look at the answer.
 fn no_lock_asked(pool: &Pool, asked: &str, found: &mut Found) {
     let (name, writes) = (pool.name(), named_for_writes(pool));
-    // a cluster that follows another has no lock for writes
+    // A standby cluster has no leader lock for writes.
     let lock = pool::asks_for(asked) == Some(Purpose::Write) || asked.starts_with("standby");
     let mut place = pool.check.place.unwrap_or(pool.section.place);
     let mut write = format!("write {}", question_for(pool));
@@ -97,7 +99,7 @@ fn no_lock_asked(pool: &Pool, asked: &str, found: &mut Found) {
         };
         write = format!("write {line}");
         format!("the status of /{asked} does not count, so a standby or a former primary is UP")
-    // whoever wants any node may ask for any
+    // A pool for any node may ask for any node.
     } else if writes && !lock && !pool.has_agents() {
         format!("/{asked} asks for no leader lock, so a standby or a former primary is UP")
     } else {
@@ -106,7 +108,7 @@ fn no_lock_asked(pool: &Pool, asked: &str, found: &mut Found) {
     found.add(place, &format!("{name}: {happens}"), &write);
 }
 
-/// What a pool shall ask.
+/// The check that a pool should have.
 fn question_for(pool: &Pool) -> &'static str {
     match named(pool).or_else(|| is_for_writes(pool).then_some(true)) {
         Some(true) => "\"option httpchk OPTIONS /primary\"",
@@ -115,7 +117,7 @@ fn question_for(pool: &Pool) -> &'static str {
     }
 }
 
-/// Whether it is HTTP, whose checks are its own affair.
+/// Whether the pool serves HTTP, where any check is the administrator's own affair.
 fn is_web(pool: &Pool) -> bool {
     pool.last(&["mode"]).is_some_and(|line| line.word(1) == "http")
         && pool.check.option == "httpchk"
@@ -127,7 +129,7 @@ pub(super) fn role_word(site: &Site, found: &mut Found) {
         .filter(|pool| pool.check.option == "httpchk" || pool.check.option == "tcp-check")
     {
         if pool.nodes().any(|server| pool.own_question(server).is_some()) {
-            // HAProxy's own check may look at the status line by itself
+            // HAProxy's own check may look at the status line itself.
             let Some(line) = role_line(pool).filter(|line| !line.from(2).contains("HTTP/")) else {
                 continue;
             };
@@ -171,7 +173,7 @@ pub(super) fn no_role(site: &Site, found: &mut Found) {
 
 pub(super) fn unchecked_server(site: &Site, found: &mut Found) {
     for pool in site.pools {
-        // who is disabled gets no clients
+        // A disabled server gets no clients.
         let words = ["check", "agent-check", "track", "disabled"];
         let unchecked = |server: &&Server| !words.iter().any(|word| server.has(word));
         let meant = pool.nodes().any(|server| pool.meant_question(server).is_some());
@@ -323,7 +325,7 @@ pub(super) fn http_rules(site: &Site, found: &mut Found) {
     }
 }
 
-/// The word of a condition that looks at HTTP.
+/// The word in a condition that looks at HTTP.
 fn http_condition(line: &Line) -> Option<&str> {
     let starts = ["path", "hdr", "url", "base", "cook", "query", "http_auth"];
     let http = |word: &str| {
