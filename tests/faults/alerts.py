@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Prometheus beside a site: which alerts of units/examples/prometheus-rules.yml each fault raises, and when. What it saw
-of a fault is kept in a few lines, and the rules are tried on these again without a site (`tests/faults/alerts.py`)."""
+"""Prometheus beside a site: which alerts of units/examples/prometheus-rules.yml each fault raises, and when. What it
+saw of a fault is kept in a few lines, and the rules are tried on these again without a site
+(`tests/faults/alerts.py`)."""
 
 import json
 import pathlib
@@ -27,8 +28,8 @@ LASTS = 75
 CALM = 3
 
 NAMES = 'proxy=~"postgres-write|postgres-read|agents|reserve",server!~"waiting-room.*"'
-# What is kept: a letter, the metric, its labels, and the value that is not worth a line if it never changes. The letters of
-# the states are those of a server: U, D and R for UP, DOWN and DRAIN, and "." for any other.
+# What is kept: a letter, the metric, its labels, and the value that is not worth a line if it never changes. The
+# letters of the states are those of a server: U, D and R for UP, DOWN and DRAIN, and "." for any other.
 STATES = {"U": "UP", "D": "DOWN", "R": "DRAIN"}
 KEPT = {
     "weight": ("haproxy_server_weight", f"haproxy_server_weight{{{NAMES}}}", "1"),
@@ -201,7 +202,8 @@ def replay(faults):
 
 
 def main():
-    """Tries the rules without a site: by hand and on what was recorded; each alert is raised there, and has its runbook."""
+    """Tries the rules without a site: by hand and on what was recorded; each alert is raised there, and has its
+    runbook."""
     faults = [fault for file in sorted(DATA.glob("*.txt")) for fault in recorded(file.read_text())]
     done = [replay(faults), promtool(BY_HAND)]
     rules = set(re.findall(r"- alert: (\w+)", RULES.read_text()))

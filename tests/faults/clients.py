@@ -1,4 +1,5 @@
-"""The clients that feel it: how many operations come late or fail, through each pool, and how long the longest takes.
+"""Clients that measure what an application notices in each pool: late operations, failed operations, and the longest
+operation.
 
 An operation writes one row. There are three kinds of clients:
 
@@ -7,19 +8,19 @@ An operation writes one row. There are three kinds of clients:
     kept          a session from a small pool, tested before it is used: if the test fails or takes more than TESTED, a
                   new session takes its place within the same operation. A session that brought an error is closed
 
-The clients of the pool `multi-host` do without HAProxy: libpq tries the three nodes in their order, with
-target_session_attrs=read-write and connect_timeout=CONNECTED. Those of the other pools wait for HAProxy with their
-whole patience.
+The clients of the pool `multi-host` connect without HAProxy: libpq tries the three nodes in order, with
+target_session_attrs=read-write and connect_timeout=CONNECTED. Clients of the other pools wait for HAProxy up to
+PATIENCE.
 
-Operations are due on a schedule, whether or not earlier ones have ended, and no client tries one again. All times count
-from when an operation was due:
+Operations are due on a schedule, whether or not earlier ones have ended. No client retries an operation. All times are
+measured from the moment when an operation was due:
 
-    late            it succeeded after LATE
-    failed          it brought an error, or succeeded after FAILED; it is given up after PATIENCE
-    cut in flight   not counted as failed: a kept session that had just passed its test ended with the statement under
-                    way, and the client heard so within LATE. No pool can prevent that
+    late            the operation succeeded after LATE
+    failed          the operation ended with an error, or succeeded after FAILED; the client gives up after PATIENCE
+    cut in flight   not counted as failed: a kept session had just passed its test and ended during the statement, and
+                    the client noticed within LATE. No pool can prevent this
 
-The clients run in a process of their own, so that they do not disturb the watch; its output is a line for each
+The clients run in a process of their own, so that they do not disturb the watch. The process prints a line for each
 operation."""
 
 import asyncio
@@ -49,7 +50,7 @@ LATE, FAILED, PATIENCE, TESTED, CONNECTED = 1, 5, 15, 1, 2
 KEPT_SESSIONS = 5
 INSERT = "insert into kept values (%s, %s) returning node, extract(epoch from clock_timestamp())::float8"
 
-# begun: when the client got round to it; write.begun: when the statement was sent
+# begun: when the client began the operation; write.begun: when it sent the statement
 Operation = namedtuple("Operation", "kind due begun in_flight write")
 
 
@@ -66,11 +67,12 @@ def late(operation):
 
 
 class Clients:
-    """The process, from `start` to `stop`; `operations` only grows, by those that have ended."""
+    """The clients' process, which runs from `start` to `stop`. `operations` has those that have ended, and only
+    grows."""
 
     def __init__(self, seed):
         self.operations, self.seed, self.ended = [], seed, threading.Condition()
-        self.all_before = 0  # all that were due before have ended
+        self.all_before = 0  # all operations that were due before this time have ended
 
     def start(self):
         self.process = subprocess.Popen(
@@ -89,13 +91,13 @@ class Clients:
                 self.ended.notify()
 
     def wait(self, until):
-        """Until all operations that were due before have ended."""
+        """Waits until all operations that were due before this time have ended."""
         with self.ended:
             if not self.ended.wait_for(lambda: self.all_before >= until, PATIENCE + 15):
                 raise RuntimeError("the clients are dead")
 
     def stop(self):
-        """No new operations; waits for those that are under way."""
+        """Starts no more operations, and waits for those in progress."""
         self.process.stdin.close()
         self.reader.join()
         if self.process.wait():
@@ -129,7 +131,7 @@ async def connect(host, port, **more):
 async def connect_to(pool):
     if pool != MULTI_HOST:
         return await connect(LB, POOLS[pool])
-    for host in NODES.values():  # as libpq does it, but without blocking, where it has no connect_timeout
+    for host in NODES.values():  # as libpq does; but libpq ignores connect_timeout when it does not block
         try:
             return await asyncio.wait_for(connect(host, 5432, target_session_attrs="read-write"), CONNECTED)
         except (psycopg2.Error, asyncio.TimeoutError) as failed:
@@ -209,7 +211,7 @@ class Client:
 
 
 class Attempt:
-    """One operation on its way, and what is known of it."""
+    """One operation in progress, and what the client knows of it."""
 
     tested = cut = in_flight = False
     sent = node = reached = session = None
@@ -230,7 +232,7 @@ class Attempt:
             self.cut = self.cut or self.in_flight
             self.client.close(connection)
             raise
-        # PostgreSQL says that it is done, with a warning that no standby may have it
+        # PostgreSQL reports success, with a warning that the standbys may not have the row.
         self.done = UNKNOWN if any("synchronous replication" in notice for notice in connection.notices) else OK
         self.client.keep(connection, self.session)
 
@@ -250,7 +252,7 @@ class Attempt:
     def failed(self, error):
         read_only = error.pgcode == psycopg2.errorcodes.READ_ONLY_SQL_TRANSACTION
         self.outcome = "read-only" if read_only else (str(error).strip() or repr(error)).splitlines()[0]
-        # an ERROR rolls back; a FATAL one may come after the commit, while a standby is waited for
+        # An ERROR rolls back. A FATAL may come after the commit, while PostgreSQL waits for a standby.
         if error.diag.severity == "ERROR":
             self.done = FAIL
 
@@ -266,7 +268,7 @@ async def main(seed):
     told, loop = [], asyncio.get_running_loop()
     stopped = loop.create_future()
     stopped.add_done_callback(lambda _: loop.remove_reader(0))
-    loop.add_reader(0, lambda: stopped.done() or stopped.set_result(None))  # nothing is written to it: this is its end
+    loop.add_reader(0, lambda: stopped.done() or stopped.set_result(None))  # stdin has only an end
     clients = [Client(pool, kind, seed, told.append) for pool in ROUTES for kind in RATES]
     for client in clients:
         asyncio.ensure_future(client.come(stopped))
@@ -278,6 +280,6 @@ async def main(seed):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(OSError):  # they stand for other machines, which are not slow because this one is busy
+    with contextlib.suppress(OSError):  # clients run on other machines, which a busy HAProxy does not slow down
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     asyncio.run(main(sys.argv[1]))

@@ -323,7 +323,8 @@ def more_than_half(ours, templates):
 
 def more_fail(ours, *theirs):
     """The broken promise, if the median of failed operations is above that of any of these pools. Outages vary by up to
-    an agent-inter, so as many operations as are due in that time may fail in addition, unless a pool has no failures."""
+    an agent-inter, so as many operations as are due in that time may fail in addition, unless a pool has no
+    failures."""
     ours, *theirs = (median(found.failed for found in pool) for pool in (ours, *theirs))
     allowed = min(theirs) and min(theirs) + AGENT_INTER * sum(clients.RATES.values())
     return f"{ours:g} operations failed, and {min(theirs):g} in another pool" if ours > allowed else None

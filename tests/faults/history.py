@@ -1,17 +1,18 @@
-"""What is wrong with a history: what clients were told, against what is in the database at the end. Pure; does no
-input or output.
+"""Judges a history: compares what clients were told with the rows in the database at the end. Does no input or output.
 
-A write is ok, or it failed for sure (it was refused, or never sent), or it is unknown: the connection broke or timed out
-after it was sent, or PostgreSQL gave up waiting for a synchronous standby. Unknown ones may be there or not.
+A write is ok, failed or unknown. A failed write was refused or never sent. For an unknown write the connection broke or
+timed out after the write was sent, or PostgreSQL gave up waiting for a synchronous standby. The row of an unknown write
+may be in the database or not.
 
-* lost: was ok, and is not there;
-* phantom: is there, though its client was told that it failed, or never sent it, or sent it once and it is there twice.
-  Clients number their writes, so a number between two that were sent was sent, too. Rows of a client that sent nothing
-  meanwhile are not judged;
-* split: was taken by a node after another had been promoted, or is there from another node than the one that took it;
-* stale: saw less than its own session had seen or written. A session is one connection: the next one may be led to a
-  replica that is behind, and may see less. What a session saw is the highest number of each client; a write sees that of
-  its own client, just before itself."""
+* lost: an ok write without a row.
+* phantom: a row whose client was told that the write failed, or never sent it, or a row that is there twice. Clients
+  number their writes, so every number between two sent numbers was sent, too. Rows of a client that sent nothing
+  meanwhile are not judged.
+* split: a write that a node took after another node was promoted, or a row from another node than the one that took the
+  write.
+* stale: an operation that saw less than its own session had seen or written before. A session is one connection: the
+  next connection may lead to a replica that lags, and may see less. A read sees the highest number of each client. A
+  write sees the highest number of its own client, just before itself."""
 
 from collections import Counter, namedtuple
 
@@ -23,8 +24,8 @@ Findings = namedtuple("Findings", "lost phantom split stale unknown")
 
 
 def find(writes, reads, rows, promotions=()):
-    """All of each kind: writes, rows or reads. rows: [(client, number, the node that took it)], promotions:
-    [(time, node)]."""
+    """All findings of each kind: writes, rows or reads. rows: [(client, number, the node that took the write)],
+    promotions: [(time, node)]."""
     return Findings(
         lost(writes, rows),
         phantoms(writes, rows),
@@ -58,7 +59,7 @@ def splits(writes, rows, promotions):
 
 
 def superseded(write, promotions):
-    """Whether another node had been promoted before it was even sent, and its own was not being promoted."""
+    """Whether another node was promoted before the write was sent, and the write's own node was not being promoted."""
     last = [who for when, who in promotions if when <= write.begun]
     soon = [who for when, who in promotions if write.begun < when <= write.ended + BLINK]
     return bool(last) and last[-1] != write.node and write.node not in soon

@@ -1,4 +1,4 @@
-"""Makes each fault on the cluster, watches, and says what each pool did. Started by tests/faults/run."""
+"""Runs each fault on the cluster, watches the pools, and prints each pool's figures. Started by tests/faults/run."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ SHORT = [
     "Patroni's loop hung, GET /cluster polled",
 ]
 RACE_FAULTS = ["switchover", "PostgreSQL stopped by hand", "power of the primary's machine cut"]
-# Below this share of idle time, what clients feel is this machine's want and not HAProxy's.
+# Below this share of idle time, the clients' delays come from the busy machine and not from HAProxy.
 BUSY = 0.1
 CONTROL = "Patroni frozen, HAProxy reloaded before"
 PAIRS = [pair for pair in permutations(faults.FAULTS, 2) if faults.together(*map(faults.FAULTS.get, pair))]
@@ -89,7 +89,7 @@ def arguments():
         sys.exit("--times is for single faults")
     if given.check:
         walked = given.nemesis and nemesis.done(given.nemesis, given.seed, given.synchronous, given.minutes)
-        # 75: there is nothing left to do
+        # 75 tells the caller that nothing is left to do.
         sys.exit(nemesis.total(given.nemesis, given.seed, given.synchronous) and 1 or 75 if walked else 0)
     given.times = given.times or (1 if given.short or given.grace_table else 10 if given.race else 5)
     short_of_all = GRACE_FAULTS if given.grace_table else RACE_FAULTS if given.race else list(known)
@@ -98,7 +98,7 @@ def arguments():
 
 
 def grace_of(options):
-    """The agents' grace period in seconds: from their options, or the program's default; 0 if it has none."""
+    """The agents' grace period in seconds, from their options or the program's default; 0 if there is none."""
     said = subprocess.run([os.environ["AGENT"], "--help"], capture_output=True, text=True, check=True).stdout
     duration = r"(?:(0)\b|(\d+)(ms|s))"
     found = re.search(rf"--grace[ =]{duration}", options) or re.search(rf"--grace D[^()]*\(default\s+{duration}", said)
@@ -106,7 +106,7 @@ def grace_of(options):
 
 
 def cpus():
-    """The time that the CPUs have been idle, and all of it."""
+    """The idle time and the total time of all CPUs."""
     times = [int(word) for word in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     return times[3] + times[4], sum(times)
 
@@ -121,7 +121,7 @@ class Site:
         self.watch = watch.Watch(sockets[0], pools.POOLS, pools.READ_PORTS, sockets[1], pairs=int(clients_too), **more)
         self.clients, self.cpus = clients.Clients(seed), None
         self.clients_too = clients_too
-        # alerts are slow, and so may a busy machine be
+        # Alerts take minutes, so the runs for them tolerate a slow machine.
         self.patience, self.blind = (120, 2) if clients_too else (900, 60)
         self.watch.operations = self.clients.operations
         self.ended, self.lost = None, set()
@@ -129,7 +129,7 @@ class Site:
 
     def prepare(self, synchronous):
         watch.create_table(self.cluster.primary())
-        # promotion asks for WAL from the archive first: that takes long while /tmp/slow is there
+        # A promotion first asks the archive for WAL, which takes long while /tmp/slow exists.
         restore = "test ! -e /tmp/slow || sleep 2; false"
         self.cluster.setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
         if synchronous:
@@ -151,7 +151,7 @@ class Site:
         self.cluster.agent_options(options)
 
     def settled(self):
-        """Two standbys, one primary, and it alone is UP; the standbys are what each pool shows of them."""
+        """Whether there are one primary and two standbys, and each pool shows the right states for them."""
         shown = self.watch.looks[-1].shown if self.watch.looks else {}
         recovery = {truth.node: truth.recovery for truth in self.watch.truths}
         for node in watch.NODES:
@@ -165,7 +165,7 @@ class Site:
         return sorted(recovery.values()) == [False, True, True]
 
     def settle(self):
-        """Waits until all is well for two seconds."""
+        """Waits until the site has been settled for two seconds."""
         end, since = time.monotonic() + self.patience, None
         while since is None or time.monotonic() < since + 2:
             if self.watch.broken:
@@ -181,7 +181,8 @@ class Site:
         self.cluster.candidates(self.cluster.primary())
 
     def raise_alerts(self, name, fault, chance):
-        """Makes a fault, for long enough if it should raise alerts; what Prometheus saw, as lines, and what was wrong."""
+        """Runs a fault, and makes it last long enough for its alerts. Returns what Prometheus saw, as lines, and what
+        was wrong."""
         self.settle()
         alerts.until_quiet()
         chance.least = alerts.LASTS if fault.alerts else 0
@@ -198,7 +199,8 @@ class Site:
         return alerts.record(name, fault.alerts, began, ended), alerts.broken(fault, first)
 
     def agents_answer(self):
-        """HAProxy would not show that one is gone, nor that connections of a flood still wait before the next."""
+        """Whether each agent answers. HAProxy's states do not show a lost agent, nor connections of a flood that are
+        still queued."""
         for address in watch.NODES.values():
             try:
                 with socket.create_connection((address, 5555), 5) as agent:
@@ -210,7 +212,8 @@ class Site:
         return True
 
     def standbys_stream(self):
-        """Patroni promotes none that still waits for the WAL of its own timeline, as after a failover."""
+        """Whether all standbys stream. Patroni does not promote a standby that still waits for WAL of its own timeline,
+        as it may after a failover."""
         query = "select count(*) from pg_stat_replication where state = 'streaming'"
         return self.cluster.sql(self.cluster.primary(), query).strip() == "2"
 
@@ -221,33 +224,34 @@ class Site:
         return rows
 
     def alerts(self, since):
-        """HAProxy's lines of level alert and emergency, for each pool."""
+        """The number of HAProxy's log lines of level alert or emergency, for each pool."""
         lines = self.cluster.run("lb", f"journalctl -q -t haproxy -p alert -o cat --since=@{since:.3f}").splitlines()
         return {pool: sum(pool in line for line in lines) for pool in pools.POOLS}
 
     def print_journals(self, since):
-        """What each Patroni has said since then, for whoever has to find out why a fault could not be made."""
+        """Prints each Patroni's log since that time, so that a developer can see why a fault did not work."""
         for node in watch.NODES:
             said = self.cluster.run(node, f"journalctl -q -o short-precise -u patroni --since=@{since:.3f} | grep -v LOG: | tail -60")
             print(f"  {node}\n{said}", flush=True)
 
     def fault(self, names, chances, wait, offset=0):
-        """What was seen of one or two faults, and how long each was, if it is bridged how long its trouble was."""
+        """Runs one or two faults. Returns their records and the length of each fault, or of the outage of a bridged
+        one."""
         self.settle()
         began = self.ended or time.time()  # the calm between two faults belongs to the next
         self.cpus = self.cpus or cpus()
-        time.sleep(wait)  # any moment between two checks
+        time.sleep(wait)  # so that a fault begins at any moment between two checks
         self.watch.longest_between_looks = 0
         self.cluster.held = None
         lengths, errors, first_ended = {}, [], threading.Event()
 
         def make(name, chance, after):
-            first_ended.wait(after)  # the second begins in the first's aftermath at the latest
+            first_ended.wait(after)  # the second fault begins at the latest when the first has ended
             started = time.monotonic()
             try:
                 lasted = faults.FAULTS[name](self.cluster, chance)
                 lengths[name] = time.monotonic() - started if lasted is None else lasted
-            except Exception as error:  # the other one still has to be undone
+            except Exception as error:  # the other fault must still be undone
                 errors.append(error)
             first_ended.set()
 
@@ -281,7 +285,7 @@ class Site:
         return run, [lengths[name] for name in names]
 
     def whole(self):
-        """What no single fault shows, in words: of the whole history, once nobody writes any more."""
+        """The violations, in words, that only the whole history shows after the last write."""
         writes = self.watch.writes + [each.write for each in self.clients.operations]
         found = history.find(writes, self.watch.reads, self.rows())
         later = [w for w in found.lost if w.pool in (pools.OURS, pools.SECOND) and w.row not in self.lost]
@@ -297,7 +301,7 @@ class Site:
 
 
 class Blind(Exception):
-    """This machine was too busy to look: what came of the fault is not known."""
+    """This machine was too busy to watch, so the effect of the fault is unknown."""
 
 
 def line(pool, found):
@@ -325,7 +329,7 @@ def felt(found):
 
 
 def patiently(make):
-    """Up to three times, if this machine is too busy to look."""
+    """Calls `make` up to three times while this machine is too busy to watch."""
     for _ in range(2):
         try:
             return make()
@@ -335,7 +339,7 @@ def patiently(make):
 
 
 def make_fault(site, given, name, turn):
-    """Makes one fault; prints and returns each pool's figures, and how many promises were broken."""
+    """Runs one fault. Prints and returns each pool's figures, and the number of broken promises."""
     print(f"== {name} ({turn + 1} of {given.times}, grace {site.grace:g} s)", flush=True)
 
     def make():
@@ -346,12 +350,12 @@ def make_fault(site, given, name, turn):
     found, broken = judge(site, given, [name], run, lengths)
     if given.picture:
         given.picture.write_text(picture.draw(run, f"{name}, Patroni {os.environ['PATRONI']}"))
-        given.picture = None  # the first alone
+        given.picture = None  # only the first fault gets a picture
     return found, broken
 
 
 def judge(site, given, names, run, lengths):
-    """Prints and returns each pool's figures, and how many promises were broken."""
+    """Prints and returns each pool's figures, and the number of broken promises."""
     found = {pool: run.figures(pool) for pool in pools.ROUTES}
     for pool in pools.ROUTES:
         print(line(pool, found[pool]), flush=True)
@@ -367,7 +371,7 @@ def judge(site, given, names, run, lengths):
 
 
 def make_pair(site, given, names, seed):
-    """Makes two faults at once; how many promises were broken. What cannot be judged is broken, too."""
+    """Runs two faults at once. Returns the number of broken promises; a pair that cannot be judged counts as one."""
     quoted = " ".join(f'"{name}"' for name in names)
     print(f"== --overlap-pair {quoted} --seed {seed}", flush=True)
 
@@ -389,7 +393,7 @@ def make_pair(site, given, names, seed):
 
 
 def overlap(site, given):
-    """Pairs of faults until the time is over, or the one that is given; how many promises were broken."""
+    """Runs pairs of faults until the time is over, or only the given pair. Returns the number of broken promises."""
     if given.overlap_pair:
         return make_pair(site, given, tuple(given.overlap_pair), given.seed)
     chance, end, made, broken = random.Random(given.seed), time.monotonic() + given.overlap, 0, 0
@@ -401,8 +405,9 @@ def overlap(site, given):
 
 
 def blind(results, synchronous):
-    """What must be seen in a pool that promises nothing: else the instrument sees nothing. A primary that waits for a
-    standby in vain takes no write."""
+    """Whether the watch misses known violations: the pool that promises nothing must show them in the control fault.
+    With synchronous replication no lost or split write is required, because the old primary waits for a standby in
+    vain."""
     taken = lambda found: synchronous or found.split and found.lost
     seen = [found.two_up and taken(found) for found in results.get(CONTROL, {}).get(pools.ROLE_ONLY, [])]
     if not all(seen):
@@ -411,7 +416,7 @@ def blind(results, synchronous):
 
 
 def say_totals(results):
-    """A line for each pool, over all runs of each fault."""
+    """Prints the totals of all runs of each fault, in a line for each pool."""
     for name, routes in results.items():
         print(f"== {name}, {len(routes[pools.OURS])} runs")
         for pool, found in routes.items():
@@ -419,7 +424,7 @@ def say_totals(results):
 
 
 def clients_fail(results, times):
-    """How many promises are broken that only several runs can break."""
+    """The number of broken promises that only several runs together can show."""
     made = {name: faults.FAULTS[name] for name in results}
     judged = [name for name, fault in made.items() if times > 2 and not fault.seamless and not fault.costly]
     others = pools.OFFICIAL, pools.WITHOUT_AGENT
@@ -433,7 +438,8 @@ def clients_fail(results, times):
 
 
 def race(site, given):
-    """Makes what is missing in the file, which keeps a line of JSON for each run; how many promises were broken."""
+    """Runs the faults that the file lacks; the file has a line of JSON for each run. Returns the number of broken
+    promises."""
     read = lambda: [json.loads(line) for line in given.race.read_text().splitlines()] if given.race.exists() else []
     made, broken = Counter(run["fault"] for run in read()), 0
     for turn, name in product(range(given.times), given.faults):
@@ -453,8 +459,8 @@ def race(site, given):
 
 
 def raise_alerts(site, given):
-    """Makes each fault that the file does not have yet, and keeps there what the rules saw; how many raised other alerts
-    than they should."""
+    """Runs each fault that the file lacks, and adds to the file what the rules saw. Returns how many faults raised the
+    wrong alerts, and how many panels of the dashboard stayed empty."""
     text, wrong, began = given.alerts.read_text() if given.alerts.exists() else "", 0, time.time()
     there = {name for (name, _), _ in alerts.recorded(text)}
     for name in given.faults:
@@ -462,7 +468,7 @@ def raise_alerts(site, given):
             continue
         print(f"== {name}", flush=True)
         fault = (faults.FAULTS | faults.FOR_ALERTS)[name]
-        for turn in range(3):  # again, if this machine was too busy
+        for turn in range(3):  # this machine may be too busy
             try:
                 seen, broken = site.raise_alerts(name, fault, faults.Chance(f"{given.seed} {name} {turn}"))
             except Exception as error:
@@ -483,7 +489,7 @@ def raise_alerts(site, given):
 
 
 def over_half(results, times):
-    """How many faults leave a server UP without taking writes for more than half as long as the template."""
+    """The number of faults that leave a server UP without taking writes for over half as long as the template does."""
     judged = [name for name in results if times > 2 and not faults.FAULTS[name].silent]
     broken = [figures.more_than_half(results[n][pools.OURS], results[n][pools.OFFICIAL]) for n in judged]
     for name, promise in zip(judged, broken):

@@ -1,11 +1,11 @@
 """A random walk over what Jepsen does to a cluster: partitions, processes and machines that are killed or paused, and
-switchovers, several at once. What is done follows from the seed and the number of the episode, but for who is the primary
-by then. After each episode all is undone, and the history of the clients is judged.
+switchovers, several at once. What is done follows from the seed and the number of the episode, but for who is the
+primary by then. After each episode all is undone, and the history of the clients is judged.
 
 A file keeps a line of JSON for each episode. It counts for the program and the synchronous_mode that it was made with.
 
-A partition is cut where packets arrive: who is cut hears nothing, and nobody is told. HAProxy, the second HAProxy and the
-DCS share a machine, but have an address each, and are cut by it."""
+A partition is cut where packets arrive: who is cut hears nothing, and nobody is told. HAProxy, the second HAProxy and
+the DCS share a machine, but have an address each, and are cut by it."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""One fault as a picture (SVG): what each pool showed of each server, under what was true. Pure."""
+"""Draws one fault as a picture (SVG): each node's true state, and the states that each pool showed. Does no input or
+output."""
 
 from itertools import groupby
 
@@ -24,7 +25,7 @@ def draw(run, title):
     shapes, y = [text(10, 24, title, "bold 15px")], 62
 
     def block(title, changes):
-        """A title and a row for each node of what held from when on: changes(node) is [(time, colour)]."""
+        """A title, and a row for each node with the colours of its states: changes(node) is [(time, colour)]."""
         nonlocal y
         shapes.append(text(LEFT, y - 6, title, "bold 12px"))
         for node in NODES:

@@ -1,6 +1,6 @@
-"""An etcd that reads and does not write, between Patroni and the real one: a request that would write gets no answer.
+"""A proxy between Patroni and etcd that makes etcd read-only: a request that would write gets no answer.
 
-    read_only_etcd.py ADDRESS ETCD    listens on port 2379 of ADDRESS, and etcd on that of ETCD"""
+    read_only_etcd.py ADDRESS ETCD    listens on port 2379 of ADDRESS, and asks etcd on port 2379 of ETCD"""
 
 import asyncio
 import sys

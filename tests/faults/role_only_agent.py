@@ -1,4 +1,4 @@
-"""The agent as it is found in the wild, to compare with: resident, asks for `/`, believes the role."""
+"""A resident agent as many sites have it, for comparison: it asks for `/` and trusts the role in the answer."""
 
 import json
 import socketserver
@@ -10,7 +10,7 @@ class Agent(socketserver.BaseRequestHandler):
     def handle(self):
         try:
             answer = urllib.request.urlopen("http://localhost:8008/")
-        except urllib.error.HTTPError as error:  # a 503 has the same body
+        except urllib.error.HTTPError as error:  # Patroni's 503 has the same body
             answer = error
         role = json.load(answer)["role"]
         self.request.sendall(b"READY\n" if role in ("primary", "master") else b"MAINT\n")

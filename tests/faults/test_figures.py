@@ -1,4 +1,4 @@
-"""On made-up records: that figures.py sees a promise broken, before the run relies on it."""
+"""Tests on made-up records that figures.py notices each broken promise."""
 
 import unittest
 from collections import namedtuple
@@ -15,13 +15,13 @@ BRIDGED = Fault(bridged=True)
 
 
 def looks(*changes, pool=OURS):
-    """(time, what the pool shows of pg1): all else is MAINT all the time."""
+    """Makes looks from (time, state of pg1); the other nodes are always MAINT."""
     calm = {(name, node): "MAINT" for name in POOLS for node in NODES}
     return [Look(time, calm | {(pool, "pg1"): shown}) for time, shown in changes]
 
 
 def run(looks, writes=(), truths=((0, False),), grace=3, reads=(9.8,), called=((0, 200),), held=None, operations=(), gone=(), second=()):
-    """Ten seconds, in which pg1 is (time, in recovery) and (time, Patroni's status for reads)."""
+    """Makes a run of ten seconds. pg1's records are (time, in recovery) and (time, Patroni's status for reads)."""
     truths = [Truth(time, "pg1", recovery) for time, recovery in truths]
     alive = [write(time, session=session) for time in (9.2, 9.8) for session in (True, False)]
     reads = [Read(READS[OURS], time, time + 0.01, "pg1", False, time, OK, {}) for time in reads]
@@ -60,7 +60,7 @@ class Figures(unittest.TestCase):
         other = lambda *times: [Look(time, {(OURS, node): "UP"}) for time, node in times]
         same = run(looks((0, "UP")), second=other((0, "pg1")))
         self.assertEqual(same.figures(OURS).apart, 0)
-        # none of the first one's is UP
+        # no server of the first HAProxy is UP
         self.assertEqual(run(looks((0, "MAINT")), second=other((0, "pg2"))).figures(OURS).apart, 0)
         apart = run(looks((0, "UP")), second=other((0, "pg1"), (1, "pg2"), (2, "pg1"), (3, "pg2"), (3 + figures.bound(3), "pg1")))
         self.assertAlmostEqual(apart.figures(OURS).apart, figures.bound(3))
@@ -86,10 +86,10 @@ class Figures(unittest.TestCase):
     def test_down_within_the_grace_period(self):
         down = looks((0, "UP"), (5, "DOWN"), (5.5, "UP"))
         self.assertIn("DOWN for 0.50 s", broken(run(down))[0])
-        self.assertEqual(broken(run(down), lasted=2.6), [])  # an agent-inter less than the grace period
+        self.assertEqual(broken(run(down), lasted=2.6), [])  # the grace period less one agent-inter
         self.assertEqual(broken(run(down, grace=0)), [])
         self.assertIn("DOWN", broken(run(down, grace=8), lasted=3.9)[0])
-        self.assertEqual(broken(run(down, grace=8), lasted=4.1), [])  # HAProxy's own check
+        self.assertEqual(broken(run(down, grace=8), lasted=4.1), [])  # HAProxy's own check marks the server DOWN
         self.assertEqual(broken(run(down), Fault()), [])
         self.assertIn("planned", broken(run(down), Fault(planned=True))[0])
         both = Fault(planned=True, bridged=True)
@@ -110,8 +110,8 @@ class Figures(unittest.TestCase):
         self.assertIn("UP for", broken([leader, planned], **up)[0])
         self.assertEqual(broken([leader, leader], **up), [])
         self.assertIn("trouble of 2.00 s", broken([BRIDGED, BRIDGED], (1, 1), **down)[0])
-        self.assertEqual(broken([BRIDGED, BRIDGED], (1, 2), **down), [])  # they add up
-        self.assertIn("trouble of 2.00 s", broken([BRIDGED, planned], (2, 9), **down)[0])  # this does not
+        self.assertEqual(broken([BRIDGED, BRIDGED], (1, 2), **down), [])  # the outages add up
+        self.assertIn("trouble of 2.00 s", broken([BRIDGED, planned], (2, 9), **down)[0])  # planned: no outage
         self.assertEqual(broken([BRIDGED, leader._replace(planned=True)], (2, 9), **down), [])
         self.assertIn("planned", broken([planned, planned], **down)[0])
         self.assertIn("cut", broken([BRIDGED, BRIDGED], (1, 1), cut=1)[0])
@@ -188,7 +188,7 @@ class Figures(unittest.TestCase):
         found = felt([*calm, error, slow, over, given_up, cut]).figures(OURS)
         self.assertEqual((found.due, found.delayed, found.failed, found.in_flight), (6 + len(RATES), 1, 3, 1))
         self.assertEqual((found.failed_by_kind, found.longest), ({SESSION: 3}, PATIENCE))
-        self.assertAlmostEqual(found.gap, 4)  # what succeeds too late is written all the same
+        self.assertAlmostEqual(found.gap, 4)  # an operation that succeeds too late still writes its row
         self.assertEqual(felt([error]).figures(OFFICIAL).failed, 0)
         self.assertIn(" / -", figures.table({"a": {pool: [felt([]).figures(pool)] for pool in ROUTES}}, []))
         self.assertEqual(broken(felt([*calm, slow, cut]), seamless), [])
@@ -201,7 +201,7 @@ class Figures(unittest.TestCase):
         pool = lambda *failed: [run(looks((0, "UP"))).figures(OURS)._replace(failed=each) for each in failed]
         none, few, many = pool(0, 0, 2), pool(2, 2, 2), pool(80, 80, 80)
         self.assertIsNone(figures.more_fail(pool(2, 2, 99), few, many))
-        self.assertIsNone(figures.more_fail(pool(7, 7, 99), few, many))  # half a second's
+        self.assertIsNone(figures.more_fail(pool(7, 7, 99), few, many))  # as many more as are due in half a second
         self.assertIn("8 operations failed, and 2", figures.more_fail(pool(8, 8, 0), few, many))
         self.assertIn("8 operations failed, and 2", figures.more_fail(pool(8, 8, 0), many, few))
         self.assertIn("1 operations failed, and 0", figures.more_fail(pool(1, 1, 0), none, many))
@@ -224,11 +224,11 @@ class Figures(unittest.TestCase):
         def read(time, fault=Fault(), called=out):
             return broken(run(looks((0, "UP")), reads=[time, 9.8], called=[*called, (9.5, 200)]), fault)
 
-        self.assertEqual(read(2.9), [])  # it was out before
+        self.assertEqual(read(2.9), [])  # Patroni's check had already failed before
         self.assertEqual(read(6.5), [])
         self.assertIn("a read 3.70 s after", read(6.7)[0])
         self.assertIn("a read 6.20 s after", read(9.2)[0])
-        self.assertEqual(read(9.4), [])  # it is back, and HAProxy has heard of it before the watch
+        self.assertEqual(read(9.4), [])  # the check passes again, and HAProxy may know it before the watch does
         self.assertEqual(read(6.7, Fault(silent=True)), [])
         self.assertIn("a read 8.20 s after", read(9.2, Fault(silent=True), [(1, 503)])[0])
         self.assertEqual(read(6.7, called=[(3, 200)]), [])

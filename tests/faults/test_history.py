@@ -1,4 +1,4 @@
-"""On made-up histories: that history.py sees what is wrong, and nothing else."""
+"""Tests on made-up histories that history.py finds each violation, and nothing else."""
 
 import unittest
 
@@ -20,7 +20,7 @@ def read(time, seen, session=1):
 
 
 def found(writes=(), reads=(), rows=(), promotions=()):
-    """The kinds that are found, and how many of each, without the unknown."""
+    """The number of findings of each kind, without the unknown writes."""
     findings = history.find(writes, reads, rows, promotions)._asdict()
     return {kind: len(of_it) for kind, of_it in findings.items() if of_it and kind != "unknown"}
 
@@ -32,7 +32,7 @@ def rows(*numbers, node="pg1", client="a"):
 class History(unittest.TestCase):
     def test_nothing_wrong(self):
         writes = [write(1, seen=0), write(2, UNKNOWN), write(3, UNKNOWN), write(4, FAIL), write(5, seen=3, session=2)]
-        # in-flight at the end: neither a record of it nor a promise; somebody else's rows are not judged
+        # A write that was in flight at the end has no record and no promise. Rows of other clients are not judged.
         at_the_end = rows(1, 3, 5, 6) + rows(1, client="stranger")
         reads = [read(1.6, {"a": 1, "b": 7}), read(3.6, None), read(5.6, {"a": 5, "b": 7}), read(6, {"a": 1}, session=9)]
         self.assertEqual(found(writes, reads, at_the_end, [(0, "pg1")]), {})
@@ -43,8 +43,8 @@ class History(unittest.TestCase):
 
     def test_phantom(self):
         self.assertEqual(found([write(1), write(2, FAIL)], rows=rows(1, 2)), {"phantom": 1})
-        self.assertEqual(found([write(1), write(3)], rows=rows(1, 2, 3)), {"phantom": 1})  # 2 was never sent
-        self.assertEqual(found([write(1), write(2, UNKNOWN)], rows=rows(1, 2, 2)), {"phantom": 1})  # twice
+        self.assertEqual(found([write(1), write(3)], rows=rows(1, 2, 3)), {"phantom": 1})  # the client never sent 2
+        self.assertEqual(found([write(1), write(2, UNKNOWN)], rows=rows(1, 2, 2)), {"phantom": 1})  # 2 is there twice
 
     def test_split(self):
         promotions = [(0, "pg1"), (2.2, "pg2")]
@@ -58,7 +58,7 @@ class History(unittest.TestCase):
     def test_stale(self):
         backwards = [read(1, {"a": 2, "b": 5}), read(2, {"a": 3, "b": 4})]
         self.assertEqual(found(reads=backwards), {"stale": 1})
-        self.assertEqual(found(reads=[read(2, {"a": 2}), read(1, {"a": 1})]), {})  # as they were begun
+        self.assertEqual(found(reads=[read(2, {"a": 2}), read(1, {"a": 1})]), {})  # in order of their start
         self.assertEqual(found(reads=[read(1, {"a": 3}), read(2, {"a": 2}), read(3, {"a": 2})]), {"stale": 2})
         self.assertEqual(found(reads=[read(1, {"a": 3}), read(2, {"a": 2}, session=2)]), {})
 

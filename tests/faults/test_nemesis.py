@@ -1,4 +1,4 @@
-"""On made-up operations and histories: what nemesis.py cuts, and what it takes for wrong."""
+"""Tests on made-up operations and histories: which links nemesis.py cuts, and what it reports as wrong."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from watch import FAIL, NODES, Truth
 
 
 class Site:
-    """Remembers the rules that each machine was told last; the power of pg3 is cut."""
+    """Remembers the last rules of each machine. The power of pg3 is cut."""
 
     def __init__(self):
         self.deaf, self.rules = frozenset(), {}
@@ -34,7 +34,7 @@ class Site:
 
 
 def partitions(kind):
-    """Many of that kind: [who does not hear whom]."""
+    """Makes many partitions of that kind: [who does not hear whom]."""
     return [kind(Site(), Random(seed)).choose()[1] for seed in range(50)]
 
 
@@ -55,7 +55,7 @@ class Nemesis(unittest.TestCase):
         for deaf in partitions(nemesis.NodeFromDcs):
             self.assertTrue(all(set(pair) - {"DCS"} < nodes for pair in deaf))
             sizes.add(len(deaf))
-        self.assertEqual(sizes, {1, 2})  # one way, too
+        self.assertEqual(sizes, {1, 2})  # in both directions, and in one
         self.assertTrue(all(set(pair) < nodes for deaf in partitions(nemesis.NodeFromNode) for pair in deaf))
         parties = {party for deaf in partitions(nemesis.HaproxyFromNode) for pair in deaf for party in pair}
         self.assertEqual(parties, {*nemesis.HAPROXIES, *NODES})
@@ -111,7 +111,7 @@ class Nemesis(unittest.TestCase):
         split = lambda number, node: len(self.find([write(number, node=node)], truths)[0].split)
         self.assertEqual([split(7, "pg1"), split(11, "pg1"), split(11, "pg2")], [0, 1, 0])
         self.assertEqual(split(8.9, "pg2"), 0)  # it ended at 9.4
-        self.assertEqual(split(8, "pg2"), 1)  # pg2 was a standby for sure
+        self.assertEqual(split(8, "pg2"), 1)  # pg2 was certainly a standby
         self.assertEqual(self.find([write(11)], truths, "official"), (history.Findings([], [], [], [], []), 0))
 
     def test_wrong(self):
@@ -132,7 +132,7 @@ class Nemesis(unittest.TestCase):
             self.assertFalse(done())
             file.write_text((json.dumps(line) + "\n") * 2)
             self.assertEqual((done(), done(2)), (True, False))
-            self.assertEqual(nemesis.total(file, 1, True), 1)  # nothing was seen
+            self.assertEqual(nemesis.total(file, 1, True), 1)  # no write and no read was recorded
             file.write_text(json.dumps(line | {"two_up": 1}) + "\n" + json.dumps(line))
             self.assertEqual(nemesis.total(file, 1, True), 0)
             file.write_text(json.dumps(line | {"two_up": 1, "wrong": ["1 lost"]}))
