@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
-"""Prometheus beside a site: which alerts of units/examples/prometheus-rules.yml each fault raises, and when. What it
-saw of a fault is kept in a few lines, and the rules are tried on these again without a site
-(`tests/faults/alerts.py`)."""
+"""Runs Prometheus beside a site: which alerts of units/examples/prometheus-rules.yml each fault raises, and when. The
+metrics of each fault are recorded in a few lines. `tests/faults/alerts.py` tries the rules on these without a site."""
 
 import json
 import pathlib
@@ -20,16 +19,16 @@ BY_HAND = DATA / "by-hand.yml"
 MANUAL = pathlib.Path("docs/monitoring.md")
 DASHBOARD = pathlib.Path("units/examples/grafana-dashboard.json")
 PROMETHEUS = "http://127.0.0.1:9090"
-# Prometheus reads and judges every five seconds, and an alert is raised within a minute
+# Prometheus scrapes and evaluates every five seconds, and must raise an alert within a minute.
 STEP, SOON = 5, 60
-# how long a fault lasts that should raise an alert
+# the length of a fault that should raise an alert
 LASTS = 75
-# steps that are kept of the calm before a fault
+# the number of recorded steps before a fault
 CALM = 3
 
 NAMES = 'proxy=~"postgres-write|postgres-read|agents|reserve",server!~"waiting-room.*"'
-# What is kept: a letter, the metric, its labels, and the value that is not worth a line if it never changes. The
-# letters of the states are those of a server: U, D and R for UP, DOWN and DRAIN, and "." for any other.
+# The recorded metrics: kind, metric, query, and the usual value, which needs no line if it never changes. The states of
+# a server are recorded as U, D and R for UP, DOWN and DRAIN, and "." for any other.
 STATES = {"U": "UP", "D": "DOWN", "R": "DRAIN"}
 KEPT = {
     "weight": ("haproxy_server_weight", f"haproxy_server_weight{{{NAMES}}}", "1"),
@@ -50,7 +49,7 @@ def ask(path, **parameters):
 
 
 def until_quiet(patience=900):
-    """No alert is raised or about to be."""
+    """Waits until no alert is firing or pending."""
     end = time.monotonic() + patience
     while alerts := ask("query", query='ALERTS{alertname!="PostgresPatroniUnseen"}'):
         if time.monotonic() > end:
@@ -59,7 +58,7 @@ def until_quiet(patience=900):
 
 
 def raised(began, ended):
-    """{alert: seconds until it was first raised}"""
+    """Returns {alert: seconds until it was first raised}."""
     series = ask("query_range", query='ALERTS{alertstate="firing"}', start=began, end=ended, step=1)
     first = {}
     for one in series:
@@ -69,21 +68,21 @@ def raised(began, ended):
 
 
 def broken(fault, first):
-    """What was not as the fault says, in words."""
+    """The alerts, in words, that differ from those of the fault."""
     words = [f"{name} was not raised" for name in sorted(fault.alerts - first.keys())]
     words += [f"{name} was raised after {at:.0f} s" for name, at in first.items() if name not in fault.alerts]
     return words + [f"{name} came only after {at:.0f} s" for name, at in first.items() if name in fault.alerts and at > SOON]
 
 
 def dashboard():
-    """Its queries, with its variables filled in."""
+    """The dashboard's queries, with its variables filled in."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
     queries = [target["expr"] for panel in panels for target in panel["targets"]]
     return [query.replace("$scope", "demo").replace("$__rate_interval", "1m") for query in queries]
 
 
 def empty_panels(began, ended):
-    """The queries of the dashboard that found nothing all the time."""
+    """The dashboard's queries that never had a result."""
     return [query for query in dashboard() if not ask("query_range", query=query, start=began, end=ended, step=STEP)]
 
 
@@ -96,7 +95,7 @@ def unpacked(words):
 
 
 def record(name, expected, began, ended):
-    """The lines of a fault."""
+    """The recorded lines of a fault."""
     began = (began // STEP - CALM) * STEP
     times = range(int(began), int(ended) + STEP, STEP)
     series = lambda query: ask("query_range", query=query, start=times[0], end=times[-1], step=STEP)
@@ -126,7 +125,7 @@ def record(name, expected, began, ended):
 
 
 def series_of(lines):
-    """The series that the lines stand for, as promtool has them."""
+    """The series of the recorded lines in promtool's notation, and their length."""
     series, length, servers, given = [], 0, [], set()
 
     def add(metric, labels, values):
@@ -152,7 +151,7 @@ def series_of(lines):
             add(KEPT[kind][0], labels, row)
     for haproxy, name, labels in servers:
         for kind in "weight", "answers", "lost", "agent":
-            # of agents, nobody asks an agent; and only HAProxy 3.2 says how its agent checks went
+            # Servers of the pool `agents` have no agent check, and only HAProxy 3.2 exports the checks' results.
             asked = not name.startswith("agents/") and (kind != "agent" or haproxy == "6")
             if (kind == "weight" or asked) and (kind, haproxy, name) not in given:
                 add(KEPT[kind][0], labels | ({"state": "L7OK"} if kind == "agent" else {}), KEPT[kind][2] * length)
@@ -160,7 +159,7 @@ def series_of(lines):
 
 
 def test_of(fault, lines):
-    """A test of promtool: which alerts were raised, and that each was in time."""
+    """A test for promtool: the rules must raise the fault's alerts and no others, and in time."""
     name, expected = fault
     series, length = series_of(lines)
     samples = ", ".join(f"{{labels: '{{alertname=\"{alert}\"}}', value: 1}}" for alert in expected)
@@ -173,7 +172,7 @@ def test_of(fault, lines):
 
 
 def recorded(text):
-    """[((fault, its alerts), lines)]"""
+    """Parses recorded lines into [((fault, its alerts), lines)]."""
     faults = []
     for line in text.splitlines():
         if line.startswith("== "):
@@ -185,7 +184,7 @@ def recorded(text):
 
 
 def promtool(file):
-    """Whether its tests succeed; says why they do not."""
+    """Whether promtool's tests in the file succeed. Prints why they do not."""
     done = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True)
     if done.returncode:
         print((done.stdout + done.stderr)[-8000:])
@@ -193,7 +192,7 @@ def promtool(file):
 
 
 def replay(faults):
-    """Whether the rules make of what was recorded the alerts that each fault raises, and in time."""
+    """Whether the rules raise each fault's alerts from the recorded lines, and in time."""
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as test:
         head = [f"rule_files: [{RULES.resolve()}]", f"evaluation_interval: {STEP}s", "tests:"]
         test.write("\n".join([*head, *(line for fault in faults for line in test_of(*fault)), ""]))
@@ -202,8 +201,8 @@ def replay(faults):
 
 
 def main():
-    """Tries the rules without a site: by hand and on what was recorded; each alert is raised there, and has its
-    runbook."""
+    """Tries the rules without a site, on the recorded faults and on hand-written series. Each alert must be raised
+    there, and must be in the runbook."""
     faults = [fault for file in sorted(DATA.glob("*.txt")) for fault in recorded(file.read_text())]
     done = [replay(faults), promtool(BY_HAND)]
     rules = set(re.findall(r"- alert: (\w+)", RULES.read_text()))

@@ -1,11 +1,11 @@
-"""A random walk over what Jepsen does to a cluster: partitions, processes and machines that are killed or paused, and
-switchovers, several at once. What is done follows from the seed and the number of the episode, but for who is the
-primary by then. After each episode all is undone, and the history of the clients is judged.
+"""A random walk over the faults that Jepsen uses: partitions, killed or paused processes and machines, and switchovers,
+several at once. The seed and the number of the episode determine the operations, except for the current primary. After
+each episode all operations are undone, and the clients' history is judged.
 
-A file keeps a line of JSON for each episode. It counts for the program and the synchronous_mode that it was made with.
+A file has a line of JSON for each episode. The line counts only for the program and the synchronous_mode of its run.
 
-A partition is cut where packets arrive: who is cut hears nothing, and nobody is told. HAProxy, the second HAProxy and
-the DCS share a machine, but have an address each, and are cut by it."""
+A partition drops packets at the receiver, silently. HAProxy, the second HAProxy and the DCS share a machine, but each
+has its own address, by which it is cut off."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from watch import LB, NODES, OK
 PARTIES = {"HAProxy": LB, "the second HAProxy": "10.55.0.3", "DCS": "10.55.0.2", **NODES}
 HAPROXIES = list(PARTIES)[:2]
 LONGEST_BEFORE, SHORTEST, LONGEST = 8, 3, 30  # seconds until an operation begins, and for which it lasts
-# The kernel looks for its own addresses first, unless that is told to come later.
+# The kernel's rule for its own addresses comes first, so it must be moved behind the rules of the partitions.
 LISTEN = "ip rule add pref 100 lookup local; ip rule del pref 0; ip rule flush pref 10"
 
 
@@ -31,25 +31,25 @@ def machine(party):
 
 
 def cut(cluster):
-    """So that each party hears nothing of those to whom it is to be deaf, and all else."""
+    """Sets the rules on each machine so that each party in `cluster.deaf` gets no packets from its counterpart."""
     for each in ("lb", *NODES):
         deaf = sorted((who, whom) for who, whom in cluster.deaf if machine(who) == each)
         rules = [f"ip rule add pref 10 from {PARTIES[whom]} to {PARTIES[who]} blackhole" for who, whom in deaf]
         try:
             cluster.run(each, f"({LISTEN}) 2> /dev/null; {'; '.join([*rules, 'true'])}")
-        except RuntimeError:  # its power is cut
+        except RuntimeError:  # the machine's power is cut
             pass
 
 
 class Operation:
-    """What is done and undone: `begin`, `end`. `words` say what it was."""
+    """An operation that `begin` starts and `end` undoes. `words` describe it."""
 
     def __init__(self, cluster, chance):
         self.cluster, self.chance = cluster, chance
         self.aim = chance.choice(["the primary", "the primary", *NODES])
 
     def node(self):
-        """Whom it hits: who is the primary is found out when it begins, even while machines cannot hear each other."""
+        """The node to hit. The primary is looked up at the start, even while machines are cut off from each other."""
         if self.aim in NODES:
             return self.aim
         return next((node for node in NODES if self.cluster.is_primary(node)), self.chance.choice(list(NODES)))
@@ -59,7 +59,7 @@ class Operation:
 
 
 class Partition(Operation):
-    """`deaf`: {(who does not hear, whom)}."""
+    """`deaf`: {(receiver, sender)} of the packets that are dropped."""
 
     def begin(self):
         self.words, deaf = self.choose()
@@ -72,7 +72,7 @@ class Partition(Operation):
         cut(self.cluster)
 
     def between(self, one, other):
-        """Both ways, or one of them."""
+        """Cuts both directions, or one of them."""
         way = self.chance.choice(["and", "does not hear", "is not heard by"])
         ways = {"and": {(one, other), (other, one)}, "does not hear": {(one, other)}, "is not heard by": {(other, one)}}
         return f"{one} {way} {other}" + (" cut from each other" if way == "and" else ""), ways[way]
@@ -120,7 +120,7 @@ def across(some, others):
 
 
 class Kill(Operation):
-    """PostgreSQL, which Patroni starts again, or Patroni, which nobody does until the end."""
+    """Kills PostgreSQL, which Patroni restarts, or Patroni, which stays down until the end of the operation."""
 
     def begin(self):
         self.victim, self.what = self.node(), self.chance.choice(["PostgreSQL", "Patroni"])
@@ -165,7 +165,7 @@ class Pause(Operation):
 
 
 class Switchover(Operation):
-    """It may fail, as others break what it needs."""
+    """A switchover. It may fail, because other operations may break what it needs."""
 
     def begin(self):
         primary = next((node for node in NODES if self.cluster.is_primary(node)), "pg1")
@@ -179,12 +179,12 @@ class Switchover(Operation):
 
 
 PARTITIONS = [Halves, Ring, One, NodeFromDcs, NodeFromNode, HaproxyFromNode]
-# at most one of them at a time: what is not there, or frozen, can be neither killed nor paused
+# At most one of these at a time: a process that is down or frozen can be neither killed nor paused.
 PROCESSES = [Kill, Power, Pause]
 
 
 def plan(cluster, seed, number):
-    """[(seconds, operation, begin or end)] of an episode, in their order."""
+    """The events of an episode in their order: [(seconds, operation, begin or end)]."""
     chance = Random(f"{seed} {number}")
     kinds = chance.sample(PARTITIONS, chance.choice([0, 1, 1, 2])) + chance.sample(PROCESSES, chance.choice([0, 1]))
     kinds += chance.sample([Switchover], chance.choice([0, 0, 1]))
@@ -196,7 +196,7 @@ def plan(cluster, seed, number):
 
 
 def make(cluster, seed, number):
-    """Makes an episode, and undoes all of it; what was done: [[seconds, words]]."""
+    """Runs the operations of an episode and undoes them all. Returns [[seconds, words]]."""
     cluster.deaf, began, told = frozenset(), time.monotonic(), []
     for due, operation, verb in plan(cluster, seed, number):
         time.sleep(max(0, began + due - time.monotonic()))
@@ -212,13 +212,13 @@ def make(cluster, seed, number):
 
 
 def door(node):
-    """PostgreSQL's socket in that machine, which no partition cuts."""
+    """The folder of PostgreSQL's socket in that machine; no partition can cut this socket."""
     with open(f"{os.environ['LAB']}/{node}/pid") as file:
         return f"/proc/{file.read().strip()}/root/tmp"
 
 
 def episode(site, seed, number):
-    """What was done, and what was seen of it."""
+    """Runs an episode. Returns its operations and its records."""
     site.settle()
     began = site.ended or time.time()
     told = make(site.cluster, seed, number)
@@ -232,7 +232,7 @@ def episode(site, seed, number):
 
 
 def find(run, pool):
-    """The findings of history.py in that pool, and how many writes were ok."""
+    """The findings of history.py for that pool, and the number of ok writes."""
     writes = [write for write in run.writes if write.pool == pool]
     writes += [each.write for each in run.operations if each.write.pool == pool]
     read_pool = (pools.READS | {pools.SECOND: pools.SECOND_READ}).get(pool)
@@ -243,28 +243,29 @@ def find(run, pool):
 
 
 def perhaps_promoted(write, truths):
-    """Whether the node that took it was seen as the primary only after that, and may have been one by then."""
+    """Whether the node that took the write may have been the primary by then, but was seen as the primary only
+    later."""
     standby = 0
     for truth in truths:
         if truth.node == write.node and truth.recovery is True:
             standby = None
         elif truth.node == write.node:
-            standby = truth.before if standby is None else standby  # when it was last seen as a standby
+            standby = truth.before if standby is None else standby  # when the node was last seen as a standby
             if truth.recovery is False and standby < write.ended and write.begun < truth.time:
                 return True
     return False
 
 
 def wrong(found, synchronous):
-    """What must not be in the agent's pools, in words."""
+    """The violations in the agent's pools, in words."""
     kinds = {"lost": "lost", "split": "taken by two nodes", "stale": "stale in a session", "phantom": "there that failed"}
     if not synchronous:
-        del kinds["lost"]  # Patroni's business
+        del kinds["lost"]  # with asynchronous replication Patroni may lose writes
     return [f"{len(getattr(found, kind))} {words}" for kind, words in kinds.items() if getattr(found, kind)]
 
 
 def made(file, seed, synchronous):
-    """The lines of the file that count."""
+    """The lines of the file that count for this run."""
     version = subprocess.run([os.environ["AGENT"], "--version"], capture_output=True, text=True, check=True).stdout.strip()
     same = {"seed": seed, "synchronous": synchronous, "version": version}
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -276,7 +277,7 @@ def done(file, seed, synchronous, minutes):
 
 
 def walk(site, file, seed, synchronous, minutes):
-    """Makes episodes until the seed has been made for so long, and keeps each in the file."""
+    """Runs episodes until the seed has run for so many minutes, and adds each to the file."""
     while not done(file, seed, synchronous, minutes):
         same, before = made(file, seed, synchronous)
         number = len(before)
@@ -301,7 +302,7 @@ def walk(site, file, seed, synchronous, minutes):
 
 
 def total(file, seed, synchronous):
-    """Prints the sums of a seed; how many episodes were wrong."""
+    """Prints the sums of a seed. Returns the number of episodes with violations."""
     lines, sums = made(file, seed, synchronous)[1], {}
     for line in lines:
         for pool, counted in line["pools"].items():

@@ -1,4 +1,4 @@
-"""The site of tests/lab/cluster from Python: its machines, and what an operator or a fault does to them."""
+"""Controls the site of tests/lab/cluster from Python, as an operator or a fault does."""
 
 import json
 import os
@@ -15,7 +15,7 @@ DATA = "/var/lib/postgresql/patroni"
 class Cluster:
     """The machines of tests/lab/cluster."""
 
-    held = None  # the node that an operator held, since when and until when
+    held = None  # (node, begin, end) of an operator's hold
     synchronous = False  # Patroni's synchronous_mode
 
     def _call(self, *command):
@@ -28,14 +28,14 @@ class Cluster:
         return self._call("tests/lab/machine", "run", node, "sh", "-c", script)
 
     def leader(self, node):
-        """Its PID 1, as seen from here."""
+        """The PID 1 of a machine, as seen from the host."""
         return self._call("tests/lab/machine", "pid", node).strip()
 
     def put(self, node, file, path):
         self._call("tests/lab/machine", "put", node, str(file), path)
 
     def patronictl(self, *words):
-        """patronictl says with words alone that it failed."""
+        """Runs patronictl, which reports some failures only in its output and not in its exit status."""
         said = self._call("tests/lab/cluster", "patronictl", *words)
         if "failed" in said.lower().replace("failed over", "") or "n't recognize" in said:
             raise RuntimeError(f"patronictl {' '.join(words)}: {said}")
@@ -52,7 +52,7 @@ class Cluster:
         return done.stdout.strip() == "f"
 
     def primary(self, but=None):
-        """The node that takes writes, other than `but`; waits for it."""
+        """Waits for a node other than `but` that takes writes, and returns it."""
         end = time.monotonic() + 90
         while time.monotonic() < end:
             for node in NODES:
@@ -62,7 +62,8 @@ class Cluster:
         raise RuntimeError("no primary for 90 s")
 
     def candidates(self, primary):
-        """Who may be promoted by a switchover; waits for the standby that replicates synchronously."""
+        """The standbys that a switchover may promote. Waits for the synchronous standby if replication is
+        synchronous."""
         end = time.monotonic() + 60
         while self.synchronous and time.monotonic() < end:
             try:
@@ -83,19 +84,19 @@ class Cluster:
             raise RuntimeError(f"the switchover from {leader} did not lead to {candidate}")
 
     def haproxy(self, file):
-        """Another configuration for HAProxy's first file."""
+        """Gives HAProxy another configuration in place of its first file."""
         self.put("lb", file, "/etc/haproxy/haproxy.cfg")
         self.run("lb", "systemctl restart haproxy")
 
     def tell_haproxies(self, commands, first=2):
-        """Commands for the admin sockets of this site's HAProxies, or of the first of them."""
+        """Sends commands to the admin sockets of the site's HAProxies, or only of the first ones."""
         for path in ("/run/haproxy/admin.sock", "/run/second-haproxy.sock")[:first]:
             said = self.run("lb", f"echo '{commands}' | socat - {path}").strip()
             if said:
                 raise RuntimeError(f"{commands}: {said}")
 
     def agent_options(self, options):
-        """Settings of the agent on each node; they hold from its next check on."""
+        """Sets the agent's options on each node. They apply from the next check on."""
         for node in NODES:
             self.run(
                 node,
@@ -110,11 +111,11 @@ class Cluster:
         self.run(node, f"for i in $(seq 1000); do if {command}; then exit 0; fi; sleep 0.03; done; exit 1")
 
     def until_ok(self, node, path):
-        """Waits until Patroni answers 200 to that path."""
+        """Waits until Patroni answers 200 on that path."""
         self.until(node, f"curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/{path}")
 
     def freeze(self, node, frozen):
-        """The whole machine, its agent too. Its cgroup is seen only from outside."""
+        """Freezes or thaws the whole machine, with its agent, through its cgroup on the host."""
         group = pathlib.Path(os.environ["LAB"], node, "cgroup").read_text().strip()
         pathlib.Path(group, "cgroup.freeze").write_text(str(int(frozen)))
 
@@ -125,7 +126,8 @@ class Cluster:
         self.run(node, f"systemctl kill -s {signal} --kill-whom=main patroni")
 
     def signal_postgres(self, node, signal):
-        """All of PostgreSQL's processes, the postmaster first, so that it starts no more; some may end meanwhile."""
+        """Signals all of PostgreSQL's processes. The postmaster comes first, so that it starts no more; others may end
+        meanwhile."""
         first = f"pid=$(head -1 {DATA}/postmaster.pid); kill -{signal} $pid"
         self.run(node, f"({first}; for child in $(pgrep -P $pid); do kill -{signal} $child; done) 2> /dev/null; true")
 
@@ -134,23 +136,23 @@ class Cluster:
         self.run(node, f'su postgres -s /bin/sh -c "{program} -D {DATA} -s {words}" > /dev/null 2>&1')
 
     def unplug(self, node):
-        """No packet comes or goes, and nobody is told."""
+        """Unplugs a machine: all its packets are lost silently."""
         self.run("lb", f"ip link set {node} down")
 
     def plug(self, node):
         self.run("lb", f"ip link set {node} up")
 
     def power_off(self, node):
-        """All of it at once. The kernel would end the connections of what is killed."""
+        """Cuts a machine's link and power. With the link up, the kernel would close the killed processes' connections."""
         self.run("lb", f"ip link delete {node}")
         self._call("tests/lab/machine", "kill", node)
 
     def shut_down(self, node, verb="poweroff"):
-        # without logind, systemctl says that it asks systemd itself
+        # Without logind, systemctl prints that it asks systemd itself.
         self.run(node, f"systemctl {verb} 2> /dev/null")
 
     def boot(self, node):
-        """Once it has ended."""
+        """Boots a machine again once it has ended."""
         self._call("tests/lab/cluster", "boot", node)
 
     def reboot(self, node):

@@ -1,4 +1,4 @@
-"""What HAProxy says on its stats socket, for the scripts of the tests: "show stat" and "show servers state" of its
+"""Asks HAProxy's stats socket for the scripts of the tests: "show stat" and "show servers state" of HAProxy's
 management guide."""
 
 import csv
@@ -6,7 +6,7 @@ import socket
 
 
 def ask(path, command):
-    """The whole answer to one command."""
+    """Sends one command and returns the whole answer."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
         client.connect(path)
@@ -15,32 +15,32 @@ def ask(path, command):
 
 
 def stat(path):
-    """The rows of "show stat", by the names of their fields."""
+    """The rows of "show stat", as dictionaries by field name."""
     return csv.DictReader(ask(path, "show stat").lstrip("# ").splitlines())
 
 
 def shown(path):
-    """{(pool, server): what an operator sees of it}, of the servers in a whole answer."""
+    """The states as an operator sees them, from a whole answer: {(pool, server): state}."""
     return {server: state(int(row[5]), int(row[6])) for server, row in servers(path).items()}
 
 
 def fails(path, server):
-    """Whether HAProxy's own check of that server has failed so often that it counts."""
+    """Whether HAProxy's own check of that server has failed often enough to mark the server DOWN."""
     try:
         row = servers(path).get(server)
-    except OSError:  # a reload puts another socket in its place
+    except OSError:  # a reload replaces the socket
         return False
     return row is not None and int(row[12]) == 0  # srv_check_health
 
 
 def servers(path):
-    """{(pool, server): the fields of "show servers state"}, of the servers in a whole answer."""
+    """The fields of "show servers state" from a whole answer: {(pool, server): fields}."""
     rows = [line.split(" ") for line in ask(path, "show servers state").splitlines()[2:]]
     return {(row[1], row[3]): row for row in rows if len(row) > 12}
 
 
 def state(operational, administrative):
-    """From srv_op_state and srv_admin_state."""
+    """A server's state, from srv_op_state and srv_admin_state."""
     if administrative & 0x23:
         return "MAINT"
     if operational == 0:

@@ -38,7 +38,7 @@ class Server(NamedTuple):
 
 
 def look(leader):
-    """The servers as HAProxy in the machine with this PID 1 shows them."""
+    """The servers' states in the HAProxy of the machine with this PID 1."""
     for row in stats_socket.stat(f"/proc/{leader}/root/run/haproxy/admin.sock"):
         if row["pxname"] in PORTS and row["svname"].startswith("pg"):
             said = row["last_agt"]
@@ -65,7 +65,7 @@ class Demo:
     def observe(self):
         for server in look(self.leader):
             key = server.pool, server.name
-            # "UP 1/3" is UP still; and while an agent is asked HAProxy shows no reason
+            # "UP 1/3" still means UP. HAProxy shows no reason while it asks the agent.
             server = server._replace(status=server.status.split()[0])
             before = self.servers.get(key, server)
             if not server.reason:
@@ -78,7 +78,7 @@ class Demo:
         self.events.append((f"{time.strftime('%T')}.{int(time.time() * 10) % 10}", words))
 
     def write(self):
-        """Writes for ever through HAProxy, each time on a connection of its own."""
+        """Writes through HAProxy until the program ends, each time on a new connection."""
         while True:
             taken, address = cluster("sql", str(PORTS[WRITE]), INSERT)
             if taken:
@@ -95,12 +95,12 @@ class Demo:
             self.failure = f"patronictl: {said.splitlines()[-1] if said else 'failed'}"
 
     def followed(self):
-        """The candidate writes and is no reader, the old primary reads."""
+        """Whether the candidate gets writes and no reads, and the old primary gets reads."""
         wanted = {(WRITE, self.candidate): "UP", (READ, self.candidate): "MAINT", (READ, self.primary): "UP"}
         return self.writer == self.candidate and all(self.servers[key].status == status for key, status in wanted.items())
 
     def frame(self, notes, columns, rows):
-        """The picture as lines."""
+        """The frame as lines."""
         lines = [f"{BOLD}{TITLE:{columns - 8}}{time.strftime('%T')}{PLAIN}"]
         for pool, port in PORTS.items():
             lines += ["", f"{BOLD}{pool}{PLAIN} {DIM}{f':{port}':{22 - len(pool)}}for   the agent says{PLAIN}"]
@@ -123,7 +123,7 @@ def paint(status, width=0):
 
 
 def cut(line, columns):
-    """No longer than the terminal is wide, colours not counted."""
+    """Cuts a line to the terminal's width; colours do not count."""
     cut, left = "", columns
     for part in re.split("(\033[^m]*m)", line):
         piece = part if part.startswith("\033") else part[:left]
@@ -141,8 +141,8 @@ def demo(leader, once, notes):
     def draw():
         nonlocal height
         columns, rows = shutil.get_terminal_size()
-        lines = view.frame(notes, columns - 1, rows)  # in the last column some terminals wrap
-        if alive:  # over the frame before, not after a clear, which flickers
+        lines = view.frame(notes, columns - 1, rows)  # some terminals wrap in the last column
+        if alive:  # overwrites the last frame, because a clear flickers
             lines = [f"\r\033[{height}A" * bool(height) + lines[0], *lines[1:]]
             print("\033[K\n".join(lines) + "\033[K\n\033[J", end="", flush=True)
         else:
@@ -194,7 +194,7 @@ def main(leader, what="", *words):
 if __name__ == "__main__":
     lb = subprocess.run([LAB / "machine", "pid", "lb"], stdout=subprocess.PIPE, text=True)
     if lb.returncode:
-        sys.exit(1) # machine has said why
+        sys.exit(1) # tests/lab/machine has printed the reason
     try:
         main(lb.stdout.strip(), *sys.argv[1:])
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A name server for one name: it gives the address of each node, in an order that changes. Started by moves.py."""
+"""A DNS server for one name: it answers with the address of each node, in changing order. Started by moves.py."""
 
 import socket
 import sys
@@ -12,7 +12,7 @@ while True:
     end = asked.index(b"\0", 12) + 5
     answers = ADDRESSES if asked[end - 4 : end - 2] == b"\0\1" else []  # A
     ADDRESSES.append(ADDRESSES.pop(0))
-    # a header, the question, and the answers: the name by reference, A, IN, its time to live, four bytes
+    # a header, the question, and the answers: a pointer to the name, A, IN, the time to live, four bytes
     header = asked[:2] + b"\x81\x80\0\1" + len(answers).to_bytes(2, "big") + b"\0\0\0\0"
     records = b"".join(b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4" + address for address in answers)
     server.sendto(header + asked[12:end] + records, client)

@@ -120,7 +120,8 @@ class Moves(Walk):
             )
 
     def begin(self, name):
-        """Another site: as it was before anybody thought of an agent. Debian's Patroni listens on the node's address."""
+        """Another site: as it was before anybody thought of an agent. Debian's Patroni listens on the node's
+        address."""
         self.site = Site(self, name)
         for node in watch.NODES:
             listen = f"/^  listen:/ s|'.*'|'{node if name == 'debian' else '*'}:8008'|"
@@ -180,7 +181,8 @@ class Moves(Walk):
         self.see(others)
 
     def move(self, name, do, others=("MAINT",)):
-        """`others`: how those that are not meant for a pool may be shown meanwhile; the others must be UP all the time."""
+        """`others`: how those that are not meant for a pool may be shown meanwhile; the others must be UP all the
+        time."""
         began = time.time()
         ports = self.site.ports
         clients = watch.Watch(self.socket, {self.site.write: 5000}, {self.site.read: 5001}, pairs=3)

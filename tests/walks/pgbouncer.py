@@ -1,7 +1,8 @@
 """The switchover of docs/pgbouncer.md: with PAUSE no transaction may fail.
 
-Without PAUSE, with and without the waiting room of haproxy.cfg, the hook and a short server_login_retry, it says how much
-longer PgBouncer's clients were without a primary than those of HAProxy; some must fail, or the walk would see nothing."""
+Without PAUSE, with and without the waiting room of haproxy.cfg, the hook and a short server_login_retry, it says how
+much longer PgBouncer's clients were without a primary than those of HAProxy; some must fail, or the walk would see
+nothing."""
 
 import os
 import pathlib

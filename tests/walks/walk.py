@@ -1,4 +1,4 @@
-"""What every walk has: the machines of the site, what HAProxy shows of them, and the commands of a document."""
+"""The base of every walk: the machines of the site, their states in HAProxy, and the commands of a document."""
 
 import pathlib
 import re
@@ -9,7 +9,7 @@ from cluster import Cluster
 
 class Walk:
     def __init__(self, patience):
-        """`patience`: how many seconds the walk itself waits for PostgreSQL."""
+        """`patience`: the maximum number of seconds that the walk's own queries wait for PostgreSQL."""
         self.cluster = Cluster()
         self.leader = self.cluster.leader("lb")
         self.root = f"/proc/{self.leader}/root"
@@ -17,7 +17,7 @@ class Walk:
         watch.local.patience = patience
 
     def shown(self, pools):
-        """{(pool, node): what HAProxy shows}; nothing while a reload puts a new socket into its place."""
+        """HAProxy's states: {(pool, node): state}. Empty while a reload replaces HAProxy's socket."""
         try:
             return watch.look(self.socket, pools)
         except OSError:
@@ -25,7 +25,7 @@ class Walk:
 
 
 def blocks(document, heading):
-    """The indented blocks below that heading, up to the next one of its level."""
+    """The indented blocks below that heading, up to the next heading of its level."""
     text = re.sub(r"^```.*?^```$", "", pathlib.Path(document).read_text(), flags=re.MULTILINE | re.DOTALL)
     parts = re.split(rf"^(#+) {re.escape(heading)}$", text, flags=re.MULTILINE)
     assert len(parts) == 3, f"{heading!r} is there {len(parts) // 2} times"
