@@ -29,7 +29,7 @@ while True:
             request = b""
             while b"\r\n\r\n" not in request and (more := connection.recv(4096)):
                 request += more
-            # two writes, as Patroni does it
+            # Patroni also needs two writes
             connection.sendall(HEADER)
             connection.sendall(BODY)
             connection.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""The resident agent that a check is compared with: sockets and requests, a thread for each connection."""
+"""A resident agent, for comparison with a check: sockets and requests, and a thread for each connection."""
 
 import socket
 import sys

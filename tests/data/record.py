@@ -1,5 +1,5 @@
-"""Brings a real Patroni into one state after the other, asks each node every health check all the time, and keeps each
-answer that is new in what the agent looks at. Started by tests/data/record."""
+"""Brings a real Patroni into one state after the other, and asks each node every health check all the time. Keeps each
+answer that is new in the fields that the agent reads. Started by tests/data/record."""
 
 import csv
 import functools
@@ -16,14 +16,14 @@ from cluster import DATA, Cluster
 from watch import NODES
 
 WORK, VERSION, ONLY = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-# what the index has of an answer besides; the agent does not look at the others
+# The index also has these fields of an answer. The agent does not read any others.
 LOOKED_AT = {"cluster_unlocked", "pause"}
 OTHERS = {"failsafe_mode_is_active", "pending_restart", "sync_standby", "quorum_standby", "watchdog_failed"}
 ASKING = 3  # threads for each node: Patroni has five for its REST API
 
 
 def describe(raw):
-    """What the index says of an answer: status, role, state and flags."""
+    """The index's words for an answer: status, role, state and flags."""
     head, _, body = raw.partition(b"\r\n\r\n")
     try:
         said = json.loads(body)
@@ -36,12 +36,12 @@ def describe(raw):
 
 
 def distinct(path, status, role, state, flags):
-    """What an answer has in common with others of which one is enough."""
+    """The key that equal answers share; one recorded answer for each key is enough."""
     return path, status, role, state, frozenset(flags.split(",")) - OTHERS - {""}
 
 
 class Recorder:
-    """Asks until it is stopped."""
+    """Asks every node until it is stopped."""
 
     def __init__(self):
         with (WORK / "index.tsv").open() as index:
@@ -64,7 +64,7 @@ class Recorder:
                 time.sleep(0.02)
 
     def answer(self, node, path):
-        """The bytes, and how they failed to come."""
+        """The bytes of an answer, and the error if they did not come."""
         raw = b""
         try:
             with socket.create_connection((NODES[node], 8008), 2) as patroni:
@@ -75,7 +75,7 @@ class Recorder:
             return b"", "refused"
         except ConnectionResetError:
             return b"", "reset"
-        except OSError:  # a node that is away is not Patroni's answer
+        except OSError:  # a node that is away gives no answer of Patroni
             return b"", "timeout" if self.reached(node) else None
         return raw, None if raw else "empty"
 
@@ -115,8 +115,8 @@ def scenario(name):
 
 
 def settle(cluster, seconds=60):
-    """Waits until the primary has two standbys that stream, and each Patroni is content. Whatever a scenario has done to
-    a standby, it is made anew if it must."""
+    """Waits until the primary has two streaming standbys and each Patroni passes its check. Reinitializes a standby
+    that does not recover from a scenario."""
     end = time.monotonic() + seconds
     streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
     while time.monotonic() < end:
@@ -245,7 +245,8 @@ def lagging(cluster, chance):
 
 @scenario("standby cluster")
 def standby_cluster(cluster, chance):
-    """Of a primary on HAProxy's machine, which has left the cluster. Frozen DCS, a switchover, and its promotion."""
+    """A standby cluster of a primary on HAProxy's machine, which has left the cluster: frozen DCS, a switchover, and
+    the promotion of the standby cluster."""
     primary, folder = cluster.primary(), "/var/lib/postgresql/upstream"
     as_postgres = lambda words: cluster.run("lb", f"su postgres -s /bin/sh -c \"$(ls -d /usr/lib/postgresql/*/bin | tail -1)/{words}\" > /dev/null 2>&1")
     cluster.run("lb", "install -d -o postgres -m 700 /var/lib/postgresql")
@@ -284,7 +285,7 @@ def until_leader(cluster, role):
 
 @scenario("a new cluster")
 def bootstrap(cluster, chance):
-    """As on the first day. Its settings in the DCS are gone, so this comes last."""
+    """Bootstraps the cluster anew. This removes its settings from the DCS, so it comes last."""
     for node in NODES:
         cluster.patroni(node, "stop")
     cluster.run("lb", "ETCDCTL_API=3 etcdctl --endpoints=etcd:2379 del --prefix /service/demo")
@@ -296,7 +297,7 @@ def bootstrap(cluster, chance):
 
 
 def prepare(cluster):
-    # promotion asks for WAL from the archive first: that takes long while /tmp/slow is there
+    # A promotion first asks the archive for WAL, which takes long while /tmp/slow exists.
     restore = "test ! -e /tmp/slow || sleep 2; false"
     cluster.setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
 
@@ -304,7 +305,7 @@ def prepare(cluster):
 def main():
     cluster, recorder = Cluster(), Recorder()
     prepare(cluster)
-    # what a fault does to HAProxy, the agents or a link changes nothing that Patroni says
+    # A fault of HAProxy, the agents or a link does not change Patroni's answers.
     beside = {"haproxy", "agents", "machine", "machines"}
     made = {name: fault for name, fault in faults.FAULTS.items() if not fault.takes or fault.takes - beside}
     last = {"a new cluster": SCENARIOS.pop("a new cluster")}

@@ -1,15 +1,17 @@
-"""Runs Patroni's features, asks the agent beside each of their nodes, and compares each answer with PostgreSQL itself.
+"""Runs Patroni's features, asks the agent beside each node, and compares each answer with PostgreSQL's own state.
 Started by tests/release/acceptance, in Patroni's source.
 
 Each node is asked ten times a second, in turns for a primary and for a replica, with the grace period and without.
 Meanwhile PostgreSQL is asked twenty times a second, and Patroni twice. An answer is wrong if
 
-* it is READY for a primary (a replica), and PostgreSQL was none from BLINK before the question to BLINK after the answer;
-* it is not READY, and all was well from the time before to the time after: Patroni said 200 to that very check and
-  running, promptly, and PostgreSQL was what it should be;
-* it holds HAProxy's state longer than the grace period after the last good answer.
+* it is READY for a primary (or a replica), and PostgreSQL had another role from BLINK before the question to BLINK
+after
+  the answer;
+* it is not READY although the node was healthy before, during and after: Patroni promptly answered 200 and "running" to
+  the same check, and PostgreSQL had the right role;
+* it keeps HAProxy's state for longer than the grace period after the last good answer.
 
-What PostgreSQL did not say in time proves nothing."""
+If PostgreSQL did not answer in time, nothing is proved."""
 
 import glob
 import http.client
@@ -34,14 +36,14 @@ BLINK, GRACE, PROMPT = 0.1, 3, 1
 PRIMARY, REPLICA = "primary", "replica"
 READY, OUT, DOWN, HELD = "ready", "out", "down", "held"
 GONE, UNKNOWN = "gone", "unknown"
-# Of the agent, of Patroni (True: 200 and running, to that check), and of PostgreSQL (PRIMARY, REPLICA, GONE or UNKNOWN)
+# Answers of the agent, of Patroni (True: 200 and running), and of PostgreSQL (PRIMARY, REPLICA, GONE or UNKNOWN)
 Answer = namedtuple("Answer", "begun ended check grace kind words")
 Said = namedtuple("Said", "begun ended check well")
 Truth = namedtuple("Truth", "begun ended is_")
 
 
 def kind(words):
-    """What HAProxy makes of an answer."""
+    """HAProxy's reading of an answer."""
     if words.startswith("!"):
         return HELD
     if words.startswith("up ready"):
@@ -56,7 +58,7 @@ def around(records, begin, end):
 
 
 def wrong(answers, said, truths):
-    """[(answer, why)] of one node."""
+    """The wrong answers of one node: [(answer, why)]."""
     found, good = [], {}
     for answer in answers:
         then = [truth.is_ for truth in around(truths, answer.begun - BLINK, answer.ended + BLINK)]
@@ -65,7 +67,7 @@ def wrong(answers, said, truths):
             if then and answer.check not in then and UNKNOWN not in then:
                 found.append((answer, f"PostgreSQL: {', '.join(then)}"))
         elif all(told.check == answer.check and told.well and told.ended - told.begun < PROMPT for told in patroni):
-            # one before and one after, and no hole between them
+            # one record before and one after, without a gap between them
             close = len(patroni) > 1 and patroni[0].ended <= answer.begun and answer.ended <= patroni[-1].begun
             if close and patroni[-1].begun - patroni[0].ended < 2 * PROMPT and set(then) == {answer.check}:
                 found.append((answer, "all was well"))
@@ -78,7 +80,7 @@ def wrong(answers, said, truths):
 
 
 class Node:
-    """Asks, from its beginning until `stop`."""
+    """Asks the agent, Patroni and PostgreSQL of one node until `stop`."""
 
     def __init__(self, config, agent):
         self.name, self.agent = f"{config.parent.name}-{config.stem}", agent
@@ -87,7 +89,7 @@ class Node:
         self.certificate, self.key = (config.parent.parent / f"patroni.{end}" for end in ("crt", "key"))
         self.memory = {grace: Path(os.environ["TMPDIR"], f"{self.name}-{grace}") for grace in (GRACE, 0)}
         for memory in self.memory.values():
-            memory.touch()  # as systemd-tmpfiles makes it
+            memory.touch()  # systemd-tmpfiles creates this file
         self.port = socket.create_server(("127.0.0.1", 0))
         self.answers, self.said, self.truths, self.broken = [], [], [], []
         self.ended = threading.Event()
@@ -108,7 +110,7 @@ class Node:
         try:
             for _ in watch.Watch._every(self, seconds):
                 ask()
-        except Exception as error:  # one that died would leave a run that sees nothing
+        except Exception as error:  # a run must not go on without one of its observers
             self.broken.append(error)
 
     def ask_agent(self):
@@ -118,7 +120,7 @@ class Node:
         tls = ["--cacert", self.certificate, "--cert", self.certificate, "--key", self.key]
         command = [self.agent, "--agent-send", "--grace", f"{grace}s", *files, *tls, "--url", f"https://{self.address}"]
         begun = time.time()
-        # as xinetd does it: on another kind of socket the agent would take itself to be started by hand
+        # A TCP socket, as from xinetd: on another kind of socket the agent would run as a check by hand.
         with socket.create_connection(self.port.getsockname()) as haproxy:
             with self.port.accept()[0] as connection:
                 asked = subprocess.Popen(command, stdin=connection, stdout=connection, stderr=subprocess.DEVNULL)
@@ -161,7 +163,7 @@ class Node:
 
 
 def judge(feature, nodes):
-    """Prints a line, and each wrong answer; returns what was counted."""
+    """Prints a summary and each wrong answer. Returns the counts."""
     counted = Counter()
     for node in nodes:
         node.stop()
@@ -196,7 +198,7 @@ def main(agent, *features):
             try:
                 nodes.append(Node(config.resolve(), agent))
                 configs.add(config)
-            except (yaml.YAMLError, KeyError, TypeError):  # half written
+            except (yaml.YAMLError, KeyError, TypeError):  # the file is only half written
                 pass
         time.sleep(0.1)
     if nodes:

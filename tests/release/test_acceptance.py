@@ -1,4 +1,4 @@
-"""On made-up answers: that acceptance.py sees what is wrong, and nothing else."""
+"""Tests on made-up answers that acceptance.py finds each wrong answer, and nothing else."""
 
 import unittest
 
@@ -6,7 +6,8 @@ from acceptance import GONE, PRIMARY, REPLICA, UNKNOWN, Answer, Said, Truth, kin
 
 
 def found(words, *is_, check=PRIMARY, well=(), grace=0, lasts=0.02, before=()):
-    """An answer at 10 s, with a tenth of a second of each of these around it. `well`: what Patroni said, once a second."""
+    """An answer at 10 s, with a tenth of a second of each of these around it. `well`: what Patroni said, once a
+    second."""
     begin = 10 - 0.05 * len(is_)
     truths = [Truth(begin + 0.1 * n, begin + 0.1 * n + 0.09, each) for n, each in enumerate(is_)]
     said = [Said(9.4 + n, 9.4 + n + 0.1, *each) for n, each in enumerate(well)]
@@ -26,9 +27,9 @@ class Acceptance(unittest.TestCase):
         self.assertIn("replica", found(READY, *[REPLICA] * 9)[0])
         self.assertIn("primary", found(READY, *[PRIMARY] * 9, check=REPLICA)[0])
         self.assertIn("gone", found(READY, *[GONE] * 9)[0])
-        self.assertEqual(found(READY, *[GONE] * 4, PRIMARY, *[GONE] * 4), [])  # it was one meanwhile
+        self.assertEqual(found(READY, *[GONE] * 4, PRIMARY, *[GONE] * 4), [])  # the node was a primary meanwhile
         self.assertEqual(found(READY, *[GONE] * 4, UNKNOWN, *[GONE] * 4), [])
-        self.assertEqual(len(found(READY, PRIMARY, *[GONE] * 8)), 1)  # it was one, long before
+        self.assertEqual(len(found(READY, PRIMARY, *[GONE] * 8)), 1)  # the node was a primary, but long before
         self.assertEqual(found(READY), [])
 
     def test_not_ready_while_all_was_well(self):
@@ -36,7 +37,7 @@ class Acceptance(unittest.TestCase):
             self.assertEqual(found(words, *[PRIMARY] * 9, well=WELL), ["all was well"])
             self.assertEqual(found(words, *[PRIMARY] * 4, GONE, *[PRIMARY] * 4, well=WELL), [])
             self.assertEqual(found(words, *[PRIMARY] * 9, well=[(PRIMARY, True), (PRIMARY, False)]), [])
-            self.assertEqual(found(words, *[PRIMARY] * 9, well=WELL[:1]), [])  # nobody knows what came then
+            self.assertEqual(found(words, *[PRIMARY] * 9, well=WELL[:1]), [])  # Patroni's later state is unknown
             self.assertEqual(found(words, *[PRIMARY] * 9, well=[(REPLICA, True)] * 2), [])
             self.assertEqual(found(words, *[REPLICA] * 9, well=WELL), [])
         self.assertEqual(found(DOWN, *[PRIMARY] * 9, well=WELL, lasts=1.5), [])

@@ -13,8 +13,8 @@ from walk import Walk, blocks
 DOCUMENT = "docs/move-in.md"
 HERE = pathlib.Path("tests/walks")
 EXAMPLES = "/usr/share/doc/patroni-pools/examples"
-# {site: its pools for writes and for reads}. The last one goes on to https. A site's folder has the configuration without the agent, and what the
-# administrator writes in the two steps of the first move.
+# {site: its pools for writes and for reads}. The last site also moves to https. A site's folder has the configuration
+# without the agent, and the administrator's changes in the two steps of the first move.
 POOLS = {
     "debian": ("pgcluster_rw", "pgcluster_ro"),
     "collection": ("master", "replicas"),
@@ -26,7 +26,7 @@ CHANGE = "Change HAProxy's configuration"
 
 
 def steps(heading):
-    """[(where, commands)] of the indented blocks below that heading."""
+    """The indented blocks below that heading: [(where, commands)]."""
     parts = [part for block in blocks(DOCUMENT, heading) for part in re.split(r"\n+(?=# on )", block)]
     found = [re.fullmatch(r"# on (each node|the HAProxy machine)\n(.*)", part, re.DOTALL) for part in parts]
     assert found and all(found), f"{heading!r} has a block that does not say where it runs: {parts}"
@@ -64,7 +64,7 @@ class Site:
         return {file: (self.etc / file).read_text() for file in self.files}
 
     def put(self, text):
-        """What an editor or a template does: another file takes the place of the old one."""
+        """Replaces the old file by a new one, as editors and templates do."""
         for file, content in text.items():
             (self.etc / "new").write_text(content)
             (self.etc / "new").rename(self.etc / file)
@@ -74,7 +74,7 @@ class Site:
         subprocess.run(["patch", "-s", "-p0", "-d", self.etc], stdin=patch.open(), check=True)
 
     def replace(self, *changes):
-        """Each of these (old, new), wherever it stands; it must stand somewhere."""
+        """Replaces each `old` by `new` wherever it occurs; it must occur somewhere."""
         text = self.text()
         for old, new in changes:
             assert any(old in content for content in text.values()), f"no {old!r}"
@@ -92,7 +92,7 @@ class Moves(Walk):
         return self.cluster.run("lb", f"set -e\n{commands}")
 
     def nodes(self):
-        """What is there before the moves: the clients' table, PgBouncer, and certificates that nobody uses yet."""
+        """Prepares the nodes for the moves: the clients' table, PgBouncer, and certificates for later."""
         self.primary = self.cluster.primary()
         watch.create_table(self.primary)
         self.run(
@@ -108,7 +108,7 @@ class Moves(Walk):
         addresses = " ".join(watch.NODES.values())
         self.run(f"systemd-run -q --unit=dns /usr/bin/python3 /usr/local/bin/dns {addresses}")
         there = pathlib.Path(f"{self.root}/etc/haproxy")
-        in_blocks = r"s/^restapi: {\(.*\), \(.*\)}/restapi:\n  \1\n  \2/"  # as most configurations are
+        in_blocks = r"s/^restapi: {\(.*\), \(.*\)}/restapi:\n  \1\n  \2/"  # the style of most configurations
         for node in watch.NODES:
             for file, name in ("server.key",) * 2, ("server.pem",) * 2, ("patroni-ca.pem", "ca.pem"):
                 self.cluster.put(node, there / file, f"/etc/patroni/{name}")
@@ -130,7 +130,7 @@ class Moves(Walk):
         self.see("DOWN")
 
     def poolers(self):
-        """units/examples/haproxy-pgbouncer.cfg: PgBouncers that are dead or hang are DOWN where they are needed."""
+        """Tries units/examples/haproxy-pgbouncer.cfg: HAProxy must show dead or hanging PgBouncers as DOWN."""
         self.site = Site(self, "template")
         self.cluster.haproxy("units/examples/haproxy-pgbouncer.cfg")
         self.see("MAINT")
@@ -147,7 +147,7 @@ class Moves(Walk):
             print(f"PgBouncer of the primary and of a standby, after SIG{' and SIG'.join(signals)}: DOWN", flush=True)
 
     def meant(self, pool, node):
-        """Whether that node is there for the clients of that pool."""
+        """Whether that node should serve the clients of that pool."""
         return (node == self.primary) == (pool == self.site.write)
 
     def see(self, others, down=(), seconds=3):
@@ -165,7 +165,7 @@ class Moves(Walk):
             time.sleep(0.05)
 
     def step(self, where, commands):
-        # by hand, exit status 1 is a healthy node that is not what was asked for
+        # In a check by hand, exit status 1 means a healthy node with another role.
         commands = re.sub("^patroni-agent-check$", "patroni-agent-check || [ $? = 1 ]", commands, flags=re.M)
         if where != "each node":
             return self.run(commands)
@@ -173,7 +173,7 @@ class Moves(Walk):
         return "".join(self.cluster.run(node, f"set -e\n{commands}") for node in standbys_first)
 
     def change(self, others="MAINT"):
-        """The three commands after each change of HAProxy's configuration."""
+        """Runs the three commands that follow each change of HAProxy's configuration."""
         for where, commands in steps(CHANGE):
             self.step(where, commands)
         said = self.run("journalctl -q -o cat -u haproxy | grep 'were not saved' || true")
@@ -200,7 +200,7 @@ class Moves(Walk):
 
     def judge(self, name, clients, others, began):
         said = self.run(f"journalctl -q -o short-unix -u haproxy --since=@{began:.3f} | grep ' Reloaded ' || true")
-        # when a process that was replaced ends the sessions that it has kept (hard-stop-after 15s)
+        # A replaced process ends its remaining sessions at these times (hard-stop-after 15s).
         ends = [float(line.split()[0]) + 15 for line in said.splitlines()]
         kept = lambda ended: any(end - 1 < ended < end + 3 for end in ends)
         writes = [write for write in clients.writes if write.done != watch.OK]
@@ -230,17 +230,17 @@ class Moves(Walk):
         self.failed |= bool(failed)
 
     def bridged(self, since):
-        """How long troubles lasted that agents noticed, in seconds."""
+        """The lengths, in seconds, of the outages that agents reported."""
         said = "".join(
             self.cluster.run(node, f"journalctl -q -o cat -t patroni-agent-check --since=@{since:.3f}")
             for node in watch.NODES
         )
         return [float(seconds) for seconds in re.findall(r"after ([0-9.]+) s of trouble", said)]
 
-    # what is done in each move
+    # the moves
 
     def by_hand(self, said):
-        """Each node's agent answers as an operator sees it."""
+        """Checks the agents' answers to an operator's checks by hand."""
         assert said.count("up ready") == 1 and said.count("up maint") == 2, said
 
     def to_the_agent(self):
@@ -257,7 +257,7 @@ class Moves(Walk):
         self.lacks()
 
     def lacks(self, *rules):
-        """What `check --agent` says is missing, and nothing if nothing is given."""
+        """Checks that `check --agent` reports these rules, or no mistake if no rule is given."""
         said = self.run("patroni-pools check --agent 2>&1 || [ $? = 1 ]")
         assert all(f": {rule}: " in said for rule in rules), f"{rules}: {said}"
         assert rules or not re.search(r"^/etc/haproxy/", said, re.M), said
@@ -271,7 +271,7 @@ class Moves(Walk):
             self.change()
 
     def by(self, heading):
-        """A move of which each step is a block of the document."""
+        """A move whose steps are the blocks of the document."""
         def walk():
             for where, commands in steps(heading):
                 said = self.step(where, commands)
@@ -301,12 +301,12 @@ class Moves(Walk):
         for node in sorted(watch.NODES, key=lambda node: node == self.primary):
             said = self.cluster.run(node, f"set -e\nsed -i '{restapi}' /etc/patroni/config.yml\n{block[1]}")
             assert said.count("up ready") == 1, said
-        # an administrator takes his time, in which HAProxy's own check would fail three times
+        # An administrator needs some time for this step, in which HAProxy's own check would fail three times.
         self.see("MAINT", seconds=12)
         tls = "fall 3 check-ssl verify required ca-file /etc/haproxy/patroni-ca.pem"
         self.site.replace(("fall 1000", tls))
         self.change()
-        # the way back must ask Patroni as it is now
+        # The way back must use Patroni's present protocol.
         self.copy = {file: text.replace("fall 3", tls).replace("5555", "5556") for file, text in self.copy.items()}
 
     def to_poolers(self):
@@ -339,14 +339,15 @@ class Moves(Walk):
             self.step(where, commands)
         self.see("DOWN")
 
-    # what goes wrong: it must be named before anybody relies on it, and the way back refuses nobody
+    # Mistakes: a command must name each before anybody relies on the result, and the way back refuses no client.
 
     def named(self, command, *words):
         said = self.run(f"{command} 2>&1 && exit 3; [ $? -le 2 ]")
         assert all(word in said for word in words), f"{words}: {said}"
 
     def mistake(self, what, old, new, *said):
-        """Writes `new` for `old`; each of `said`, a command and its words, names it. Then all is as it was."""
+        """Replaces `old` by `new`. Each command in `said` must name the mistake by its words. Then undoes the
+        change."""
         print(f"    {what}", flush=True)
         good = self.site.text()
         self.site.replace((old, new))
@@ -382,7 +383,7 @@ class Moves(Walk):
         print("    an agent that HAProxy does not reach", flush=True)
         standby = next(node for node in watch.NODES if node != self.primary)
         self.cluster.run(standby, "systemctl stop patroni-agent-check.socket")
-        # HAProxy asks every two seconds
+        # HAProxy's interval is two seconds
         self.run("for i in $(seq 50); do patroni-pools status > /dev/null || break; sleep 0.1; done")
         self.named("patroni-pools status", "its agent does not answer (L4CON)")
         self.cluster.run(standby, "systemctl start patroni-agent-check.socket")
@@ -396,7 +397,7 @@ class Moves(Walk):
 
 
 def main():
-    # through PgBouncer the address is the node's own, and the same on each
+    # Through PgBouncer, PostgreSQL sees a local connection, so the address is the same on each node.
     watch.NODE = "rtrim(pg_read_file('/proc/sys/kernel/hostname'), chr(10))"
     moves = Moves()
     moves.nodes()

@@ -1,8 +1,8 @@
-"""The switchover of docs/pgbouncer.md: with PAUSE no transaction may fail.
+"""Walks the switchover of docs/pgbouncer.md: with PAUSE no transaction may fail.
 
-Without PAUSE, with and without the waiting room of haproxy.cfg, the hook and a short server_login_retry, it says how
-much longer PgBouncer's clients were without a primary than those of HAProxy; some must fail, or the walk would see
-nothing."""
+Without PAUSE, with and without the waiting room of haproxy.cfg, the hook and a short server_login_retry, the walk prints
+how much longer PgBouncer's clients had no primary than HAProxy's clients. Some clients must fail in this part, which
+shows that the walk notices failures."""
 
 import os
 import pathlib
@@ -25,7 +25,7 @@ POOL = "postgres-write"
 HAPROXY, PGBOUNCER = 5000, 6432
 HOOK = "/usr/lib/patroni-agent-check/before-stop --agent-inter 500ms"
 CLIENTS = 8
-# sixty a second, most clients being in one at any time
+# sixty transactions a second; most clients are in a transaction at any time
 TRANSACTION = """\
 begin;
 insert into written values ('{}', :client_id);
@@ -33,7 +33,7 @@ select pg_sleep(0.1);
 end;
 \\sleep 20 ms
 """
-# a haproxy.cfg without the waiting room: (what is taken out, what takes its place)
+# a haproxy.cfg without the waiting room: (pattern, replacement)
 ROOM = (
     (r"^ *server waiting-room .*\n", ""),
     (r"^ *tcp-request content set-dst-port .*\n", ""),
@@ -41,12 +41,12 @@ ROOM = (
     (r"^( *timeout connect) .*$", r"\1 2s"),
 )
 
-# begun, ended: by the monotonic clock; said: the error's first line, None if it was done
+# begun, ended: by the monotonic clock; said: the first line of the error, None if the write succeeded
 Operation = namedtuple("Operation", "begun ended said")
 
 
 def commands(candidate):
-    """The script of the document, for this candidate."""
+    """The document's script for this candidate."""
     scripts = [block for block in blocks("docs/pgbouncer.md", HEADING) if "patronictl switchover" in block]
     assert len(scripts) == 1, scripts
     script, times = re.subn(r"--candidate pg2\b", f"--candidate {candidate}", scripts[0])
@@ -55,8 +55,8 @@ def commands(candidate):
 
 
 class Pgbench:
-    """pgbench through PgBouncer, until it is stopped: 8 clients that keep their session, or a new one each time. A
-    client ends with its first error."""
+    """Runs pgbench through PgBouncer until `stop`, with 8 clients. They keep their sessions, or open a new session for
+    each transaction. A client ends with its first error."""
 
     def __init__(self, database, *options):
         self.database, self.options = database, options
@@ -74,7 +74,7 @@ class Pgbench:
 
     def stop(self):
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGALRM)  # its own, at the end of -T
+            self.process.send_signal(signal.SIGALRM)  # pgbench's own signal at the end of -T
         said, errors = self.process.communicate(timeout=30)
         done = re.search(r"transactions actually processed: (\d+)", said)
         assert done, said + errors
@@ -93,7 +93,7 @@ class Pgbench:
 
 
 class Clients:
-    """A new session and a write five times a second, whether or not earlier ones have ended."""
+    """Opens a new session for a write five times a second, whether or not earlier writes have ended."""
 
     def __init__(self, port, database):
         self.port, self.database, self.operations = port, database, []
@@ -119,7 +119,7 @@ class Clients:
         del self.pending[begun]
 
     def well(self):
-        """Nobody has failed or waited for a second."""
+        """Whether no client has failed or waited for a second."""
         now = time.monotonic()
         failed = any(operation.said and operation.ended > now - 1 for operation in self.operations[-20:])
         return not failed and min(self.pending.copy(), default=now) > now - 1
@@ -130,7 +130,7 @@ class Clients:
             thread.join()
 
     def served(self):
-        """When somebody was served again after the longest time in which nobody was, and how long that was."""
+        """The end and the length of the longest time in which no client was served."""
         times = sorted(operation.ended for operation in self.operations if not operation.said)
         return max(((later, later - earlier) for earlier, later in zip(times, times[1:])), key=lambda gap: gap[1])
 
@@ -138,7 +138,7 @@ class Clients:
         return [operation.said for operation in self.operations if operation.said]
 
     def refused(self):
-        """Those that failed and were not cut in flight."""
+        """The writes that failed and were not cut in flight."""
         return [said for said in self.failed() if "administrator command" not in said]
 
 
@@ -161,7 +161,7 @@ class Front(Walk):
             print(f"    BROKEN: {what}", flush=True)
 
     def site(self):
-        """What the operator's machine has: the names of the document, patronictl, PgBouncer."""
+        """Prepares the operator's machine: the names of the document, patronictl, PgBouncer."""
         self.cluster.run(
             "lb",
             f"echo {watch.LB} haproxy pgbouncer >> /etc/hosts\n"
@@ -173,7 +173,7 @@ class Front(Walk):
         self.pgbouncer(15)
 
     def pgbouncer(self, retry):
-        """Starts it anew: it would remember that a login failed."""
+        """Restarts PgBouncer, which would remember a failed login."""
         self.cluster.put("lb", "tests/walks/pgbouncer-in-front.ini", "/etc/pgbouncer/pgbouncer.ini")
         self.cluster.run(
             "lb", f"echo server_login_retry = {retry} >> /etc/pgbouncer/pgbouncer.ini; systemctl restart pgbouncer"
@@ -190,7 +190,8 @@ class Front(Walk):
             self.cluster.haproxy(file.name)
 
     def settled(self):
-        """HAProxy shows one server UP for writes, the primary. Returns its name and that of a standby that streams."""
+        """Waits until HAProxy shows only the primary UP for writes. Returns its name and that of a streaming
+        standby."""
         end = time.monotonic() + 60
         while True:
             shown = self.shown([POOL])
@@ -198,13 +199,13 @@ class Front(Walk):
             if len(up) == 1 and self.cluster.is_primary(up[0]):
                 streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
                 if self.cluster.sql(up[0], streaming).strip() == "2":
-                    time.sleep(2)  # Patroni has noticed, too
+                    time.sleep(2)  # until Patroni has noticed, too
                     return up[0], next(node for node in watch.NODES if node != up[0])
             assert time.monotonic() < end, shown
             time.sleep(0.1)
 
     def script(self, script):
-        """Runs it on the operator's machine; returns its exit status and what it said."""
+        """Runs the script on the operator's machine. Returns the exit status and the output."""
         done = subprocess.run(
             ["tests/lab/machine", "run", "lb", "bash", "-c", script],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
@@ -309,7 +310,7 @@ class Front(Walk):
 
 
 def main():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no pgbench is left
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no pgbench is left running
     front = Front()
     front.site()
     for number in range(3):
