@@ -1,4 +1,4 @@
-"""The demo's last view as a picture: what script(1) recorded on standard input, an SVG on standard output."""
+"""Draws the demo's last view: reads the recording of script(1) from standard input, and writes an SVG."""
 
 import re
 import sys
@@ -29,7 +29,7 @@ for row, line in enumerate(lines):
             style = STYLES[part[2:-1]]
             continue
         for words in re.finditer(r"\S+( \S+)*", part):
-            # the length is told, so that columns stay columns in any font
+            # textLength keeps the columns aligned in any font
             shapes.append(
                 f'<text x="{MARGIN + LETTER * (column + words.start()):g}" y="{MARGIN + LINE * row + 15}" '
                 f'textLength="{LETTER * len(words[0]):g}" style="{style}">{escape(words[0])}</text>'
