@@ -1,6 +1,6 @@
-/* The same exchange as a check, written in C, to compare with: reads HAProxy's line from fd 0, asks
- * Patroni on 127.0.0.1:PORT for /primary, looks for three things in the answer, replies, closes as cleanly.
- * It does no more: no options, no JSON, no HTTP, no sandbox, no care. */
+/* The exchange of a check in C, for comparison: reads HAProxy's line from fd 0, asks Patroni on 127.0.0.1:PORT
+ * for /primary, looks for three strings in the answer, replies and closes the connection as a check does.
+ * It has no options, no parser for JSON or HTTP, no sandbox and no error handling. */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <poll.h>

@@ -1,4 +1,4 @@
-//! The same exchange as exchange.c in plain Rust: what its standard library alone costs.
+//! The exchange of exchange.c in plain Rust, which shows the cost of Rust's standard library.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};

@@ -25,7 +25,7 @@ static void fail(const char *what) {
     exit(1);
 }
 
-/* A TCP connection over loopback with HAProxy's line in it: client and server side. */
+/* Makes a TCP connection over loopback, with HAProxy's line already sent: client and server side. */
 static void connection(int *client, int *server) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof address;
@@ -59,7 +59,7 @@ static size_t reply(int client, char *buffer, size_t size) {
     return length;
 }
 
-/* Anything but a good reply would make the figures worthless. */
+/* Ends the benchmark at any other reply, which would make the figures worthless. */
 static void expect(char **program, int status, const char *said, size_t length) {
     if (status == 0 && length > 9 && !memcmp(said, "up ready ", 9) && said[length - 1] == '\n') return;
     fprintf(stderr, "%s: status %d, said %.*s\n", program[0], status, (int)length, said);

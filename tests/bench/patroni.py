@@ -1,4 +1,4 @@
-"""A REST API that answers like Patroni's, for the benchmarks, and costs as little as it can.
+"""A REST API for the benchmarks that answers as Patroni's does, at the least cost.
 
 patroni.py PORT [CERTIFICATE KEY [CLIENTS' CA]]: 0 is any port; prints which one it is."""
 

@@ -1,9 +1,9 @@
-"""What HAProxy shows of the site (tests/lab/cluster), for eyes: each server with its agent's reason, where writes
-go, what has changed.
+"""Shows the site (tests/lab/cluster) as HAProxy sees it: each server with its agent's reason, the node that takes
+writes, and each change.
 
-  view.py table               a line for each server
-  view.py demo [NOTE...]      a switchover, watched: alive on a terminal until it is ended, NOTEs below
-  view.py demo --once         the same as plain frames, one for each second with a change; ends afterwards
+  view.py table               prints a line for each server
+  view.py demo [NOTE...]      shows a switchover live on a terminal until it is stopped, with the NOTEs below
+  view.py demo --once         prints the switchover as plain frames, one for each second with a change, and ends
 
 demo fails if HAProxy and the writes do not follow the switchover within a minute.
 """

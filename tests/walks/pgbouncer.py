@@ -1,8 +1,8 @@
 """Walks the switchover of docs/pgbouncer.md: with PAUSE no transaction may fail.
 
-Without PAUSE, with and without the waiting room of haproxy.cfg, the hook and a short server_login_retry, the walk prints
-how much longer PgBouncer's clients had no primary than HAProxy's clients. Some clients must fail in this part, which
-shows that the walk notices failures."""
+Without PAUSE, with and without the waiting room of haproxy.cfg, the hook and a short server_login_retry, the walk
+prints how much longer PgBouncer's clients had no primary than HAProxy's clients. Some clients must fail in this part,
+which shows that the walk notices failures."""
 
 import os
 import pathlib
@@ -269,8 +269,8 @@ class Front(Walk):
             self.committed = str(error)
 
     def compare(self, room, hook, retry):
-        """A switchover without PAUSE. Returns how much later than HAProxy's own clients somebody got through PgBouncer
-        again, how many of its new clients were refused, and how many of pgbench's clients failed."""
+        """Runs a switchover without PAUSE. Returns how much later than HAProxy's own clients a client got through
+        PgBouncer again, how many of its new clients were refused, and how many of pgbench's clients failed."""
         self.haproxy(room)
         if hook:
             self.cluster.setting(f"postgresql.before_stop={HOOK}")
