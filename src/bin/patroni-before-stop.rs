@@ -1,6 +1,6 @@
 //! The hook for Patroni's `postgresql.before_stop` (3.0.3 and later). Patroni runs the hook and waits for it before it
 //! stops PostgreSQL, so that HAProxy learns of the stop and short transactions end. The hook does not know why Patroni
-//! stops PostgreSQL, and Patroni may have lost its leader lock. So the hook waits only as long as the lock surely lives.
+//! stops PostgreSQL, and may have lost its leader lock. So the hook waits only as long as the lock surely lives.
 
 #![deny(clippy::print_stdout, clippy::unwrap_used)]
 

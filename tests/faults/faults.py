@@ -878,7 +878,7 @@ def deafen(cluster, server):
 
 @fault(
     "a switchover of which one HAProxy does not hear", for_alerts=True,
-    alerts="HAProxiesDisagree OtherPrimary",
+    alerts="HAProxiesDisagree OtherPrimary PoolAgentSilent",
 )
 def switch_over_unheard(cluster, random):
     hear = [deafen(cluster, f"postgres-write/{node}") for node in NODES]
@@ -890,7 +890,7 @@ def switch_over_unheard(cluster, random):
             each()
 
 
-@fault("a standby that one HAProxy takes for a primary", for_alerts=True, alerts="OtherPrimary TwoPrimaries")
+@fault("a standby that one HAProxy takes for a primary", for_alerts=True, alerts="OtherPrimary PoolAgentSilent TwoPrimaries")
 def take_for_primary(cluster, random):
     server = f"postgres-write/{random.choice(others(cluster.primary()))}"
     hear = deafen(cluster, server)
