@@ -456,7 +456,7 @@ def kill_silent(cluster, random):
 @fault(
     "switchover to a standby whose agent is silent", planned=True, silent=True, seamless=True,
     takes="leader agents", needs=f"{ORDERLY} agents",
-    alerts="AgentSilent ReserveInUse",
+    alerts="AgentSilent ReserveInUse ServerDown",
 )
 def switchover_to_silent(cluster, random):
     """The agent's last answers before its silence were MAINT for writes and READY for reads."""
