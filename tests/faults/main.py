@@ -28,13 +28,10 @@ import watch
 SHORT = [
     "switchover, 100 clients a second",
     "switchover to a standby whose agent is silent",
-    "the primary held by an operator",
-    "a flood of connections to the agents",
     "postmaster killed",
     "Patroni frozen, HAProxy reloaded before",
     "primary cut from the DCS",
     "Patroni's service restarted",
-    "the primary's machine rebooted",
     "Patroni's loop hung, GET /cluster polled",
 ]
 RACE_FAULTS = ["switchover", "PostgreSQL stopped by hand", "power of the primary's machine cut"]
