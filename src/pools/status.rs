@@ -146,7 +146,7 @@ impl Seen {
 
 impl Looked {
     fn agent_answers(&self) -> bool {
-        COUNTS.contains(&self.shown.agent())
+        self.state.agent & ASKED != 0 && COUNTS.contains(&self.shown.agent())
     }
 
     /// If an answer changes nothing, HAProxy shows it as one word, with `_` for each space.

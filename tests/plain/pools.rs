@@ -1137,7 +1137,7 @@ fn metrics_say_what_the_exporter_does_not() {
         (|_| {}, 1, 0),
         (|s| s.agent = "* L7STS", 1, 0),
         (|s| s.agent = "L4CON", 0, 0),
-        (|s| s.agent_state = 18, 1, 0),
+        (|s| s.agent_state = 18, 0, 0),
         (
             |s| s.last = "via agent : up (primary, running; no grace period: /run/memory: gone)",
             1,
