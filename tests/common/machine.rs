@@ -6,23 +6,23 @@ use std::path::{Path, PathBuf};
 
 pub struct Machine {
     pub name: String,
-    /// Its PID 1, as seen from here.
-    pub leader: String,
+    /// The host's PID of its systemd.
+    pub host_pid: String,
 }
 
 impl Machine {
-    /// Boots a machine over this machine's root or another.
+    /// Boots a machine over this root.
     pub fn boot(name: &str, root: &str) -> Machine {
         Machine::boot_with(name, root, "")
     }
 
-    /// Boots a machine with the files of this folder in their places.
+    /// Boots a machine with the files of this folder copied over its root.
     pub fn boot_with(name: &str, root: &str, folder: &str) -> Machine {
         let name = format!("{name}-{}", std::process::id());
-        let mut machine = Machine { name, leader: String::new() };
+        let mut machine = Machine { name, host_pid: String::new() };
         let start = ["start", &machine.name, "--root", root, "--with", folder];
         lab("machine", &start).expect("it boots");
-        machine.leader = lab("machine", &["pid", &machine.name]).expect("pid").trim().to_owned();
+        machine.host_pid = lab("machine", &["pid", &machine.name]).expect("pid").trim().to_owned();
         machine
     }
 
@@ -34,9 +34,9 @@ impl Machine {
         self.try_sh(line).unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
-    /// One of its files, as seen from here.
+    /// The host's path of one of its files.
     pub fn inside(&self, path: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root{path}", self.leader))
+        PathBuf::from(format!("/proc/{}/root{path}", self.host_pid))
     }
 
     pub fn put(&self, from: &Path, to: &str) {

@@ -1,4 +1,4 @@
-//! A fake Patroni that does what a real one cannot be made to do, and the agent, started as systemd and xinetd start it.
+//! A fake Patroni, and the agent, started as systemd and xinetd start it.
 #![allow(dead_code)] // each program uses its part
 
 pub mod machine;
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 pub const AGENT: &str = env!("CARGO_BIN_EXE_patroni-agent-check");
 
-/// The program as it is shipped, which tests/install builds: static, optimised.
+/// The agent as it is shipped, static and optimised, which tests/install builds.
 pub fn shipped() -> PathBuf {
     let target = Path::new(AGENT).ancestors().nth(2).expect("two folders");
     target.join("x86_64-unknown-linux-gnu/release/patroni-agent-check")
@@ -29,7 +29,7 @@ pub fn shipped() -> PathBuf {
 /// A healthy primary's answer.
 pub const PRIMARY: &str = r#"{"state": "running", "role": "primary", "timeline": 5}"#;
 
-/// The whole reply to HAProxy for that answer.
+/// The reply to HAProxy for that answer.
 pub const READY: &str = "up ready # primary, running, timeline 5\n";
 
 pub fn http(status: u16, body: &str) -> Vec<u8> {
@@ -37,7 +37,7 @@ pub fn http(status: u16, body: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// A server that handles each connection in a thread as a test says, and counts them.
+/// A server that handles each connection in a thread, as a test tells it to, and counts the connections.
 pub struct FakePatroni {
     pub address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -50,7 +50,7 @@ impl FakePatroni {
         Self::on("127.0.0.1:0", move |stream, _| behave(stream))
     }
 
-    /// Reads the request, then lets `reply` have the connection.
+    /// Reads the request, and then hands the connection to `reply`.
     pub fn new(reply: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> Self {
         Self::on("127.0.0.1:0", move |mut stream, requests| {
             let request = read_request(&mut stream);
@@ -106,7 +106,7 @@ impl FakePatroni {
     }
 }
 
-/// A port that refuses connections for as long as this lives: it is bound, so that no other test gets it, and nobody
+/// A port that refuses connections for as long as this lives: it is bound, so that no other test gets it, but nobody
 /// listens.
 pub fn nobody() -> TcpListener {
     use rustix::net::{AddressFamily, SocketType, bind, socket};
@@ -125,8 +125,8 @@ pub fn read_request(stream: &mut impl Read) -> String {
     String::from_utf8_lossy(&request).into_owned()
 }
 
-/// Whether this test runs in a network of its own, in which all of 10.1.0.0/16 are addresses of this machine. If not, it is
-/// run there, and must pass.
+/// Whether this test runs in a network of its own, in which all of 10.1.0.0/16 are addresses of this machine. If not, runs
+/// the test there, and it must pass.
 pub fn in_network(test: &str) -> bool {
     in_network_by(&["--user", "--map-root-user", "--net"], test)
 }
@@ -182,7 +182,7 @@ fn socket(stream: &TcpStream) -> Stdio {
     Stdio::from(OwnedFd::from(stream.try_clone().expect("a second descriptor")))
 }
 
-/// Starts the agent with this connection, closing our side of it.
+/// The command that starts the agent with this connection.
 pub fn start(start: Start, stream: TcpStream, arguments: &[&str]) -> Command {
     let mut command = match start {
         // Only a shell can set LISTEN_PID to its own pid without unsafe code.
@@ -273,7 +273,7 @@ pub fn memory() -> (TempDir, String) {
     (folder, memory)
 }
 
-/// Makes one check through a socket. `client` plays HAProxy: it may send, and returns what it got.
+/// Makes one check through a socket. `client` does what HAProxy does: it may send, and returns the reply.
 pub fn check_with(
     how: Start,
     address: &str,
@@ -316,7 +316,7 @@ pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The commands below this heading of a document, from the line that begins so to the next empty one.
+/// The commands below this heading of a document, from the line that begins so to the end of the block.
 pub fn commands(document: &str, heading: &str, begins: &str) -> String {
     let text = fs::read_to_string(file(document)).expect(document);
     let (_, section) = text.split_once(&format!("# {heading}\n")).expect(heading);
@@ -327,8 +327,7 @@ pub fn commands(document: &str, heading: &str, begins: &str) -> String {
     lines.join("\n")
 }
 
-/// The recorded answers: a folder for each version of Patroni. They are unpacked once, for the processes of cargo-nextest,
-/// too.
+/// The recorded answers, a folder for each version of Patroni. They are unpacked once for all processes of cargo-nextest.
 pub fn answers() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -349,7 +348,7 @@ pub fn answers() -> &'static Path {
     })
 }
 
-/// Runs one of the scripts in `tests/lab`, its machines kept apart from those of others.
+/// Runs one of the scripts in `tests/lab`. Each test program has machines of its own.
 pub fn lab(script: &str, arguments: &[&str]) -> Result<String, String> {
     let folder = std::env::temp_dir().join(format!("patroni-agent-check-{}", std::process::id()));
     let output = Command::new(file("tests/lab").join(script))

@@ -1,4 +1,4 @@
-//! What HAProxy shows of its servers on its stats socket: HAProxy's management guide, "show servers state" and "show stat".
+//! Asks HAProxy's stats socket: "show servers state" and "show stat" of HAProxy's management guide.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -25,7 +25,7 @@ pub struct State {
     pub administrative: u32,
 }
 
-/// All servers by pool and name. A HAProxy that ends while it answers is an error.
+/// All servers by pool and name. An answer that HAProxy cuts off is an error.
 pub fn states(socket: &Path) -> io::Result<BTreeMap<(String, String), State>> {
     let answer = command(socket, "show servers state")?;
     let mut states = BTreeMap::new();

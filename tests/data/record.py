@@ -1,4 +1,4 @@
-"""Brings a real Patroni into one state after the other, and asks each node every health check all the time. Keeps each
+"""Brings a real Patroni into one state after another, and asks each node every health check meanwhile. Keeps each
 answer that is new in the fields that the agent reads. Started by tests/data/record."""
 
 import csv
@@ -16,14 +16,14 @@ from cluster import DATA, Cluster
 from watch import NODES
 
 WORK, VERSION, ONLY = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-# The index also has these fields of an answer. The agent does not read any others.
+# The index has these fields of an answer as flags. The agent reads only the first two.
 LOOKED_AT = {"cluster_unlocked", "pause"}
 OTHERS = {"failsafe_mode_is_active", "pending_restart", "sync_standby", "quorum_standby", "watchdog_failed"}
 ASKING = 3  # threads for each node: Patroni has five for its REST API
 
 
 def describe(raw):
-    """The index's words for an answer: status, role, state and flags."""
+    """Returns an answer's status, role, state and flags, as the index has them."""
     head, _, body = raw.partition(b"\r\n\r\n")
     try:
         said = json.loads(body)
@@ -35,8 +35,8 @@ def describe(raw):
     return head.split(b" ")[1].decode(), said.get("role", ""), said.get("state", ""), ",".join(flags)
 
 
-def distinct(path, status, role, state, flags):
-    """The key that equal answers share; one recorded answer for each key is enough."""
+def key_of(path, status, role, state, flags):
+    """The key of an answer. One recorded answer for each key is enough."""
     return path, status, role, state, frozenset(flags.split(",")) - OTHERS - {""}
 
 
@@ -49,7 +49,7 @@ class Recorder:
         self.paths = sorted({row["path"] for row in rows})
         self.next = 1 + max(int(row["file"].split("/")[1].split(".")[0]) for row in rows)
         self.known = {
-            distinct(*(row[column] for column in ("path", "status", "role", "state", "flags")))
+            key_of(*(row[column] for column in ("path", "status", "role", "state", "flags")))
             for row in rows if row["version"] == VERSION
         }
         self.scenario, self.added, self.lock, self.ended = "", 0, threading.Lock(), threading.Event()
@@ -60,11 +60,11 @@ class Recorder:
     def ask(self, node, paths):
         while not self.ended.is_set():
             for path in paths:
-                self.keep(path, *self.answer(node, path))
+                self.keep(path, *self.ask_for(node, path))
                 time.sleep(0.02)
 
-    def answer(self, node, path):
-        """The bytes of an answer, and the error if they did not come."""
+    def ask_for(self, node, path):
+        """Returns the bytes of an answer, and the error if none came."""
         raw = b""
         try:
             with socket.create_connection((NODES[node], 8008), 2) as patroni:
@@ -75,11 +75,11 @@ class Recorder:
             return b"", "refused"
         except ConnectionResetError:
             return b"", "reset"
-        except OSError:  # a node that is away gives no answer of Patroni
-            return b"", "timeout" if self.reached(node) else None
+        except OSError:  # without the node, nothing is known of its Patroni
+            return b"", "timeout" if self.is_reachable(node) else None
         return raw, None if raw else "empty"
 
-    def reached(self, node):
+    def is_reachable(self, node):
         try:
             socket.create_connection((NODES[node], 5432), 1).close()
         except ConnectionRefusedError:
@@ -93,9 +93,9 @@ class Recorder:
             return
         said = describe(raw) if raw else (failed, "", "", "")
         with self.lock:
-            if distinct(path, *said) in self.known:
+            if key_of(path, *said) in self.known:
                 return
-            self.known.add(distinct(path, *said))
+            self.known.add(key_of(path, *said))
             file = f"{VERSION}/{self.next:04}.http"
             (WORK / "answers" / file).write_bytes(raw)
             with (WORK / "index.tsv").open("a") as index:
@@ -134,7 +134,7 @@ def settle(cluster, seconds=60):
     settle(cluster, 120)
 
 
-def edit(cluster, node, change):
+def edit_configuration(cluster, node, change):
     cluster.run(node, f"sed -i '{change}' /etc/patroni/config.yml; systemctl reload patroni")
 
 
@@ -167,17 +167,17 @@ def stopped_standby(cluster, chance):
 
 @scenario("pending restart")
 def pending_restart(cluster, chance):
-    cluster.setting("postgresql.parameters.max_connections=60")
+    cluster.change_setting("postgresql.parameters.max_connections=60")
     time.sleep(10)
-    cluster.setting("postgresql.parameters.max_connections=50")
+    cluster.change_setting("postgresql.parameters.max_connections=50")
 
 
 def synchronous(cluster, chance, mode):
-    cluster.setting(f"synchronous_mode={mode}")
+    cluster.change_setting(f"synchronous_mode={mode}")
     try:
         time.sleep(10)
     finally:
-        cluster.setting("synchronous_mode=null")
+        cluster.change_setting("synchronous_mode=null")
 
 
 scenario("synchronous")(functools.partial(synchronous, mode="true"))
@@ -189,38 +189,38 @@ if int(VERSION.split(".")[0]) >= 4:
 def tags(cluster, chance):
     primary = cluster.primary()
     for node in NODES:
-        edit(cluster, node, "$ a tags: {x: y, noloadbalance: %s}" % ("false" if node == primary else "true"))
+        edit_configuration(cluster, node, "$ a tags: {x: y, noloadbalance: %s}" % ("false" if node == primary else "true"))
     time.sleep(8)
-    edit(cluster, primary, "s/noloadbalance: false/noloadbalance: true/")
+    edit_configuration(cluster, primary, "s/noloadbalance: false/noloadbalance: true/")
     for node in faults.others(primary):
-        edit(cluster, node, "s/noloadbalance: true/noloadbalance: false/")
+        edit_configuration(cluster, node, "s/noloadbalance: true/noloadbalance: false/")
     time.sleep(8)
     for node in NODES:
-        edit(cluster, node, "/^tags: /d")
+        edit_configuration(cluster, node, "/^tags: /d")
 
 
 @scenario("a watchdog that is not there")
 def watchdog(cluster, chance):
     for node in NODES:
-        edit(cluster, node, "$ a watchdog: {mode: required, device: /dev/none}")
+        edit_configuration(cluster, node, "$ a watchdog: {mode: required, device: /dev/none}")
         cluster.patroni(node, "restart")
     time.sleep(15)
     for node in NODES:
-        edit(cluster, node, "/^watchdog: /d")
+        edit_configuration(cluster, node, "/^watchdog: /d")
         cluster.patroni(node, "restart")
 
 
 @scenario("a standby does not start")
 def start_failed(cluster, chance):
     standby = faults.others(cluster.primary())[0]
-    edit(cluster, standby, "s/parameters: {unix/parameters: {shared_preload_libraries: nothing, unix/")
+    edit_configuration(cluster, standby, "s/parameters: {unix/parameters: {shared_preload_libraries: nothing, unix/")
     time.sleep(3)
     try:
         cluster.patronictl("restart", "demo", standby, "--force")
-    except RuntimeError:  # that it failed
+    except RuntimeError:  # patronictl says that the restart failed
         pass
     time.sleep(8)
-    edit(cluster, standby, "s/shared_preload_libraries: nothing, //")
+    edit_configuration(cluster, standby, "s/shared_preload_libraries: nothing, //")
 
 
 @scenario("replication broken")
@@ -245,7 +245,7 @@ def lagging(cluster, chance):
 
 @scenario("standby cluster")
 def standby_cluster(cluster, chance):
-    """A standby cluster of a primary on HAProxy's machine, which has left the cluster: frozen DCS, a switchover, and
+    """Makes a standby cluster of a copied primary on HAProxy's machine: a frozen DCS, a switchover, and
     the promotion of the standby cluster."""
     primary, folder = cluster.primary(), "/var/lib/postgresql/upstream"
     as_postgres = lambda words: cluster.run("lb", f"su postgres -s /bin/sh -c \"$(ls -d /usr/lib/postgresql/*/bin | tail -1)/{words}\" > /dev/null 2>&1")
@@ -254,22 +254,22 @@ def standby_cluster(cluster, chance):
     as_postgres(f"pg_ctl -D {folder} -w -o '-p 5433 -c unix_socket_directories=/tmp -c hba_file={folder}/pg_hba.conf -c ident_file={folder}/pg_ident.conf' -l /tmp/upstream.log start")
     as_postgres(f"pg_ctl -D {folder} -w promote")
     try:
-        cluster.setting("standby_cluster.host=lb")
-        cluster.setting("standby_cluster.port=5433")
+        cluster.change_setting("standby_cluster.host=lb")
+        cluster.change_setting("standby_cluster.port=5433")
         time.sleep(30)
-        leader = until_leader(cluster, "standby_leader")
+        leader = wait_for_leader(cluster, "standby_leader")
         faults.freeze_etcd(cluster, 25)
         time.sleep(10)
-        leader = until_leader(cluster, "standby_leader")
+        leader = wait_for_leader(cluster, "standby_leader")
         cluster.patronictl("switchover", "demo", "--leader", leader, "--candidate", faults.others(leader)[0], "--force")
         time.sleep(10)
     finally:
-        cluster.setting("standby_cluster=null")
+        cluster.change_setting("standby_cluster=null")
         cluster.primary()
         as_postgres(f"pg_ctl -D {folder} -m immediate stop")
 
 
-def until_leader(cluster, role):
+def wait_for_leader(cluster, role):
     end = time.monotonic() + 60
     while time.monotonic() < end:
         for node in NODES:
@@ -285,7 +285,7 @@ def until_leader(cluster, role):
 
 @scenario("a new cluster")
 def bootstrap(cluster, chance):
-    """Bootstraps the cluster anew. This removes its settings from the DCS, so it comes last."""
+    """Bootstraps the cluster again. This removes its settings from the DCS, so it comes last."""
     for node in NODES:
         cluster.patroni(node, "stop")
     cluster.run("lb", "ETCDCTL_API=3 etcdctl --endpoints=etcd:2379 del --prefix /service/demo")
@@ -297,9 +297,9 @@ def bootstrap(cluster, chance):
 
 
 def prepare(cluster):
-    # A promotion first asks the archive for WAL, which takes long while /tmp/slow exists.
+    # A promotion first asks the archive for WAL, which is slow while /tmp/slow exists.
     restore = "test ! -e /tmp/slow || sleep 2; false"
-    cluster.setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
+    cluster.change_setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
 
 
 def main():
@@ -331,7 +331,7 @@ def main():
             thread.join()
     print(f"record: {recorder.added} new answers of Patroni {VERSION}")
     for what in failed:
-        print(f"record: not made: {what}")
+        print(f"record: this scenario failed: {what}")
     sys.exit(bool(failed))
 
 

@@ -246,7 +246,7 @@ def stop_patroni(cluster, random):
 def restart_patroni(cluster, random):
     primary = cluster.primary()
     cluster.patroni(primary, "restart")
-    cluster.until_ok(primary, "health")
+    cluster.wait_for_200(primary, "health")
 
 
 AWAY = "leader patroni postgres agents machine machines"
@@ -355,7 +355,7 @@ def cannot_fork(cluster, times):
     """systemd closes the agent's socket because fork fails with ENOMEM, and opens the socket again by itself."""
     node = cluster.primary()
     what = f"inject=clone,clone3,vfork,?fork:error=ENOMEM:when=1..{times}"
-    command = ["strace", "-qq", "-o", "/dev/null", "-p", cluster.leader(node), "-e", what]
+    command = ["strace", "-qq", "-o", "/dev/null", "-p", cluster.host_pid(node), "-e", what]
     with subprocess.Popen(command) as strace:
         try:
             time.sleep(5)
@@ -520,13 +520,13 @@ def freeze_dcs(cluster, random):
 
 @fault("DCS frozen, failsafe mode", takes="leader dcs", needs="dcs automation")
 def freeze_dcs_failsafe(cluster, random):
-    cluster.setting("failsafe_mode=true")
+    cluster.change_setting("failsafe_mode=true")
     try:
         time.sleep(5)
         freeze_etcd(cluster, random.length(25))
     finally:
         time.sleep(3)
-        cluster.setting("failsafe_mode=null")
+        cluster.change_setting("failsafe_mode=null")
 
 
 @fault("primary cut from the DCS", demoted=True, takes="leader dcs", needs="automation machines")
@@ -696,7 +696,7 @@ def idle_eight(cluster, random):
 
 def restart(cluster, node, path):
     """Restarts Patroni. Returns how long Patroni did not answer 200 on that path."""
-    return lasting(0, lambda: cluster.patroni(node, "restart"), lambda: cluster.until_ok(node, path))
+    return lasting(0, lambda: cluster.patroni(node, "restart"), lambda: cluster.wait_for_200(node, path))
 
 
 @fault(
@@ -725,7 +725,7 @@ def kill_patroni_restarted(cluster, random):
     cluster.run(primary, f"mkdir -p $(dirname {drop_in}); printf '{setting}' > {drop_in}; systemctl daemon-reload")
     try:
         return lasting(
-            0.2, lambda: cluster.signal_patroni(primary, "KILL"), lambda: cluster.until_ok(primary, "primary")
+            0.2, lambda: cluster.signal_patroni(primary, "KILL"), lambda: cluster.wait_for_200(primary, "primary")
         )
     finally:
         cluster.run(primary, f"rm {drop_in}; systemctl daemon-reload")
@@ -779,14 +779,14 @@ def step_clock(cluster, random, seconds, watched):
         "systemctl start patroni"
     )
     # A primary that holds its lock answers 200 to this, and so does any standby.
-    restart = lambda: lasting(0, lambda: cluster.run(primary, script), lambda: cluster.until_ok(primary, "read-only"))
+    restart = lambda: lasting(0, lambda: cluster.run(primary, script), lambda: cluster.wait_for_200(primary, "read-only"))
     write(0)
     cluster.run(primary, f"mkdir -p /etc/patroni/clock; echo '{CLOCK}' > /etc/patroni/clock/sitecustomize.py")
     cluster.run(primary, "echo PYTHONPATH=/etc/patroni/clock > /etc/patroni/environment")
     try:
         lasted = [restart()]
         time.sleep(random.uniform(2, 3))
-        lasted.append(lasting(0, lambda: write(seconds), lambda: cluster.until_ok(primary, "primary")))
+        lasted.append(lasting(0, lambda: write(seconds), lambda: cluster.wait_for_200(primary, "primary")))
         time.sleep(watched)
     finally:
         cluster.run(primary, "rm /etc/patroni/environment")
@@ -824,7 +824,7 @@ def hang_loop(cluster, random):
     poller.start()
     try:
         signal("STOP")
-        cluster.until(primary, "! curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/primary")
+        cluster.wait_until(primary, "! curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/primary")
         cluster.patronictl("failover", "demo", "--candidate", candidate, "--force")
         cluster.primary(but=primary)
         time.sleep(random.length(5))

@@ -112,8 +112,8 @@ class Site:
     def __init__(self, haproxy, seed, clients_too=True, **more):
         self.cluster, self.grace = cluster.Cluster(), 0
         if haproxy:
-            self.cluster.haproxy(haproxy)
-        self.root = f"/proc/{self.cluster.leader('lb')}/root"
+            self.cluster.configure_haproxy(haproxy)
+        self.root = f"/proc/{self.cluster.host_pid('lb')}/root"
         sockets = f"{self.root}/run/haproxy/admin.sock", f"{self.root}/run/second-haproxy.sock"
         self.watch = watch.Watch(sockets[0], pools.POOLS, pools.READ_PORTS, sockets[1], pairs=int(clients_too), **more)
         self.clients, self.cpus = clients.Clients(seed), None
@@ -128,10 +128,10 @@ class Site:
         watch.create_table(self.cluster.primary())
         # A promotion first asks the archive for WAL, which takes long while /tmp/slow exists.
         restore = "test ! -e /tmp/slow || sleep 2; false"
-        self.cluster.setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
+        self.cluster.change_setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
         if synchronous:
             self.cluster.synchronous = True
-            self.cluster.setting("synchronous_mode=true")
+            self.cluster.change_setting("synchronous_mode=true")
         self.watch.start()
         if self.clients_too:
             self.clients.start()
@@ -145,7 +145,7 @@ class Site:
 
     def agent_options(self, options):
         self.grace = grace_of(options)
-        self.cluster.agent_options(options)
+        self.cluster.set_agent_options(options)
 
     def settled(self):
         """Whether there are one primary and two standbys, and each pool shows the right states for them."""

@@ -27,8 +27,8 @@ class Cluster:
     def run(self, node, script):
         return self._call("tests/lab/machine", "run", node, "sh", "-c", script)
 
-    def leader(self, node):
-        """The PID 1 of a machine, as seen from the host."""
+    def host_pid(self, node):
+        """The host's PID of a machine's systemd."""
         return self._call("tests/lab/machine", "pid", node).strip()
 
     def put(self, node, file, path):
@@ -41,7 +41,7 @@ class Cluster:
             raise RuntimeError(f"patronictl {' '.join(words)}: {said}")
         return said
 
-    def setting(self, setting):
+    def change_setting(self, setting):
         self.patronictl("edit-config", "demo", "--force", f"--set={setting}")
 
     def is_primary(self, node):
@@ -83,20 +83,20 @@ class Cluster:
         if self.primary(but=leader) != candidate:
             raise RuntimeError(f"the switchover from {leader} did not lead to {candidate}")
 
-    def haproxy(self, file):
-        """Gives HAProxy another configuration in place of its first file."""
+    def configure_haproxy(self, file):
+        """Restarts HAProxy with another haproxy.cfg."""
         self.put("lb", file, "/etc/haproxy/haproxy.cfg")
         self.run("lb", "systemctl restart haproxy")
 
     def tell_haproxies(self, commands, first=2):
-        """Sends commands to the admin sockets of the site's HAProxies, or only of the first ones."""
+        """Sends commands to the admin sockets of both HAProxies, or only of the first."""
         for path in ("/run/haproxy/admin.sock", "/run/second-haproxy.sock")[:first]:
             said = self.run("lb", f"echo '{commands}' | socat - {path}").strip()
             if said:
                 raise RuntimeError(f"{commands}: {said}")
 
-    def agent_options(self, options):
-        """Sets the agent's options on each node. They apply from the next check on."""
+    def set_agent_options(self, options):
+        """Sets the agent's options on each node, from the next check on."""
         for node in NODES:
             self.run(
                 node,
@@ -107,12 +107,12 @@ class Cluster:
     def sql(self, node, query):
         return self._call("tests/lab/machine", "run", node, "psql", "-h", "/tmp", "-U", "postgres", "-Atqc", query)
 
-    def until(self, node, command):
+    def wait_until(self, node, command):
         self.run(node, f"for i in $(seq 1000); do if {command}; then exit 0; fi; sleep 0.03; done; exit 1")
 
-    def until_ok(self, node, path):
+    def wait_for_200(self, node, path):
         """Waits until Patroni answers 200 on that path."""
-        self.until(node, f"curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/{path}")
+        self.wait_until(node, f"curl -s -m 1 -f -o /dev/null http://127.0.0.1:8008/{path}")
 
     def freeze(self, node, frozen):
         """Freezes or thaws the whole machine, with its agent, through its cgroup on the host."""
@@ -126,7 +126,7 @@ class Cluster:
         self.run(node, f"systemctl kill -s {signal} --kill-whom=main patroni")
 
     def signal_postgres(self, node, signal):
-        """Signals all of PostgreSQL's processes. The postmaster comes first, so that it starts no more; others may end
+        """Signals all of PostgreSQL's processes. The postmaster is first, so that it starts no more. Others may end
         meanwhile."""
         first = f"pid=$(head -1 {DATA}/postmaster.pid); kill -{signal} $pid"
         self.run(node, f"({first}; for child in $(pgrep -P $pid); do kill -{signal} $child; done) 2> /dev/null; true")

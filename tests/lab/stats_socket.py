@@ -1,4 +1,4 @@
-"""Asks HAProxy's stats socket for the scripts of the tests: "show stat" and "show servers state" of HAProxy's
+"""Asks HAProxy's stats socket for the test scripts: "show stat" and "show servers state" of HAProxy's
 management guide."""
 
 import csv
@@ -20,11 +20,11 @@ def stat(path):
 
 
 def shown(path):
-    """The states as an operator sees them, from a whole answer: {(pool, server): state}."""
+    """The states as an operator sees them: {(pool, server): state}."""
     return {server: state(int(row[5]), int(row[6])) for server, row in servers(path).items()}
 
 
-def fails(path, server):
+def check_fails(path, server):
     """Whether HAProxy's own check of that server has failed often enough to mark the server DOWN."""
     try:
         row = servers(path).get(server)
@@ -34,7 +34,7 @@ def fails(path, server):
 
 
 def servers(path):
-    """The fields of "show servers state" from a whole answer: {(pool, server): fields}."""
+    """The fields of "show servers state": {(pool, server): fields}."""
     rows = [line.split(" ") for line in ask(path, "show servers state").splitlines()[2:]]
     return {(row[1], row[3]): row for row in rows if len(row) > 12}
 

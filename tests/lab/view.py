@@ -1,11 +1,11 @@
-"""Shows the site (tests/lab/cluster) as HAProxy sees it: each server with its agent's reason, the node that takes
+"""Shows the site (tests/lab/cluster) as HAProxy does: each server with its agent's reason, the node that takes
 writes, and each change.
 
   view.py table               prints a line for each server
   view.py demo [NOTE...]      shows a switchover live on a terminal until it is stopped, with the NOTEs below
-  view.py demo --once         prints the switchover as plain frames, one for each second with a change, and ends
+  view.py demo --once         prints the switchover as plain text, at most one frame a second, and ends
 
-demo fails if HAProxy and the writes do not follow the switchover within a minute.
+The demo fails if HAProxy or the writes do not follow the switchover within a minute.
 """
 
 import pathlib
@@ -37,23 +37,23 @@ class Server(NamedTuple):
     reason: str
 
 
-def look(leader):
-    """The servers' states in the HAProxy of the machine with this PID 1."""
-    for row in stats_socket.stat(f"/proc/{leader}/root/run/haproxy/admin.sock"):
+def look(host_pid):
+    """The servers' states in lb's HAProxy."""
+    for row in stats_socket.stat(f"/proc/{host_pid}/root/run/haproxy/admin.sock"):
         if row["pxname"] in PORTS and row["svname"].startswith("pg"):
             said = row["last_agt"]
             reason = said.partition("(")[2].rpartition(")")[0] or said
             yield Server(row["pxname"], row["svname"], row["status"], int(row["lastchg"]), reason)
 
 
-def cluster(*words):
+def run_cluster(*words):
     done = subprocess.run([LAB / "cluster", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     return done.returncode == 0, (done.stdout or done.stderr).strip()
 
 
 class Demo:
-    def __init__(self, leader):
-        self.leader = leader
+    def __init__(self, host_pid):
+        self.host_pid = host_pid
         self.servers = {}
         self.events = []  # (time of day, words)
         self.writes, self.writer, self.wrote, self.gap = 0, None, None, 0.0
@@ -63,7 +63,7 @@ class Demo:
         self.candidate = next(name for pool, name in self.servers if pool == WRITE and name != self.primary)
 
     def observe(self):
-        for server in look(self.leader):
+        for server in look(self.host_pid):
             key = server.pool, server.name
             # "UP 1/3" still means UP. HAProxy shows no reason while it asks the agent.
             server = server._replace(status=server.status.split()[0])
@@ -80,7 +80,7 @@ class Demo:
     def write(self):
         """Writes through HAProxy until the program ends, each time on a new connection."""
         while True:
-            taken, address = cluster("sql", str(PORTS[WRITE]), INSERT)
+            taken, address = run_cluster("sql", str(PORTS[WRITE]), INSERT)
             if taken:
                 now = time.monotonic()
                 self.gap = max(self.gap, now - (self.wrote or now))
@@ -90,7 +90,7 @@ class Demo:
     def switch(self):
         words = ["switchover", "demo", "--leader", self.primary, "--candidate", self.candidate, "--force"]
         self.tell(f"{BOLD}patronictl {' '.join(words[:-1])}{PLAIN}")
-        done, said = cluster("patronictl", *words)
+        done, said = run_cluster("patronictl", *words)
         if not done or "Success" not in said:
             self.failure = f"patronictl: {said.splitlines()[-1] if said else 'failed'}"
 
@@ -100,7 +100,7 @@ class Demo:
         return self.writer == self.candidate and all(self.servers[key].status == status for key, status in wanted.items())
 
     def frame(self, notes, columns, rows):
-        """The frame as lines."""
+        """The lines of one frame."""
         lines = [f"{BOLD}{TITLE:{columns - 8}}{time.strftime('%T')}{PLAIN}"]
         for pool, port in PORTS.items():
             lines += ["", f"{BOLD}{pool}{PLAIN} {DIM}{f':{port}':{22 - len(pool)}}for   the agent says{PLAIN}"]
@@ -132,8 +132,8 @@ def cut(line, columns):
     return cut
 
 
-def demo(leader, once, notes):
-    view = Demo(leader)
+def demo(host_pid, once, notes):
+    view = Demo(host_pid)
     coloured, alive = sys.stdout.isatty(), sys.stdout.isatty() and not once
     begin, height, seen, drawn, settled = time.monotonic(), 0, None, 0, False
     threading.Thread(target=view.write, daemon=True).start()
@@ -174,11 +174,11 @@ def demo(leader, once, notes):
         time.sleep(0.1 if alive else 0.05)
 
 
-def main(leader, what="", *words):
+def main(host_pid, what="", *words):
     if what not in ("table", "demo"):
         sys.exit(__doc__)
     if what == "table":
-        for server in look(leader):
+        for server in look(host_pid):
             print(f"{server.pool:15} {server.name:4} {server.status:14} {server.reason}")
         return
     sys.stdout.reconfigure(errors="replace")
@@ -186,7 +186,7 @@ def main(leader, what="", *words):
     alive = sys.stdout.isatty() and "--once" not in words
     print("\033[?25l" * alive, end="") # no cursor
     try:
-        demo(leader, "--once" in words, words if alive else ())
+        demo(host_pid, "--once" in words, words if alive else ())
     finally:
         print("\033[?25h" * alive, end="", flush=True)
 

@@ -1,8 +1,8 @@
-"""Watches a site (tests/lab/cluster): clients write and read through each pool, and HAProxy's states are recorded. Each
-node's PostgreSQL is asked whether it takes writes, and each Patroni is asked its health check for reads. Does not know
-what is done to the site meanwhile.
+"""Watches a site (tests/lab/cluster): writes and reads through each pool as clients do, records HAProxy's states, asks
+each PostgreSQL whether it takes writes, and asks each Patroni its health check for reads. Does not know what is done to
+the site meanwhile.
 
-All records are plain tuples with the time of the machine's clock in seconds."""
+All records are plain tuples. Their times are seconds of the host's clock."""
 
 import http.client
 import itertools
@@ -21,11 +21,11 @@ NODES = {"pg1": "10.55.0.11", "pg2": "10.55.0.12", "pg3": "10.55.0.13"}
 LB = "10.55.0.1"
 READ_CHECK = "/replica?lag=16MB"
 
-# The outcome of an operation for the database: it certainly happened, it certainly did not, or it may have.
+# What the database did: the operation happened, did not happen, or may have happened.
 OK, FAIL, UNKNOWN = "ok", "fail", "unknown"
 # outcome: "written", "read-only", or the error's first line
 # row: (client, number), which identifies the row in the table
-# cut: the write used a session that was already open, and the other side had ended that session
+# cut: the write used a session that was already open, and the other side ended that session
 # session: the number of the connection
 # seen: {client: its highest number in the table just before the write}, None without an answer
 # reached: when a new session began in PostgreSQL, by the same clock; None if the session was already open
@@ -89,12 +89,12 @@ def create_table(node):
 
 
 class Watch:
-    """Watches from `start` to `stop`. The lists of records only grow.
+    """Watches from `start` to `stop`.
 
     pools, reads   {name: HAProxy's port} of the pools for writes and for reads
     second         the admin socket of another HAProxy, of which only the first pool is watched
     pairs          the number of clients of each kind: a client writes or reads, and keeps its session or does not
-    more           ports for writes and for reads of pools whose states are not recorded
+    more           ports for writes and for reads of further pools, whose states are not recorded
     door           gives the host, or the folder of the socket, through which a node's PostgreSQL is asked"""
 
     def __init__(self, admin_socket, pools, reads, second=None, pairs=1, more=({}, {}), door=NODES.get):
@@ -127,7 +127,7 @@ class Watch:
         return time.time() - self.last_look
 
     def renew_refused(self):
-        """Ends the writers' sessions that are left on a standby, whose writes would also be refused in the next
+        """Ends the writers' sessions on a standby, which would refuse their writes in the next
         fault."""
         self.renewing.set()
         time.sleep(0.2)
@@ -136,7 +136,7 @@ class Watch:
     def _guard(self, task, args):
         try:
             task(*args)
-        except Exception as error:  # a run must not go on without one of its watchers
+        except Exception as error:  # a run must not go on if one of these threads has ended
             self.broken.append(error)
             self.ended.set()
 

@@ -122,10 +122,10 @@ fn the_listener_starts_in_a_container_without_namespaces() {
             machine
                 .sh(&format!("rm -rf {folder}; systemctl stop {service}; systemctl daemon-reload"));
             let mut strace = Command::new("strace");
-            strace.args(["-f", "-qq", "-o", "/dev/null", "-p", &machine.leader]);
+            strace.args(["-f", "-qq", "-o", "/dev/null", "-p", &machine.host_pid]);
             strace.args(["-e", &format!("inject={calls}:error=EPERM")]);
             let mut strace = strace.spawn().expect("strace; see tests/install");
-            let traced = format!("/proc/{}/status", machine.leader);
+            let traced = format!("/proc/{}/status", machine.host_pid);
             while fs::read_to_string(&traced).expect("PID 1").contains("TracerPid:\t0\n") {
                 sleep(Duration::from_millis(5));
             }

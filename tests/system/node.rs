@@ -79,7 +79,7 @@ impl Node {
 
     /// Runs a closure in a thread in this machine's network.
     pub fn network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let network = File::open(format!("/proc/{}/ns/net", self.leader)).expect("its network");
+        let network = File::open(format!("/proc/{}/ns/net", self.host_pid)).expect("its network");
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
@@ -107,7 +107,7 @@ impl Node {
     /// Starts tests/lab/flood in this machine's network. It ends by itself.
     pub fn strangers(&self, arguments: &str) -> Child {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.leader, "--net"]).arg(common::file("tests/lab/flood"));
+        command.args(["-t", &self.host_pid, "--net"]).arg(common::file("tests/lab/flood"));
         command.args(arguments.split(' ')).stdout(Stdio::piped());
         let mut child = command.spawn().expect("nsenter");
         let mut begun = [0; 9];
@@ -218,7 +218,7 @@ impl Node {
 
     /// Resident memory of PID 1 in kB.
     pub fn memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.leader)).expect("proc");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.host_pid)).expect("proc");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
         line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
     }

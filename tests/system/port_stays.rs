@@ -24,12 +24,12 @@ impl Errors {
             "-o",
             "/dev/null",
             "-p",
-            &machine.leader,
+            &machine.host_pid,
             "-e",
             &format!("inject={what}"),
         ]);
         let strace = strace.spawn().expect("strace; see tests/install");
-        let traced = format!("/proc/{}/status", machine.leader);
+        let traced = format!("/proc/{}/status", machine.host_pid);
         while fs::read_to_string(&traced).expect("PID 1").contains("TracerPid:\t0\n") {
             sleep(Duration::from_millis(5));
         }
@@ -246,15 +246,15 @@ fn connections_that_are_reset_before_they_are_accepted() {
                 .expect("a number")
         };
         let before = lines();
-        let leader = Pid::from_raw(machine.leader.parse().expect("a pid")).expect("a pid");
-        kill_process(leader, Signal::STOP).expect("PID 1");
+        let pid_1 = Pid::from_raw(machine.host_pid.parse().expect("a pid")).expect("a pid");
+        kill_process(pid_1, Signal::STOP).expect("PID 1");
         machine.network(|| {
             for _ in 0..100 {
                 let stream = stranger().expect("a place in the backlog");
                 set_socket_linger(&stream, Some(Duration::ZERO)).expect("a reset");
             }
         });
-        kill_process(leader, Signal::CONT).expect("PID 1");
+        kill_process(pid_1, Signal::CONT).expect("PID 1");
         assert!(machine.answers(), "{name}");
         assert_eq!(lines(), before, "{name}");
     });

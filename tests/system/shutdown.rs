@@ -79,7 +79,7 @@ fn a_shutdown_loses_no_check_until_patroni_has_stopped() {
                     machine.sh("mkdir -p /srv/data; mount -t tmpfs data /srv/data; mount -t tmpfs home /home");
                     assert_answers_until_the_end(&machine, command, Duration::ZERO);
                     let end = Instant::now() + Duration::from_secs(20);
-                    while Path::new(&format!("/proc/{}/root/run", machine.leader)).exists() {
+                    while Path::new(&format!("/proc/{}/root/run", machine.host_pid)).exists() {
                         assert!(Instant::now() < end, "{name}-{debian}: it does not end");
                         sleep(Duration::from_millis(50));
                     }

@@ -1,4 +1,4 @@
-"""A DNS server for one name: it answers with the address of each node, in changing order. Started by moves.py."""
+"""A DNS server that answers each question with the nodes' addresses, in changing order. Started by moves.py."""
 
 import socket
 import sys

@@ -1,4 +1,4 @@
-"""The moves of docs/move-in.md, on each site of tests/walks/sites."""
+"""Makes the moves of docs/move-in.md on each site of tests/walks/sites."""
 
 import pathlib
 import re
@@ -13,7 +13,7 @@ from walk import Walk, blocks
 DOCUMENT = "docs/move-in.md"
 HERE = pathlib.Path("tests/walks")
 EXAMPLES = "/usr/share/doc/patroni-pools/examples"
-# {site: its pools for writes and for reads}. The last site also moves to https. A site's folder has the configuration
+# {site: (write pool, read pool)}. The last site makes more moves than the others. A site's folder has the configuration
 # without the agent, and the administrator's changes in the two steps of the first move.
 POOLS = {
     "debian": ("pgcluster_rw", "pgcluster_ro"),
@@ -44,7 +44,7 @@ class Site:
         self.files = sorted(file.relative_to(self.folder) for file in self.folder.rglob("*.cfg"))
 
     def begin(self):
-        """The site as it was before anybody thought of an agent."""
+        """Starts the site without agent checks."""
         for file in self.files:
             (self.etc / file).parent.mkdir(exist_ok=True)
             (self.etc / file).write_text((self.folder / file).read_text())
@@ -60,11 +60,11 @@ class Site:
         for file in self.files:
             (self.etc / file).unlink()
 
-    def text(self):
+    def read(self):
         return {file: (self.etc / file).read_text() for file in self.files}
 
     def put(self, text):
-        """Replaces the old file by a new one, as editors and templates do."""
+        """Replaces each old file by a new one, as editors and templates do."""
         for file, content in text.items():
             (self.etc / "new").write_text(content)
             (self.etc / "new").rename(self.etc / file)
@@ -74,8 +74,8 @@ class Site:
         subprocess.run(["patch", "-s", "-p0", "-d", self.etc], stdin=patch.open(), check=True)
 
     def replace(self, *changes):
-        """Replaces each `old` by `new` wherever it occurs; it must occur somewhere."""
-        text = self.text()
+        """Replaces each `old`, which must occur, by `new`."""
+        text = self.read()
         for old, new in changes:
             assert any(old in content for content in text.values()), f"no {old!r}"
             text = {file: content.replace(old, new) for file, content in text.items()}
@@ -91,7 +91,7 @@ class Moves(Walk):
     def run(self, commands):
         return self.cluster.run("lb", f"set -e\n{commands}")
 
-    def nodes(self):
+    def prepare_nodes(self):
         """Prepares the nodes for the moves: the clients' table, PgBouncer, and certificates for later."""
         self.primary = self.cluster.primary()
         watch.create_table(self.primary)
@@ -120,41 +120,40 @@ class Moves(Walk):
             )
 
     def begin(self, name):
-        """Another site: as it was before anybody thought of an agent. Debian's Patroni listens on the node's
-        address."""
+        """Starts another site without agent checks. Debian's Patroni listens on the node's address."""
         self.site = Site(self, name)
         for node in watch.NODES:
             listen = f"/^  listen:/ s|'.*'|'{node if name == 'debian' else '*'}:8008'|"
             self.cluster.run(node, f'sed -i "{listen}" /etc/patroni/config.yml; systemctl reload patroni')
         self.site.begin()
-        self.see("DOWN")
+        self.wait_for("DOWN")
 
-    def poolers(self):
-        """Tries units/examples/haproxy-pgbouncer.cfg: HAProxy must show dead or hanging PgBouncers as DOWN."""
+    def check_pgbouncers(self):
+        """Checks units/examples/haproxy-pgbouncer.cfg: HAProxy must show a dead or hung PgBouncer as DOWN."""
         self.site = Site(self, "template")
-        self.cluster.haproxy("units/examples/haproxy-pgbouncer.cfg")
-        self.see("MAINT")
+        self.cluster.configure_haproxy("units/examples/haproxy-pgbouncer.cfg")
+        self.wait_for("MAINT")
         standby = next(node for node in watch.NODES if node != self.primary)
         mend = "systemctl kill -s KILL --kill-whom=main pgbouncer || true; systemctl restart pgbouncer"
         for signals in ("KILL", "STOP"), ("STOP", "KILL"):
             ill = dict(zip((self.primary, standby), signals))
             for node, signal in ill.items():
                 self.cluster.run(node, f"systemctl kill -s {signal} --kill-whom=main pgbouncer")
-            self.see("MAINT", down=ill)
+            self.wait_for("MAINT", down=ill)
             for node in ill:
                 self.cluster.run(node, mend)
-            self.see("MAINT")
+            self.wait_for("MAINT")
             print(f"PgBouncer of the primary and of a standby, after SIG{' and SIG'.join(signals)}: DOWN", flush=True)
 
-    def meant(self, pool, node):
-        """Whether that node should serve the clients of that pool."""
+    def belongs(self, pool, node):
+        """Whether that node should serve that pool."""
         return (node == self.primary) == (pool == self.site.write)
 
-    def see(self, others, down=(), seconds=3):
-        """Waits until those that are not meant for a pool are shown so, and the others UP, or DOWN if they are among
-        these; they must stay so for these seconds."""
+    def wait_for(self, others, down=(), seconds=3):
+        """Waits until HAProxy has shown for these seconds the state `others` for nodes that do not belong to a pool, DOWN
+        for nodes in `down`, and UP for the rest."""
         wanted = {
-            (pool, node): others if not self.meant(pool, node) else "DOWN" if node in down else "UP"
+            (pool, node): others if not self.belongs(pool, node) else "DOWN" if node in down else "UP"
             for pool in self.site.ports for node in watch.NODES
         }
         end, since = time.monotonic() + 30, None
@@ -178,11 +177,11 @@ class Moves(Walk):
             self.step(where, commands)
         said = self.run("journalctl -q -o cat -u haproxy | grep 'were not saved' || true")
         assert not said, said
-        self.see(others)
+        self.wait_for(others)
 
     def move(self, name, do, others=("MAINT",)):
-        """`others`: how those that are not meant for a pool may be shown meanwhile; the others must be UP all the
-        time."""
+        """Makes a move while clients write and read. Nodes that belong to a pool must stay UP in it, and HAProxy may show
+        the rest in the states `others`."""
         began = time.time()
         ports = self.site.ports
         clients = watch.Watch(self.socket, {self.site.write: 5000}, {self.site.read: 5001}, pairs=3)
@@ -220,13 +219,13 @@ class Moves(Walk):
         if old:
             print(f"    {len(old)} sessions of replaced processes ended after 15 s (hard-stop-after)", flush=True)
         if clients.longest_between_looks > 1:
-            print(f"    this machine is busy: nobody looked for {clients.longest_between_looks:.1f} s", flush=True)
+            print(f"    this machine is busy: HAProxy's states were not read for {clients.longest_between_looks:.1f} s", flush=True)
         for failure in failed[:10]:
             print(f"    {failure}")
         assert len(served) == 8 and min(map(len, served.values())) > 25, served.keys()
         for look in clients.looks:
             for server, state in look.shown.items():
-                assert state in ({"UP"} if self.meant(*server) else others), f"{server} was shown {state}"
+                assert state in ({"UP"} if self.belongs(*server) else others), f"{server} was shown {state}"
         self.failed |= bool(failed)
 
     def bridged(self, since):
@@ -237,32 +236,32 @@ class Moves(Walk):
         )
         return [float(seconds) for seconds in re.findall(r"after ([0-9.]+) s of trouble", said)]
 
-    # the moves
+    # moves
 
-    def by_hand(self, said):
-        """Checks the agents' answers to an operator's checks by hand."""
+    def assert_answers(self, said):
+        """Asserts that one node is READY and two are MAINT in the output of checks by hand."""
         assert said.count("up ready") == 1 and said.count("up maint") == 2, said
 
     def to_the_agent(self):
         on_nodes, on_haproxy = steps("From `option httpchk` to the agent")
-        self.by_hand(self.step(*on_nodes))
+        self.assert_answers(self.step(*on_nodes))
         self.step(*on_haproxy)
-        self.lacks("state-file", "agents-watched", "agent-missing")
+        self.assert_rules_reported("state-file", "agents-watched", "agent-missing")
         self.site.patch(FIRST)
         self.change("DOWN")
-        self.copy = self.site.text()
-        self.lacks("agent-missing", "waiting-room")
+        self.copy = self.site.read()
+        self.assert_rules_reported("agent-missing", "waiting-room")
         self.site.patch(SECOND)
         self.change()
-        self.lacks()
+        self.assert_rules_reported()
 
-    def lacks(self, *rules):
-        """Checks that `check --agent` reports these rules, or no mistake if no rule is given."""
+    def assert_rules_reported(self, *rules):
+        """Asserts that `check --agent` reports these rules, or no mistake if there are none."""
         said = self.run("patroni-pools check --agent 2>&1 || [ $? = 1 ]")
         assert all(f": {rule}: " in said for rule in rules), f"{rules}: {said}"
         assert rules or not re.search(r"^/etc/haproxy/", said, re.M), said
 
-    def back(self):
+    def to_httpchk(self):
         self.site.put(self.copy)
         self.change("DOWN")
 
@@ -270,14 +269,14 @@ class Moves(Walk):
         for _ in range(5):
             self.change()
 
-    def by(self, heading):
-        """A move whose steps are the blocks of the document."""
+    def follow(self, heading):
+        """Returns a move whose steps are the blocks below that heading."""
         def walk():
             for where, commands in steps(heading):
                 said = self.step(where, commands)
                 if where == "each node":
-                    self.by_hand(said)
-            self.see("MAINT")
+                    self.assert_answers(said)
+            self.wait_for("MAINT")
         return walk
 
     def to_another_port(self):
@@ -301,18 +300,18 @@ class Moves(Walk):
         for node in sorted(watch.NODES, key=lambda node: node == self.primary):
             said = self.cluster.run(node, f"set -e\nsed -i '{restapi}' /etc/patroni/config.yml\n{block[1]}")
             assert said.count("up ready") == 1, said
-        # An administrator needs some time for this step, in which HAProxy's own check would fail three times.
-        self.see("MAINT", seconds=12)
+        # An administrator needs time for this step. HAProxy's own check would fail three times meanwhile.
+        self.wait_for("MAINT", seconds=12)
         tls = "fall 3 check-ssl verify required ca-file /etc/haproxy/patroni-ca.pem"
         self.site.replace(("fall 1000", tls))
         self.change()
-        # The way back must use Patroni's present protocol.
+        # The way back must use Patroni's new protocol.
         self.copy = {file: text.replace("fall 3", tls).replace("5555", "5556") for file, text in self.copy.items()}
 
     def to_poolers(self):
         ((where, asks),) = steps("From PostgreSQL's port to PgBouncer")
         assert sorted(self.step(where, asks).split()) == ["f", "t", "t"]
-        self.before_poolers = self.site.text()
+        self.before_poolers = self.site.read()
         own = (
             "option tcp-check\n    tcp-check connect port 6432\n    tcp-check send-binary 0000000804d2162f\n"
             '    tcp-check expect rstring "^[NS]"\n    tcp-check connect port 8008\n'
@@ -322,14 +321,14 @@ class Moves(Walk):
         checks = [f"OPTIONS {path}" for path in ("/primary", "/replica?lag=16MB")]
         self.site.replace((":5432", ":6432"), *((f"option httpchk {asked}{expect}", own.format(asked)) for asked in checks))
         self.change()
-        self.port("6432")
+        self.assert_port("6432")
 
     def from_poolers(self):
         self.site.put(self.before_poolers)
         self.change()
-        self.port("5432")
+        self.assert_port("5432")
 
-    def port(self, port):
+    def assert_port(self, port):
         rows = stats_socket.servers(self.socket)
         ports = {rows[pool, node][18] for pool in self.site.ports for node in watch.NODES}
         assert ports == {port}, ports
@@ -337,22 +336,22 @@ class Moves(Walk):
     def uninstall(self):
         for where, commands in steps("Uninstall"):
             self.step(where, commands)
-        self.see("DOWN")
+        self.wait_for("DOWN")
 
-    # Mistakes: a command must name each before anybody relies on the result, and the way back refuses no client.
+    # Mistakes: a command must report each, and undoing it must refuse no client.
 
-    def named(self, command, *words):
+    def assert_reported(self, command, *words):
         said = self.run(f"{command} 2>&1 && exit 3; [ $? -le 2 ]")
         assert all(word in said for word in words), f"{words}: {said}"
 
     def mistake(self, what, old, new, *said):
-        """Replaces `old` by `new`. Each command in `said` must name the mistake by its words. Then undoes the
+        """Replaces `old` by `new`. Each command in `said` must report the mistake in these words. Then undoes the
         change."""
         print(f"    {what}", flush=True)
-        good = self.site.text()
+        good = self.site.read()
         self.site.replace((old, new))
         for command, *words in said:
-            self.named(command, *words) if words else self.run(command)
+            self.assert_reported(command, *words) if words else self.run(command)
         self.site.put(good)
         self.change()
 
@@ -377,21 +376,21 @@ class Moves(Walk):
             [check, "retrys", "HAProxy refuses these files"], [*reload, "Job for haproxy.service failed"],
         )
         self.mistake(
-            "the old file is forgotten", "AGENT_PORT 5555", "AGENT_PORT 5556",
+            "the reload is forgotten", "AGENT_PORT 5555", "AGENT_PORT 5556",
             [f"{status} 1", "the configuration says another", "has HAProxy been reloaded"],
         )
-        print("    an agent that HAProxy does not reach", flush=True)
+        print("    an agent that HAProxy cannot reach", flush=True)
         standby = next(node for node in watch.NODES if node != self.primary)
         self.cluster.run(standby, "systemctl stop patroni-agent-check.socket")
         # HAProxy's interval is two seconds
         self.run("for i in $(seq 50); do patroni-pools status > /dev/null || break; sleep 0.1; done")
-        self.named("patroni-pools status", "its agent does not answer (L4CON)")
+        self.assert_reported("patroni-pools status", "its agent does not answer (L4CON)")
         self.cluster.run(standby, "systemctl start patroni-agent-check.socket")
         self.run("patroni-pools status --wait 15")
-        print("    a check that was turned off and stays so", flush=True)
+        print("    an agent check that stays turned off", flush=True)
         server = next(server for pool, server in stats_socket.servers(self.socket) if pool == self.site.write)
         self.run(f"echo 'disable agent {self.site.write}/{server}' | socat stdio /run/haproxy/admin.sock")
-        self.named("patroni-pools status", "somebody has turned off its agent check (enable agent)")
+        self.assert_reported("patroni-pools status", "somebody has turned off its agent check (enable agent)")
         self.run(f"echo 'enable agent {self.site.write}/{server}' | socat stdio /run/haproxy/admin.sock")
         self.run("patroni-pools status --wait 15")
 
@@ -400,11 +399,11 @@ def main():
     # Through PgBouncer, PostgreSQL sees a local connection, so the address is the same on each node.
     watch.NODE = "rtrim(pg_read_file('/proc/sys/kernel/hostname'), chr(10))"
     moves = Moves()
-    moves.nodes()
+    moves.prepare_nodes()
     changes = ("MAINT", "DOWN")
     names = sys.argv[1:] or POOLS
     if "template" in names:
-        moves.poolers()
+        moves.check_pgbouncers()
     for name in names:
         moves.begin(name)
         moves.move("from httpchk to the agent", moves.to_the_agent, changes)
@@ -415,12 +414,12 @@ def main():
                 "From the usual pair of units to the listening pair",
                 "From the listening pair of units to the usual pair",
             ):
-                moves.move(heading, moves.by(heading))
+                moves.move(heading, moves.follow(heading))
             moves.move("from PostgreSQL to PgBouncer", moves.to_poolers)
             moves.move("and back", moves.from_poolers)
             moves.move("another port", moves.to_another_port)
             moves.move("https", moves.to_https)
-        moves.move("back to httpchk", moves.back, changes)
+        moves.move("back to httpchk", moves.to_httpchk, changes)
         if name == "template":
             moves.move("uninstall", moves.uninstall, ("DOWN",))
         moves.site.end()

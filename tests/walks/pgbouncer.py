@@ -1,8 +1,8 @@
-"""Walks the switchover of docs/pgbouncer.md: with PAUSE no transaction may fail.
+"""Runs the switchover of docs/pgbouncer.md. With PAUSE no transaction may fail.
 
-Without PAUSE, with and without the waiting room of haproxy.cfg, the hook and a short server_login_retry, the walk
-prints how much longer PgBouncer's clients had no primary than HAProxy's clients. Some clients must fail in this part,
-which shows that the walk notices failures."""
+Then compares switchovers without PAUSE, with and without the waiting room of haproxy.cfg, the hook and a short
+server_login_retry: how much longer PgBouncer's clients have no primary than HAProxy's clients. Some clients must fail
+then, which shows that failures are noticed."""
 
 import os
 import pathlib
@@ -33,7 +33,7 @@ select pg_sleep(0.1);
 end;
 \\sleep 20 ms
 """
-# a haproxy.cfg without the waiting room: (pattern, replacement)
+# (pattern, replacement): takes the waiting room out of haproxy.cfg
 ROOM = (
     (r"^ *server waiting-room .*\n", ""),
     (r"^ *tcp-request content set-dst-port .*\n", ""),
@@ -45,8 +45,8 @@ ROOM = (
 Operation = namedtuple("Operation", "begun ended said")
 
 
-def commands(candidate):
-    """The document's script for this candidate."""
+def script_for(candidate):
+    """The document's script, with this candidate."""
     scripts = [block for block in blocks("docs/pgbouncer.md", HEADING) if "patronictl switchover" in block]
     assert len(scripts) == 1, scripts
     script, times = re.subn(r"--candidate pg2\b", f"--candidate {candidate}", scripts[0])
@@ -118,7 +118,7 @@ class Clients:
         self.operations.append(Operation(begun, time.monotonic(), said))
         del self.pending[begun]
 
-    def well(self):
+    def is_served(self):
         """Whether no client has failed or waited for a second."""
         now = time.monotonic()
         failed = any(operation.said and operation.ended > now - 1 for operation in self.operations[-20:])
@@ -129,7 +129,7 @@ class Clients:
         for thread in [self.timer, *self.threads]:
             thread.join()
 
-    def served(self):
+    def longest_gap(self):
         """The end and the length of the longest time in which no client was served."""
         times = sorted(operation.ended for operation in self.operations if not operation.said)
         return max(((later, later - earlier) for earlier, later in zip(times, times[1:])), key=lambda gap: gap[1])
@@ -138,7 +138,7 @@ class Clients:
         return [operation.said for operation in self.operations if operation.said]
 
     def refused(self):
-        """The writes that failed and were not cut in flight."""
+        """The errors of the writes that a shutdown of PostgreSQL did not cut off."""
         return [said for said in self.failed() if "administrator command" not in said]
 
 
@@ -155,13 +155,13 @@ class Front(Walk):
         super().__init__(patience=30)
         self.broken = []
 
-    def must(self, true, what):
+    def check(self, true, what):
         if not true:
             self.broken.append(what)
             print(f"    BROKEN: {what}", flush=True)
 
-    def site(self):
-        """Prepares the operator's machine: the names of the document, patronictl, PgBouncer."""
+    def prepare_site(self):
+        """Prepares the operator's machine: the host names of the document, patronictl, PgBouncer."""
         self.cluster.run(
             "lb",
             f"echo {watch.LB} haproxy pgbouncer >> /etc/hosts\n"
@@ -170,16 +170,16 @@ class Front(Walk):
             "echo '{scope: demo, etcd3: {hosts: etcd:2379, use_proxies: true}}' > ~/.config/patroni/patronictl.yaml",
         )
         self.cluster.sql(self.cluster.primary(), "create table written (client text, number int)")
-        self.pgbouncer(15)
+        self.restart_pgbouncer(15)
 
-    def pgbouncer(self, retry):
-        """Restarts PgBouncer, which would remember a failed login."""
+    def restart_pgbouncer(self, retry):
+        """Restarts PgBouncer, so that it forgets a failed login."""
         self.cluster.put("lb", "tests/walks/pgbouncer-in-front.ini", "/etc/pgbouncer/pgbouncer.ini")
         self.cluster.run(
             "lb", f"echo server_login_retry = {retry} >> /etc/pgbouncer/pgbouncer.ini; systemctl restart pgbouncer"
         )
 
-    def haproxy(self, room):
+    def start_haproxy(self, room):
         config = pathlib.Path("units/examples/haproxy.cfg").read_text()
         for taken, instead in () if room else ROOM:
             config, times = re.subn(taken, instead, config, flags=re.MULTILINE)
@@ -187,9 +187,9 @@ class Front(Walk):
         with tempfile.NamedTemporaryFile("w", dir=os.environ["LAB"]) as file:
             file.write(config)
             file.flush()
-            self.cluster.haproxy(file.name)
+            self.cluster.configure_haproxy(file.name)
 
-    def settled(self):
+    def wait_until_settled(self):
         """Waits until HAProxy shows only the primary UP for writes. Returns its name and that of a streaming
         standby."""
         end = time.monotonic() + 60
@@ -199,12 +199,12 @@ class Front(Walk):
             if len(up) == 1 and self.cluster.is_primary(up[0]):
                 streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
                 if self.cluster.sql(up[0], streaming).strip() == "2":
-                    time.sleep(2)  # until Patroni has noticed, too
+                    time.sleep(2)  # until Patroni has noticed as well
                     return up[0], next(node for node in watch.NODES if node != up[0])
             assert time.monotonic() < end, shown
             time.sleep(0.1)
 
-    def script(self, script):
+    def run_script(self, script):
         """Runs the script on the operator's machine. Returns the exit status and the output."""
         done = subprocess.run(
             ["tests/lab/machine", "run", "lb", "bash", "-c", script],
@@ -212,16 +212,16 @@ class Front(Walk):
         )
         return done.returncode, done.stdout
 
-    def written(self, database):
+    def count_rows(self, database):
         count = f"select count(*) from written where client = '{database}'"
         return int(self.cluster.sql(self.cluster.primary(), count))
 
-    def walk(self, what, candidate=None, status=0, kept_session=False):
-        """The script of the document while pgbench writes through both pools, and while a transaction of three seconds
-        is open. With session pooling, pgbench's clients take a new session for each transaction; with `kept_session`,
-        another one has run a query and stays."""
-        primary, standby = self.settled()
-        before = {database: self.written(database) for database in ("transaction", "session")}
+    def switch_with_pause(self, what, candidate=None, status=0, kept_session=False):
+        """Runs the script of the document while pgbench writes through both pools, and while a transaction of three
+        seconds is open. With session pooling, pgbench's clients take a new session for each transaction. `kept_session`:
+        another client has run a query and keeps its session."""
+        primary, standby = self.wait_until_settled()
+        before = {database: self.count_rows(database) for database in ("transaction", "session")}
         with Pgbench("transaction") as kept, Pgbench("session", "-C") as new:
             time.sleep(2)
             idle = connect(PGBOUNCER, "session") if kept_session else None
@@ -232,7 +232,7 @@ class Front(Walk):
             commit = threading.Timer(3, self.commit, [long])
             commit.start()
             began = time.monotonic()
-            done, said = self.script(commands(candidate or standby))
+            done, said = self.run_script(script_for(candidate or standby))
             took = time.monotonic() - began
             commit.join()
             time.sleep(2)
@@ -248,17 +248,17 @@ class Front(Walk):
         )
         for error in (kept.errors + new.errors)[:5]:
             print(f"    {error}")
-        self.must(done == status, f"exit status {done} instead of {status}:\n{said}")
-        self.must(not failed, f"{failed} transactions failed")
+        self.check(done == status, f"exit status {done} instead of {status}:\n{said}")
+        self.check(not failed, f"{failed} transactions failed")
         now = self.cluster.primary()
-        self.must(now == (primary if status else standby), f"{now} is the primary")
+        self.check(now == (primary if status else standby), f"{now} is the primary")
         for bench in kept, new:
-            rows = self.written(bench.database) - before[bench.database]
-            self.must(rows == bench.done, f"{rows} rows of {bench.done} transactions, {bench.database} pooling")
-        self.must(self.committed is True, f"the long transaction: {self.committed}")
+            rows = self.count_rows(bench.database) - before[bench.database]
+            self.check(rows == bench.done, f"{rows} rows of {bench.done} transactions, {bench.database} pooling")
+        self.check(self.committed is True, f"the long transaction: {self.committed}")
         long.close()
-        again = self.script("psql -X -h pgbouncer -p 6432 -U postgres -d pgbouncer -Atc resume")
-        self.must("not paused" in again[1], f"PgBouncer is still paused: {again}")
+        again = self.run_script("psql -X -h pgbouncer -p 6432 -U postgres -d pgbouncer -Atc resume")
+        self.check("not paused" in again[1], f"PgBouncer is still paused: {again}")
 
     def commit(self, session):
         watch.local.patience, self.committed = 30, None
@@ -268,14 +268,14 @@ class Front(Walk):
         except psycopg2.Error as error:
             self.committed = str(error)
 
-    def compare(self, room, hook, retry):
-        """Runs a switchover without PAUSE. Returns how much later than HAProxy's own clients a client got through
+    def switch_without_pause(self, room, hook, retry):
+        """Runs a switchover without PAUSE. Returns how much later than HAProxy's own clients a client was served by
         PgBouncer again, how many of its new clients were refused, and how many of pgbench's clients failed."""
-        self.haproxy(room)
+        self.start_haproxy(room)
         if hook:
-            self.cluster.setting(f"postgresql.before_stop={HOOK}")
-        primary, standby = self.settled()
-        self.pgbouncer(retry)
+            self.cluster.change_setting(f"postgresql.before_stop={HOOK}")
+        primary, standby = self.wait_until_settled()
+        self.restart_pgbouncer(retry)
         with Pgbench("transaction") as kept:
             clients = [Clients(HAPROXY, "postgres"), Clients(PGBOUNCER, "transaction"), Clients(PGBOUNCER, "session")]
             try:
@@ -283,7 +283,7 @@ class Front(Walk):
                 self.cluster.switchover(primary, standby)
                 end = time.monotonic() + retry + 15
                 time.sleep(2)
-                while not all(client.well() for client in clients):
+                while not all(client.is_served() for client in clients):
                     assert time.monotonic() < end, "clients still fail or wait"
                     time.sleep(0.2)
             finally:
@@ -291,8 +291,8 @@ class Front(Walk):
                     client.stop()
             kept.stop()
         direct, *through = clients
-        back, without = direct.served()
-        later = [max(0, client.served()[0] - back) for client in through]
+        back, without = direct.longest_gap()
+        later = [max(0, client.longest_gap()[0] - back) for client in through]
         print(
             f"{'waiting room' if room else 'no waiting room'}, {'hook' if hook else 'no hook'}, server_login_retry "
             f"{retry}: HAProxy's clients were without a primary for {without:.1f} s",
@@ -312,23 +312,23 @@ class Front(Walk):
 def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no pgbench is left running
     front = Front()
-    front.site()
+    front.prepare_site()
     for number in range(3):
-        front.walk(f"switchover {number + 1} with PAUSE")
-    front.walk("switchover to a node that is not there", candidate="pg9", status=1)
-    front.walk("a client that keeps its session, with session pooling", status=124, kept_session=True)
-    front.haproxy(room=False)
-    front.walk("switchover with PAUSE, without the waiting room")
+        front.switch_with_pause(f"switchover {number + 1} with PAUSE")
+    front.switch_with_pause("switchover to a node that is not there", candidate="pg9", status=1)
+    front.switch_with_pause("a client that keeps its session, with session pooling", status=124, kept_session=True)
+    front.start_haproxy(room=False)
+    front.switch_with_pause("switchover with PAUSE, without the waiting room")
     print("without PAUSE:", flush=True)
-    later, _, ended = front.compare(room=False, hook=False, retry=15)
-    front.must(ended, "pgbench saw no error: it would see none with PAUSE either")
-    front.must(later > 5, "server_login_retry made no difference")
-    later, _, _ = front.compare(room=False, hook=False, retry=1)
-    front.must(later < 4, "a short server_login_retry did not help")
-    front.compare(room=True, hook=False, retry=15)
-    front.compare(room=True, hook=False, retry=1)
-    later, refused, _ = front.compare(room=True, hook=True, retry=15)
-    front.must(later < 4 and not refused, "new clients felt more of the switchover than those of HAProxy")
+    later, _, ended = front.switch_without_pause(room=False, hook=False, retry=15)
+    front.check(ended, "pgbench reported no error, so its silence with PAUSE means nothing")
+    front.check(later > 5, "server_login_retry made no difference")
+    later, _, _ = front.switch_without_pause(room=False, hook=False, retry=1)
+    front.check(later < 4, "a short server_login_retry did not help")
+    front.switch_without_pause(room=True, hook=False, retry=15)
+    front.switch_without_pause(room=True, hook=False, retry=1)
+    later, refused, _ = front.switch_without_pause(room=True, hook=True, retry=15)
+    front.check(later < 4 and not refused, "PgBouncer refused new clients, or served them much later than HAProxy")
     sys.exit(bool(front.broken))
 
 

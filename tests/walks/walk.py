@@ -1,4 +1,4 @@
-"""The base of every walk: the machines of the site, their states in HAProxy, and the commands of a document."""
+"""What all walks use: the site's machines, HAProxy's states, and the commands of a document."""
 
 import pathlib
 import re
@@ -9,10 +9,10 @@ from cluster import Cluster
 
 class Walk:
     def __init__(self, patience):
-        """`patience`: the maximum number of seconds that the walk's own queries wait for PostgreSQL."""
+        """`patience`: how many seconds the walk's own queries wait for PostgreSQL."""
         self.cluster = Cluster()
-        self.leader = self.cluster.leader("lb")
-        self.root = f"/proc/{self.leader}/root"
+        self.host_pid = self.cluster.host_pid("lb")
+        self.root = f"/proc/{self.host_pid}/root"
         self.socket = f"{self.root}/run/haproxy/admin.sock"
         watch.local.patience = patience
 
@@ -25,7 +25,7 @@ class Walk:
 
 
 def blocks(document, heading):
-    """The indented blocks below that heading, up to the next heading of its level."""
+    """The indented blocks below that heading, up to the next heading of its level or above."""
     text = re.sub(r"^```.*?^```$", "", pathlib.Path(document).read_text(), flags=re.MULTILINE | re.DOTALL)
     parts = re.split(rf"^(#+) {re.escape(heading)}$", text, flags=re.MULTILINE)
     assert len(parts) == 3, f"{heading!r} is there {len(parts) // 2} times"
