@@ -1,13 +1,12 @@
-/* Starts programs as inetd does, each on a connection of its own on which "primary\n" has been sent, and
- * says what each run took.
+/* Starts programs as inetd does, each on a connection of its own on which "primary\n" has been sent.
  *
  *   inetd time N PROGRAM [ARGUMENT...] [-- PROGRAM [ARGUMENT...]]...
- *       N times all in turn; a line for each run: which program, wall us (start to end of file), CPU us
- *       (user and system), minor page faults, peak memory KiB
+ *       runs all programs in turn, N times, and prints a line for each run: the program's number, wall us (start to
+ *       end of file), CPU us (user and system), minor page faults, peak memory KiB
  *   inetd count PROGRAM [ARGUMENT...]
- *       its instructions, step by step (CPU counters are missing in many virtual machines)
+ *       steps through its instructions and counts them: many virtual machines have no CPU counters
  *   inetd run PROGRAM [ARGUMENT...]
- *       runs it once, for those who trace it */
+ *       runs it once, so that it can be traced */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>

@@ -1,6 +1,6 @@
-"""A REST API for the benchmarks that answers as Patroni's does, at the least cost.
+"""A fake Patroni for the benchmarks, whose answers cost little CPU.
 
-patroni.py PORT [CERTIFICATE KEY [CLIENTS' CA]]: 0 is any port; prints which one it is."""
+patroni.py PORT [CERTIFICATE KEY [CLIENTS' CA]]: listens on PORT (0: any) and prints it."""
 
 import socket
 import ssl
@@ -29,7 +29,7 @@ while True:
             request = b""
             while b"\r\n\r\n" not in request and (more := connection.recv(4096)):
                 request += more
-            # Patroni also needs two writes
+            # Patroni also makes two writes
             connection.sendall(HEADER)
             connection.sendall(BODY)
             connection.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""A resident agent, for comparison with a check: sockets and requests, and a thread for each connection."""
+"""A resident agent for comparison, with sockets, requests and a thread for each connection."""
 
 import socket
 import sys
