@@ -1,17 +1,16 @@
 """Runs Patroni's features, asks the agent beside each node, and compares each answer with PostgreSQL's own state.
 Started by tests/release/acceptance, in Patroni's source.
 
-Each node is asked ten times a second, in turns for a primary and for a replica, with the grace period and without.
-Meanwhile PostgreSQL is asked twenty times a second, and Patroni twice. An answer is wrong if
+Asks each agent ten times a second, in turns for a primary and for a replica, with the grace period and without. Asks
+PostgreSQL twenty times a second, and Patroni twice. An answer of the agent is wrong if
 
 * it is READY for a primary (or a replica), and PostgreSQL had another role from BLINK before the question to BLINK
-after
-  the answer;
+  after the answer;
 * it is not READY although the node was healthy before, during and after: Patroni promptly answered 200 and "running" to
   the same check, and PostgreSQL had the right role;
 * it keeps HAProxy's state for longer than the grace period after the last good answer.
 
-If PostgreSQL did not answer in time, nothing is proved."""
+An answer is not judged if PostgreSQL did not answer in time."""
 
 import glob
 import http.client
@@ -39,11 +38,11 @@ GONE, UNKNOWN = "gone", "unknown"
 # Answers of the agent, of Patroni (True: 200 and running), and of PostgreSQL (PRIMARY, REPLICA, GONE or UNKNOWN)
 Answer = namedtuple("Answer", "begun ended check grace kind words")
 Said = namedtuple("Said", "begun ended check well")
-Truth = namedtuple("Truth", "begun ended is_")
+Truth = namedtuple("Truth", "begun ended role")
 
 
-def kind(words):
-    """HAProxy's reading of an answer."""
+def kind_of(words):
+    """What HAProxy makes of an answer."""
     if words.startswith("!"):
         return HELD
     if words.startswith("up ready"):
@@ -57,11 +56,11 @@ def around(records, begin, end):
     return records[first : bisect_left(records, end, key=lambda record: record.begun) + 1]
 
 
-def wrong(answers, said, truths):
+def find_wrong(answers, said, truths):
     """The wrong answers of one node: [(answer, why)]."""
     found, good = [], {}
     for answer in answers:
-        then = [truth.is_ for truth in around(truths, answer.begun - BLINK, answer.ended + BLINK)]
+        then = [truth.role for truth in around(truths, answer.begun - BLINK, answer.ended + BLINK)]
         patroni = around(said, answer.begun, answer.ended)
         if answer.kind == READY:
             if then and answer.check not in then and UNKNOWN not in then:
@@ -70,10 +69,10 @@ def wrong(answers, said, truths):
             # one record before and one after, without a gap between them
             close = len(patroni) > 1 and patroni[0].ended <= answer.begun and answer.ended <= patroni[-1].begun
             if close and patroni[-1].begun - patroni[0].ended < 2 * PROMPT and set(then) == {answer.check}:
-                found.append((answer, "all was well"))
+                found.append((answer, "the node was healthy"))
         remembered = answer.check, answer.grace
         if answer.kind == HELD and answer.begun - good.get(remembered, 0) > answer.grace:
-            found.append((answer, "nothing good to hold"))
+            found.append((answer, "no good answer within the grace period"))
         if answer.kind in (READY, OUT):
             good[remembered] = answer.ended
     return found
@@ -94,7 +93,7 @@ class Node:
         self.answers, self.said, self.truths, self.broken = [], [], [], []
         self.ended = threading.Event()
         tasks = (self.ask_agent, 0.1), (self.ask_patroni, 0.5), (self.ask_postgres, 0.05)
-        self.threads = [threading.Thread(target=self.again, args=task) for task in tasks]
+        self.threads = [threading.Thread(target=self.repeat, args=task) for task in tasks]
         for thread in self.threads:
             thread.start()
 
@@ -105,12 +104,12 @@ class Node:
         if self.broken:
             raise self.broken[0]
 
-    def again(self, ask, seconds):
+    def repeat(self, ask, seconds):
         watch.local.patience = 0.3
         try:
             for _ in watch.Watch._every(self, seconds):
                 ask()
-        except Exception as error:  # a run must not go on without one of its observers
+        except Exception as error:  # a run must not go on if one of these threads has ended
             self.broken.append(error)
 
     def ask_agent(self):
@@ -127,10 +126,10 @@ class Node:
             haproxy.sendall(f"{check}\n".encode())
             words = b"".join(iter(lambda: haproxy.recv(256), b"")).decode().strip()
             asked.wait()
-        self.answers.append(Answer(begun, time.time(), check, grace, kind(words), words))
+        self.answers.append(Answer(begun, time.time(), check, grace, kind_of(words), words))
 
     def ask_patroni(self):
-        check = self.truths[-1].is_ if self.truths else GONE
+        check = self.truths[-1].role if self.truths else GONE
         if check not in (PRIMARY, REPLICA):
             check = PRIMARY
         tls = ssl.create_default_context(cafile=self.certificate)
@@ -154,12 +153,12 @@ class Node:
         try:
             if self.session is None:
                 self.session = watch.connect(os.environ["TMPDIR"], self.config["postgresql"]["listen"].split(":")[1])
-            is_ = REPLICA if watch.ask(self.session, "select pg_is_in_recovery()")[0][0] else PRIMARY
+            role = REPLICA if watch.ask(self.session, "select pg_is_in_recovery()")[0][0] else PRIMARY
         except psycopg2.Error as error:
             self.session, words = None, str(error)
             sure = any(each in words for each in ("No such file", "refused", "shutting down", "starting up", "terminat"))
-            is_ = GONE if sure else UNKNOWN
-        self.truths.append(Truth(begun, time.time(), is_))
+            role = GONE if sure else UNKNOWN
+        self.truths.append(Truth(begun, time.time(), role))
 
 
 def judge(feature, nodes):
@@ -167,17 +166,17 @@ def judge(feature, nodes):
     counted = Counter()
     for node in nodes:
         node.stop()
-        found = wrong(node.answers, node.said, node.truths)
+        found = find_wrong(node.answers, node.said, node.truths)
         for answer, why in found[:20]:
             print(f"  WRONG: {node.name}, {time.ctime(answer.begun)}, {answer.check}: {answer.words!r}; {why}", flush=True)
         counted.update(answer.kind for answer in node.answers)
         counted.update(f"{READY} {answer.check}" for answer in node.answers if answer.kind == READY)
-        counted.update(answers=len(node.answers), wrong=len(found), unknown=sum(t.is_ == UNKNOWN for t in node.truths))
-    print(line(feature, counted), flush=True)
+        counted.update(answers=len(node.answers), wrong=len(found), unknown=sum(t.role == UNKNOWN for t in node.truths))
+    print(format_line(feature, counted), flush=True)
     return counted
 
 
-def line(name, counted):
+def format_line(name, counted):
     columns = "answers", f"{READY} {PRIMARY}", f"{READY} {REPLICA}", OUT, DOWN, HELD, "wrong"
     return f"| {name:24} | " + " | ".join(f"{counted[column]} {column}" for column in columns) + " |"
 
@@ -204,11 +203,11 @@ def main(agent, *features):
     if nodes:
         total += judge(feature, nodes)
     print("\n".join(Path("behave.log").read_text().splitlines()[-12:]))
-    print(line("sum", total))
+    print(format_line("sum", total))
     for seen in f"{READY} {PRIMARY}", f"{READY} {REPLICA}", OUT, DOWN, *([] if features else [HELD]):
         if not total[seen]:
             total["wrong"] += 1
-            print(f"WRONG: no answer was ever {seen}")
+            print(f"WRONG: no answer was {seen}")
     return 1 if total["wrong"] else 0
 
 
