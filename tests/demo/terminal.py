@@ -16,7 +16,7 @@ STYLES = {
 }
 LETTER, LINE, MARGIN, COLUMNS = 9.0, 20, 18, 79
 
-# Each view begins with a jump to the first line of the one before; the last one may be cut off.
+# Each view begins with a jump to the first line of the view before. The last view may be cut off.
 views = re.split(r"\r\033\[\d+A", sys.stdin.buffer.read().decode())
 if len(views) < 3:
     sys.exit("terminal.py: no view of the demo in what was recorded")
