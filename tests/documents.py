@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What the documents promise: their links lead somewhere, their commands are run, their figures are in a file.
+"""Checks the documents: each link has a target, a test runs each command, and each figure is in a file.
 
   tests/documents.py              in the repository
-  tests/documents.py FOLDER...    in each of these, which holds what the packages of one kind install
+  tests/documents.py FOLDER...    in each of these folders, which has what the packages of one kind install
 
 A comment stands before each block:
 
-  <!-- run: FILE... -->      these tests read the document, or have every line of the block, as may another document
+  <!-- run: FILE... -->      these files read the document, or have every line of the block
   <!-- from: FILE... -->     usage or configuration: these files have every word of it
   <!-- not run: REASON -->
 
@@ -34,7 +34,7 @@ BLOCK = re.compile(
 LINK = re.compile(r"\]\(<?([^)\s>]+)|^ *\[[^\]]+\]: *(\S+)|\b(?:src|href)=\"([^\"]+)\"", re.MULTILINE)
 CODE = re.compile(r"`((?:(?!\n\n)[^`])+)`")
 NUMBER = re.compile(r"(?<![\w.])\d+(?:[,_]\d{3})*(?:\.\d+)?")
-# What was measured looks like one of these; 2s, 500ms and `90` are settings.
+# A measured figure looks like one of these; 2s, 500ms and `90` are settings.
 FIGURE = re.compile(
     r"\d\.\d+ (?:to [\d.]+ )?(?:s|ms|MB|MiB)\b|\d %|\b\d+,\d{3}\b|\d \([\d.]+\)|\d of \d|\d times (?:the|as)\b"
 )
@@ -44,7 +44,7 @@ NAME = re.compile(
     r"(?!(?:` and `[^`]+)?`?\s+in\s+the\s+sources)"
 )
 PATH = re.compile(r"(?<![\w/.$-])/(?:usr/share|usr/lib|etc)/[\w./@*\\-]*\w")
-# What installed texts name and no package installs: why not.
+# Paths that installed texts name but no package installs, and whose they are
 ELSEWHERE = {
     "/etc/(hosts|passwd)": "the machine's",
     "/etc/(default|sysconfig)/haproxy|/etc/haproxy/": "HAProxy's",
@@ -83,27 +83,27 @@ def anchor_of(heading):
 
 
 class Tree:
-    """Files and what is wrong with what they name."""
+    """A folder's files, and what is wrong in them."""
 
     def __init__(self, folder, files):
         self.folder, self.wrong = folder, []
         self.files = set(files)
         self.names = self.files | {str(parent) for file in files for parent in pathlib.PurePath(file).parents}
-        self.documents = {file: Document(file, self.text(file)) for file in sorted(files) if file.endswith(".md")}
+        self.documents = {file: Document(file, self.read(file)) for file in sorted(files) if file.endswith(".md")}
 
-    def text(self, file):
+    def read(self, file):
         read = (gzip.open if file.endswith(".gz") else open)(os.path.join(self.folder, file), "rb").read()
         return read.decode(errors="replace")
 
-    def links(self):
+    def check_links(self):
         for document in self.documents.values():
             for targets in LINK.findall(document.prose):
-                self.link(document, "".join(targets))
+                self.check_link(document, "".join(targets))
             defined = set(re.findall(r"^ *\[([^\]]+)\]: ", document.prose, re.MULTILINE))
             for name in set(re.findall(r"\]\[([^\]]+)\]", document.prose)) - defined:
                 self.say(document.path, f"[{name}] is defined nowhere")
 
-    def link(self, document, target):
+    def check_link(self, document, target):
         if ":" in target.split("/")[0]:
             if not re.match(r"https://[a-z][\w-]*(\.[\w-]+)+(/|$)", target):
                 self.say(document.path, f"{target}: write a relative link or https://")
@@ -116,8 +116,8 @@ class Tree:
         elif anchor and anchor not in getattr(self.documents.get(path), "anchors", ()):
             self.say(document.path, f"{target} leads to no heading")
 
-    def named_documents(self, file, text):
-        """Documents that a text names, and the headings in them."""
+    def check_named_documents(self, file, text):
+        """The documents that a text names, and the headings."""
         if "changelog" in file.lower():
             return  # it names what was there
         for _, heading, name in NAME.findall(text):
@@ -137,16 +137,16 @@ class Repository(Tree):
         super().__init__(".", subprocess.check_output(["git", "ls-files"], text=True).splitlines())
 
     def check(self):
-        self.links()
+        self.check_links()
         for document in self.documents.values():
-            self.paths(document)
-            self.blocks(document)
-            self.figures(document)
+            self.check_paths(document)
+            self.check_blocks(document)
+            self.check_figures(document)
         for file in self.files - self.documents.keys() - {"tests/documents.py"}:
-            self.named_documents(file, self.text(file).replace("\\-", "-"))
+            self.check_named_documents(file, self.read(file).replace("\\-", "-"))
 
-    def paths(self, document):
-        """What `code` names in a folder of the repository or of the document."""
+    def check_paths(self, document):
+        """Paths in `code`, in the repository or in the document's folder."""
         here = os.path.dirname(document.path)
         for code in document.code:
             name = code.split()[0].rstrip("/")
@@ -155,24 +155,24 @@ class Repository(Tree):
             if folders and not any(fnmatch.filter(self.names, os.path.join(folder, name)) for folder in folders):
                 self.say(document.path, f"`{name}` is not there")
 
-    def blocks(self, document):
+    def check_blocks(self, document):
         for line, heading, verb, by, lines in document.blocks:
             where = f"{document.path}:{line}"
             if not verb:
                 self.say(where, "who runs this block? <!-- run: FILE -->, or <!-- not run: REASON -->")
             elif verb != "not run":
-                self.block(where, document, heading, verb, by.split(), lines)
+                self.check_block(where, document, heading, verb, by.split(), lines)
         for mark in re.findall(r"<!-- (?:run|from|not run):.*", document.prose):
             self.say(document.path, f"there is no block after {mark}")
 
-    def block(self, where, document, heading, verb, files, lines):
+    def check_block(self, where, document, heading, verb, files, lines):
         if missing := set(files) - self.files:
             return self.say(where, f"{missing} is not there")
-        steps = self.text("tests/run")
+        steps = self.read("tests/run")
         for file in files if verb == "run" else ():
             if os.path.dirname(file) not in steps and not file.startswith(".github/"):
                 self.say(where, f"tests/run runs no {file}")
-        texts = [self.text(file) for file in files]
+        texts = [self.read(file) for file in files]
         if verb == "run" and any(document.path in text and f'"{heading}"' in text for text in texts):
             return
         there = "\n".join(map(normalize, texts))
@@ -183,23 +183,23 @@ class Repository(Tree):
                 if part not in there:
                     self.say(where, f"{' '.join(files)} has no {part}")
 
-    def figures(self, document):
+    def check_figures(self, document):
         shown = re.match(r"README\.md|docs/(?!development/)", document.path)
         for part in re.split(r"\n\n(?!(?<=-->\n\n))", document.prose):
             mark = re.match(r"\n*<!-- figures(: | not compared: )(.+) -->\n", part)
             part = re.sub(r"\]\([^)]*\)", "", part[mark.end() if mark else 0 :])
             if mark and mark[1] == ": ":
-                self.compare(document, mark[2].split(), part)
+                self.compare_figures(document, mark[2].split(), part)
             elif not mark and shown and (found := FIGURE.search(part)):
                 what = "<!-- figures: FILE -->, or <!-- figures not compared: REASON -->"
                 self.say(document.path, f"which file has {found[0]!r}? {what}")
 
-    def compare(self, document, files, part):
+    def compare_figures(self, document, files, part):
         if missing := set(files) - self.files:
             return self.say(document.path, f"{missing} is not there")
-        there = {number for file in files for number in numbers(self.text(file))}
-        for number in numbers(part):
-            if not any(rounds(other, number) for other in there):
+        there = {number for file in files for number in find_numbers(self.read(file))}
+        for number in find_numbers(part):
+            if not any(rounds_to(other, number) for other in there):
                 self.say(document.path, f"the figure {number} is not in {' '.join(files)}")
 
 
@@ -208,12 +208,12 @@ def normalize(text):
     return re.sub(r"\s+", " ", re.sub(r"[\\\"']", "", text)).strip()
 
 
-def numbers(text):
+def find_numbers(text):
     return [decimal.Decimal(re.sub("[,_]", "", number)) for number in NUMBER.findall(text)]
 
 
-def rounds(number, to):
-    return number == to or number.quantize(to, decimal.ROUND_HALF_UP) == to and to.as_tuple().exponent < 0
+def rounds_to(number, shorter):
+    return number == shorter or number.quantize(shorter, decimal.ROUND_HALF_UP) == shorter and shorter.as_tuple().exponent < 0
 
 
 class Installed(Tree):
@@ -222,25 +222,25 @@ class Installed(Tree):
         super().__init__(folder, [str(path.relative_to(folder)) for path in files])
 
     def check(self, files, folders, excused):
-        """Against all files and folders of the packages of any kind; adds to `excused` what nobody installs."""
-        self.links()
+        """Compares with all files and folders that any package installs; adds what none does to `excused`."""
+        self.check_links()
         for file in self.files:
-            # a manual's fonts and escapes, and what no reader sees of a document
-            text = re.sub(r"\\f.|\\(?=-)|<!--.*-->", "", self.text(file))
+            # without a manual's fonts and escapes, and a document's comments
+            text = re.sub(r"\\f.|\\(?=-)|<!--.*-->", "", self.read(file))
             program = "\0" in text
             for name, section in set(re.findall(r"\b(patroni-[a-z-]+) ?\((\d)\)", text)):
                 if not any(re.search(rf"/man{section}/{name}\.{section}(\.gz)?$", path) for path in files):
                     self.say(file, f"there is no manual {name}({section})")
             for path in set(PATH.findall(text)):
                 known = path in files | folders
-                # in a program, the next string follows without a gap, and libraries name paths, too
+                # in a program, the next string follows without a gap, and libraries name paths as well
                 known |= program and ("/patroni-" not in path or path.startswith(tuple(files)))
                 excuses = [pattern for pattern in ELSEWHERE if re.match(pattern, path)]
                 excused.update(excuses if not known else ())
                 if not known and not excuses:
                     self.say(file, f"{path} is installed nowhere")
             if not program:
-                self.named_documents(file, text)
+                self.check_named_documents(file, text)
 
 
 def main():

@@ -1,4 +1,4 @@
-//! Properties of any bytes at all. The fuzz targets use them, and tests/plain/properties.rs tries them on the recorded
+//! Properties that hold for any input. The fuzz targets use them, and tests/plain/properties.rs checks them on the recorded
 //! answers and on a fixed series of changes to these.
 
 use patroni_agent_check::clock::now;
@@ -28,8 +28,8 @@ fn outcome(answer: Result<Answer, NoAnswer>, [asked, answered]: [Duration; 2]) -
     Outcome { from: Vec::new(), answer, asked, answered }
 }
 
-/// A valid check has a plain path, and parses to the same check again.
-fn plain(check: &Check) {
+/// The path of a valid check is plain, and its text parses to the same check.
+fn assert_plain(check: &Check) {
     let path = check.path();
     assert!(path.starts_with('/') && path.len() < 2 + 256, "{path}");
     assert!(
@@ -40,11 +40,11 @@ fn plain(check: &Check) {
     assert_eq!(&text.parse::<Check>().expect("the same check"), check);
 }
 
-/// The line that HAProxy sends.
+/// `agent-send`, the line that HAProxy sends.
 pub fn agent_send(line: &[u8]) {
     let line = &line[..line.len().min(256)];
     match Question::from_agent_send(line, Otherwise::Maint) {
-        Ok(question) => plain(&question.check),
+        Ok(question) => assert_plain(&question.check),
         Err(error) => assert!(error.starts_with("agent-send line: ")),
     }
 }
@@ -52,13 +52,13 @@ pub fn agent_send(line: &[u8]) {
 /// The words that HAProxy reads from a line. It splits at blanks, tabs and commas, and stops at a word that starts with `#`
 /// (its manual, "agent-check").
 fn words(line: &str) -> Vec<&str> {
-    let line = line.strip_suffix('\n').expect("a whole line");
+    let line = line.strip_suffix('\n').expect("a line");
     assert!(!line.contains(['\n', '\r', '\0']), "{line:?}");
     let words = line.split([' ', '\t', ',']).filter(|word| !word.is_empty());
     words.take_while(|word| !word.starts_with('#')).collect()
 }
 
-/// Any reason with any verdict.
+/// A reply with any reason and any verdict.
 pub fn reply(bytes: &[u8]) {
     let (first, reason) = bytes.split_first().unwrap_or((&0, &[]));
     let all = [
@@ -88,7 +88,7 @@ pub fn reply(bytes: &[u8]) {
     }
 }
 
-/// Any body with either status, for each kind of check: READY only for a running node that fits.
+/// An answer with any body and either status: READY only for a running node whose role matches.
 pub fn answer(bytes: &[u8]) {
     let (first, body) = bytes.split_first().unwrap_or((&0, &[]));
     let status = if first % 2 == 0 { 200 } else { 503 };
@@ -112,7 +112,7 @@ pub fn answer(bytes: &[u8]) {
         let last = &Record::default();
         let case = Case { question: &question, outcome: &outcome, last, stop_noted: false };
         let (reply, left) = decide(case, policy, None);
-        // only a healthy node starts a grace period
+        // only a running node starts a grace period
         let healthy = answer.as_ref().is_ok_and(|answer| answer.state == "running");
         assert!(left.lease.is_zero() || healthy);
         assert_eq!(words(&reply::format_line(&reply)).len(), 2);
@@ -127,16 +127,16 @@ pub fn answer(bytes: &[u8]) {
     }
 }
 
-/// Where a record has the checksum of the bytes before.
+/// The place of a record's checksum, which is that of the bytes before.
 const SUM: usize = RECORD - 4;
 
-fn sum(record: &[u8]) -> [u8; 4] {
+fn checksum(record: &[u8]) -> [u8; 4] {
     let mut hasher = DefaultHasher::new();
     record[..SUM].hash(&mut hasher);
     (hasher.finish() as u32).to_le_bytes()
 }
 
-/// The checks, and the answers of Patroni, if any.
+/// The health checks, and the answers of Patroni.
 const ASKED: [&str; 4] = ["primary", "replica", "health", "replica?lag=1MB"];
 const SAID: [Option<(u16, &str)>; 8] = [
     None,
@@ -149,8 +149,8 @@ const SAID: [Option<(u16, &str)>; 8] = [
     Some((503, r#"{"state": "crashed", "role": "primary"}"#)),
 ];
 
-/// A memory file of any bytes: the whole file, or changes to a record that a check has left. If the second byte says so,
-/// each record then gets its right checksum, which no random change finds.
+/// A memory file of any bytes, or a record that a check has left with any changes. If the second byte says so,
+/// each record then gets its right checksum, which random changes do not find.
 pub fn memory(bytes: &[u8]) {
     let [first, second, bytes @ ..] = bytes else { return };
     let path = std::env::temp_dir().join(format!("memory-{}", std::process::id()));
@@ -173,8 +173,8 @@ pub fn memory(bytes: &[u8]) {
     }
     if second & 2 != 0 {
         before.chunks_exact_mut(RECORD).for_each(|record| {
-            let sum = sum(record);
-            record[SUM..].copy_from_slice(&sum);
+            let checksum = checksum(record);
+            record[SUM..].copy_from_slice(&checksum);
         });
     }
     fs::write(&path, &before).expect("a memory file");
@@ -204,8 +204,8 @@ pub fn memory(bytes: &[u8]) {
     let last = recalled.last.clone();
     assert!(!grace::had_good_answer(recalled.plain_records(), recalled.now, Duration::ZERO));
     if last != Record::default() {
-        let whole = |record: &[u8]| record[SUM..] == sum(record);
-        assert!(before.chunks_exact(RECORD).any(whole), "a torn record counts: {last:?}");
+        let intact = |record: &[u8]| record[SUM..] == checksum(record);
+        assert!(before.chunks_exact(RECORD).any(intact), "a torn record counts: {last:?}");
     }
     let (alone, _) = decide(&Record::default(), at);
     let (reply, mut record) = decide(&last, at);
@@ -221,7 +221,7 @@ pub fn memory(bytes: &[u8]) {
         assert_eq!(after, before);
         return fs::remove_file(&path).expect("no memory file");
     }
-    // a hole is zeros
+    // a hole in the file reads as zeros
     assert!(after.len() >= before.len());
     let longest = SIZE.max(before.len());
     before.resize(after.len(), 0);
@@ -231,11 +231,11 @@ pub fn memory(bytes: &[u8]) {
     // the next check reads it, and bridges no trouble for longer than --grace
     let recalled = recall();
     let again = recalled.last.clone();
-    let whole = |time: Duration| time.as_millis();
-    assert_eq!(whole(again.at), whole(record.at));
-    assert_eq!(whole(again.lease), whole(record.lease));
-    assert_eq!(again.ready.map(whole), record.ready.map(whole));
-    assert_eq!(again.trouble.map(whole), record.trouble.map(whole));
+    let millis = |time: Duration| time.as_millis();
+    assert_eq!(millis(again.at), millis(record.at));
+    assert_eq!(millis(again.lease), millis(record.lease));
+    assert_eq!(again.ready.map(millis), record.ready.map(millis));
+    assert_eq!(again.trouble.map(millis), record.trouble.map(millis));
     assert_eq!(
         (again.date, again.pause, again.refused),
         (record.date, record.pause, record.refused)
