@@ -3,7 +3,7 @@
 use crate::node::{LISTEN, Node, agent, ask, on_both};
 use std::net::TcpListener;
 
-/// The settings of the units hold for a check by hand, too, and `--explain` says so.
+/// The settings of the units also apply to a check by hand, and `--explain` says so.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_check_by_hand_says_what_haproxy_is_told() {
@@ -27,7 +27,7 @@ fn a_check_by_hand_says_what_haproxy_is_told() {
     for nothing in ["nobody listens", "another program", "drop-ins", "not here"] {
         assert!(!explained.contains(nothing), "{nothing}: {explained}");
     }
-    // root's check sees as the units' user does: HAProxy's checks cannot see into a folder of root's either
+    // root's check reads files as the units' user: like HAProxy's checks, it cannot see into a folder of root's
     machine.sh("mkdir -m 700 /run/locked; echo drain > /run/locked/hold");
     machine.file(settings, "OPTIONS='--agent-send --hold-file /run/locked/hold'\n");
     let told = machine.network(|| ask(5555, "primary"));

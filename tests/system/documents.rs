@@ -13,7 +13,7 @@ const DOCUMENTS: &str = "/usr/share/doc/patroni-agent-check";
 
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn installed_by_hand() {
+fn the_commands_of_the_documents_work_without_a_package() {
     let machine = Node::boot("documents", "/");
     machine.sh("systemctl stop patroni-agent-check.socket; userdel patroni-agent-check; set -e
         rm -r /usr/bin/patroni-agent-check /usr/lib/patroni-agent-check /etc/default/patroni-agent-check /run/patroni-agent-check

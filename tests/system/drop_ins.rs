@@ -16,7 +16,7 @@ use std::time::Duration;
 fn each_drop_in_answers_with_its_exposure() {
     on_both("drop-ins", |name, root| {
         let machine = Node::boot(name, root);
-        // the first instance brings its slice, and a line for that
+        // the first instance starts the slice, which leaves a line
         assert!(machine.network(|| check(5555)).starts_with("up ready"));
         let folder = "/etc/systemd/system/patroni-agent-check@.service.d";
         for (drop_in, most) in [("", 7.3), ("lean", 3.3), ("strict", 1.3)] {
@@ -72,10 +72,10 @@ fn a_patroni_on_the_nodes_address_is_found() {
             assert_eq!(
                 machine.network(|| ask(5555, "master")),
                 named,
-                "the same settings on another node would be seen"
+                "the reply names the Patroni that --url gives"
             );
             settings("--agent-send");
-            machine.let_in("10.99.0.1");
+            machine.allow("10.99.0.1");
             assert!(
                 machine.network(|| ask_at(node, "primary")).starts_with("up ready"),
                 "{units} {name}"
@@ -148,7 +148,7 @@ fn the_listener_starts_in_a_container_without_namespaces() {
     });
 }
 
-/// By the commands of docs/install.md.
+/// With the commands of docs/install.md.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_second_patroni_has_its_own_agent() {

@@ -1,17 +1,17 @@
-//! Who may ask, and who asks too much: with an access list and without one.
+//! The access list, and floods with it and without it.
 
 use crate::common::{self, FakePatroni};
 use crate::node::{DEBIAN_13, LISTEN, Node, STRANGER, UNITS, check, connect_from, flood, on_both};
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 
-/// An access list, copied while the socket listens, with somebody who is in it and somebody who is not.
+/// An access list that is copied while the socket listens. It has one client, and lacks the other.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn only_who_is_in_the_access_list_may_ask() {
+fn only_addresses_on_the_access_list_may_ask() {
     on_both("access-list", |name, root| {
         let machine = Node::boot(name, root);
-        machine.let_in_itself();
+        machine.allow_itself();
         assert!(machine.network(|| check(5555)).starts_with("up ready"), "{name}");
         let accepted = "systemctl show -P NAccepted patroni-agent-check.socket";
         assert_eq!(machine.sh(accepted).trim(), "1", "{name}");
@@ -30,20 +30,20 @@ fn a_flood_from_outside_the_access_list() {
         for (name, root) in [("flood-12", "/"), ("flood-13", DEBIAN_13)] {
             let machine = Node::with(units, name, root);
             machine.sh("ip route add local fd00:66::/64 dev lo");
-            machine.let_in_itself();
+            machine.allow_itself();
             let half = "--count 64 --rate 1500 --silent 1000 --seconds 3";
-            let strangers = [
-                machine.strangers(&format!("127.0.0.1 5555 --from 127.0.0.0/8 {half}")),
-                machine.strangers(&format!("::1 5555 --from fd00:66::/64 {half}")),
+            let floods = [
+                machine.start_flood(&format!("127.0.0.1 5555 --from 127.0.0.0/8 {half}")),
+                machine.start_flood(&format!("::1 5555 --from fd00:66::/64 {half}")),
             ];
-            let (asked, missed, _) = machine.checks_among(strangers.into());
+            let (asked, missed, _) = machine.check_during(floods.into());
             assert!(asked >= 10 && missed == 0, "{units} {name}: {missed} of {asked} missed");
         }
     }
 }
 
-/// Without an access list, two addresses keep open as many silent connections as they can: 43 a second would take 64 places,
-/// if each kept its place for the whole `--timeout`.
+/// Without an access list, two addresses keep as many silent connections open as they can: 43 a second would take 64 places
+/// if each kept its place for all of `--timeout`.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn two_silent_strangers_cost_haproxy_no_check() {
@@ -51,13 +51,13 @@ fn two_silent_strangers_cost_haproxy_no_check() {
         let machine = Node::boot(name, root);
         machine.put(&common::shipped(), "/usr/bin/patroni-agent-check");
         let silent = "127.0.0.1 5555 --from 127.0.0.0/8 --count 2 --rate 0 --silent 200 --pace 43 --seconds 5";
-        let (asked, missed, _) = machine.checks_among(vec![machine.strangers(silent)]);
+        let (asked, missed, _) = machine.check_during(vec![machine.start_flood(silent)]);
         assert!(asked >= 10 && missed == 0, "{name}: {missed} of {asked} missed");
     }
 }
 
-/// Four HAProxies with 18 pools each, and a stranger as often as it can, ask a health check that hangs: the places that are
-/// left suffice for another check, and no refused connection is logged.
+/// Four HAProxies with 18 pools each, and a stranger with as many connections as it can get, ask a Patroni that hangs. There
+/// is still a place for another check, and no refused connection is logged.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_stranger_leaves_places_while_patroni_hangs() {

@@ -1,8 +1,8 @@
-//! Real HAProxy with the program as its agent: what each verdict does, from every state. Needs HAProxy (tests/install);
-//! tests/run runs it. HAPROXY names another one.
+//! A real HAProxy with the agent: what each verdict does to a server in each state. Needs HAProxy (tests/install);
+//! tests/run runs it. HAPROXY names another HAProxy program.
 
 use crate::common::{self, AGENT, FakePatroni, Start, http, start, stats_socket};
-use crate::played_nodes::{LONG, Site, Truth};
+use crate::fake_nodes::{LONG, NodeState, Site};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
@@ -44,7 +44,7 @@ fn launcher(address: &str, arguments: Arc<Mutex<Vec<String>>>) -> SocketAddr {
     address
 }
 
-/// units/examples/haproxy.cfg, with its variable replaced: tests take parts of it.
+/// units/examples/haproxy.cfg with its variable replaced.
 pub fn shipped() -> String {
     let text = fs::read_to_string(common::file("units/examples/haproxy.cfg")).expect("haproxy.cfg");
     let text = text.replace("\"${AGENT_PORT}\"", "5555").replace(":${AGENT_PORT}\"", ":5555");
@@ -103,8 +103,8 @@ impl HaProxy {
         stats_socket::stat(&self.socket(), pool, server, field).expect("HAProxy")
     }
 
-    /// Waits until a field of a server or of BACKEND is as it should be, and returns it.
-    pub fn until(
+    /// Waits until a field of a server or of BACKEND is so, and returns it.
+    pub fn wait_until(
         &self,
         pool: &str,
         server: &str,
@@ -130,7 +130,7 @@ impl HaProxy {
     }
 
     /// Waits until a server is in this state and its agent said this.
-    fn reaches(&self, backend: &str, operating: u32, administrative: u32, said: &str) {
+    fn wait_for_state(&self, backend: &str, operating: u32, administrative: u32, said: &str) {
         let expected = (operating, administrative, said.to_owned());
         let end = Instant::now() + Duration::from_secs(20);
         loop {
@@ -271,7 +271,7 @@ fn each_verdict_from_each_state() {
         play(case);
         for backend in ["plain", "checked", "six"] {
             println!("{from} -> {}: {backend}", case.name);
-            haproxy.reaches(backend, case.operating, case.administrative, case.said);
+            haproxy.wait_for_state(backend, case.operating, case.administrative, case.said);
         }
     };
     for from in [READY, OUT, DRAINED, FAILED] {
@@ -286,9 +286,9 @@ fn each_verdict_from_each_state() {
         for backend in ["plain", "checked", "six"] {
             let said =
                 "agent reports an error : !unreachable:_Patroni_127.0.0.1:1:_connection_refused";
-            // a word that HAProxy does not know comes after a state that it keeps
+            // a word that HAProxy does not know changes no state
             let (operating, administrative) = (from.operating, from.administrative);
-            haproxy.reaches(backend, operating, administrative, said);
+            haproxy.wait_for_state(backend, operating, administrative, said);
         }
     }
     // one "up ready" undoes what an operator or another agent has left
@@ -325,14 +325,14 @@ fn pools_on_one_port_by_agent_send() {
         let _ = writeln!(backends, "backend {name}\n server pg 127.0.0.1:1 {options}");
     }
     let haproxy = HaProxy::start("pools", &backends);
-    haproxy.reaches("write", STOPPED, MAINT, "via agent : up (replica, streaming)");
-    haproxy.reaches("read", RUNNING, NONE, "via agent : up (replica, streaming)");
-    haproxy.reaches("drain", RUNNING, DRAIN, "via agent : up (replica, streaming)");
+    haproxy.wait_for_state("write", STOPPED, MAINT, "via agent : up (replica, streaming)");
+    haproxy.wait_for_state("read", RUNNING, NONE, "via agent : up (replica, streaming)");
+    haproxy.wait_for_state("drain", RUNNING, DRAIN, "via agent : up (replica, streaming)");
     let said = "via agent : fail (agent-send line: unknown health check 'primry'; \
                 try primary, replica, read-only (all: --help))";
-    haproxy.reaches("typo", STOPPED, NONE, said);
+    haproxy.wait_for_state("typo", STOPPED, NONE, said);
     let said = r#"via agent : fail (no agent-send line within 300 ms: end it with a newline, as in agent-send "primary\n")"#;
-    haproxy.reaches("open", STOPPED, NONE, said);
+    haproxy.wait_for_state("open", STOPPED, NONE, said);
     for request in patroni.requests() {
         let asked = request.lines().next().expect("a request");
         assert!(
@@ -342,7 +342,7 @@ fn pools_on_one_port_by_agent_send() {
     }
 }
 
-/// By the commands of docs/haproxy.md and docs/operate.md, for a server of this machine.
+/// With the commands of docs/haproxy.md and docs/operate.md.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn a_server_that_is_added_at_run_time() {
@@ -422,19 +422,20 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
         up.count()
     };
     reads_reach(&['2', '3']);
-    let hold = |held| site.nodes[1..].iter().for_each(|node| Truth::set(&node.is.held, held));
+    let hold =
+        |held| site.nodes[1..].iter().for_each(|node| NodeState::set(&node.state.held_drain, held));
     hold(true);
     reads_reach(&['1']);
     assert_eq!(up("postgres-read"), 0, "while reads are on the primary");
     hold(false);
     for replica in ["pg2", "pg3"] {
-        site.until("postgres-read", replica, "status", |status| status.starts_with("UP"));
+        site.wait_until("postgres-read", replica, "status", |status| status.starts_with("UP"));
     }
     reads_reach(&['2', '3']);
     assert_eq!(up("postgres-read"), 2);
     assert_eq!(up("postgres-write"), 1);
 
-    println!("a weight of 0 is seen, and is healed by the command of its alert");
+    println!("a weight of 0 is exported, and the command of its alert undoes it");
     let weight = |weight: &str| {
         let line =
             format!("haproxy_server_weight{{proxy=\"postgres-write\",server=\"pg1\"}} {weight}\n");
@@ -443,7 +444,7 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
     assert!(weight("1"));
     site.command("set server postgres-write/pg1 weight 0");
     assert!(weight("0"));
-    assert_eq!(up("postgres-write"), 1, "no other alert sees it");
+    assert_eq!(up("postgres-write"), 1, "no other alert is raised by it");
     site.command("set server postgres-write/pg1 weight 100%");
     assert!(weight("1"));
 
@@ -485,7 +486,7 @@ fn reads_fall_back_to_the_primary_and_alerts_see_it() {
 /// check ends that if Patroni answers 503, and not if Patroni answers 200. `agents` shows the silence.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
-fn a_silent_agent_is_bounded_by_the_check() {
+fn a_silent_agent_is_bounded_by_haproxys_own_check() {
     let agent_speaks = Arc::new(AtomicBool::new(true));
     let patroni_agrees = Arc::new(AtomicBool::new(true));
     let speaks = Arc::clone(&agent_speaks);
@@ -651,76 +652,78 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
             assert_eq!(write().answer, node);
         }
     };
-    let [pg1, pg2, _] = site.nodes.each_ref().map(|node| &node.is);
+    let [pg1, pg2, _] = site.nodes.each_ref().map(|node| &node.state);
     let until = |pool, server, status: &str| {
-        site.until(pool, server, "status", |shown| shown.starts_with(status));
+        site.wait_until(pool, server, "status", |shown| shown.starts_with(status));
     };
     reaches(Some('1'));
-    println!("a hold is a hold: all agents answer");
-    for hold in [&pg1.held, &pg1.cut] {
-        Truth::set(hold, true);
+    println!("a hold while all agents answer: no client is served");
+    for hold in [&pg1.held_drain, &pg1.held_maint] {
+        NodeState::set(hold, true);
         reaches(None);
-        Truth::set(hold, false);
+        NodeState::set(hold, false);
         reaches(Some('1'));
     }
 
-    println!("a standby whose agent is silent: a hold is a hold, and then the standby is promoted");
-    Truth::set(&pg2.silent, true);
+    println!("a hold while a standby's agent is silent: no client is served");
+    NodeState::set(&pg2.silent, true);
     until("agents", "pg2", "DOWN");
     reaches(Some('1'));
-    for hold in [&pg1.held, &pg1.cut] {
-        Truth::set(hold, true);
+    for hold in [&pg1.held_drain, &pg1.held_maint] {
+        NodeState::set(hold, true);
         until("reserve", "pg1", "DRAIN");
         reaches(None);
-        println!("also if the agent that has said so is silent, too");
-        Truth::set(&pg1.silent, true);
+        println!("also if the agent of the held node falls silent");
+        NodeState::set(&pg1.silent, true);
         until("agents", "pg1", "DOWN");
         reaches(None);
-        Truth::set(&pg1.silent, false);
-        Truth::set(hold, false);
+        NodeState::set(&pg1.silent, false);
+        NodeState::set(hold, false);
         reaches(Some('1'));
     }
-    println!("a primary that drains takes nothing new, and the reserve does so at once");
-    Truth::set(&pg1.stopping, true);
+    println!(
+        "a primary that drains gets no new session, and the reserve takes over after a promotion"
+    );
+    NodeState::set(&pg1.stopping, true);
     until("postgres-write", "pg1", "DRAIN");
     until("reserve", "pg1", "NOLB");
     reaches(None);
-    site.turn(1, true);
+    site.set_primary(1, true);
     reaches(Some('2'));
-    site.turn(1, false);
-    Truth::set(&pg1.stopping, false);
+    site.set_primary(1, false);
+    NodeState::set(&pg1.stopping, false);
     reaches(Some('1'));
-    site.turn(0, false);
+    site.set_primary(0, false);
     until("reserve", "pg1", "NOLB");
     reaches(None);
-    site.turn(1, true);
+    site.set_primary(1, true);
     reaches(Some('2'));
 
-    println!("two primaries by Patroni's word: nobody");
-    Truth::set(&pg1.silent, true);
-    site.turn(0, true);
+    println!("two primaries, as Patroni says: no client is served");
+    NodeState::set(&pg1.silent, true);
+    site.set_primary(0, true);
     reaches(None);
-    site.turn(0, false);
-    Truth::set(&pg1.silent, false);
+    site.set_primary(0, false);
+    NodeState::set(&pg1.silent, false);
     reaches(Some('2'));
 
-    println!("it loses its lock: sessions through the reserve end");
+    println!("the primary loses the leader lock: sessions through the reserve end");
     let mut session = write().stream;
     session.set_read_timeout(Some(LONG)).expect("a socket");
-    Truth::set(&pg2.lock_lost, true);
+    NodeState::set(&pg2.lock_lost, true);
     let end = session.read(&mut [0]).map_err(|error| error.kind());
     assert!(matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)), "{end:?}");
-    Truth::set(&pg2.lock_lost, false);
+    NodeState::set(&pg2.lock_lost, false);
     reaches(Some('2'));
 
-    println!("its agent is back, and a session through the reserve lives on");
+    println!("the primary's agent answers again, and a session through the reserve stays");
     let mut session = write().stream;
-    Truth::set(&pg2.silent, false);
+    NodeState::set(&pg2.silent, false);
     until("postgres-write", "pg2", "UP");
     assert!(session.read(&mut [0]).is_err(), "it is open, and nothing to read");
 
-    println!("while an agent has named a server the reserve is not used, whoever is silent");
-    Truth::set(&pg1.silent, true);
+    println!("while an agent says READY, the reserve is not used, whichever agent is silent");
+    NodeState::set(&pg1.silent, true);
     until("agents", "pg1", "DOWN");
     let used = site.stat("reserve", "BACKEND", "stot");
     reaches(Some('2'));
@@ -752,7 +755,7 @@ fn the_reserve_tells_a_broken_primary_from_another_role() {
     let patronis =
         answers.each_ref().map(|(status, body, ..)| FakePatroni::answering(http(*status, body)));
     let mut pools = String::new();
-    // the whole, and without each of these lines
+    // with all lines, and without each of these
     let expected = lines.clone().filter(|line| line.contains("http-check expect"));
     let backends: Vec<_> = std::iter::once("").chain(expected).enumerate().collect();
     for (number, left_out) in &backends {
@@ -771,9 +774,9 @@ fn the_reserve_tells_a_broken_primary_from_another_role() {
             let server = format!("pg{server}");
             // "* " while a check is under way
             let found =
-                haproxy.until(&pool, &server, "check_status", |found| !found.contains("INI"));
+                haproxy.wait_until(&pool, &server, "check_status", |found| !found.contains("INI"));
             if number == 0 {
-                haproxy.until(&pool, &server, "status", |found| found == *status);
+                haproxy.wait_until(&pool, &server, "status", |found| found == *status);
             }
             found.trim_start_matches("* ") == *wanted
         });
@@ -785,7 +788,7 @@ fn the_reserve_tells_a_broken_primary_from_another_role() {
 /// them in one segment, from one write.
 #[test]
 #[ignore = "needs strace: tests/run"]
-fn one_write() {
+fn a_reply_is_one_write() {
     let patroni = FakePatroni::answering(http(200, READY.body));
     let trace = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("trace");
     let (client, stream) = common::connection("127.0.0.1:0");

@@ -1,5 +1,5 @@
-//! The tests that need root, and what tests/install installs. All are ignored: tests/run runs them one by one, since the
-//! machines that they boot want this one for themselves.
+//! The tests that need root, and what tests/install installs. All are ignored: tests/run runs them one at a time, because
+//! other work on the host would disturb what they measure.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -7,11 +7,11 @@ mod common;
 mod by_hand;
 mod documents;
 mod drop_ins;
+mod fake_nodes;
 mod floods;
 mod haproxy;
 mod never_dead;
 mod node;
-mod played_nodes;
 mod pools;
 mod port_stays;
 mod reload;

@@ -8,9 +8,9 @@ use std::net::{Shutdown, TcpStream};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-fn attack(units: &'static str, name: &str, root: &str) {
+fn attack_port(units: &'static str, name: &str, root: &str) {
     let machine = Node::with(units, name, root);
-    machine.haproxies(4);
+    machine.start_haproxies(4);
     machine.assert_alive("start");
 
     // one hour of one pool leaves no line
@@ -26,12 +26,12 @@ fn attack(units: &'static str, name: &str, root: &str) {
     assert_eq!(machine.journal_lines(), lines, "lines without settings");
     machine.sh("mv /etc/default/away /etc/default/patroni-agent-check");
     machine.sh(&format!("systemctl stop {LISTEN}.service"));
-    let (lines, memory) = (machine.journal_lines(), machine.memory());
+    let (lines, memory) = (machine.journal_lines(), machine.pid_1_memory());
     let answered =
         machine.network(|| (0..1800).filter(|_| check(5555).starts_with("up ready")).count());
     assert_eq!(answered, 1800);
     assert_eq!(machine.journal_lines(), lines, "lines for 1,800 healthy checks");
-    machine.haproxies(4);
+    machine.start_haproxies(4);
     machine.assert_alive("1,800 checks");
 
     machine.network(|| flood(5000));
@@ -70,7 +70,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
     let back = || {
         machine.sh("cp /root/patroni-agent-check /usr/bin/new; mv /usr/bin/new /usr/bin/patroni-agent-check")
     };
-    // this agent also ignores SIGTERM, with which systemd sends a SIGCONT
+    // a hung agent that also ignores SIGTERM, with which systemd sends SIGCONT
     let deaf = "trap '' TERM; kill -STOP $$; while :; do sleep 1; done";
     for (what, script) in [("crashes", "kill -SEGV $$"), ("hangs", deaf)] {
         instead(script);
@@ -107,7 +107,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
             back();
             machine.assert_alive(&format!("a program that {what}"));
         }
-        // and by the clock, since a busy machine may not start it more than ten times anyway
+        // the times between the starts, because a busy machine may not manage more than ten starts anyway
         let starts = "/run/patroni-agent-check/starts";
         machine.sh(&format!("install -m 666 /dev/null {starts}"));
         instead(&format!("date +%s%N >> {starts}; exit 1"));
@@ -121,7 +121,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
         println!("{}: milliseconds between starts: {apart:?}", machine.name);
         assert!(apart.len() > 1 && apart.iter().all(|time| *time >= 500), "{apart:?}");
         machine.assert_alive("a program that fails at once");
-        // the waiting connections start a listener that ended well at once, without the timer
+        // after a listener that ends with success, waiting connections start the next at once, without the timer
         instead("exec systemd-notify --ready");
         sleep(2 * INTERVAL);
         back();
@@ -182,7 +182,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
     machine.assert_alive("100 restarts of the socket with daemon-reloads");
 
     machine.assert_nothing_lingers();
-    let grown = machine.memory().saturating_sub(memory);
+    let grown = machine.pid_1_memory().saturating_sub(memory);
     println!("{}: PID 1 grew by {grown} kB, from {memory} kB", machine.name);
     assert!(grown < 2048, "PID 1 grew by {grown} kB");
     assert_eq!(machine.sh(&format!("systemctl is-active {units}.socket")), "active\n");
@@ -194,7 +194,7 @@ fn attack(units: &'static str, name: &str, root: &str) {
 fn nothing_kills_the_port() {
     std::thread::scope(|scope| {
         for (units, name) in [(UNITS, "each"), (LISTEN, "many")] {
-            scope.spawn(move || on_both(name, |name, root| attack(units, name, root)));
+            scope.spawn(move || on_both(name, |name, root| attack_port(units, name, root)));
         }
     });
 }
@@ -205,7 +205,7 @@ fn nothing_kills_the_port() {
 fn each_setting_of_the_units_is_needed() {
     let machine = Node::boot("without", "/");
     assert!(machine.network(|| check(5555)).starts_with("up ready"));
-    // which would open the port again
+    // this unit would open the port again
     machine
         .sh("rm /etc/systemd/system/patroni-agent-check-reopen@.service; systemctl daemon-reload");
     let units = "/etc/systemd/system/patroni-agent-check";
@@ -223,14 +223,14 @@ fn each_setting_of_the_units_is_needed() {
     };
 
     remove("TriggerLimitIntervalSec");
-    // 200 in two seconds, which a busy machine need not reach at once
+    // the limit is 200 in two seconds, which a busy machine may not reach at once
     let failed =
         || machine.sh("systemctl is-failed patroni-agent-check.socket || true") == "failed\n";
     let tries = (1..=10).find(|_| {
         machine.network(|| flood(1000));
         failed()
     });
-    assert!(tries.is_some(), "the trigger limit is a switch for the port");
+    assert!(tries.is_some(), "no flood has made the trigger limit close the port");
     restore();
 
     remove("StartLimitIntervalSec");

@@ -1,4 +1,4 @@
-//! A machine with the shipped units, a fake Patroni and HAProxy, and those who ask its agent.
+//! A machine with the shipped units, a fake Patroni and HAProxy, and the clients that ask its agent.
 
 use crate::common::machine::Machine;
 use crate::common::{self, AGENT, FakePatroni, lab, stats_socket};
@@ -32,8 +32,8 @@ pub struct Node {
     pub machine: Machine,
     /// Which pair of units is in use.
     units: &'static str,
-    /// The timeline that Patroni names.
-    said: Arc<AtomicU64>,
+    /// The timeline in Patroni's answers.
+    timeline: Arc<AtomicU64>,
 }
 
 impl Deref for Node {
@@ -53,21 +53,21 @@ impl Node {
         Node::with_patroni(units, name, root, "127.0.0.1")
     }
 
-    /// Boots with a Patroni that listens on this address alone, which becomes an address of the machine.
+    /// Boots with a Patroni that listens only on this address, which the machine gets.
     pub fn with_patroni(units: &'static str, name: &str, root: &str, address: &str) -> Node {
-        let node = Node { machine: Machine::boot(name, root), units, said: Arc::default() };
+        let node = Node { machine: Machine::boot(name, root), units, timeline: Arc::default() };
         lab("machine", &["agent", &node.name, AGENT]).expect("it is installed");
-        // for a test that replaces the program
+        // for tests that replace the program
         node.put(Path::new(AGENT), "/root/patroni-agent-check");
         node.sh("chmod 755 /root");
         if address != "127.0.0.1" {
             node.sh(&format!("ip address add {address}/32 dev lo"));
         }
-        let said = node.said.clone();
+        let next = node.timeline.clone();
         node.network(|| {
             FakePatroni::on(&format!("{address}:8008"), move |mut stream, _| {
                 common::read_request(&mut stream);
-                let timeline = said.load(Ordering::SeqCst);
+                let timeline = next.load(Ordering::SeqCst);
                 let body =
                     format!(r#"{{"state": "running", "role": "primary", "timeline": {timeline}}}"#);
                 let _ = stream.write_all(&common::http(200, &body));
@@ -90,12 +90,12 @@ impl Node {
         })
     }
 
-    /// Copies the access list with two addresses of this machine, while the socket listens.
-    pub fn let_in_itself(&self) {
-        self.let_in("127.0.0.1 ::1");
+    /// Copies an access list with the machine's loopback addresses, while the socket listens.
+    pub fn allow_itself(&self) {
+        self.allow("127.0.0.1 ::1");
     }
 
-    pub fn let_in(&self, addresses: &str) {
+    pub fn allow(&self, addresses: &str) {
         let text =
             fs::read_to_string(common::file("units/examples/access-list.conf")).expect("units");
         let folder = format!("/etc/systemd/system/{}.socket.d", self.units);
@@ -104,8 +104,8 @@ impl Node {
         self.sh("systemctl daemon-reload");
     }
 
-    /// Starts tests/lab/flood in this machine's network. It ends by itself.
-    pub fn strangers(&self, arguments: &str) -> Child {
+    /// Starts tests/lab/flood in this machine's network. The flood ends by itself.
+    pub fn start_flood(&self, arguments: &str) -> Child {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.host_pid, "--net"]).arg(common::file("tests/lab/flood"));
         command.args(arguments.split(' ')).stdout(Stdio::piped());
@@ -115,11 +115,11 @@ impl Node {
         child
     }
 
-    /// Makes HAProxy's agent checks, ten a second, until the strangers are gone. Returns how many there were, how many got
-    /// no reply in time, and the longest.
-    pub fn checks_among(&self, mut strangers: Vec<Child>) -> (usize, usize, Duration) {
+    /// Makes agent checks as HAProxy does, ten a second, until the floods end. Returns how many checks there were, how many got
+    /// no reply in time, and the longest time.
+    pub fn check_during(&self, mut floods: Vec<Child>) -> (usize, usize, Duration) {
         let (mut asked, mut missed, mut longest) = (0, 0, Duration::ZERO);
-        while strangers.iter_mut().any(|child| child.try_wait().expect("a child").is_none()) {
+        while floods.iter_mut().any(|child| child.try_wait().expect("a child").is_none()) {
             let started = Instant::now();
             let reply = self.network(|| {
                 let mut reply = String::new();
@@ -136,7 +136,7 @@ impl Node {
             longest = longest.max(took);
             sleep(Duration::from_millis(100).saturating_sub(took));
         }
-        for child in strangers {
+        for child in floods {
             let said = child.wait_with_output().expect("a child").stdout;
             println!("{}: {}", self.name, String::from_utf8_lossy(&said).trim());
         }
@@ -144,7 +144,7 @@ impl Node {
         (asked, missed, longest)
     }
 
-    pub fn haproxies(&self, count: u32) {
+    pub fn start_haproxies(&self, count: u32) {
         for number in 1..=count {
             self.file(&format!("/run/haproxy{number}.cfg"), &format!(
                 "global\n stats socket /run/haproxy{number}.sock\ndefaults\n mode tcp\n timeout connect 1s\n \
@@ -163,10 +163,10 @@ impl Node {
         }
     }
 
-    /// What HAProxy shows of the agent's last reply.
-    fn heard(&self) -> String {
+    /// The agent's last reply, as HAProxy shows it.
+    fn last_reply(&self) -> String {
         let socket = self.inside("/run/haproxy1.sock");
-        // HAProxy is just starting
+        // HAProxy may still be starting
         stats_socket::stat(&socket, "pool", "pg", "last_agt").unwrap_or_default()
     }
 
@@ -182,9 +182,9 @@ impl Node {
     /// Asserts that the next reply reaches HAProxy within two intervals and the time of one check.
     pub fn assert_alive(&self, after: &str) {
         // a reply that HAProxy cannot have got before
-        let wanted = format!("timeline {})", self.said.fetch_add(1, Ordering::SeqCst) + 1);
+        let wanted = format!("timeline {})", self.timeline.fetch_add(1, Ordering::SeqCst) + 1);
         let started = Instant::now();
-        while !self.heard().contains(&wanted) {
+        while !self.last_reply().contains(&wanted) {
             let state =
                 || self.sh(&format!("systemctl status {}.socket --no-pager || true", self.units));
             assert!(
@@ -217,7 +217,7 @@ impl Node {
     }
 
     /// Resident memory of PID 1 in kB.
-    pub fn memory(&self) -> u64 {
+    pub fn pid_1_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.host_pid)).expect("proc");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
         line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
@@ -235,7 +235,7 @@ pub fn agent(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// Another address than HAProxy's.
+/// An address that no HAProxy has.
 pub const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
 
 pub fn stranger() -> Option<TcpStream> {
@@ -269,7 +269,7 @@ pub fn ask_at(address: SocketAddr, line: &str) -> String {
     reply
 }
 
-/// Makes so many connections, over two seconds if this machine can, and waits for none.
+/// Makes this many connections, within two seconds if this machine can, and waits for none.
 pub fn flood(count: u32) {
     let started = Instant::now();
     let mut made = VecDeque::new();

@@ -1,5 +1,5 @@
-//! `patroni-pools` beside a real HAProxy: what HAProxy refuses, what it does, and what a reload begins with. Needs HAProxy,
-//! and no root.
+//! `patroni-pools` with a real HAProxy: what HAProxy refuses, what it does, and what a reload begins with. Needs HAProxy, and
+//! no root.
 
 use crate::common::{FakePatroni, file, http, stats_socket};
 use patroni_agent_check::pools::configuration::Configuration;
@@ -52,7 +52,7 @@ impl HaProxy {
         self.process = Some(start.expect("haproxy"));
     }
 
-    /// As haproxy.service does it: the states, then the signal.
+    /// Saves the states and sends the signal, as haproxy.service does.
     fn reload(&self) {
         let (_, _, said) = self.run(&["save-states"]);
         assert_eq!(said, "");
@@ -62,7 +62,7 @@ impl HaProxy {
         thread::sleep(Duration::from_secs(2));
     }
 
-    /// Exit status, what is printed, and what is said besides.
+    /// Exit status, stdout and stderr.
     fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
         let command = Command::new(POOLS)
             .args(arguments)
@@ -78,14 +78,14 @@ impl HaProxy {
 impl Drop for HaProxy {
     fn drop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            // the master ends its workers, too
+            // the master also ends its workers
             let _ = Command::new("kill").arg(process.id().to_string()).status();
             let _ = process.wait();
         }
     }
 }
 
-/// An agent that gives everybody this answer.
+/// An agent that always sends this reply.
 fn agent(answer: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -100,12 +100,12 @@ fn agent(answer: &'static str) -> u16 {
 
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
-fn haproxy_is_the_judge_of_its_language() {
+fn haproxy_judges_its_own_language() {
     let haproxy = HaProxy::new("listen a\n bind 127.0.0.1:1\n nonsense\n");
     let (status, found, said) = haproxy.run(&["check"]);
     assert!(status == Some(2) && found.is_empty(), "{found}");
     assert!(said.contains("unknown keyword 'nonsense'") && said.contains("HAProxy refuses"));
-    // names that this machine does not know are not a matter of the language
+    // unknown host names are no mistake in the language
     let example = fs::read_to_string(file("units/examples/haproxy.cfg")).expect("an example");
     let example = example.split_once("\ndefaults").expect("defaults").1;
     let example = format!("defaults{example}");
@@ -116,10 +116,10 @@ fn haproxy_is_the_judge_of_its_language() {
     assert!(said.contains("does not know the names"), "{said}");
 }
 
-/// What is read of a configuration is what HAProxy reads: its servers, ports, checks, agents, and who is disabled.
+/// HAProxy has the servers, ports, checks, agents and `disabled` that patroni-pools reads.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
-fn the_reader_reads_what_haproxy_reads() {
+fn patroni_pools_reads_a_configuration_as_haproxy_does() {
     let layout = |clients: u16| {
         format!(
             r#" setenv AGENT 5559
@@ -219,7 +219,7 @@ backend agents from agent
 
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
-fn what_haproxy_does_is_seen_and_kept_over_a_reload() {
+fn status_shows_what_haproxy_does_and_a_reload_keeps_it() {
     let (ready, maint) = (agent("up ready # primary"), agent("up maint # replica"));
     let primary = FakePatroni::new(|stream| {
         let _ = stream.write_all(&http(200, "{\"role\": \"primary\", \"state\": \"running\"}"));
@@ -252,7 +252,7 @@ fn what_haproxy_does_is_seen_and_kept_over_a_reload() {
     assert!(lines[0].ends_with("Patroni: primary, running"), "{shown}");
     assert!(lines[1].starts_with("rw/b   MAINT") && lines[1].contains("agent L7OK: "));
 
-    println!("a wrong port for the agent: the states are kept, and status says so");
+    println!("a wrong port for the agent: the states stay, and status reports the port");
     haproxy.write(&pool(free()));
     let (status, shown, _) = haproxy.run(&["status"]);
     assert!(status == Some(1) && shown.contains("has HAProxy been reloaded"), "{shown}");
@@ -261,7 +261,7 @@ fn what_haproxy_does_is_seen_and_kept_over_a_reload() {
     assert!(status == Some(1) && shown.starts_with("rw/a   UP"), "{shown}");
     assert!(shown.contains("its agent does not answer (L4CON)"), "{shown}");
 
-    println!("and back");
+    println!("the right port again");
     haproxy.write(&pool(ready));
     haproxy.reload();
     let (status, shown, _) = haproxy.run(&["status", "--wait", "5", "--quiet"]);
@@ -276,7 +276,7 @@ fn what_haproxy_does_is_seen_and_kept_over_a_reload() {
     assert!(status == Some(0) && said.contains("were not saved"), "{said}");
 }
 
-/// In the old process, they would be refused: it asks nobody any more.
+/// The old process asks no agent any more, so it would refuse waiting clients.
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn the_states_are_saved_once_no_client_waits() {

@@ -1,5 +1,5 @@
-//! Nobody but an administrator closes port 5555: PID 1's own errors, an address that comes late, a service's unit that is
-//! away, and a stranger who takes the port. Needs root and what tests/install installs; tests/run runs it.
+//! Port 5555 opens again unless an administrator has closed it: after errors of PID 1, before the address is there, after
+//! the unit was missing, and after a stranger had the port. Needs root and what tests/install installs; tests/run runs it.
 
 use crate::node::{DEBIAN_13, LISTEN, Node, UNITS, agent, check, on_both, stranger};
 use rustix::net::sockopt::set_socket_linger;
@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// The guide says two seconds; this machine may be busy.
+/// The documents say two seconds, but this machine may be busy.
 const SOON: Duration = Duration::from_secs(20);
 
 /// Makes calls of PID 1 fail until it is dropped.
@@ -49,7 +49,7 @@ impl Node {
         self.network(|| check(5555)).starts_with("up ready")
     }
 
-    fn soon(&self, what: &str, is_so: impl Fn(&Node) -> bool) {
+    fn wait_until(&self, what: &str, is_so: impl Fn(&Node) -> bool) {
         let begun = Instant::now();
         while !is_so(self) {
             assert!(begun.elapsed() < SOON, "{}: {what}: {}", self.name, self.said());
@@ -71,7 +71,7 @@ impl Node {
     fn stranger_takes_the_port(&self, units: &str) {
         self.sh(&format!("systemctl stop {units}.socket"));
         self.sh("systemd-run --quiet --unit=stranger --uid=nobody systemd-socket-activate -a -l 5555 /bin/true");
-        self.soon("the stranger listens", |machine| {
+        self.wait_until("the stranger listens", |machine| {
             machine.network(|| TcpStream::connect(agent(5555)).is_ok())
         });
         assert!(self.try_sh(&format!("systemctl start {units}.socket")).is_err(), "{}", self.name);
@@ -101,10 +101,10 @@ fn an_error_of_pid_1_closes_the_port_for_two_seconds_at_most() {
             let began = Instant::now();
             // PID 1 may have forked for something else first, and then this check is answered
             machine.answers();
-            machine.soon(&format!("{what}, {times} times"), Node::answers);
+            machine.wait_until(&format!("{what}, {times} times"), Node::answers);
             println!("{name}: {what}, {times} times: closed for {:?} at most", began.elapsed());
             drop(errors);
-            machine.soon("it has ended", |machine| {
+            machine.wait_until("the reopen service has ended", |machine| {
                 !machine.is_active(&format!("{UNITS}-reopen@{UNITS}.service"))
             });
         }
@@ -115,7 +115,7 @@ fn an_error_of_pid_1_closes_the_port_for_two_seconds_at_most() {
     });
 }
 
-/// The timer starts the listener, while the connections wait in the socket.
+/// A timer starts the listener, and the connections wait in the socket meanwhile.
 #[test]
 #[ignore = "needs root, systemd and strace: tests/run"]
 fn an_error_of_pid_1_never_closes_the_listening_pair() {
@@ -124,7 +124,7 @@ fn an_error_of_pid_1_never_closes_the_listening_pair() {
         for what in ["socketpair:error=ENFILE", "clone,clone3,vfork,?fork:error=ENOMEM"] {
             machine.sh(&format!("systemctl stop {LISTEN}.service"));
             let errors = Errors::inject(&machine, &format!("{what}:when=1..3"));
-            machine.soon(what, |machine| {
+            machine.wait_until(what, |machine| {
                 machine
                     .network(|| TcpStream::connect(agent(5555)))
                     .expect("the port is never closed");
@@ -136,7 +136,7 @@ fn an_error_of_pid_1_never_closes_the_listening_pair() {
     });
 }
 
-/// While a stranger has the port, the journal names him, and an administrator wins.
+/// While a stranger has the port, the journal names the stranger, and each command of an administrator still applies.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn an_administrator_wins_while_the_port_is_opened_again() {
@@ -146,7 +146,7 @@ fn an_administrator_wins_while_the_port_is_opened_again() {
         {
             scope.spawn(move || {
                 let machine = Node::with(units, name, root);
-                // where a package puts them, so that they can be masked
+                // where a package puts the units, so that they can be masked
                 machine.sh("cp -P /etc/systemd/system/*patroni* /usr/lib/systemd/system/; rm /etc/systemd/system/*patroni*; systemctl daemon-reload");
                 let reopen = format!("{UNITS}-reopen@{units}.service");
                 let uid = machine.sh("id -u nobody");
@@ -164,14 +164,14 @@ fn an_administrator_wins_while_the_port_is_opened_again() {
                     // after this line, the program knows that the socket was enabled
                     let said = machine.said();
                     machine.stranger_takes_the_port(units);
-                    machine.soon("it tries", |machine| machine.said() != said);
+                    machine.wait_until("it tries to open the port", |machine| machine.said() != said);
                     machine.sh(act);
                     if opens != units {
-                        machine.soon(&format!("after {act}, it ends"), |machine| !machine.is_active(&reopen));
+                        machine.wait_until(&format!("after {act}, it ends"), |machine| !machine.is_active(&reopen));
                     }
                     machine.sh("systemctl stop stranger");
                     if !opens.is_empty() {
-                        machine.soon(&format!("after {act}, {opens} answers"), Node::answers);
+                        machine.wait_until(&format!("after {act}, {opens} answers"), Node::answers);
                     }
                     sleep(Duration::from_millis(1500));
                     for unit in [units, other] {
@@ -188,10 +188,10 @@ fn an_administrator_wins_while_the_port_is_opened_again() {
     });
 }
 
-/// An upgrade by hand that takes the unit away for a moment, which systemd 252 answers by closing the port.
+/// An upgrade by hand may remove the unit for a moment. systemd 252 then closes the port.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn a_service_that_is_away_for_a_moment() {
+fn a_unit_that_is_missing_for_a_moment() {
     for units in [UNITS, LISTEN] {
         on_both("away", |name, root| {
             let machine = Node::with(units, name, root);
@@ -203,12 +203,12 @@ fn a_service_that_is_away_for_a_moment() {
             machine.sh(&format!("mv /etc/systemd/system/{unit} /root; systemctl daemon-reload"));
             assert!(!machine.answers(), "{name}");
             machine.sh(&format!("mv /root/{unit} /etc/systemd/system; systemctl daemon-reload"));
-            machine.soon("the unit is back", Node::answers);
+            machine.wait_until("the unit is back", Node::answers);
         });
     }
 }
 
-/// As at a boot, before the network.
+/// As at a boot before the network is up.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn an_address_that_comes_late() {

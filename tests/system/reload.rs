@@ -1,5 +1,5 @@
-//! units/examples/haproxy-reload.conf on a real systemd and HAProxy: a reload takes the states over, the changed
-//! configuration wins, and what fails changes nothing. Needs root and what tests/install installs; tests/run runs it.
+//! units/examples/haproxy-reload.conf on a real systemd and HAProxy: a reload takes over the states, a change of the
+//! configuration applies, and a failure changes nothing. Needs root and what tests/install installs; tests/run runs it.
 
 use crate::common::{self, machine::Machine};
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const NO_SOCKET: &str = "mv /run/haproxy/admin.sock /run/haproxy/away";
 const SOCKET: &str = "mv /run/haproxy/away /run/haproxy/admin.sock";
 
-/// HAProxy with the shipped drop-in and `global` section; servers say which address and port took the connection.
+/// HAProxy with the shipped drop-in and `global` section. Its servers send the address and port of the connection.
 struct LoadBalancer(Machine);
 
 impl Deref for LoadBalancer {
@@ -55,7 +55,7 @@ impl LoadBalancer {
     }
 
     /// Waits until clients of the pool reach this server, and checks that they stay there.
-    fn reaches(&self, server: &str) {
+    fn assert_reached(&self, server: &str) {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
             let reached = self.sh("socat -u TCP:127.0.0.1:5000 - 2> /dev/null || true");
@@ -76,7 +76,7 @@ impl LoadBalancer {
             for i in $(seq 500); do [ -e /proc/$old ] || exit 0; sleep 0.02; done; exit 1");
     }
 
-    /// What HAProxy shows of the servers.
+    /// The states of the servers that HAProxy shows.
     fn shown(&self, pool: &str) -> String {
         self.sh(&format!(
             "echo 'show stat' | socat stdio unix-connect:/run/haproxy/admin.sock |
@@ -84,8 +84,8 @@ impl LoadBalancer {
         ))
     }
 
-    /// Waits until HAProxy shows this of the servers.
-    fn shows(&self, pool: &str, states: &str) {
+    /// Waits until HAProxy shows these states.
+    fn wait_for_states(&self, pool: &str, states: &str) {
         let end = Instant::now() + Duration::from_secs(20);
         while self.shown(pool) != states {
             assert!(Instant::now() < end, "{} instead of {states}", self.shown(pool));
@@ -107,14 +107,14 @@ impl LoadBalancer {
 #[ignore = "needs root, systemd and HAProxy: tests/run"]
 fn a_reload_takes_over_the_states_and_the_configuration_wins() {
     let machine = LoadBalancer::boot();
-    machine.reaches("5432 127.0.0.11");
+    machine.assert_reached("5432 127.0.0.11");
 
     println!(
         "the states are taken over: the agents are gone, and a server in MAINT would stay there"
     );
     machine.sh("systemctl stop agent");
     machine.reload();
-    machine.reaches("5432 127.0.0.11");
+    machine.assert_reached("5432 127.0.0.11");
     let folder =
         machine.sh("stat -c '%U %a' /run/haproxy-state; find /run/haproxy-state -links +1");
     assert!(folder.starts_with("root 755\n"), "{folder}");
@@ -122,13 +122,13 @@ fn a_reload_takes_over_the_states_and_the_configuration_wins() {
     println!("a server's port changes in the configuration, then its address");
     machine.sh("sed -i s/:5432/:6432/ /etc/haproxy/haproxy.cfg");
     machine.reload();
-    machine.reaches("6432 127.0.0.11");
+    machine.assert_reached("6432 127.0.0.11");
     machine.sh("sed -i 's/^127.0.0.11 /127.0.0.21 /' /etc/hosts");
     machine.reload();
-    machine.reaches("6432 127.0.0.21");
+    machine.assert_reached("6432 127.0.0.21");
     machine.sh("sed -i 's/pg1:6432/127.0.0.31:6432/' /etc/haproxy/haproxy.cfg");
     machine.reload();
-    machine.reaches("6432 127.0.0.31");
+    machine.assert_reached("6432 127.0.0.31");
     assert_eq!(machine.complaints(), 0);
 
     println!(
@@ -137,25 +137,25 @@ fn a_reload_takes_over_the_states_and_the_configuration_wins() {
     machine.sh(&format!("sed -i s/:6432/:5432/ /etc/haproxy/haproxy.cfg; {NO_SOCKET}"));
     machine.reload();
     machine.sh(SOCKET);
-    machine.reaches("5432 127.0.0.31");
+    machine.assert_reached("5432 127.0.0.31");
     assert_eq!(machine.complaints(), 1);
     machine.sh("sed -i s/:5432/:6432/ /etc/haproxy/haproxy.cfg");
     machine.reload();
-    machine.reaches("6432 127.0.0.31");
+    machine.assert_reached("6432 127.0.0.31");
     assert_eq!(machine.complaints(), 1);
 
-    println!("no patroni-pools: old states would override the configuration, so there are none");
+    println!("no patroni-pools: old states would override the configuration, so none are kept");
     machine.sh("mv /usr/bin/patroni-pools /usr/bin/away");
     machine.reload();
     machine.sh("mv /usr/bin/away /usr/bin/patroni-pools");
-    machine.shows("postgres-write", "MAINT MAINT MAINT ");
+    machine.wait_for_states("postgres-write", "MAINT MAINT MAINT ");
 
     println!("a configuration that HAProxy refuses");
     machine.sh("cp /etc/haproxy/haproxy.cfg /etc/haproxy/good
         echo nonsense >> /etc/haproxy/haproxy.cfg
         ! systemctl reload haproxy 2> /dev/null
         cp /etc/haproxy/good /etc/haproxy/haproxy.cfg");
-    machine.shows("postgres-write", "MAINT MAINT MAINT ");
+    machine.wait_for_states("postgres-write", "MAINT MAINT MAINT ");
 
     println!("the variables of RHEL's haproxy.service");
     machine.sh("mkdir /etc/haproxy/conf.d
@@ -172,11 +172,11 @@ fn a_reload_takes_over_the_states_and_the_configuration_wins() {
         done
         systemctl reload haproxy");
 
-    println!("a start begins with nothing");
+    println!("a stop removes the saved states");
     machine.sh("systemctl stop haproxy && [ ! -e /run/haproxy-state ]");
 }
 
-/// The agents are gone, so that nothing but the drop-in decides; HAProxy's own check passes for pg1 alone.
+/// The agents are gone, so that only the drop-in decides. HAProxy's own check passes only for pg1.
 #[test]
 #[ignore = "needs root, systemd and HAProxy: tests/run"]
 fn a_reload_keeps_the_states_when_a_word_comes_or_goes() {
@@ -184,7 +184,7 @@ fn a_reload_keeps_the_states_when_a_word_comes_or_goes() {
     machine.sh("systemd-run -q -p Type=exec socat TCP-LISTEN:8008,bind=127.0.0.11,fork /dev/null
         sed -i '/bind :5000/a default-server port 8008' /etc/haproxy/haproxy.cfg
         systemctl restart haproxy");
-    machine.reaches("5432 127.0.0.11");
+    machine.assert_reached("5432 127.0.0.11");
     machine.sh("systemctl stop agent");
     machine.reload();
     for (complaints, breaks) in ["true", NO_SOCKET].iter().enumerate() {
@@ -206,7 +206,7 @@ fn a_reload_keeps_the_states_when_a_word_comes_or_goes() {
             machine.reload();
             machine.sh(&format!("[ ! -e /run/haproxy/away ] || {SOCKET}"));
             assert_eq!(machine.shown("postgres-write"), shown);
-            machine.reaches("5432 127.0.0.11");
+            machine.assert_reached("5432 127.0.0.11");
             assert_eq!(machine.complaints(), before + complaints);
         }
     }
@@ -225,10 +225,10 @@ fn a_reload_leaves_the_reserve_as_it_was() {
         systemctl stop agent
         systemctl restart haproxy
         echo 'set server reserve/pg2 state drain' | socat stdio unix-connect:/run/haproxy/admin.sock");
-    machine.shows("reserve", "DOWN DRAIN (agent) ");
+    machine.wait_for_states("reserve", "DOWN DRAIN (agent) ");
     machine.reload();
     machine.sh("systemd-run -q -p Type=exec socat TCP-LISTEN:8008,bind=127.0.0.11,fork /dev/null");
-    machine.shows("reserve", "UP DRAIN (agent) ");
+    machine.wait_for_states("reserve", "UP DRAIN (agent) ");
 }
 
 /// The old process would refuse the waiting clients after ten seconds.
@@ -236,7 +236,7 @@ fn a_reload_leaves_the_reserve_as_it_was() {
 #[ignore = "needs root, systemd and HAProxy: tests/run"]
 fn a_reload_waits_for_clients_that_wait_for_a_server() {
     let machine = LoadBalancer::boot();
-    machine.reaches("5432 127.0.0.11");
+    machine.assert_reached("5432 127.0.0.11");
     let command = |command: &str| {
         machine.sh(&format!("echo '{command}' | socat stdio unix-connect:/run/haproxy/admin.sock"))
     };
@@ -253,13 +253,13 @@ fn a_reload_waits_for_clients_that_wait_for_a_server() {
         done
         while [ $(systemctl show -P ActiveState haproxy) = reloading ]; do sleep 0.02; done");
     assert_eq!(reached, "5432 127.0.0.11\n".repeat(5));
-    println!("and no longer than five seconds");
+    println!("a reload waits for five seconds at most");
     command("set server postgres-write/pg1 state maint");
     machine.sh("(socat -u TCP:127.0.0.1:5000 -) > /dev/null 2>&1 & sleep 0.5");
     let began = Instant::now();
     machine.reload();
     assert!(began.elapsed() > Duration::from_secs(4), "{:?}", began.elapsed());
-    println!("and not at all if nobody waits");
+    println!("a reload does not wait if no client does");
     machine.sh("for i in $(seq 600); do pgrep -x -a socat | grep -q 'TCP:127.0.0.1:5000' || exit 0; sleep 0.02; done; exit 1");
     let began = Instant::now();
     machine.reload();

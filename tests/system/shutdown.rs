@@ -1,5 +1,5 @@
-//! A machine that goes down answers until the end, and one that boots has all that a check needs: by real systemctl, beside
-//! a service that takes six seconds to stop. Needs root and what tests/install installs; tests/run runs it.
+//! A machine that shuts down answers until Patroni has stopped, and one that boots opens the port when a check has all it
+//! needs. Needs root and what tests/install installs; tests/run runs it.
 
 use crate::common::machine::Machine;
 use crate::common::{self, AGENT};
@@ -13,7 +13,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// As Patroni and PostgreSQL stop.
+/// A service that stops as slowly as Patroni and PostgreSQL.
 const SLOW: &str = "[Service]\nExecStart=/bin/sleep 100\nExecStop=/bin/sleep 6\nExecStopPost=/bin/touch /run/stopped\n";
 
 /// Runs this command on a machine and makes checks until the slow service has stopped, and for `more` after that. No check
@@ -22,7 +22,7 @@ fn assert_answers_until_the_end(machine: &Node, command: &str, more: Duration) -
     let name = &machine.name;
     machine.file("/etc/systemd/system/slow.service", SLOW);
     machine.sh("systemctl daemon-reload; systemctl start slow");
-    // what is left of the machine when it is gone
+    // stays readable when the machine has ended
     let run = File::open(machine.inside("/run")).expect("its /run");
     let run = format!("/proc/{}/fd/{}", std::process::id(), run.as_raw_fd());
     let has_stopped = || Path::new(&run).join("stopped").exists();
@@ -115,7 +115,7 @@ fn no_drop_in_loses_a_check_in_a_shutdown() {
     });
 }
 
-/// Rescue and emergency mode stop Patroni, and HAProxy is told so.
+/// Rescue and emergency mode stop Patroni, and the agent must tell HAProxy.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn rescue_and_emergency_mode_answer_before_and_after() {
@@ -141,7 +141,7 @@ fn copy(from: &Path, to: &Path) {
     fs::copy(from, to).unwrap_or_else(|error| panic!("{}: {error}", to.display()));
 }
 
-/// A boot with a firewall that is slow and an administrator who waits for the network: no ordering cycle, and the port opens
+/// A boot with a slow firewall, and units that wait for the network: no ordering cycle, and the port opens
 /// after the firewall and the memory file.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
@@ -175,7 +175,7 @@ fn a_boot_has_its_memory_file_and_its_firewall_before_the_first_check() {
                 fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
                 fs::write(file, text).expect("written");
             };
-            // as systemd's own, which the laboratory leaves out, and some of them slow
+            // like systemd's own units, which tests/lab masks; some are slow
             let early = |what: &str| {
                 format!(
                     "[Unit]\nDefaultDependencies=no\nConflicts=shutdown.target\nBefore=sysinit.target shutdown.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={what}\n"
@@ -228,7 +228,7 @@ fn a_boot_has_its_memory_file_and_its_firewall_before_the_first_check() {
             )
             .expect("a link");
             if root == DEBIAN_13 {
-                // a site's own wish, which used to be a cycle
+                // an administrator's own ordering, which used to be a cycle
                 write(
                     &format!("{units}.socket.d/own.conf"),
                     "[Unit]\nAfter=network-online.target\n",
@@ -260,7 +260,7 @@ fn a_boot_has_its_memory_file_and_its_firewall_before_the_first_check() {
     });
 }
 
-/// Two faults at once: PID 1 cannot fork in the middle of a shutdown.
+/// Two faults at once: PID 1 cannot start a check in the middle of a shutdown.
 #[test]
 #[ignore = "needs root, systemd and strace: tests/run"]
 fn a_socket_that_fails_in_a_shutdown_is_opened_again() {

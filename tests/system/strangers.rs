@@ -16,7 +16,7 @@ const NOBODY: u32 = 65534;
 const DAEMON: u32 = 1;
 const READY: &str = "up ready # primary, running\n";
 
-/// A REST API of this user at this address, until it is dropped.
+/// A REST API that this user runs at this address until it is dropped.
 struct Api(Child);
 
 impl Api {
@@ -78,7 +78,7 @@ impl Agent {
         common::path_in(&self.folder, "memory")
     }
 
-    /// The reply to a HAProxy that asks on this address: by the listener, and by a process for this check.
+    /// The reply to a HAProxy that asks on this address. A listener and a process for one check must agree.
     fn tells(&self, address: &str) -> String {
         self.asked(address, "primary", "3s")
     }
@@ -175,7 +175,7 @@ fn no_stranger_is_asked_wherever_he_listens() {
             let (by_hand, _) = agent.by_hand();
             assert_eq!(by_hand, READY, "{patroni}");
         }
-        // Patroni is away for a restart, and a stranger takes its address, too
+        // Patroni is away for a restart, and strangers also take its address
         agent.forgets();
         let taken = ["127.0.0.1", NODE, VIP, "127.0.0.9", "::1", "fd01::11"];
         let _strangers = taken.map(|address| Api::new(NOBODY, address, "primary"));

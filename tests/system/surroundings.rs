@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Root's umask does not keep the agent from reading a hold, and the agent can write its memory file.
+/// The agent can read a hold that root has made with any umask, and write its memory file.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_hold_is_readable_and_the_memory_is_written() {
@@ -23,7 +23,7 @@ fn a_hold_is_readable_and_the_memory_is_written() {
     }
 }
 
-/// As on a machine with many containers, of which each has some.
+/// A machine with many containers has many mounts.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn many_mounts_delay_no_check() {
@@ -41,10 +41,10 @@ fn many_mounts_delay_no_check() {
     });
 }
 
-/// On a kernel without Landlock or seccomp, the check goes on, and a check by hand says so.
+/// On a kernel without Landlock or seccomp, a check answers, and a check by hand says what is missing.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
-fn an_old_kernel_keeps_no_check_from_its_answer() {
+fn an_old_kernel_costs_no_check() {
     let machine = Node::boot("old-kernel", "/");
     let run = |missing: &str| {
         machine.sh(&format!(
@@ -64,7 +64,7 @@ fn an_old_kernel_keeps_no_check_from_its_answer() {
     assert_eq!(said.lines().count(), 3, "{said}");
 }
 
-/// glibc in a static program loads the modules that nsswitch.conf names, of another version than its own: SIGFPE.
+/// glibc in a static program would load the modules that nsswitch.conf names, which are of another version: SIGFPE.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn no_module_of_the_name_services_is_loaded() {
@@ -105,7 +105,7 @@ fn no_module_of_the_name_services_is_loaded() {
     }
 }
 
-/// A check whose stderr is a stream to the journal waits for journald as soon as some thousands are in its queue.
+/// A check whose stderr is a stream to the journal would wait for journald as soon as thousands are in its queue.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_journal_that_hangs_delays_no_check() {
@@ -131,7 +131,7 @@ fn a_journal_that_hangs_delays_no_check() {
         while !machine.sh(heard).contains("agent-send line not understood") {
             assert!(Instant::now() < end, "{name}: {}", machine.sh(heard));
         }
-        // the line has the number of the process, which the sandbox hides
+        // the line has the PID of the process, which the sandbox hides
         let pids = "journalctl -q --no-pager -o json -t patroni-agent-check | grep -o '\"_\\?\\(SYSLOG_\\)\\?PID\":\"[0-9]*\"' | sort -u";
         let pids = machine.sh(pids);
         let number = |key: &str| {
@@ -143,13 +143,13 @@ fn a_journal_that_hangs_delays_no_check() {
     });
 }
 
-/// As after a restart of rsyslog. The sandbox keeps a running process from opening the new socket, so another process must.
+/// A restart of rsyslog makes a new socket. The sandbox keeps a running process from opening it, so another process must.
 #[test]
 #[ignore = "needs root and systemd: tests/run"]
 fn a_new_system_log_gets_the_next_lines() {
     on_both("log", |name, root| {
         let machine = Node::with(LISTEN, name, root);
-        // where /dev/log leads to
+        // where /dev/log points to
         let dev_log = "/run/systemd/journal/dev-log";
         let log = || {
             machine.sh(&format!("rm -f {dev_log}"));
@@ -169,14 +169,14 @@ fn a_new_system_log_gets_the_next_lines() {
         assert!(hears(&old), "{name}");
         drop(old);
         let new = log();
-        // this line is lost, but no later one
+        // this line is lost, but the next is not
         junk();
         junk();
         assert!(hears(&new), "{name}");
     });
 }
 
-/// A module of the name services that takes three seconds to see that its directory service is gone.
+/// A module of the name services that takes three seconds to notice that its directory service is gone.
 const SLOW: &str = "#include <nss.h>\n#include <unistd.h>\nenum nss_status _nss_slow_initgroups_dyn(void) { sleep(3); return NSS_STATUS_UNAVAIL; }\n";
 
 /// A check becomes its user without that module, which systemd's `User=` asks at each check.
@@ -200,7 +200,7 @@ fn a_slow_directory_service_delays_no_check() {
         };
         took("up ready");
         let own = took("up ready");
-        // the process has nothing of root's any more while it waits for the line
+        // a process that waits for HAProxy's line has none of root's rights any more
         let status = machine.network(|| {
             let _silent = stranger().expect("a connection");
             let pid = "until pgrep -x patroni-agent-c; do sleep 0.02; done";
@@ -234,7 +234,7 @@ fn a_slow_directory_service_delays_no_check() {
         );
         machine.sh(&format!("rm -r {folder}; systemctl daemon-reload"));
 
-        // and never runs as root instead
+        // a check that cannot become its user does not run as root
         for (line, why) in [
             (
                 "d",
@@ -258,7 +258,7 @@ fn a_slow_directory_service_delays_no_check() {
             machine.sh("cp -p /root/passwd /etc/passwd");
         }
 
-        // the listener pays once, when it starts
+        // the listener becomes its user once, when it starts
         machine.sh(&format!("systemctl stop {UNITS}.socket; systemctl start {LISTEN}.socket"));
         let first = took("up ready");
         let next = took("up ready");

@@ -1,5 +1,5 @@
-//! strace lets every system call of a check fail, one at a time, and kills the process at each. Only the calls that this
-//! file names may leave HAProxy without a reply.
+//! strace makes each system call of a check fail, one at a time, and kills the process at each. Only a kill, or a call that
+//! fails before main, may leave HAProxy without a reply.
 
 use crate::common::{AGENT, FakePatroni, PRIMARY, READY, connection, http};
 use std::collections::BTreeMap;
@@ -18,19 +18,19 @@ const ERRORS: [&str; 5] = ["EINTR", "EAGAIN", "ENOMEM", "EMFILE", "EIO"];
 fn traced(url: &str, memory: &Path, strace: &[String]) -> String {
     let (mut haproxy, stream) = connection("127.0.0.1:0");
     haproxy.write_all(b"primary\n").expect("a socket");
-    // as systemd starts it, the connection as fd 3
+    // as systemd starts it: the connection is fd 3
     let mut command = Command::new("sh");
     let script = r#"export LISTEN_FDS=1; exec strace "$@" 3<&0 0</dev/null"#;
     command.args(["-c", script, "sh", "-f", "-qq"]).args(strace);
     command.args([AGENT, "--agent-send", "--url", url, "--memory-file"]).arg(memory);
     command.stdin(OwnedFd::from(stream)).stdout(Stdio::null()).stderr(Stdio::null());
-    // cargo's own, which costs the loader a hundred calls
+    // cargo sets it, which costs the loader a hundred calls
     command.env_remove("LD_LIBRARY_PATH");
     let started = Instant::now();
     let mut child = command.spawn().expect("strace; see tests/install");
     // closes this side's copy of the connection
     drop(command);
-    // a reset, if the process ends with the line unread
+    // HAProxy gets a reset if the process ends without reading the line
     let mut reply = Vec::new();
     haproxy.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
     let _ = haproxy.read_to_end(&mut reply);
@@ -43,7 +43,7 @@ fn traced(url: &str, memory: &Path, strace: &[String]) -> String {
 /// A call: its name, its place among those of that name, and whether it belongs to Rust's own start.
 type Call = (String, usize, bool);
 
-/// The calls of a healthy check, from Rust's start on: those of the dynamic loader come before, and are not there in the
+/// The calls of a healthy check, from Rust's start on. Those of the dynamic loader come before, and do not exist in the
 /// static program.
 fn calls(trace: &str) -> Vec<Call> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();

@@ -1,5 +1,4 @@
-//! The whole of units/examples/haproxy.cfg on a real HAProxy, in front of three nodes that are played here. HAPROXY names
-//! another HAProxy.
+//! A real HAProxy with units/examples/haproxy.cfg, in front of three fake nodes. HAPROXY names another HAProxy program.
 
 use crate::common::{FakePatroni, http};
 use crate::haproxy::{HaProxy, free_port, shipped};
@@ -15,112 +14,114 @@ use std::time::{Duration, Instant};
 const SESSIONS: usize = 97;
 
 #[derive(Default)]
-pub struct Truth {
+pub struct NodeState {
     pub primary: AtomicBool,
     pub lock_lost: AtomicBool,
-    /// an operator's hold, `drain` or `maint`
-    pub held: AtomicBool,
-    pub cut: AtomicBool,
+    /// an operator's hold with `drain`
+    pub held_drain: AtomicBool,
+    /// an operator's hold with `maint`
+    pub held_maint: AtomicBool,
+    /// the agent does not answer
     pub silent: AtomicBool,
-    /// Patroni stops it on purpose
+    /// Patroni stops PostgreSQL on purpose
     pub stopping: AtomicBool,
-    /// Patroni answers nothing
+    /// Patroni does not answer
     pub gone: AtomicBool,
     /// PostgreSQL refuses connections
     pub stopped: AtomicBool,
     pub sessions: AtomicUsize,
 }
 
-impl Truth {
+impl NodeState {
     pub fn set(what: &AtomicBool, value: bool) {
         what.store(value, Ordering::SeqCst);
     }
 
-    fn is(what: &AtomicBool) -> bool {
+    fn get(what: &AtomicBool) -> bool {
         what.load(Ordering::SeqCst)
     }
 }
 
-/// A node with Patroni and an agent, and a PostgreSQL that says its number, or `!` if it has too many clients.
+/// A node with Patroni, an agent, and a PostgreSQL that sends the node's number, or `!` if it has too many clients.
 pub struct Node {
-    pub is: Arc<Truth>,
+    pub state: Arc<NodeState>,
     _patroni: FakePatroni,
     _agent: FakePatroni,
 }
 
 impl Node {
     fn new(network: usize, number: u8, primary: bool) -> Node {
-        let is = Arc::new(Truth { primary: primary.into(), ..Truth::default() });
+        let state = Arc::new(NodeState { primary: primary.into(), ..NodeState::default() });
         let address = move |port: u16| format!("{}.{number}:{port}", addresses(network));
-        let now = is.clone();
+        let now = state.clone();
         let patroni = FakePatroni::on(&address(8008), move |mut stream, _| {
             let request = crate::common::read_request(&mut stream);
-            if Truth::is(&now.gone) {
+            if NodeState::get(&now.gone) {
                 return;
             }
-            let primary = Truth::is(&now.primary);
+            let primary = NodeState::get(&now.primary);
             let (role, other) =
                 if primary { ("primary", "/replica") } else { ("replica", "/primary") };
-            let state = if Truth::is(&now.stopping) { "stopping" } else { "running" };
+            let state = if NodeState::get(&now.stopping) { "stopping" } else { "running" };
             let body = format!(r#"{{"state": "{state}", "role": "{role}"}}"#);
-            let none = request.contains(other) || primary && Truth::is(&now.lock_lost);
+            let none = request.contains(other) || primary && NodeState::get(&now.lock_lost);
             let status = if none { 503 } else { 200 };
             let _ = stream.write_all(&http(status, &body));
         });
-        let now = is.clone();
+        let now = state.clone();
         let agent = FakePatroni::on(&address(5555), move |mut stream, _| {
             let mut line = [0; 64];
             let read = stream.read(&mut line).unwrap_or(0);
-            let role = if Truth::is(&now.primary) { "primary" } else { "replica" };
+            let role = if NodeState::get(&now.primary) { "primary" } else { "replica" };
             let asked = line[..read].starts_with(role.as_bytes());
-            let held = Truth::is(&now.held) || Truth::is(&now.cut);
+            let held = NodeState::get(&now.held_drain) || NodeState::get(&now.held_maint);
             let word = if line[..read].starts_with(b"hold") {
                 if held { "up drain # hold\n" } else { "up ready # no hold\n" }
-            } else if asked && Truth::is(&now.lock_lost) {
+            } else if asked && NodeState::get(&now.lock_lost) {
                 "fail ready\n"
-            } else if asked && (Truth::is(&now.held) || Truth::is(&now.stopping)) {
+            } else if asked && (NodeState::get(&now.held_drain) || NodeState::get(&now.stopping)) {
                 "up drain # hold\n"
-            } else if asked && !Truth::is(&now.cut) {
+            } else if asked && !NodeState::get(&now.held_maint) {
                 "up ready\n"
             } else {
                 "up maint\n"
             };
-            if !Truth::is(&now.silent) {
+            if !NodeState::get(&now.silent) {
                 let _ = stream.write_all(word.as_bytes());
             }
         });
-        let now = is.clone();
+        let now = state.clone();
         std::thread::spawn(move || serve(number, &address(5432), &now));
-        Node { is, _patroni: patroni, _agent: agent }
+        Node { state, _patroni: patroni, _agent: agent }
     }
 }
 
-/// The addresses of a site's nodes, but for the last number: other processes test at the same time.
+/// The addresses of a site's nodes without the last number. Other test processes have others.
 fn addresses(network: usize) -> String {
     format!("127.{}.{network}", 100 + std::process::id() % 100)
 }
 
-fn serve(number: u8, address: &str, is: &Arc<Truth>) {
+fn serve(number: u8, address: &str, state: &Arc<NodeState>) {
     loop {
         let listener = TcpListener::bind(address).expect("PostgreSQL's port");
         listener.set_nonblocking(true).expect("a socket");
-        while !Truth::is(&is.stopped) {
+        while !NodeState::get(&state.stopped) {
             let Ok((mut stream, _)) = listener.accept() else {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             };
-            let is = is.clone();
+            let state = state.clone();
             std::thread::spawn(move || {
                 stream.set_nonblocking(false).expect("a socket");
-                let full = is.sessions.fetch_add(1, Ordering::SeqCst) >= SESSIONS;
+                let full = state.sessions.fetch_add(1, Ordering::SeqCst) >= SESSIONS;
                 let answer = if full { b'!' } else { b'0' + number };
                 let _ = stream.write_all(&[answer]);
                 while !full && stream.read(&mut [0; 8]).is_ok_and(|read| read > 0) {}
-                is.sessions.fetch_sub(1, Ordering::SeqCst);
+                state.sessions.fetch_sub(1, Ordering::SeqCst);
             });
         }
         drop(listener);
-        while Truth::is(&is.stopped) {
+        while NodeState::get(&state.stopped) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -143,7 +144,7 @@ impl Deref for Site {
     }
 }
 
-/// A client's session: what PostgreSQL said, or nothing if HAProxy closed it, and how long that took.
+/// A client's session: what PostgreSQL sent, nothing if HAProxy closed the session, and when.
 #[derive(Debug)]
 pub struct Session {
     pub answer: Option<char>,
@@ -152,9 +153,9 @@ pub struct Session {
 }
 
 impl Site {
-    /// With the shipped file, in which some words are replaced. HAProxy asks ten times as often, so that tests are short.
+    /// Starts HAProxy with the shipped file after these replacements. HAProxy asks ten times as often, so that tests are short.
     pub fn new(name: &str, replaced: &[(&str, &str)]) -> Site {
-        static NETWORKS: AtomicUsize = AtomicUsize::new(1); // what plays a node never ends
+        static NETWORKS: AtomicUsize = AtomicUsize::new(1); // a fake node never ends
         let network = NETWORKS.fetch_add(1, Ordering::SeqCst);
         let [writes, reads, page] = [(); 3].map(|()| free_port());
         let nodes = [1, 2, 3].map(|number| Node::new(network, number, number == 1));
@@ -179,13 +180,13 @@ impl Site {
         });
         let haproxy = HaProxy::run(name, &(lines.collect::<Vec<_>>().join("\n") + "\n"));
         let site = Site { haproxy, nodes, writes, reads, page };
-        site.until("postgres-write", "pg1", "status", |status| status.starts_with("UP"));
-        site.until("postgres-read", "pg3", "status", |status| status.starts_with("UP"));
-        site.until("reserve", "pg3", "status", |status| status == "NOLB");
+        site.wait_until("postgres-write", "pg1", "status", |status| status.starts_with("UP"));
+        site.wait_until("postgres-read", "pg3", "status", |status| status.starts_with("UP"));
+        site.wait_until("reserve", "pg3", "status", |status| status == "NOLB");
         site
     }
 
-    /// A client, which sends its first words at once, as all clients do, and gives up after `patience`.
+    /// Opens a session. The client sends first, as all clients of PostgreSQL do, and gives up after `patience`.
     pub fn client(port: u16, patience: Duration) -> Session {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("HAProxy");
         stream.set_read_timeout(Some(patience)).expect("a socket");
@@ -195,7 +196,7 @@ impl Site {
         Session { answer, at: Instant::now(), stream }
     }
 
-    /// Starts so many clients at once, each of which keeps its session for this long.
+    /// Starts this many clients at once, which keep their sessions for this long.
     pub fn clients(&self, number: usize, keeps: Duration) -> Vec<JoinHandle<Session>> {
         let port = self.writes;
         let client = move || {
@@ -207,22 +208,24 @@ impl Site {
         (0..number).map(|_| std::thread::spawn(client)).collect()
     }
 
-    /// Turns the primary into a standby, or back.
-    pub fn turn(&self, node: usize, primary: bool) {
-        Truth::set(&self.nodes[node].is.primary, primary);
+    /// Makes a node the primary or a standby.
+    pub fn set_primary(&self, node: usize, primary: bool) {
+        NodeState::set(&self.nodes[node].state.primary, primary);
     }
 
-    pub fn no_primary(&self) {
-        self.turn(0, false);
-        self.until("postgres-write", "pg1", "status", |status| status == "MAINT");
+    pub fn lose_primary(&self) {
+        self.set_primary(0, false);
+        self.wait_until("postgres-write", "pg1", "status", |status| status == "MAINT");
     }
 
-    pub fn waiting(&self, number: usize) {
-        self.until("postgres-write", "BACKEND", "scur", |waiting| waiting == number.to_string());
+    pub fn wait_for_clients(&self, number: usize) {
+        self.wait_until("postgres-write", "BACKEND", "scur", |waiting| {
+            waiting == number.to_string()
+        });
     }
 }
 
-pub fn answers(clients: Vec<JoinHandle<Session>>) -> Vec<Session> {
+pub fn join_clients(clients: Vec<JoinHandle<Session>>) -> Vec<Session> {
     clients.into_iter().map(|client| client.join().expect("a session")).collect()
 }
 
