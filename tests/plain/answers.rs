@@ -1,4 +1,4 @@
-//! Every recorded answer of real Patronis to a health check becomes the reply that `tests/data/answers/expected.txt` says,
+//! Each recorded answer of a real Patroni to a health check becomes the reply in `tests/data/answers/expected.txt`,
 //! and Patroni is asked once for it.
 //!
 //! A new answer needs no Rust: see "A recorded answer, without Rust" in docs/development/testing.md, and `tests/data/answers/more`.
@@ -20,7 +20,7 @@ struct Recorded {
 }
 
 /// The lines of the index whose path is a CHECK.
-fn recorded() -> Vec<Recorded> {
+fn read_index() -> Vec<Recorded> {
     let index = fs::read_to_string(file("tests/data/answers/index.tsv")).expect("the index");
     let mut recorded = Vec::new();
     for line in index.lines().skip(1) {
@@ -50,8 +50,8 @@ fn recorded() -> Vec<Recorded> {
     recorded
 }
 
-/// Plays one recorded answer to one check.
-fn play(recorded: &Recorded) -> Outcome {
+/// Runs one check of a fake Patroni with the recorded answer.
+fn run_check(recorded: &Recorded) -> Outcome {
     let bytes = fs::read(answers().join(&recorded.file)).expect("the answer");
     let mut timeout = "10s";
     let patroni = match recorded.status.as_str() {
@@ -113,7 +113,7 @@ impl Expected {
     }
 }
 
-fn expected() -> Vec<Expected> {
+fn read_expected() -> Vec<Expected> {
     let table = fs::read_to_string(file("tests/data/answers/expected.txt")).expect("the table");
     let lines = table.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines
@@ -140,13 +140,13 @@ fn judge<'a>(table: &'a [Expected], recorded: &Recorded) -> Result<&'a Expected,
     let [row] = covering[..] else {
         return Err(format!("{name}: covered by {} lines of expected.txt", covering.len()));
     };
-    let outcome = play(recorded);
+    let outcome = run_check(recorded);
     let words = outcome.reply.split(" # ").next().expect("a word");
     let line = outcome.reply.strip_suffix('\n').unwrap_or("no newline");
     if words != row.reply || line.contains('\n') || line.len() > 120 {
         return Err(format!("{name}: {} expected, got {:?}", row.reply, outcome.reply));
     }
-    // the journal gets one line for a broken node and none for a healthy one
+    // the journal gets a line for a broken node and none for a healthy one
     let broken = !row.reply.starts_with("up ");
     if outcome.stderr.lines().count() != usize::from(broken) {
         return Err(format!("{name}: the journal got {:?}", outcome.stderr));
@@ -156,10 +156,10 @@ fn judge<'a>(table: &'a [Expected], recorded: &Recorded) -> Result<&'a Expected,
 
 #[test]
 fn every_recorded_answer_becomes_the_expected_reply() {
-    let table = expected();
-    let recorded = recorded();
+    let table = read_expected();
+    let recorded = read_index();
     assert!(recorded.len() > 3000, "only {} recorded answers", recorded.len());
-    // most of the time is waiting
+    // most checks wait most of the time
     let judged: Vec<_> = thread::scope(|scope| {
         let table = &table;
         let parts = recorded.chunks(recorded.len().div_ceil(8));
@@ -179,9 +179,9 @@ fn every_recorded_answer_becomes_the_expected_reply() {
 }
 
 #[test]
-fn whole_lines() {
+fn selected_answers_get_these_replies() {
     let lines = fs::read_to_string(file("tests/data/answers/lines.txt")).expect("the lines");
-    let recorded = recorded();
+    let recorded = read_index();
     let mut wrong = String::new();
     let mut count = 0;
     for expected in lines.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -189,7 +189,8 @@ fn whole_lines() {
         let (check, line) = rest.trim_start().split_once(' ').expect("a check");
         let recorded =
             recorded.iter().find(|recorded| recorded.file == file && recorded.check == check);
-        let outcome = play(recorded.unwrap_or_else(|| panic!("{file} is no answer to {check}")));
+        let outcome =
+            run_check(recorded.unwrap_or_else(|| panic!("{file} is no answer to {check}")));
         count += 1;
         if outcome.reply != format!("{}\n", line.trim_start()) {
             wrong += &format!("{file} {check} {}", outcome.reply);
@@ -199,21 +200,21 @@ fn whole_lines() {
     assert!(wrong.is_empty(), "got:\n{wrong}");
 }
 
-/// The first line of each file has the check, two blanks and the whole reply. The recorded answer follows.
+/// The first line of each file has the check, two blanks and the reply. The recorded answer follows.
 #[test]
-fn more_answers() {
+fn answers_that_were_saved_by_hand() {
     let folder = file("tests/data/answers/more");
-    let mut played = 0;
+    let mut tried = 0;
     for entry in fs::read_dir(&folder).expect("tests/data/answers/more") {
         let path = entry.expect("a file").path();
         let bytes = fs::read(&path).expect("a file");
         let newline = bytes.iter().position(|byte| *byte == b'\n').expect("a first line");
         let first = String::from_utf8_lossy(&bytes[..newline]);
-        let (check, reply) = first.split_once("  ").expect("CHECK, two blanks, the whole reply");
+        let (check, reply) = first.split_once("  ").expect("CHECK, two blanks, the reply");
         let patroni = FakePatroni::answering(&bytes[newline + 1..]);
         let outcome = common::check(&["--url", &patroni.url(), check]);
         assert_eq!(outcome.reply.trim_end(), reply.trim_end(), "{}", path.display());
-        played += 1;
+        tried += 1;
     }
-    assert!(played > 0);
+    assert!(tried > 0);
 }

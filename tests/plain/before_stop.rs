@@ -1,4 +1,4 @@
-//! A primary that Patroni stops: how long it drains, the hook that Patroni runs before the stop, and the hook's note.
+//! A primary that Patroni stops: how long the node drains, the hook that Patroni runs before the stop, and the hook's note.
 
 use crate::common::{
     self, FakePatroni, Outcome, PRIMARY, READY, Start, check, check_with, http, path_in,
@@ -19,13 +19,13 @@ use tempfile::TempDir;
 const HOOK: &str = env!("CARGO_BIN_EXE_patroni-before-stop");
 const STANDBY: &str = r#"{"state": "running", "role": "replica"}"#;
 
-/// The answer of a primary that Patroni stops and whose Patroni saw the DCS so many seconds ago.
+/// The answer of a Patroni that stops its primary, and saw the DCS this many seconds ago.
 fn stopping(seen: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
     format!(r#"{{"state": "stopping", "role": "primary", "dcs_last_seen": {}}}"#, now - seen)
 }
 
-/// A node's files, and a psql that ends when the test lets it.
+/// A node's files, and a psql that runs the test's script.
 struct Node {
     folder: TempDir,
 }
@@ -69,7 +69,7 @@ impl Node {
         command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the hook starts")
     }
 
-    /// How long the hook took, and what it said.
+    /// Returns how long the hook took, its stderr and its exit status.
     fn run_hook(&self, url: &str, own: &[&str]) -> (Duration, String, Option<i32>) {
         self.run_hook_with(&self.agent_options(url).each_ref().map(String::as_str), own)
     }
@@ -159,7 +159,7 @@ fn a_note_drains_a_node_whose_patroni_is_silent() {
     let drains = format!("up drain # PostgreSQL is about to stop: Patroni {address}");
     let grace = ["--grace", "15s"];
     let answer = answer_once(&address, PRIMARY);
-    // an answer counts in spite of a forgotten note
+    // an answer counts more than a note that was left behind
     note(&now().to_string());
     assert_eq!(node.run_check(&url, &grace).reply, READY);
     answer.join().expect("one answer");
@@ -262,7 +262,7 @@ fn the_hook_ends_at_the_first_bound_that_is_reached() {
     let short = ["--agent-inter", "100ms", "--bound", "1s"];
     let (took, said, _) = node.run_hook(&patroni_that_says(200, || stopping(0)).url(), &short);
     assert!(took >= SECOND && took < 8 * SECOND, "{took:?}: {said}");
-    // a Patroni that hangs before any check has left a record, and one that hangs later
+    // a Patroni that hangs before any check has left a record, and a Patroni that hangs later
     let (took, said, _) = node.run_hook(&patroni(|_| sleep(30 * SECOND)).url(), &LONG);
     assert!(took < 8 * SECOND && said.contains("no check has left anything"), "{took:?}: {said}");
     let asked = AtomicUsize::new(0);

@@ -1,4 +1,4 @@
-//! The grace period and the memory file, with the program as it is started behind a socket.
+//! The grace period and the memory file, with the program started behind a socket.
 
 use crate::common::{self, Outcome, PRIMARY, READY, Start, check, check_with, http, read_request};
 use patroni_agent_check::VERSION;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 const STANDBY: &str = r#"{"state": "running", "role": "replica"}"#;
 const HELD: &str = "!unreachable:_held_";
 
-/// A Patroni with an address of its own, which can stop. The folder contains the memory file.
+/// An address at which Patroni may answer, and a folder with the memory file.
 struct Site {
     folder: TempDir,
     address: String,
@@ -40,7 +40,7 @@ impl Site {
         common::path_in(&self.folder, "memory")
     }
 
-    fn answers(&self, status: u16, body: &str) -> Patroni {
+    fn start_patroni(&self, status: u16, body: &str) -> Patroni {
         let answer = http(status, body);
         // a process that another test is just starting may still have the socket
         let end = Instant::now() + Duration::from_secs(5);
@@ -79,9 +79,9 @@ impl Site {
         check(&self.arguments(&url, &memory, more))
     }
 
-    /// Patroni gives one good answer, and then nobody listens.
-    fn was(&self, status: u16, body: &str) -> String {
-        let _patroni = self.answers(status, body);
+    /// Lets Patroni answer one check, after which nobody listens.
+    fn answer_once(&self, status: u16, body: &str) -> String {
+        let _patroni = self.start_patroni(status, body);
         self.run_check(&[]).reply
     }
 }
@@ -98,9 +98,9 @@ fn trouble_is_bridged_for_the_grace_period_and_then_it_is_down() {
     for (name, status, body) in [("primary", 200, PRIMARY), ("standby", 503, STANDBY)] {
         let site = Site::new(name);
         let refused = format!("down ready # Patroni {}: connection refused\n", site.address);
-        assert_eq!(site.run_check(&[]).reply, refused, "nothing good yet");
+        assert_eq!(site.run_check(&[]).reply, refused, "no good answer yet");
         let before = Instant::now();
-        site.was(status, body);
+        site.answer_once(status, body);
         let short = ["--grace", "1500ms"];
         let reply = site.run_check(&[]).reply;
         assert!(reply.starts_with(HELD), "{reply}");
@@ -131,7 +131,7 @@ fn the_memory_file_works_however_the_agent_is_started() {
     for how in [Start::ListenFds, Start::Stdin, Start::Inetd] {
         let _ = fs::remove_file(&memory);
         {
-            let _patroni = site.answers(200, PRIMARY);
+            let _patroni = site.start_patroni(200, PRIMARY);
             let reply = check_with(how, "127.0.0.1:0", &arguments, common::listen).reply;
             assert_eq!(reply, READY);
         }
@@ -143,20 +143,20 @@ fn the_memory_file_works_however_the_agent_is_started() {
 #[test]
 fn a_restarted_patroni_does_not_know_its_lock_yet() {
     let site = Site::new("restarted");
-    site.was(200, PRIMARY);
+    site.answer_once(200, PRIMARY);
     {
         // without a restart of Patroni, the lock is lost
-        let _patroni = site.answers(503, PRIMARY);
+        let _patroni = site.start_patroni(503, PRIMARY);
         assert_eq!(site.run_check(&[]).reply, "fail ready # primary without the leader lock\n");
     }
     assert!(
         site.run_check(&[]).reply.starts_with("down ready # "),
-        "what Patroni said last stands"
+        "nothing is bridged after a bad answer"
     );
-    assert_eq!(site.was(200, PRIMARY), READY);
+    assert_eq!(site.answer_once(200, PRIMARY), READY);
     let reply = site.run_check(&[]).reply;
     assert!(reply.starts_with(HELD), "{reply}");
-    let _patroni = site.answers(503, PRIMARY);
+    let _patroni = site.start_patroni(503, PRIMARY);
     let reply = site.run_check(&[]).reply;
     assert!(reply.starts_with(HELD) && reply.contains("has_just_started"), "{reply}");
     // the check of another pool has another record
@@ -170,10 +170,10 @@ fn a_torn_foreign_or_future_record_does_not_count() {
         let reply = site.run_check(&[]).reply;
         assert!(reply.starts_with("down ready # Patroni "), "{what}: {reply}");
     };
-    // a fresh record now and then, since on a busy machine the grace period would end before the test does
+    // a fresh record each time, because on a busy machine the grace period would end before the test does
     let good = || {
         let _ = fs::remove_file(site.memory());
-        site.was(200, PRIMARY);
+        site.answer_once(200, PRIMARY);
         fs::read(site.memory()).expect("a memory")
     };
     let memory = good();
@@ -192,7 +192,7 @@ fn a_torn_foreign_or_future_record_does_not_count() {
         down(&format!("{byte} bytes"));
     }
     let good = good();
-    assert!(site.run_check(&[]).reply.starts_with(HELD), "this one is whole");
+    assert!(site.run_check(&[]).reply.starts_with(HELD), "this record is intact");
     fs::write(site.memory(), &good).expect("written");
     // a record of another Patroni, although it is the same check
     let url = site.address.replace("127.55.0.1", "127.55.0.2");
@@ -252,9 +252,9 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
     ] {
         let arguments = ["--url", &format!("http://{}", site.address), "--memory-file", &file];
         {
-            let _patroni = site.answers(200, PRIMARY);
+            let _patroni = site.start_patroni(200, PRIMARY);
             let outcome = check(&arguments);
-            // HAProxy shows that the file cannot be used, so that somebody repairs it
+            // HAProxy shows that the file cannot be used
             let lost = if file == none { "\n" } else { "; no grace period: " };
             let (reply, said) = (&outcome.reply, &outcome.stderr);
             assert!(reply.starts_with(&format!("{}{lost}", READY.trim_end())), "{reply}");
@@ -263,7 +263,7 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
         let reply = check(&arguments).reply;
         assert!(reply.starts_with("down ready # Patroni "), "{file}: {reply}");
         assert_eq!(reply.contains("; no grace period: "), file != none, "{file}: {reply}");
-        // a check by hand says so, too
+        // a check by hand says so as well
         let output = Command::new(common::AGENT).args(arguments).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
         let told =
@@ -273,11 +273,11 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
     assert_eq!(fs::read(&foreign).expect("it is there"), b"not ours\n");
 }
 
-/// One check in 128, on average: without a memory, nothing counts the lines.
+/// One check in 128 on average, because without a memory nothing counts the lines.
 #[test]
 fn the_journal_says_that_the_memory_cannot_be_used() {
     let site = Site::new("heard");
-    let _patroni = site.answers(200, PRIMARY);
+    let _patroni = site.start_patroni(200, PRIMARY);
     let url = format!("http://{}", site.address);
     let memory = site.folder.path().display().to_string();
     let arguments = ["--url", &url, "--memory-file", &memory];
@@ -291,7 +291,7 @@ fn the_journal_says_that_the_memory_cannot_be_used() {
     assert!(said.contains(&line) && said.lines().count() == 1, "{said}");
 }
 
-/// A full file system takes the file and no record.
+/// A full file system has the file but no room for a record.
 #[test]
 fn a_record_that_cannot_be_stored_is_reported() {
     let site = Site::new("full");
@@ -300,7 +300,7 @@ fn a_record_that_cannot_be_stored_is_reported() {
         ("true", "\n"),
         ("cat /dev/zero > fill", "; no grace period: the memory cannot be written: No space"),
     ] {
-        let _patroni = site.answers(200, PRIMARY);
+        let _patroni = site.start_patroni(200, PRIMARY);
         let script = format!(
             "mount -t tmpfs -o size=8k none {folder} && cd {folder} && : > memory && {fill} 2> /dev/null; exec {} --url http://{} --memory-file {folder}/memory",
             common::AGENT,
@@ -318,12 +318,12 @@ fn a_record_that_cannot_be_stored_is_reported() {
     }
 }
 
-/// A write beyond the limit would kill the process, and the agent would be silent.
+/// A write beyond the limit would kill the process, and HAProxy would get no reply.
 #[test]
 fn a_limit_of_file_sizes_kills_no_check() {
     let site = Site::new("limit");
     for kilobytes in ["0", "3", "4"] {
-        let _patroni = site.answers(200, PRIMARY);
+        let _patroni = site.start_patroni(200, PRIMARY);
         let _ = fs::remove_file(site.memory());
         let command = format!(
             "ulimit -f {kilobytes}; exec {} --url http://{} --memory-file {}",
@@ -350,7 +350,7 @@ fn a_limit_of_file_sizes_kills_no_check() {
 fn a_good_answer_bridges_no_other_check() {
     let site = Site::new("other");
     {
-        let _patroni = site.answers(200, STANDBY);
+        let _patroni = site.start_patroni(200, STANDBY);
         site.run_check(&["replica?lag=16MB"]);
     }
     assert!(site.run_check(&["replica?lag=16MB"]).reply.starts_with(HELD));
@@ -364,7 +364,7 @@ fn a_good_answer_bridges_no_other_check() {
 fn a_stranger_with_many_questions_takes_no_place() {
     let site = Site::new("stranger");
     {
-        let _patroni = site.answers(200, STANDBY);
+        let _patroni = site.start_patroni(200, STANDBY);
         site.run_check(&["replica"]);
         site.run_check(&["replica?lag=16MB"]);
         for number in 0..100 {
@@ -386,7 +386,7 @@ fn a_stranger_with_many_questions_takes_no_place() {
 fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
     let site = Site::new("journal");
     let said = |check: &str| site.run_check(&[check]).stderr;
-    site.was(200, PRIMARY);
+    site.answer_once(200, PRIMARY);
     let began = said("primary");
     let bridged = "<4>replied '!unreachable' to 127.0.0.1:";
     assert!(
@@ -396,11 +396,11 @@ fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
     );
     for _ in 0..5 {
         assert_eq!(said("primary"), "");
-        assert_eq!(said("replica"), "", "it is the same trouble, for whatever is asked");
+        assert_eq!(said("replica"), "", "it is the same trouble for each check");
         assert_eq!(said("replica?lag=16MB"), "");
     }
     {
-        let _patroni = site.answers(200, PRIMARY);
+        let _patroni = site.start_patroni(200, PRIMARY);
         let ended = said("primary");
         assert!(ended.starts_with("<5>replied 'up ready' to 127.0.0.1:"), "{ended}");
         assert!(ended.ends_with(" s of trouble)\n"), "{ended}");
@@ -414,13 +414,13 @@ fn the_journal_gets_a_line_when_trouble_begins_and_one_when_it_ends() {
     assert_eq!(said("primary"), "");
 }
 
-/// Trouble begins and ends often.
+/// Trouble that begins and ends 25 times.
 #[test]
 fn trouble_that_comes_and_goes_does_not_fill_the_journal() {
     let site = Site::new("flaps");
     let mut lines = 0;
     for _ in 0..25 {
-        let patroni = site.answers(200, PRIMARY);
+        let patroni = site.start_patroni(200, PRIMARY);
         lines += site.run_check(&[]).stderr.lines().count();
         drop(patroni);
         lines += site.run_check(&[]).stderr.lines().count();
@@ -432,7 +432,7 @@ fn trouble_that_comes_and_goes_does_not_fill_the_journal() {
 #[test]
 fn a_damaged_memory_file_is_repaired() {
     let site = Site::new("spoilt");
-    assert_eq!(site.was(200, PRIMARY), READY);
+    assert_eq!(site.answer_once(200, PRIMARY), READY);
     let good = fs::read(site.memory()).expect("a memory");
     let record = &good[..64];
     for (at, bytes) in [(4095, record), (20, record), (64, &[7; 64][..])] {
@@ -440,13 +440,13 @@ fn a_damaged_memory_file_is_repaired() {
         spoilt.resize(spoilt.len().max(at + bytes.len()), 0);
         spoilt[at..][..bytes.len()].copy_from_slice(bytes);
         fs::write(site.memory(), &spoilt).expect("written");
-        assert_eq!(site.was(200, PRIMARY), READY, "{at}");
+        assert_eq!(site.answer_once(200, PRIMARY), READY, "{at}");
         let reply = site.run_check(&[]).reply;
         assert!(reply.starts_with(HELD), "{at}: {reply}");
     }
 }
 
-/// A late line is trouble between HAProxy and the agent: within the grace period it changes nothing.
+/// A late line is trouble between HAProxy and the agent, and changes nothing within the grace period.
 #[test]
 fn a_late_line_changes_nothing_within_the_grace_period() {
     let late = "no agent-send line within 300 ms";
@@ -456,13 +456,13 @@ fn a_late_line_changes_nothing_within_the_grace_period() {
         let arguments = site.arguments(&url, &memory, &["--agent-send"]);
         let silent = || check_with(Start::ListenFds, "127.0.0.1:0", &arguments, common::listen);
         assert!(silent().reply.starts_with(&format!("fail ready # {late}")), "nothing is known");
-        site.was(status, body);
+        site.answer_once(status, body);
         let reply = silent().reply;
         assert!(reply.starts_with(&format!("!unreachable:_{}", late.replace(' ', "_"))), "{reply}");
-        // it is not logged, and begins no grace period
+        // a late line is not logged, and begins no grace period
         let refused = site.run_check(&[check]).reply;
         assert!(refused.starts_with(HELD), "{refused}");
-        let _crashed = site.answers(503, r#"{"state": "crashed", "role": "primary"}"#);
+        let _crashed = site.start_patroni(503, r#"{"state": "crashed", "role": "primary"}"#);
         site.run_check(&[check]);
         assert!(silent().reply.starts_with("fail ready # "), "{check}");
     }
@@ -489,17 +489,17 @@ fn invalid_lines_are_logged_once() {
         assert!(outcome.reply.starts_with("fail ready # "), "{outcome:?}");
         assert_eq!(outcome.stderr, "", "{line:?}");
     }
-    // and hides no trouble
+    // an invalid line hides no trouble
     let trouble = ask("primary\n").stderr;
     assert!(trouble.contains("connection refused"), "{trouble}");
     assert_eq!(ask("junk\n").stderr, "");
 }
 
-/// Each of many checks at the same time gets a whole and true reply, and the memory file stays valid.
+/// Each of many checks at the same time gets the right reply, and the memory file stays valid.
 #[test]
 fn many_checks_at_once_leave_one_valid_memory_file() {
     let site = Site::new("many");
-    let patroni = site.answers(200, PRIMARY);
+    let patroni = site.start_patroni(200, PRIMARY);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -520,7 +520,7 @@ fn a_check_by_hand_warns_of_a_grace_period_that_is_too_long() {
     let site = Site::new("hand");
     let by_hand = |config: &str, grace: &str| {
         let body = format!("{}, {config}}}", PRIMARY.trim_end_matches('}'));
-        let _patroni = site.answers(200, &body);
+        let _patroni = site.start_patroni(200, &body);
         let (url, memory) = (format!("http://{}", site.address), site.memory());
         let output = Command::new(common::AGENT)
             .args(site.arguments(&url, &memory, &["--grace", grace]))
@@ -534,8 +534,8 @@ fn a_check_by_hand_warns_of_a_grace_period_that_is_too_long() {
     assert!(!by_hand(r#""ttl": 30"#, "3s") && by_hand(r#""ttl": 30"#, "8s"));
     assert!(!by_hand(r#""ttl": 20, "loop_wait": 10, "retry_timeout": 5"#, "1500ms"));
     assert!(by_hand(r#""ttl": 20, "loop_wait": 10, "retry_timeout": 5"#, "2s"));
-    // a loop that waits long for the DCS is followed by the next one at once
+    // after a loop that has waited long for the DCS, the next one begins at once
     assert!(by_hand(r#""ttl": 20, "loop_wait": 1, "retry_timeout": 9"#, "100ms"));
     assert!(by_hand(lopsided, "100ms") && !by_hand(lopsided, "0"));
-    assert!(!by_hand(r#""ttl": "x""#, "15s"), "who does not tell is not blamed");
+    assert!(!by_hand(r#""ttl": "x""#, "15s"), "no warning without a ttl");
 }

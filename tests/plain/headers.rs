@@ -1,9 +1,9 @@
-//! The first lines of each file of the agent are true: what a file "knows nothing of", it does not import.
+//! The first lines of each file of the agent are true: a file does not import what it "knows nothing of".
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What a header may say that its file knows nothing of, and the paths that the file must not name then.
+/// What a file may know nothing of, and the paths that it must not name then.
 const PARTIES: &[(&str, &[&str])] = &[
     ("Patroni", &["crate::patroni"]),
     ("HAProxy", &["crate::haproxy"]),
@@ -25,7 +25,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Splits a `use` into its paths, such as `a::b` and `a::c` of `a::{b, c}`.
-fn flat(prefix: &str, tree: &str) -> Vec<String> {
+fn split_use(prefix: &str, tree: &str) -> Vec<String> {
     let Some((path, rest)) = tree.split_once('{') else { return vec![format!("{prefix}{tree}")] };
     let inner = rest.trim_end().strip_suffix('}').expect("a closing brace");
     let (mut parts, mut depth) = (vec![String::new()], 0);
@@ -38,12 +38,12 @@ fn flat(prefix: &str, tree: &str) -> Vec<String> {
     }
     let prefix = format!("{prefix}{path}");
     let parts = parts.iter().map(|part| part.trim()).filter(|part| !part.is_empty());
-    parts.flat_map(|part| flat(&prefix, part)).collect()
+    parts.flat_map(|part| split_use(&prefix, part)).collect()
 }
 
-/// Finds the paths that a file imports or names in full. `super` is the file's room.
-fn named(file: &str, code: &str) -> Vec<String> {
-    let room = file.rsplit_once('/').map_or(String::new(), |(room, _)| format!("::{room}"));
+/// The paths that a file imports or names in full. `super` is the file's folder.
+fn find_paths(file: &str, code: &str) -> Vec<String> {
+    let folder = file.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("::{folder}"));
     let code: String = code
         .lines()
         .filter(|line| !line.trim_start().starts_with("//"))
@@ -51,10 +51,10 @@ fn named(file: &str, code: &str) -> Vec<String> {
         .join("\n");
     let uses = format!("\n{code}");
     let uses = uses.split("\nuse ").skip(1).filter_map(|text| text.split_once(';'));
-    let mut paths: Vec<_> = uses.flat_map(|(tree, _)| flat("", tree)).collect();
+    let mut paths: Vec<_> = uses.flat_map(|(tree, _)| split_use("", tree)).collect();
     let is_path = |c: char| c.is_alphanumeric() || matches!(c, '_' | ':');
     paths.extend(code.split(|c| !is_path(c)).filter(|word| word.contains("::")).map(str::to_owned));
-    paths.iter().map(|path| path.replace("super", &format!("crate{room}"))).collect()
+    paths.iter().map(|path| path.replace("super", &format!("crate{folder}"))).collect()
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn no_file_imports_what_its_header_says_it_knows_nothing_of() {
         let (_, unknown) = header.split_once(" Knows nothing of ").expect(&file);
         let unknown = unknown.strip_suffix('.').expect(&file).replace(" and ", ", ");
         let code = text.split("#[cfg(test)]").next().expect("code");
-        let named = named(&file, code);
+        let named = find_paths(&file, code);
         for party in unknown.split(", ") {
             let (_, paths) = PARTIES.iter().find(|(name, _)| *name == party).unwrap_or_else(|| {
                 panic!("{file}: what does it import that knows of {party}?");
@@ -90,10 +90,10 @@ fn no_file_imports_what_its_header_says_it_knows_nothing_of() {
 
 #[test]
 fn a_path_is_seen_in_each_way_of_importing_it() {
-    let paths = flat("", "crate::a::{self, b::{C, D as E}, f}");
+    let paths = split_use("", "crate::a::{self, b::{C, D as E}, f}");
     assert_eq!(paths, ["crate::a::self", "crate::a::b::C", "crate::a::b::D as E", "crate::a::f"]);
     let code = "\nuse super::http;\nfn f() { std::fs::read(x) } // crate::run\n";
-    let named = named("patroni/ask.rs", code);
+    let named = find_paths("patroni/ask.rs", code);
     assert!(named.contains(&"crate::patroni::http".to_owned()), "{named:?}");
     assert!(named.contains(&"std::fs::read".to_owned()), "{named:?}");
 }

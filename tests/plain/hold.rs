@@ -39,14 +39,14 @@ fn a_ready_node_gets_the_state_in_the_file() {
         assert_eq!(
             (outcome.stderr.as_str(), outcome.code),
             ("", Some(0)),
-            "no news for the journal"
+            "nothing for the journal"
         );
     }
     fs::remove_file(&file).expect("removed");
     assert_eq!(ask().reply, READY);
 }
 
-/// A `chmod` of the folder that is rolled out must not take every node out of its pools.
+/// A `chmod` of the folder on every node must not take all nodes out of their pools.
 #[test]
 fn a_folder_that_may_not_be_searched_is_no_hold_and_is_reported() {
     let (folder, patroni) = (common::folder("closed"), FakePatroni::primary());
@@ -127,9 +127,9 @@ fn a_hold_makes_no_node_better() {
     assert!(reply.starts_with("!unreachable:_Patroni"), "{reply}");
 }
 
-/// For a server of the reserve: HAProxy checks no server in MAINT.
+/// For a server of the reserve, which a hold drains: HAProxy checks no server in MAINT.
 #[test]
-fn haproxy_asks_for_the_hold_alone() {
+fn haproxy_asks_only_for_the_hold() {
     let (folder, patroni) = (common::folder("alone"), FakePatroni::primary());
     let file = path_in(&folder, "hold");
     let arguments = ["--agent-send", "--url", &patroni.url(), "--hold-file", &file];
@@ -138,7 +138,7 @@ fn haproxy_asks_for_the_hold_alone() {
             client.write_all(b"hold\n").expect("the agent reads");
             listen(client)
         });
-        assert_eq!(outcome.stderr, "", "no news for the journal");
+        assert_eq!(outcome.stderr, "", "nothing for the journal");
         outcome.reply
     };
     assert_eq!(ask(), "up ready # no hold\n");
@@ -153,8 +153,8 @@ fn haproxy_asks_for_the_hold_alone() {
     assert_eq!(patroni.connections(), 0);
 }
 
-/// `echo` empties the file before it writes, and on a busy machine there may be a long time between the two. Meanwhile a
-/// drain must not become a maint, which cuts sessions.
+/// `echo` empties the file before it writes, and on a busy machine much time may pass between the two. Meanwhile a
+/// drain must not become a maint, which ends sessions.
 #[test]
 fn a_half_written_file_drains() {
     let (folder, patroni) = (common::folder("half"), FakePatroni::primary());
@@ -168,7 +168,7 @@ fn a_half_written_file_drains() {
     assert_eq!(ask(), "up drain # hold: kernel upgrade\n");
 }
 
-/// A check by hand reports a hold even if it changes nothing.
+/// A check by hand reports a hold even if the hold changes nothing.
 #[test]
 fn a_check_by_hand_says_that_there_is_a_hold() {
     let folder = common::folder("human");

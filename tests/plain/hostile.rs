@@ -1,15 +1,15 @@
 //! The worst answers of a Patroni, or of another program on its port: the agent never replies READY, never hangs, and always
-//! sends one whole line.
+//! sends one complete line.
 
 use crate::common::{FakePatroni, Outcome, PRIMARY, READY, check, full_backlog, http, nobody};
 use patroni_agent_check::VERSION;
 use std::io::{Read, Write};
 use std::time::Duration;
 
-/// Longer than any deadline in these tests: an agent that waits for so long hangs.
+/// Longer than any deadline in these tests: an agent that waits this long hangs.
 const LONG: Duration = Duration::from_secs(30);
 
-/// Asserts the whole reply, in which PATRONI stands for its address, and one journal line with the cause.
+/// Asserts that the reply is DOWN for this reason, and that the journal gets one line with it.
 fn assert_down(outcome: &Outcome, patroni: &FakePatroni, reason: &str) {
     let reason = format!("Patroni {}: {reason}", patroni.address);
     let shown: String = reason.chars().take(100).collect();
@@ -32,7 +32,7 @@ fn ask_silent(patroni: &FakePatroni) -> Outcome {
     check(&["--url", &patroni.url(), "--timeout", "500ms"])
 }
 
-/// Asserts the reply to one answer that is not usable.
+/// Asserts that this answer makes the node DOWN for this reason.
 fn assert_answer_is_down(answer: impl Into<Vec<u8>>, reason: &str) {
     let patroni = FakePatroni::answering(answer);
     let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
@@ -43,7 +43,7 @@ fn assert_answer_is_down(answer: impl Into<Vec<u8>>, reason: &str) {
 const LATE: &str = "no answer before the deadline (--timeout)";
 
 #[test]
-fn refused() {
+fn a_refused_connection() {
     let nobody = nobody();
     let address = nobody.local_addr().expect("an address");
     let outcome = check(&["--url", &format!("http://{address}")]);
@@ -52,20 +52,20 @@ fn refused() {
 }
 
 #[test]
-fn accepted_and_silent() {
+fn a_patroni_that_accepts_and_sends_nothing() {
     let patroni = FakePatroni::raw(|_stream| std::thread::sleep(LONG));
     assert_down(&ask_silent(&patroni), &patroni, LATE);
 }
 
 #[test]
-fn never_accepted() {
+fn a_patroni_that_never_accepts() {
     let (address, _waiting) = full_backlog();
     let outcome = check(&["--url", &format!("http://{address}"), "--timeout", "500ms"]);
     assert_eq!(outcome.reply, format!("down ready # Patroni {address}: {LATE}\n"));
 }
 
 #[test]
-fn one_byte_a_second() {
+fn an_answer_of_one_byte_a_second() {
     let patroni = FakePatroni::new(|stream| {
         for byte in http(200, PRIMARY) {
             if stream.write_all(&[byte]).is_err() {
@@ -78,7 +78,7 @@ fn one_byte_a_second() {
 }
 
 #[test]
-fn body_one_byte_at_a_time() {
+fn a_body_of_one_byte_at_a_time() {
     let patroni = FakePatroni::new(|stream| {
         let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n");
         for byte in PRIMARY.bytes() {
@@ -92,7 +92,7 @@ fn body_one_byte_at_a_time() {
 }
 
 #[test]
-fn headers_only_then_silence() {
+fn a_header_and_then_nothing() {
     let patroni = FakePatroni::new(|stream| {
         let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n");
         std::thread::sleep(LONG);
@@ -101,7 +101,7 @@ fn headers_only_then_silence() {
 }
 
 #[test]
-fn headers_without_end() {
+fn an_endless_header() {
     let patroni = FakePatroni::new(|stream| {
         let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n");
         while stream.write_all(b"X-Header: and another one\r\n").is_ok() {}
@@ -120,7 +120,7 @@ fn a_long_header() {
 }
 
 #[test]
-fn interim_answers_without_end() {
+fn endless_interim_answers() {
     let patroni =
         FakePatroni::new(
             |stream| {
@@ -133,7 +133,7 @@ fn interim_answers_without_end() {
 }
 
 #[test]
-fn headers_only() {
+fn a_header_without_a_body() {
     assert_answer_is_down(
         http(200, ""),
         "answer is not Patroni's JSON: EOF while parsing a value at line 1 column 0",
@@ -141,17 +141,17 @@ fn headers_only() {
 }
 
 #[test]
-fn cut_answers() {
-    let whole = http(200, PRIMARY);
-    for length in 0..whole.len() {
-        let patroni = FakePatroni::answering(&whole[..length]);
+fn answers_that_are_cut_off() {
+    let complete = http(200, PRIMARY);
+    for length in 0..complete.len() {
+        let patroni = FakePatroni::answering(&complete[..length]);
         let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
         assert!(outcome.reply.starts_with("down ready # Patroni"), "{length}: {outcome:?}");
     }
 }
 
 #[test]
-fn shorter_than_announced() {
+fn a_body_shorter_than_its_content_length() {
     let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{PRIMARY}");
     let patroni = FakePatroni::answering(answer);
     let outcome = ask(&patroni);
@@ -159,14 +159,14 @@ fn shorter_than_announced() {
 }
 
 #[test]
-fn ten_megabytes() {
+fn a_body_of_ten_megabytes() {
     let body =
         format!(r#"{{"state": "running", "role": "primary", "x": "{}"}}"#, "x".repeat(10 << 20));
     assert_answer_is_down(http(200, &body), "answer is larger than 65536 bytes");
 }
 
 #[test]
-fn without_end() {
+fn an_endless_body() {
     let patroni = FakePatroni::new(|stream| {
         let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n");
         while stream.write_all(&[b' '; 4096]).is_ok() {}
@@ -175,7 +175,7 @@ fn without_end() {
 }
 
 #[test]
-fn as_large_as_may_be() {
+fn a_body_of_the_largest_size_is_read() {
     let frame = PRIMARY.len() + r#", "x": """#.len();
     let padding = "x".repeat(65536 - frame);
     let body = PRIMARY.replace('}', &format!(r#", "x": "{padding}"}}"#));
@@ -201,7 +201,7 @@ fn a_thousand_nested_arrays() {
 }
 
 #[test]
-fn html() {
+fn an_html_page() {
     assert_answer_is_down(
         http(200, "<html><body>It works!</body></html>"),
         "answer is not Patroni's JSON: expected value at line 1 column 1",
@@ -209,7 +209,7 @@ fn html() {
 }
 
 #[test]
-fn http_0_9() {
+fn an_answer_without_a_status_line() {
     let patroni = FakePatroni::answering("<!DOCTYPE html><p>Bad request version");
     let outcome = ask(&patroni);
     let start = format!("down ready # Patroni {}: answer is not HTTP", patroni.address);
@@ -238,7 +238,7 @@ fn a_redirect_is_not_followed() {
 }
 
 #[test]
-fn other_statuses() {
+fn other_http_statuses() {
     for status in [201, 204, 304, 401, 403, 404, 500, 502] {
         assert_answer_is_down(
             http(status, PRIMARY),
@@ -248,7 +248,7 @@ fn other_statuses() {
 }
 
 #[test]
-fn gzip() {
+fn a_compressed_body() {
     let mut answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n".to_vec();
     answer.extend([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xab, 0x56]);
     let patroni = FakePatroni::answering(answer);
@@ -308,7 +308,7 @@ fn nothing_that_patroni_says_breaks_the_line() {
 }
 
 #[test]
-fn the_last_of_two_equal_keys_counts_as_everywhere() {
+fn the_last_of_two_equal_keys_counts() {
     let line = reply_to(r#"{"state": "running", "role": "primary", "role": "replica"}"#);
     assert_eq!(line, "up maint # replica, running, not promoted yet");
 }
@@ -323,10 +323,10 @@ fn a_reply_that_changes_nothing_is_one_unknown_word() {
 }
 
 #[test]
-fn patroni_gets_one_whole_polite_request() {
+fn patroni_gets_one_complete_request_and_a_clean_close() {
     let (sender, receiver) = std::sync::mpsc::channel();
     let patroni = FakePatroni::new(move |stream| {
-        // header and body in two pieces, as Patroni sends them
+        // header and body in two writes, as Patroni sends them
         let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n");
         std::thread::sleep(Duration::from_millis(50));
         let _ = stream.write_all(PRIMARY.as_bytes());

@@ -3,20 +3,19 @@
 //!
 //! The model has one node that is primary at first, the leader lock in the DCS, and HAProxies that share the memory. Another
 //! node may be promoted at any time once the lock is free, as long as the cluster is not paused. A search has no bound on
-//! depth: all ages are clipped where nothing depends on them any more, and it ends when there are no new states.
+//! depth: ages are clipped where nothing depends on them any more, and the search ends when there are no new states.
 //!
-//! **What is covered:** a server that is UP because the last reply was `Keep`. With a Patroni whose loop makes one exchange
-//! with the DCS within `retry_timeout`, and renews its lock by it or demotes, no such server is left at the moment when
-//! another node may be promoted, which is more than the promise of one `agent-inter` and one `--timeout` after it. Neither
-//! is a server that drains, because Patroni stops its PostgreSQL: it may be in the middle of that, with a claim of the lock
-//! that it does not renew any more, and never come to an end.
+//! **What is covered:** a server that is UP because the last reply was `Keep`. Patroni's loop makes one exchange with the DCS
+//! within `retry_timeout`, and renews its lock by it or demotes. Then no such server is left at the moment when another node
+//! may be promoted. This is more than the promise, which allows one `agent-inter` and one `--timeout` after that moment. Nor
+//! is a server left that drains while Patroni stops its PostgreSQL, within `drain_outlives`, even if that stop never ends and
+//! Patroni does not renew the lock that it claims.
 //!
-//! **What is not:** a server that is UP because Patroni itself says 200. Its claim counts from the answer to a renewal and
-//! may outlive the lock by `retry_timeout`. A lock that did not run out but was given up or deleted may be another node's at
-//! once, and no grace period protects against that: there the model only shows that nothing is bridged once a check has been
-//! told, unless Patroni was restarted since the last good answer. At most two things go wrong on one path. The model has no
-//! step of a clock, no late answer that was made when the question came, no standby's health check, and no monitoring that
-//! refreshes `dcs_last_seen`.
+//! **What is not:** a server that is UP because Patroni itself says 200. Patroni's claim counts from the answer to a renewal
+//! and may outlive the lock by `retry_timeout`. A lock that was given up or deleted may be another node's at once, and no
+//! grace period protects against that. There the model only shows that nothing is bridged once a check has got a bad answer,
+//! unless Patroni was restarted since the last good one. At most two faults happen on one path. The model has no step of a
+//! clock, no old answer that arrives late, no standby's health check, and no monitoring that refreshes `dcs_last_seen`.
 
 use patroni_agent_check::decide::decide;
 use patroni_agent_check::decide::grace::{Case, Policy};
@@ -30,13 +29,13 @@ use std::time::{Duration, Instant};
 
 /// One step of time.
 const TICK: Duration = Duration::from_millis(500);
-/// Every state has this time; what it remembers grows older instead.
+/// Each state has this time. What a state remembers grows older instead.
 const NOW: Duration = Duration::from_secs(1000);
-/// No grace period that began then still lasts, but a HAProxy may still not have been told of that answer.
+/// A grace period that began then is over, but a HAProxy may not have got that answer yet.
 const LONG_AGO: Duration = Duration::from_secs(980);
 /// Patroni's clock. Both of its times are whole seconds, and an age is rounded down, which is the worst case.
 const DATE: u32 = 1_000_000;
-/// HAProxy's `agent-inter` and our `--timeout`, in ticks like all that follow.
+/// HAProxy's `agent-inter` and the agent's `--timeout`. These and all times below are in ticks.
 const INTER: u8 = 1;
 const TIMEOUT: u8 = 3;
 /// From this age on, `dcs_last_seen` allows no grace period.
@@ -54,7 +53,7 @@ enum Broken {
     Memory,
     /// A primary that says 503 is bridged as if the cluster were paused.
     Lock,
-    /// Nothing, but a server that is READY must meet the bound of a drain.
+    /// Nothing is broken, but the bound of a drain applies to READY.
     Measured,
 }
 
@@ -65,7 +64,7 @@ struct Cluster {
     retry_timeout: u8,
     grace: u8,
     haproxies: usize,
-    /// Whether Patroni's loop may hang alone, and the whole Patroni may freeze and go on.
+    /// Whether Patroni's loop may hang alone, and a frozen Patroni may go on.
     stalls: bool,
     /// Whether a loop first reads the cluster, which may take another `retry_timeout`.
     reads: bool,
@@ -73,7 +72,7 @@ struct Cluster {
     pauses: bool,
     /// Whether the lock may be given up or deleted.
     gives_up: bool,
-    /// The DCS acts and answers after a multiple of this time, or when `retry_timeout` is over.
+    /// The DCS acts and answers after multiples of this time, or when `retry_timeout` is over.
     grain: u8,
     /// How many faults happen at most. The end of a fault does not count.
     faults: u8,
@@ -106,7 +105,7 @@ enum Asks {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq)]
 struct HaProxy {
-    /// Until the next check.
+    /// The time until the next check.
     wait: u8,
     /// For how long a check has waited for a silent Patroni.
     asking: Option<u8>,
@@ -115,13 +114,13 @@ struct HaProxy {
     kept: bool,
     /// That reply came after Patroni had given a bad answer to some check.
     against: bool,
-    /// The server is no longer UP, and its sessions live on.
+    /// The server is no longer UP, but keeps its sessions.
     drains: bool,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq)]
 struct State {
-    /// How long the lock lives on.
+    /// How long the lock will last.
     lock: u8,
     /// The lock did not run out: it was given up or deleted.
     given_up: bool,
@@ -145,9 +144,9 @@ struct State {
     stuck: bool,
     haproxies: Vec<HaProxy>,
     record: Record,
-    /// A check was given a bad answer, and none since then that the node is ready again.
+    /// A check got a bad answer, and no check has replied READY since.
     told: bool,
-    /// How many more things may go wrong.
+    /// How many more faults may happen.
     faults: u8,
 }
 
@@ -190,7 +189,7 @@ impl Cluster {
     }
 
     /// Whether the DCS may act or answer now.
-    fn moment(&self, waited: u8) -> bool {
+    fn acts_now(&self, waited: u8) -> bool {
         waited <= self.retry_timeout && waited % self.grain == 0 || waited == self.retry_timeout
     }
 
@@ -244,7 +243,7 @@ impl Cluster {
         self.forget(&mut state.record);
     }
 
-    /// Makes states equal that differ in nothing that a later decision depends on.
+    /// Makes states equal if no later decision depends on their difference.
     fn forget(&self, record: &mut Record) {
         record.trouble = None; // only for the journal
         let lease = record.lease.min(TICK * u32::from(self.grace));
@@ -287,14 +286,14 @@ impl Cluster {
         let (states, seconds) = (checker.unique_state_count(), begin.elapsed().as_secs_f32());
         println!("{self:?}: {states} states, {seconds:.1} s");
         for (name, path) in checker.discoveries() {
-            println!("    {name}: {}", story(&path));
+            println!("    {name}: {}", format_path(&path));
         }
         checker
     }
 }
 
 /// The actions of a path, with the time in seconds at which they happen.
-fn story(path: &Path<State, Action>) -> String {
+fn format_path(path: &Path<State, Action>) -> String {
     let mut ticks = 0;
     let mut words = Vec::new();
     for action in path.clone().into_actions() {
@@ -343,8 +342,8 @@ impl State {
         self.promoted && !self.given_up && (self.promoted_for > limit || limit == 0)
     }
 
-    /// The DCS did not answer, or the lock is another one's.
-    fn leave(&mut self) {
+    /// The DCS did not answer, or another node has the lock.
+    fn depose(&mut self) {
         (self.node, self.claim, self.asks) = (Node::Deposed, 0, Asks::Nothing);
     }
 }
@@ -389,7 +388,7 @@ impl Model for Cluster {
         let over = matches!(state.node, Node::Deposed | Node::Stopping | Node::Replica)
             || state.promoted && state.claim == 0;
         if over && state.haproxies.iter().all(|haproxy| !haproxy.up && !haproxy.drains) {
-            return; // it is out for good
+            return; // no session can reach the node any more
         }
         if !self.due(state) {
             actions.push(Action::Tick);
@@ -406,10 +405,10 @@ impl Model for Cluster {
         match state.asks {
             Asks::Nothing => {}
             _ if state.promoted && state.runs() => actions.push(Action::Fail),
-            Asks::Renew(waited) if self.moment(waited) && !state.promoted => {
+            Asks::Renew(waited) if self.acts_now(waited) && !state.promoted => {
                 actions.push(Action::Process)
             }
-            Asks::Read(waited) | Asks::Renewed(waited) if state.runs() && self.moment(waited) => {
+            Asks::Read(waited) | Asks::Renewed(waited) if state.runs() && self.acts_now(waited) => {
                 actions.push(Action::Answer);
             }
             _ => {}
@@ -490,7 +489,7 @@ impl Model for Cluster {
             Action::Fail if state.knows_pause && state.node == Node::Primary => {
                 state.asks = Asks::Nothing;
             }
-            Action::Fail => state.leave(),
+            Action::Fail => state.depose(),
             Action::FailsafeMode if state.node == Node::Primary => {
                 (state.claim, state.failsafe, state.asks) = (self.ttl, true, Asks::Nothing);
             }
@@ -550,13 +549,13 @@ impl Model for Cluster {
                     && ready
                     && state.outlives(cluster.drain_outlives))
             }),
-            Property::always(STANDS, |_, state: &State| {
+            Property::always(NOT_BRIDGED, |_, state: &State| {
                 !state.haproxies.iter().any(|haproxy| haproxy.against)
             }),
             Property::sometimes("a healthy holder of the lock is READY", |_, state: &State| {
                 state.haproxies.iter().all(|haproxy| haproxy.up && !haproxy.kept)
             }),
-            Property::sometimes("trouble is over, and HAProxy saw none", |_, state: &State| {
+            Property::sometimes("HAProxy has not seen the trouble", |_, state: &State| {
                 let well = state.node == Node::Primary && state.claim > 0 && !state.silent;
                 well && state.haproxies.iter().all(|haproxy| haproxy.kept)
             }),
@@ -585,7 +584,7 @@ const fn cluster(ttl: u8, loop_wait: u8, retry_timeout: u8, grace: u8) -> Cluste
 const SETTINGS: [Cluster; 4] = [
     cluster(30, 10, 10, 6),
     cluster(20, 1, 3, 6),
-    // 15 s after the DCS was read the lock may have run out, and the last check takes its time
+    // 15 s after Patroni has read the DCS the lock may have run out, and the last check takes some time
     Cluster { drain_outlives: INTER + TIMEOUT, ..cluster(20, 10, 5, 3) },
     cluster(20, 14, 3, 0),
 ];
@@ -593,7 +592,7 @@ const SETTINGS: [Cluster; 4] = [
 const KEEP: &str = "a Keep does not outlive the lock";
 const DRAINS: &str = "a drain does not outlive the lock for too long";
 const READY: &str = "READY does not outlive the lock for longer than a drain";
-const STANDS: &str = "what Patroni said last stands";
+const NOT_BRIDGED: &str = "nothing is bridged after a bad answer";
 
 fn assert_found(cluster: Cluster, property: &str) {
     assert!(cluster.search().discoveries().contains_key(property), "{property}");
@@ -604,11 +603,11 @@ fn the_grace_ends_before_the_lock() {
     for cluster in SETTINGS {
         let checker = Cluster { pauses: true, ..cluster }.search();
         checker.assert_no_discovery(KEEP);
-        checker.assert_no_discovery(STANDS);
+        checker.assert_no_discovery(NOT_BRIDGED);
         checker.assert_no_discovery(DRAINS);
         checker.assert_any_discovery("a healthy holder of the lock is READY");
         if cluster.grace > 0 {
-            checker.assert_any_discovery("trouble is over, and HAProxy saw none");
+            checker.assert_any_discovery("HAProxy has not seen the trouble");
         }
     }
 }
@@ -634,12 +633,12 @@ fn a_grace_that_is_too_long_is_found() {
 #[test]
 fn a_bad_answer_that_is_forgotten_is_found() {
     let broken = Broken::Memory;
-    assert_found(Cluster { broken, gives_up: true, haproxies: 2, ..SETTINGS[1] }, STANDS);
+    assert_found(Cluster { broken, gives_up: true, haproxies: 2, ..SETTINGS[1] }, NOT_BRIDGED);
 }
 
 #[test]
 fn a_lost_lock_that_is_bridged_is_found() {
-    assert_found(Cluster { broken: Broken::Lock, ..SETTINGS[1] }, STANDS);
+    assert_found(Cluster { broken: Broken::Lock, ..SETTINGS[1] }, NOT_BRIDGED);
 }
 
 #[test]
@@ -648,7 +647,7 @@ fn a_drain_that_is_longer_than_the_lock_is_found_and_ready_is_longer() {
     assert_found(Cluster { broken: Broken::Measured, ..SETTINGS[2] }, READY);
 }
 
-/// What docs/grace.md says is not covered: a slow reading before a slow renewal, and a stall with a `ttl` of 20 s.
+/// What is not covered, as docs/grace.md says: a slow read before a slow renewal, and a stall with a `ttl` of 20 s.
 #[test]
 fn known_limits_of_the_rule() {
     let slow = Cluster { reads: true, ..SETTINGS[0] };

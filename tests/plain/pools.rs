@@ -1,4 +1,4 @@
-//! `patroni-pools`: each mistake is found at its line, whatever the layout, and a good configuration has none.
+//! `patroni-pools` finds each mistake at its line in any layout, and none in a good configuration.
 
 use crate::common::{FakePatroni, file, http};
 use patroni_agent_check::pools::configuration::Configuration;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const POOLS: &str = env!("CARGO_BIN_EXE_patroni-pools");
 const GOOD: [&str; 2] = ["units/examples/haproxy.cfg", "units/examples/haproxy-pgbouncer.cfg"];
 
-/// A site as many have it.
+/// A typical site without the agent.
 const SITE: &str = "\
 global
     maxconn 100
@@ -51,22 +51,22 @@ listen pgcluster_ro
     server db-c 10.0.0.3:5432 maxconn 100 check port 8008
 ";
 
-fn of(text: &str) -> Configuration {
+fn parse(text: &str) -> Configuration {
     Configuration::of("x", text, Environment::new())
 }
 
-/// What is found: line and rule.
-fn found(text: &str, agent: bool) -> BTreeSet<(usize, &'static str)> {
-    let findings = rules::find(&of(text), agent);
+/// The mistakes in a configuration: line and rule.
+fn mistakes(text: &str, agent: bool) -> BTreeSet<(usize, &'static str)> {
+    let findings = rules::find(&parse(text), agent);
     findings.iter().map(|finding| (finding.place.line, finding.rule)).collect()
 }
 
-fn text(name: &str) -> String {
+fn read(name: &str) -> String {
     fs::read_to_string(file(name)).expect(name)
 }
 
-/// What is listed, without the file.
-fn list(configuration: &Configuration) -> Vec<String> {
+/// What `check --list` prints, without the file.
+fn list_servers(configuration: &Configuration) -> Vec<String> {
     let mut list = Vec::new();
     for pool in &Pool::all(configuration) {
         for server in &pool.servers {
@@ -82,21 +82,21 @@ fn list(configuration: &Configuration) -> Vec<String> {
 fn a_good_configuration_has_no_mistake() {
     for name in GOOD {
         for agent in [false, true] {
-            assert_eq!(found(&text(name), agent), BTreeSet::new(), "{name} {agent}");
+            assert_eq!(mistakes(&read(name), agent), BTreeSet::new(), "{name} {agent}");
         }
     }
-    assert_eq!(found(SITE, false), BTreeSet::new());
-    assert_eq!(found(&text("tests/walks/sites/template/haproxy.cfg"), false), BTreeSet::new());
-    // what README says of a pool without the agent
+    assert_eq!(mistakes(SITE, false), BTreeSet::new());
+    assert_eq!(mistakes(&read("tests/walks/sites/template/haproxy.cfg"), false), BTreeSet::new());
+    // a pool without the agent, with the checks of the backend `reserve`
     let reserve = "listen x\n option httpchk\n http-check connect port 8008\n http-check send meth GET uri /primary\n \
         http-check expect error-status L7STS status 200,503\n \
         http-check expect error-status L7OKC on-error \"not primary\" rstring \"\\\"role\\\": \\\"(primary|master)\\\"\"\n \
         http-check expect error-status L7STS on-error \"lock lost\" status 200\n \
         default-server inter 500ms on-marked-down shutdown-sessions\n server a b:5432 check port 8008\n";
-    assert_eq!(found(reserve, false), BTreeSet::new());
+    assert_eq!(mistakes(reserve, false), BTreeSet::new());
 }
 
-/// A change of the site, what it makes wrong, and where.
+/// Each row has a change of the site, the lines of the mistake, and the rule.
 #[test]
 fn each_mistake_is_found_at_its_line() {
     let on = " on-marked-down shutdown-sessions";
@@ -142,24 +142,24 @@ fn each_mistake_is_found_at_its_line() {
         let changed = SITE.replacen(old, new, 1);
         assert_ne!(changed, SITE, "{old}");
         let wanted = at.iter().map(|line| (*line, rule)).collect();
-        assert_eq!(found(&changed, false), wanted, "{old} -> {new}");
+        assert_eq!(mistakes(&changed, false), wanted, "{old} -> {new}");
     }
-    // a server of its own
+    // one server has the setting, and the others lack it
     let only = SITE.replacen(on, "", 1).replacen("10.0.0.2:5432", &format!("10.0.0.2:5432{on}"), 1);
-    assert_eq!(found(&only, false), [18, 20].map(|line| (line, "sessions-kept")).into());
-    // who wants those that are not the primary gets nodes that are stopped, too
+    assert_eq!(mistakes(&only, false), [18, 20].map(|line| (line, "sessions-kept")).into());
+    // a pool of all nodes that are not the primary also gets stopped nodes
     let ro = "option httpchk OPTIONS /replica\n    http-check expect status 200";
     for others in ["status 503", "! status 200", "! rstatus ^2"] {
         let others = format!("option httpchk\n    http-check expect {others}");
         let changed = SITE.replacen(ro, &others, 1);
-        assert_eq!(found(&changed, false), [(25, "no-role")].into(), "{others}");
-        let findings = rules::find(&of(&changed), true);
+        assert_eq!(mistakes(&changed, false), [(25, "no-role")].into(), "{others}");
+        let findings = rules::find(&parse(&changed), true);
         assert!(findings.iter().any(|finding| finding.place.line == 27
             && finding.text.contains("agent-inter 2s agent-send \"replica\\n\"")));
     }
     for fine in ["rstatus (2|3)[0-9][0-9]", "! status 503", "! rstatus ^5", "status 200-299"] {
         let changed = SITE.replace("status 200", fine);
-        assert_eq!(found(&changed, false), BTreeSet::new(), "{fine}");
+        assert_eq!(mistakes(&changed, false), BTreeSet::new(), "{fine}");
     }
     for (expect, mistake) in [
         ("rstring \"^HTTP/1.. 2\"", false),
@@ -174,37 +174,37 @@ fn each_mistake_is_found_at_its_line() {
             tcp-check expect {expect}\n server a b:5432 check on-marked-down shutdown-sessions\n"
         );
         let wanted: BTreeSet<_> = mistake.then_some((5, "no-lock")).into_iter().collect();
-        assert_eq!(found(&pool, false), wanted, "{expect}");
+        assert_eq!(mistakes(&pool, false), wanted, "{expect}");
     }
-    // by the name of its frontend, clients write to this one
+    // the frontend's name says that clients write through this backend
     let front = "frontend pg_write\n default_backend nodes\nbackend nodes\n option httpchk GET /health\n \
         server a b:5432 check port 8008\n server c d:5432 check port 8008\n";
-    assert_eq!(found(front, false), [(3, "sessions-kept"), (4, "no-lock")].into());
-    // a port that is not known here
+    assert_eq!(mistakes(front, false), [(3, "sessions-kept"), (4, "no-lock")].into());
+    // a port in a variable that is not set
     let port = "option httpchk OPTIONS /primary\n    http-check connect port \"${NOTHING}\"";
     let port = SITE.replace(rw, port).replace(" check port 8008", " check");
-    let found_there = found(port.split("listen pgcluster_ro").next().expect("a pool"), false);
+    let found_there = mistakes(port.split("listen pgcluster_ro").next().expect("a pool"), false);
     assert_eq!(found_there, BTreeSet::new());
-    // a pooler of the same machines
+    // PgBouncers on the same machines
     let pooler = format!(
         "{SITE}\nlisten poolerReadWrite\n server a 10.0.0.1:6432 check\n server b 10.0.0.2:6432 check\n"
     );
     let lines = [(31, "sessions-kept"), (32, "no-lock"), (33, "no-lock")];
-    assert_eq!(found(&pooler, false), lines.into());
-    // each frontend has a limit of its own
+    assert_eq!(mistakes(&pooler, false), lines.into());
+    // each frontend has its own time limit
     let front = |limit: &str| {
         format!("frontend {limit}\n timeout client {limit}\n default_backend pgcluster_ro\n")
     };
     let fronts = format!("{SITE}{}{}", front("1m"), front("1h"));
-    assert_eq!(found(&fronts, false), [(31, "short-timeout")].into());
-    // servers that follow those of another pool are UP when those are
+    assert_eq!(mistakes(&fronts, false), [(31, "short-timeout")].into());
+    // with `track`, a server is UP when the other pool's server is
     let follows =
         format!("{SITE}\nlisten bouncers\n server db-a 10.0.0.1:6432 track pgcluster_rw/db-a\n");
-    assert_eq!(found(&follows, false), [(31, "sessions-kept"), (32, "pooler-unchecked")].into());
-    // standbys alone need no Patroni
+    assert_eq!(mistakes(&follows, false), [(31, "sessions-kept"), (32, "pooler-unchecked")].into());
+    // a pool of standbys needs no Patroni
     let standbys = "listen pg_replicas\n server a b:5432 check\n server c d:5432 check\n";
-    assert_eq!(found(standbys, false), BTreeSet::new());
-    // what to write is for this pool, and with this site's port
+    assert_eq!(mistakes(standbys, false), BTreeSet::new());
+    // the advice has this pool's health check and this site's port
     let other = SITE.replace("8008", "8009").replacen(rw, "option tcp-check", 1);
     let other = other.replacen("maxconn 100 check port 8009", "check", 1);
     let other = other.replacen("OPTIONS /replica", "GET /patroni", 1);
@@ -214,18 +214,18 @@ fn each_mistake_is_found_at_its_line() {
         (19, "write \"option httpchk OPTIONS /primary\""),
         (25, "write \"option httpchk OPTIONS /replica\" and \"http-check expect status 200\""),
     ] {
-        let findings = rules::find(&of(&other), false);
+        let findings = rules::find(&parse(&other), false);
         let there: Vec<_> = findings.iter().filter(|f| f.place.line == line).collect();
         assert!(there.len() == 1 && there[0].text.ends_with(wanted), "{line}: {there:?}");
     }
-    // a longer time limit for the time after the start
+    // `timeout tunnel` is the limit once a session has begun
     let tunnel = SITE.replace("timeout client 30m", "timeout client 5s\n timeout tunnel 30m");
-    assert_eq!(found(&tunnel, false), BTreeSet::new());
+    assert_eq!(mistakes(&tunnel, false), BTreeSet::new());
 }
 
-/// PostgreSQL's traffic, whatever it is called, and what is none.
+/// A pool of another service has no mistake, and a pool of PostgreSQL may have any name.
 #[test]
-fn what_other_services_do_is_their_affair() {
+fn other_services_have_no_mistakes() {
     let others = "defaults\n mode http\n timeout client 5s\n timeout server 5s\nfrontend web\n bind :80\n \
         http-request deny if FALSE\n default_backend webs\nbackend webs\n option httpchk GET /health\n cookie X insert\n \
         server w1 10.0.0.1:8080 check port 8081\n server w2 10.0.0.2:8080 check port 8081\nbackend tls\n mode tcp\n \
@@ -236,19 +236,19 @@ fn what_other_services_do_is_their_affair() {
         listen app\n option httpchk GET /health\n server a 10.0.0.1:8008 check\n server b 10.0.0.2:8008 check\npeers all\n server a 10.0.0.1:5432\n\
         backend load\n server w1 10.0.0.1:80 agent-check agent-port 9999 agent-send \"load\\n\"\n\
         listen cluster\n mode tcp\n server k1 10.0.0.1:6443 check agent-check agent-port 9707 agent-inter 30s\n";
-    assert_eq!(list(&of(others)).len(), 2);
+    assert_eq!(list_servers(&parse(others)).len(), 2);
     for agent in [false, true] {
-        assert_eq!(found(others, agent), BTreeSet::new());
-        assert_eq!(found(&format!("{SITE}{others}"), false), BTreeSet::new());
+        assert_eq!(mistakes(others, agent), BTreeSet::new());
+        assert_eq!(mistakes(&format!("{SITE}{others}"), false), BTreeSet::new());
     }
-    // a program may ask whatever it likes
+    // nobody knows what an external program asks
     let program = SITE.replace("option httpchk OPTIONS /primary", "option external-check");
-    assert_eq!(found(&program, false), BTreeSet::new());
-    // without any Patroni
+    assert_eq!(mistakes(&program, false), BTreeSet::new());
+    // a site without Patroni
     let plain = "defaults\n mode http\n timeout client 50000\nfrontend in\n default_backend db_write\nbackend db_write\n \
         option tcp-check\n server a 10.0.0.1:5432 check\n server b 10.0.0.2:5432 check\n";
     assert_eq!(
-        found(plain, false),
+        mistakes(plain, false),
         [
             (3, "short-timeout"),
             (4, "http-mode"),
@@ -261,26 +261,26 @@ fn what_other_services_do_is_their_affair() {
     );
 }
 
-/// With the agent: each setting of the shipped file that tests/mutants/settings takes out.
+/// Each setting that tests/mutants/settings takes out of the shipped file.
 #[test]
 fn each_setting_that_is_taken_out_is_missed() {
-    let table = text("tests/mutants/settings");
+    let table = read("tests/mutants/settings");
     let rows: Vec<_> =
         table.lines().filter(|row| row.starts_with("examples/haproxy.cfg | ")).collect();
     assert!(rows.len() > 30);
-    let good = text(GOOD[0]);
+    let good = read(GOOD[0]);
     for row in rows {
         let [_, change, _] = row.split(" | ").collect::<Vec<_>>()[..] else { panic!("{row}") };
         let changed = sed(change, &good);
         assert!(changed != good, "{row}");
-        assert_ne!(found(&changed, false), BTreeSet::new(), "{row}");
+        assert_ne!(mistakes(&changed, false), BTreeSet::new(), "{row}");
     }
 }
 
-/// Other mistakes with the agent, and where.
+/// Each row has a change of the shipped file, the lines of the mistake, and the rule.
 #[test]
 fn each_mistake_with_the_agent_is_found_at_its_line() {
-    let good = text(GOOD[0]);
+    let good = read(GOOD[0]);
     let line = |words: &str| good.lines().position(|line| line.contains(words)).expect("there") + 1;
     let (write, read, watch) = (
         line("server pg1 pg1:5432 agent-send \"primary"),
@@ -324,17 +324,17 @@ fn each_mistake_with_the_agent_is_found_at_its_line() {
     ] {
         let changed = sed(change, &good);
         assert!(changed != good, "{change}");
-        let found = found(&changed, false);
+        let found = mistakes(&changed, false);
         let lines: BTreeSet<_> = found.iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, at.into_iter().collect(), "{change}: {found:?}");
         assert!(found.iter().all(|(_, found)| rule.contains(found)), "{change}: {found:?}");
     }
 }
 
-/// What all servers of a pool lack is said once, where the pool begins.
+/// What all servers of a pool lack is reported once, where the pool begins.
 #[test]
-fn what_is_missing_is_said_where_the_section_begins() {
-    let good = text(GOOD[0]);
+fn what_is_missing_is_reported_where_the_section_begins() {
+    let good = read(GOOD[0]);
     let line =
         |words: &str| good.lines().position(|line| line.starts_with(words)).expect("there") + 1;
     let (write, read) = (line("listen postgres-write"), line("listen postgres-read"));
@@ -355,17 +355,17 @@ fn what_is_missing_is_said_where_the_section_begins() {
     ] {
         let changed = sed(change, &good);
         assert!(changed != good, "{change}");
-        let found = found(&changed, false);
+        let found = mistakes(&changed, false);
         let lines: BTreeSet<_> = found.iter().map(|(line, _)| *line).collect();
         let wanted = at.into_iter().collect::<BTreeSet<_>>();
         assert!(wanted.is_subset(&lines) && lines.len() <= wanted.len() + 3, "{change}: {found:?}");
     }
 }
 
-/// The shipped file with frontends and backends, and with the agent's port in a variable, is as good as it is.
+/// The shipped file with frontends and backends, with the agents' port as a number, and with tabs has no mistake either.
 #[test]
 fn a_good_configuration_in_other_layouts() {
-    let good = text(GOOD[0]);
+    let good = read(GOOD[0]);
     let (mut split, mut front, mut back) = (String::new(), String::new(), String::new());
     for line in good.lines().chain([""]) {
         let word = line.split_whitespace().next().unwrap_or_default();
@@ -386,37 +386,37 @@ fn a_good_configuration_in_other_layouts() {
     let tabs = good.replace("    ", "\t");
     for layout in [&split, &number, &tabs] {
         for agent in [false, true] {
-            assert_eq!(found(layout, agent), BTreeSet::new(), "{layout}");
+            assert_eq!(mistakes(layout, agent), BTreeSet::new(), "{layout}");
         }
-        let listed = list(&of(layout));
+        let listed = list_servers(&parse(layout));
         assert_eq!(listed.len(), 9);
         let changed = layout.replacen("on-marked-down shutdown-sessions", "", 1);
-        assert_eq!(found(&changed, false).len(), 1);
+        assert_eq!(mistakes(&changed, false).len(), 1);
         let changed =
             layout.replacen("tcp-request connection reject if { fe_conn gt 1000 }", "", 1);
         let changed = changed.replacen("# a full room refuses", "", 1);
-        assert_eq!(found(&changed, false).len(), usize::from(changed != *layout));
+        assert_eq!(mistakes(&changed, false).len(), usize::from(changed != *layout));
     }
 }
 
-/// Two clusters behind one HAProxy, each with its own pools, and conditions that have names. All servers of a template have
-/// the same name, and the same agent's port.
+/// All servers of a template have the same name, and the same port for the agents.
 #[test]
 fn a_template_with_another_port_for_the_agents() {
-    let site = text("tests/walks/sites/dns/haproxy.cfg");
+    let site = read("tests/walks/sites/dns/haproxy.cfg");
     let words = " agent-check agent-port 5554 agent-send \"primary\\n\" disabled\n";
     let site = site.replacen("check port 8008\n", &format!("check port 8008{words}"), 1)
         + "\nbackend agents\n option tcp-check\n tcp-check send \"primary\\n\"\n default-server check\n \
             server-template pg 3 orders.example:5555\n";
     let line = site.lines().position(|line| line.contains("agent-port")).expect("a line") + 1;
-    assert!(found(&site, false).contains(&(line, "agent-port")));
+    assert!(mistakes(&site, false).contains(&(line, "agent-port")));
     let right = site.replace("5554", "5555");
-    assert!(found(&right, false).iter().all(|(_, rule)| *rule != "agent-port"));
+    assert!(mistakes(&right, false).iter().all(|(_, rule)| *rule != "agent-port"));
 }
 
+/// Two clusters behind one HAProxy, each with its own pools, and conditions that have names.
 #[test]
 fn two_clusters() {
-    let good = text(GOOD[0]);
+    let good = read(GOOD[0]);
     let (head, pools) = good.split_once("\nlisten postgres-write").expect("pools");
     let pools =
         format!("\nlisten postgres-write{}", pools.split("\nlisten stats").next().expect("pools"));
@@ -438,25 +438,25 @@ fn two_clusters() {
         other = other.replace(word, new);
     }
     let both = format!("{head}{pools}{other}");
-    assert_eq!(found(&both, true), BTreeSet::new());
+    assert_eq!(mistakes(&both, true), BTreeSet::new());
     let changed = both.replacen("\"db2:${AGENT_PORT}\"", "db2:5556", 1);
-    assert_eq!(found(&changed, false).len(), 1);
+    assert_eq!(mistakes(&changed, false).len(), 1);
     let names = good.replace(
         "use_backend reserve if { nbsrv(postgres-write) eq 2 } { nbsrv(agents) lt 3 }",
         "acl nobody nbsrv(postgres-write) eq 2\n    acl silent nbsrv(agents) lt 3\n    use_backend reserve if nobody silent",
     );
     assert_ne!(names, good);
-    assert_eq!(found(&names, false), BTreeSet::new());
-    assert!(!found(&names.replace("lt 3", "lt 30"), false).is_empty());
-    // the backend of the agents by addresses
+    assert_eq!(mistakes(&names, false), BTreeSet::new());
+    assert!(!mistakes(&names.replace("lt 3", "lt 30"), false).is_empty());
+    // the backend `agents` with addresses
     let addresses = good.replace("\"pg1:", "\"10.0.0.1:").replace("\"pg2:", "\"10.0.0.2:");
-    assert_eq!(found(&addresses, false), BTreeSet::new());
+    assert_eq!(mistakes(&addresses, false), BTreeSet::new());
 }
 
-/// With `--agent`, all that is missing is found, and each server keeps the site's own health check.
+/// `--agent` reports all that is missing, and keeps the site's health check of each server.
 #[test]
-fn what_the_agent_needs() {
-    let findings = rules::find(&of(SITE), true);
+fn all_that_the_agent_needs_is_reported() {
+    let findings = rules::find(&parse(SITE), true);
     let missing = |line| {
         let found = findings.iter().find(|f| f.place.line == line && f.rule == "agent-missing");
         found.expect("a finding").text.clone()
@@ -467,13 +467,13 @@ fn what_the_agent_needs() {
     assert!(missing(27).ends_with("agent-send \"replica\\n\" disabled"), "{}", missing(27));
     let reserve = findings.iter().find(|finding| finding.rule == "reserve").expect("a finding");
     assert!(reserve.text.contains("{ nbsrv(pgcluster_rw) eq 2 } { nbsrv(agents) lt 3 }"));
-    let unlimited = rules::find(&of(&SITE.replace("timeout check 5s", "")), true);
+    let unlimited = rules::find(&parse(&SITE.replace("timeout check 5s", "")), true);
     let late = unlimited.iter().filter(|finding| finding.rule == "late-answer");
     assert_eq!(late.map(|finding| finding.place.line).collect::<Vec<_>>(), [13]);
     // names of DNS, and a pool for any node
     let template = "listen any\n option httpchk GET /health\n \
         server-template pg 2 _pg._tcp.example check port 8008 resolvers dns init-addr none\n";
-    let of_any = rules::find(&of(template), true);
+    let of_any = rules::find(&parse(template), true);
     let said = |words: &str| of_any.iter().any(|finding| finding.text.contains(words));
     assert!(said("agent-inter 2s agent-send \"health\\n\" disabled"));
     assert!(said(
@@ -488,10 +488,10 @@ fn what_the_agent_needs() {
     }
 }
 
-/// The same site in other layouts: the same is understood, and the same mistake found.
+/// The same site in other layouts has the same servers and the same mistake.
 #[test]
 fn every_layout_is_understood() {
-    let wanted: Vec<_> = list(&of(SITE))
+    let wanted: Vec<_> = list_servers(&parse(SITE))
         .iter()
         .map(|line| line.split_once(' ').expect("a line").1.to_owned())
         .collect();
@@ -517,20 +517,20 @@ fn every_layout_is_understood() {
     ) + ".endif\n";
     let crlf = SITE.replace('\n', "\r\n");
     for layout in [&split, &tabs, &comments, &quotes, &defaults, &variables, &conditions, &crlf] {
-        let configuration = of(layout);
+        let configuration = parse(layout);
         assert_eq!(configuration.notes, []);
-        let listed = list(&configuration);
+        let listed = list_servers(&configuration);
         let names: Vec<_> =
             listed.iter().map(|line| line.split_once(' ').expect("a line").1).collect();
         assert_eq!(names, wanted, "{layout}");
-        assert_eq!(found(layout, false), BTreeSet::new(), "{layout}");
+        assert_eq!(mistakes(layout, false), BTreeSet::new(), "{layout}");
         let changed = layout.replacen(" on-marked-down shutdown-sessions", "", 1);
         let at = layout
             .lines()
             .position(|line| line.ends_with("pgcluster_rw") && !line.contains("default_"))
             .expect("a pool")
             + 1;
-        assert_eq!(found(&changed, false), [(at, "sessions-kept")].into(), "{layout}");
+        assert_eq!(mistakes(&changed, false), [(at, "sessions-kept")].into(), "{layout}");
     }
     let template = SITE
         .replace("server db-a 10.0.0.1:5432", "server-template db- 3 pg.example:5432 resolvers dns")
@@ -539,14 +539,14 @@ fn every_layout_is_understood() {
         .map(|line| format!("{line}\n"))
         .collect::<String>();
     assert_eq!(
-        list(&of(&template))[..2],
+        list_servers(&parse(&template))[..2],
         ["18 pgcluster_rw/db-1 primary", "18 pgcluster_rw/db-2 primary"]
     );
-    assert_eq!(found(&template, false), BTreeSet::new());
+    assert_eq!(mistakes(&template, false), BTreeSet::new());
 }
 
 #[test]
-fn folders_and_several_files() {
+fn several_files_and_a_folder_are_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let (global, pools) = SITE.split_once("listen").expect("pools");
     let put = |name: &str, text: &str| {
@@ -583,9 +583,9 @@ fn folders_and_several_files() {
     assert_eq!((status, said.lines().count()), (Some(0), RULES.len()));
 }
 
-/// What cannot be known is said, and no guess is made.
+/// What patroni-pools cannot know gets a note, and no guess is made.
 #[test]
-fn what_is_not_understood_is_said() {
+fn what_is_not_understood_gets_a_note() {
     for (line, said) in [
         (".if feature(OPENSSL)\n.endif", "condition"),
         ("server a \"${NOTHING}:5432\"", "NOTHING"),
@@ -593,7 +593,7 @@ fn what_is_not_understood_is_said() {
         ("listen b from c", "defaults c"),
         (".endif", ".if"),
     ] {
-        let configuration = of(&format!("listen a\n{line}\n"));
+        let configuration = parse(&format!("listen a\n{line}\n"));
         assert!(
             configuration.notes.iter().any(|(place, note)| place.line == 2 && note.contains(said)),
             "{line}"
@@ -601,10 +601,10 @@ fn what_is_not_understood_is_said() {
     }
 }
 
-/// Whatever the files are, reading ends, without a panic.
+/// Reading any files ends, without a panic.
 #[test]
-fn no_input_makes_it_fail() {
-    let seeds = [text(GOOD[0]), text(GOOD[1]), SITE.to_owned()];
+fn no_configuration_makes_it_panic() {
+    let seeds = [read(GOOD[0]), read(GOOD[1]), SITE.to_owned()];
     let words = [
         "\"",
         "'",
@@ -644,8 +644,8 @@ fn no_input_makes_it_fail() {
             }
         }
         let text: String = bytes.into_iter().collect();
-        let configuration = of(&text);
-        list(&configuration);
+        let configuration = parse(&text);
+        list_servers(&configuration);
         let findings = rules::find(&configuration, round % 2 == 0);
         for finding in findings {
             assert!(finding.place.line <= text.split('\n').count());
@@ -654,9 +654,9 @@ fn no_input_makes_it_fail() {
     }
 }
 
-/// A thousand servers take less than 0.1 s in the program that is shipped; how long is printed.
+/// Prints how long a thousand servers take. The shipped program takes less than 0.1 s.
 #[test]
-fn a_thousand_servers() {
+fn a_thousand_servers_are_checked() {
     let mut text = SITE.split("    server").next().expect("a pool").to_owned();
     for number in 0..1000 {
         text += &format!(
@@ -666,12 +666,12 @@ fn a_thousand_servers() {
         );
     }
     let began = Instant::now();
-    let findings = rules::find(&of(&text), true);
+    let findings = rules::find(&parse(&text), true);
     println!("1,000 servers, {} findings: {:.3} s", findings.len(), began.elapsed().as_secs_f32());
     assert!(!findings.is_empty());
 }
 
-/// What sed -E makes of a text.
+/// Runs sed -E on a text.
 fn sed(change: &str, text: &str) -> String {
     let mut sed = Command::new("sed")
         .args(["-E", change])
@@ -687,8 +687,8 @@ fn sed(change: &str, text: &str) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// Two pools as HAProxy 2.6 reports them: what is UP, in MAINT by its agent, DOWN, and the waiting room.
-fn reported() -> String {
+/// Servers as HAProxy 2.6 reports them: each in all states, and some that no configuration has.
+fn full_report() -> String {
     let row = |pool: &str,
                server: &str,
                address: &str,
@@ -719,21 +719,21 @@ fn reported() -> String {
     text + "\n"
 }
 
-/// The same, without what is in no configuration.
-fn known() -> String {
+/// The same, without pools and servers that the shipped file does not have.
+fn known_report() -> String {
     let strange = [" gone ", " pg9 ", " agents 1 waiting-room "];
     let known = |line: &&str| strange.iter().all(|strange| !line.contains(strange));
-    reported().lines().filter(known).map(|line| format!("{line}\n")).collect()
+    full_report().lines().filter(known).map(|line| format!("{line}\n")).collect()
 }
 
-/// What `save-states` makes of a report.
-fn adapted(report: &str, configuration: &str) -> (String, Vec<String>) {
+/// The states that `save-states` makes of a report, and its notes.
+fn adapt_report(report: &str, configuration: &str) -> (String, Vec<String>) {
     let mut said = Vec::new();
-    let states = states::adapted(report, Some(&of(configuration)), &mut said);
+    let states = states::adapted(report, Some(&parse(configuration)), &mut said);
     (states, said)
 }
 
-/// Each state that a server of the shipped file may be reported in, with and without `disabled` and the agent.
+/// Each state that HAProxy may report of a server in the shipped file, with and without `disabled` and the agent.
 #[test]
 fn a_changed_word_of_the_configuration_takes_precedence() {
     for (change, disabled, agents) in [
@@ -741,10 +741,10 @@ fn a_changed_word_of_the_configuration_takes_precedence() {
         ("s/ disabled$//", false, true),
         ("s/agent-check agent-port/agent-port/", true, false),
     ] {
-        let (states, said) = adapted(&known(), &sed(change, &text(GOOD[0])));
+        let (states, said) = adapt_report(&known_report(), &sed(change, &read(GOOD[0])));
         assert!(said.is_empty(), "{said:?}");
-        // the waiting room has no port, and so no state
-        let report = known();
+        // the waiting room has no port, and so keeps no state
+        let report = known_report();
         let with_port: Vec<_> =
             report.lines().filter(|line| !line.contains(" waiting-room ")).collect();
         assert_eq!(with_port.len(), states.lines().count());
@@ -778,7 +778,7 @@ fn what_is_not_understood_stays_as_it_was_reported() {
     let row = |line: &str| format!("1\n# x\n{line}\n\n");
     let pg1 = "3 rw 1 pg1 10.0.0.1 2 0 0 1 22 6 3 4 6 22 0 0 pg.example 5432 - 0 8008 - - 5555";
     let states = |server: &str, line: &str| {
-        let (states, said) = adapted(
+        let (states, said) = adapt_report(
             &row(line),
             &format!("listen rw\n default-server agent-check agent-port 5555\n {server}\n"),
         );
@@ -787,7 +787,7 @@ fn what_is_not_understood_stays_as_it_was_reported() {
     };
     let same = "3 rw 1 pg1 10.0.0.1 2 0 0 1 22 6 3 4 6 22 0 0 pg.example 5433 -".to_owned();
     let other = "3 rw 1 pg1 - 2 0 0 1 22 6 3 4 6 22 0 0 - 5433 -".to_owned();
-    // the address stays where HAProxy is told to begin with the last one, and the name is the same
+    // the address stays if HAProxy begins with the last one and the name is the same
     for server in [
         "server pg1 pg.example:5433 init-addr last,libc,none",
         "server pg1 pg.example:5433 resolvers dns",
@@ -811,24 +811,24 @@ fn what_is_not_understood_stays_as_it_was_reported() {
     ] {
         assert_eq!(states(server, pg1), (pg1.to_owned(), 1), "{server}");
     }
-    // one with an agent that is DOWN stays out of the pool until its agent has answered
+    // a server that is DOWN and has an agent stays out of the pool until the agent has answered
     let down = pg1.replace(" 2 0 0 1 ", " 0 0 0 1 ");
     for server in ["server pg2 pg.example:5432", "server pg1 \"${PG1}:5433\""] {
         assert_eq!(states(server, &down), (down.replace(" 0 0 0 1 ", " 0 1 0 1 "), 1), "{server}");
     }
-    // nobody knows what a longer or shorter row means
+    // a longer or shorter row stays
     for line in ["x", "3 rw 1 pg1 10.0.0.1 0 0", &format!("{pg1} 1")] {
         assert_eq!(states("server pg1 pg.example:5433", line), (line.to_owned(), 0));
     }
-    // without a configuration, all is as it was
+    // without a configuration, all rows stay
     let mut said = Vec::new();
     assert_eq!(states::adapted(&row(pg1), None, &mut said), row(pg1));
 }
 
-/// Whatever HAProxy reports, something is made of it.
+/// Any report of HAProxy is adapted without a panic.
 #[test]
-fn no_report_makes_it_fail() {
-    let (report, configuration) = (reported(), of(&text(GOOD[0])));
+fn no_report_makes_it_panic() {
+    let (report, configuration) = (full_report(), parse(&read(GOOD[0])));
     let report: Vec<char> = report.chars().take(4000).collect();
     for at in 0..report.len() {
         let mut changed = report.clone();
@@ -842,7 +842,7 @@ fn no_report_makes_it_fail() {
     }
 }
 
-/// An admin socket that does to each connection what it is told to.
+/// An admin socket that treats each connection as the test says.
 fn admin_socket(folder: &Path, behave: impl Fn(&str, &mut UnixStream) + Send + 'static) -> PathBuf {
     let socket = folder.join("admin.sock");
     let _ = fs::remove_file(&socket);
@@ -862,7 +862,7 @@ fn saving_the_states_never_keeps_a_reload_waiting() {
     let folder = tempfile::tempdir().expect("a folder");
     let states = folder.path().join("servers");
     let config = folder.path().join("haproxy.cfg");
-    let site = text(GOOD[0]).replace("/run/haproxy-state/servers", &states.display().to_string());
+    let site = read(GOOD[0]).replace("/run/haproxy-state/servers", &states.display().to_string());
     fs::write(&config, &site).expect("a file");
     let save = |socket: &Path| {
         let began = Instant::now();
@@ -883,18 +883,18 @@ fn saving_the_states_never_keeps_a_reload_waiting() {
     // nothing was ever saved
     let (saved, said) = save(&folder.path().join("none"));
     assert!(saved.is_empty() && said.contains("were not saved"), "{said}");
-    let report = known();
+    let report = known_report();
     let whole = report.clone();
     let socket = admin_socket(folder.path(), move |command, stream| {
-        // nobody waits
+        // no client waits
         if !command.starts_with("show stat ") {
             assert_eq!(command, "show servers state");
             let _ = stream.write_all(whole.as_bytes());
         }
     });
     let (saved, said) = save(&socket);
-    assert!(saved == adapted(&report, &site).0 && said.is_empty(), "{said}");
-    // what was saved last stays, adapted to the configuration
+    assert!(saved == adapt_report(&report, &site).0 && said.is_empty(), "{said}");
+    // the states that were saved last stay, adapted to the configuration
     let silent = admin_socket(folder.path(), |_, stream| {
         let mut stream = stream.try_clone().expect("a socket");
         thread::spawn(move || stream.read_to_end(&mut Vec::new()));
@@ -908,7 +908,7 @@ fn saving_the_states_never_keeps_a_reload_waiting() {
         let last = save(&socket);
         assert!(last.0 == saved && last.1.contains("were not saved"), "{}", last.1);
     }
-    // an answer without an end
+    // an endless answer
     let socket =
         admin_socket(folder.path(), |_, stream| while stream.write_all(&[b'x'; 65536]).is_ok() {});
     let last = save(&socket);
@@ -920,7 +920,7 @@ fn saving_the_states_never_keeps_a_reload_waiting() {
     assert!(save(&socket).1.contains("haproxy.cfg"));
 }
 
-/// A server as a fake HAProxy shows it: its state is made from what is changed here.
+/// A server as a fake HAProxy shows it.
 #[derive(Clone)]
 struct Shown {
     pool: &'static str,
@@ -1012,7 +1012,7 @@ fn answer(command: &str, servers: &[Shown], info: &str) -> String {
     text + "\n"
 }
 
-/// The status by a fake HAProxy: exit status and what is printed.
+/// Runs `status` with a fake HAProxy. Returns the exit status and stdout.
 fn status(servers: Vec<Shown>, info: &'static str, arguments: &[&str]) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let config = folder.path().join("haproxy.cfg");
@@ -1037,7 +1037,7 @@ fn status(servers: Vec<Shown>, info: &'static str, arguments: &[&str]) -> (Optio
     (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A site where all is well, and one of its servers changed.
+/// A site without any trouble, after this change of its servers.
 fn site(change: impl Fn(&mut Shown)) -> Vec<Shown> {
     let plain = Shown { pool: "ro", agent: "", agent_state: 0, agent_port: 0, last: "", ..UP };
     let mut site = vec![
@@ -1061,11 +1061,11 @@ fn site(change: impl Fn(&mut Shown)) -> Vec<Shown> {
 }
 
 #[test]
-fn what_is_wrong_is_said_in_words() {
+fn status_says_what_is_wrong() {
     let (code, said) = status(site(|_| {}), "Stopping: 0", &[]);
     assert_eq!((code, said.lines().count()), (Some(0), 4), "{said}");
     assert!(said.starts_with("rw/a  UP     agent L7OK: up (primary, running), check L7OK, weight 1, sessions 7, Patroni: no answer"), "{said}");
-    // the file has just been written
+    // the file has just been written, and a HAProxy that started before has not read it
     for (info, well) in [
         ("Uptime_sec: 0", true),
         ("Uptime_sec: 60", false),
@@ -1126,7 +1126,7 @@ fn what_is_wrong_is_said_in_words() {
     );
 }
 
-/// For Prometheus: each server with an agent, and nothing on stdout.
+/// For Prometheus: a line for each server with an agent, and nothing on stdout.
 #[test]
 fn metrics_say_what_the_exporter_does_not() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -1175,9 +1175,9 @@ fn metrics_say_what_the_exporter_does_not() {
     assert_eq!((code, &*said), (Some(1), ""));
 }
 
-/// As soon as all is well, and not later than it was told.
+/// `--wait` ends as soon as nothing is wrong, and after its time at the latest.
 #[test]
-fn waiting_until_all_is_well() {
+fn waiting_ends_when_nothing_is_wrong() {
     let folder = tempfile::tempdir().expect("a folder");
     let began = Instant::now();
     let socket = admin_socket(folder.path(), move |command, stream| {
@@ -1208,7 +1208,7 @@ fn waiting_until_all_is_well() {
     );
 }
 
-/// Patroni is asked for `/patroni` only, and what it says is shown as far as it can be printed.
+/// Patroni is asked only for `/patroni`, and characters of its answer that cannot be printed are replaced.
 #[test]
 fn each_patroni_is_asked_once() {
     let patroni = FakePatroni::new(|stream| {

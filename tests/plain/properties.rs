@@ -1,5 +1,5 @@
-//! The fuzz targets' properties, on every recorded answer and on what a fixed series of changes makes of the seeds. Always
-//! the same; tests/fuzz looks further.
+//! Checks the properties of the fuzz targets on every recorded answer, and on the seeds after a fixed series of changes.
+//! tests/fuzz searches further.
 
 #[path = "../fuzz/properties.rs"]
 mod property;
@@ -21,7 +21,7 @@ impl Numbers {
 }
 
 /// Runs a property on each seed, and on some changes of it.
-fn hold(property: fn(&[u8]), seeds: &[Vec<u8>], changes: usize) {
+fn check_property(property: fn(&[u8]), seeds: &[Vec<u8>], changes: usize) {
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
     for seed in seeds {
         property(seed);
@@ -60,29 +60,29 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn agent_send() {
-    hold(property::agent_send, &seeds("agent_send"), 3000);
+fn any_agent_send_line() {
+    check_property(property::agent_send, &seeds("agent_send"), 3000);
 }
 
 #[test]
-fn reply() {
-    hold(property::reply, &seeds("reply"), 3000);
+fn any_reply() {
+    check_property(property::reply, &seeds("reply"), 3000);
 }
 
 #[test]
-fn options() {
-    hold(property::options, &seeds("options"), 3000);
+fn any_options() {
+    check_property(property::options, &seeds("options"), 3000);
 }
 
 #[test]
-fn memory() {
-    hold(property::memory, &seeds("memory"), 100);
+fn any_memory_file() {
+    check_property(property::memory, &seeds("memory"), 100);
 }
 
 #[test]
-fn answer() {
-    hold(property::answer, &seeds("answer"), 1000);
-    // and all recorded answers
+fn any_answer() {
+    check_property(property::answer, &seeds("answer"), 1000);
+    // the recorded answers
     let mut bodies = Vec::new();
     for version in fs::read_dir(answers()).expect("versions") {
         for file in fs::read_dir(version.expect("a version").path()).expect("answers") {
@@ -95,5 +95,5 @@ fn answer() {
     }
     assert!(bodies.len() > 6000);
     bodies.sort();
-    hold(property::answer, &bodies, 3);
+    check_property(property::answer, &bodies, 3);
 }

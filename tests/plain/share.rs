@@ -73,7 +73,7 @@ fn every_caller_gets_a_fresh_answer_or_an_error_in_time() {
     let (asked, shares) = (asked.into_inner(), shares.into_inner());
     println!("{asked} asked, {shares} shared, in {:?}", started.elapsed());
     assert_eq!(asked + shares, 48 * 40);
-    assert!(shares > asked, "48 who ask four questions share them");
+    assert!(shares > asked, "48 callers of four questions share them");
     assert!(started.elapsed() >= APART * (asked as u32 - 1), "one after the other");
 }
 
@@ -116,7 +116,7 @@ fn no_caller_waits_beyond_its_deadline() {
             assert_eq!(other.join().expect("no panic"), Err(Missed::NoTurn));
         }
         let now = Instant::now();
-        assert!(now >= in_time && now < in_time + Duration::from_secs(5), "at his deadline");
+        assert!(now >= in_time && now < in_time + Duration::from_secs(5), "at its deadline");
         // no caller is left who would ask x or z
         let_go.send(()).expect("the first");
         assert_eq!(stays.join().expect("no panic"), Ok(()));
@@ -177,7 +177,7 @@ fn a_panic_wakes_the_other_callers() {
     assert_eq!(shared.ask("y", 1, false, soon(), || ()), Ok(()));
 }
 
-/// Questions without a query, which nobody can multiply, overtake those with a query, of which only so many wait.
+/// Questions without a query, which nobody can multiply, overtake those with a query, of which a limited number waits.
 #[test]
 fn first_questions_overtake_and_a_full_queue_refuses() {
     let shared = &Shared::new(1, NO_PAUSE, 3);
@@ -199,7 +199,7 @@ fn first_questions_overtake_and_a_full_queue_refuses() {
         }
         assert_eq!(shared.ask("d", 1, false, soon(), || ()), Err(Missed::QueueFull));
         wait("first", true, 4);
-        // and takes the callers with the same question along
+        // it takes along the callers of the same question
         wait("b", true, 5);
         go.send(()).expect("it waits");
     });
@@ -207,7 +207,7 @@ fn first_questions_overtake_and_a_full_queue_refuses() {
     assert_eq!(told.iter().collect::<Vec<_>>(), ["first", "b", "a", "c"]);
 }
 
-/// A question waits for at most one question of another source, however many that source has, and for no place.
+/// A question waits for at most one question of another source, however many that source has, and always finds a place.
 #[test]
 fn sources_take_turns() {
     let shared = &Shared::new(1, NO_PAUSE, 9);
@@ -232,7 +232,7 @@ fn sources_take_turns() {
         wait("a0".to_owned(), 1, true, 10);
         wait("b1".to_owned(), 2, false, 11);
         wait("b2".to_owned(), 2, false, 12);
-        // a question that another source shares comes as early as that source's own would
+        // a question that another source shares is asked as early as that source's own would be
         wait("a9".to_owned(), 3, false, 13);
         go.send(()).expect("it waits");
     });
