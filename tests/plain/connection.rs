@@ -1,4 +1,4 @@
-//! How the agent is started, and what it says to whom.
+//! How the agent is started, and what it tells HAProxy, the journal and an operator.
 
 use crate::common::{
     self, AGENT, FakePatroni, NotifySocket, Outcome, PRIMARY, READY, Start, check, check_with,
@@ -63,7 +63,7 @@ fn patroni_is_found_on_ipv6_and_by_name() {
     assert_eq!(outcome.reply, told);
     let outcome = common::check(&["--url", "http://[::1]:1"]);
     assert_eq!(outcome.reply, "down ready # Patroni [::1]:1: connection refused\n");
-    // the agent takes the first that accepts the connection for Patroni, and asks no other
+    // the agent takes the first program that accepts its connection for Patroni, and asks no other
     let stopping = FakePatroni::on("127.0.0.1:0", |stream, _| drop(stream));
     let port = stopping.address.port();
     let another = on(&format!("[::1]:{port}"));
@@ -93,7 +93,7 @@ fn no_answer_is_older_than_its_question() {
     assert!(outcome.answered >= outcome.asked + took, "{outcome:?}");
 }
 
-/// Debian's own Patroni package lets the REST API listen on that address alone.
+/// Debian's own Patroni package lets the REST API listen only on that address.
 #[test]
 fn patroni_is_found_at_the_address_that_haproxy_asked() {
     if !common::in_network("connection::patroni_is_found_at_the_address_that_haproxy_asked") {
@@ -293,7 +293,7 @@ fn the_agent_notifies_systemd_if_a_drop_in_wants_that() {
 
 /// If this machine has no descriptor left, that says nothing about Patroni.
 #[test]
-fn a_lack_of_this_machine_changes_nothing_in_haproxy() {
+fn a_machine_without_descriptors_changes_nothing_in_haproxy() {
     let patroni = FakePatroni::primary();
     let mut lacking = 0;
     for limit in 3..16 {
@@ -410,7 +410,7 @@ fn on_a_terminal_the_reply_comes_before_the_reason() {
 }
 
 #[test]
-fn the_guide_shows_a_check_by_hand() {
+fn a_check_by_hand_prints_what_docs_operate_shows() {
     let shown = common::commands("docs/operate.md", "Ask by hand", "$ patroni-agent-check");
     let (command, said) = shown.split_once('\n').expect("what it says");
     let check = command.trim_start_matches("$ patroni-agent-check ").trim_matches('\'');
@@ -485,7 +485,7 @@ fn only_a_check_by_hand_explains() {
         assert!(explained.contains(text), "{explained}");
     }
     assert!(patroni.connections() > 2);
-    // with nobody to tell, and nothing to read from
+    // with stdin and stderr closed
     let mut closed = Command::new("sh");
     closed.args(["-c", r#""$0" "$@" <&- 2>&-"#, AGENT]).args(arguments);
     let (code, reply, _) = text(&closed.output().expect("sh"));
@@ -498,7 +498,7 @@ fn help_and_version() {
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     assert!(stdout.contains("--unreachable down|keep"), "{stdout}");
     assert!(stdout.lines().all(|line| line.len() <= 100), "{stdout}");
-    // a build that is no release says which commit it is of
+    // a build that is no release names its commit
     let version = text(&run(Stdio::null(), &["-V"])).1;
     let build =
         version.trim_end().strip_prefix(concat!("patroni-agent-check ", env!("CARGO_PKG_VERSION")));
@@ -515,7 +515,7 @@ fn help_and_version() {
 
 // --settings
 
-/// A check by hand that tries a file of these bytes; and the file's name.
+/// Tries a settings file of these bytes by hand. Returns the outcome and the file's name.
 fn try_settings(bytes: &[u8], more: &[&str]) -> ((Option<i32>, String, String), String) {
     let folder = common::folder("settings");
     let file = common::path_in(&folder, "new");
@@ -546,7 +546,7 @@ fn settings_that_are_tried_are_used() {
 }
 
 #[test]
-fn settings_without_any_are_the_defaults() {
+fn a_file_without_settings_means_the_defaults() {
     for text in ["", "\n# OPTIONS=--grase\n; x\n"] {
         let ((code, _, said), file) = try_settings(text.as_bytes(), &["--explain"]);
         let told = format!("settings: {file}: none in it, so the defaults hold: ");
@@ -676,7 +676,7 @@ fn an_operator_can_try_a_copy_of_wrong_settings() {
     assert_eq!((code, reply.as_str(), said.as_str()), (Some(64), "", told));
     let (code, reply, said) = node("--settings new");
     assert_eq!((code, reply.as_str()), (Some(0), READY), "{said}");
-    // as a check with the units' settings does
+    // it warns as a check with the units' settings does
     let unlike = "patroni-agent-check: the units would answer fail to HAProxy: --user patroni-agent-check: not in /etc/passwd";
     assert!(said.starts_with(unlike), "{said}");
 }
@@ -709,7 +709,7 @@ fn a_check_by_hand_warns_of_several_access_lists() {
 
 // agent-send
 
-/// Sends these pieces, each a moment after the other, and listens.
+/// Sends these pieces, one a moment after another, and reads the reply.
 fn agent_send(url: &str, pieces: &[&[u8]]) -> Outcome {
     let arguments = ["--agent-send", "--url", url, "--timeout", "800ms"];
     check_with(Start::ListenFds, "127.0.0.1:0", &arguments, |mut client| {
@@ -852,7 +852,7 @@ fn a_line_without_agent_send_is_read_and_ignored() {
 }
 
 #[test]
-fn agent_send_by_hand() {
+fn agent_send_works_by_hand() {
     let patroni = FakePatroni::primary();
     let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
     let mut command = Command::new(AGENT);
@@ -886,7 +886,7 @@ fn the_line_and_patroni_share_one_deadline() {
     assert!(sent.elapsed() < Duration::from_millis(3900));
 }
 
-/// A silent peer keeps no place until `--timeout`.
+/// A silent peer must not keep its place until `--timeout`.
 #[test]
 fn the_line_is_due_after_300_ms_whatever_the_timeout() {
     let patroni = FakePatroni::primary();

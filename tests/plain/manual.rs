@@ -1,4 +1,4 @@
-//! The manuals, the completions and docs/reference.md describe options, checks, states, exit statuses and journal lines from
+//! The manuals, the completions and docs/reference.md have options, checks, states, exit statuses and journal lines from
 //! one source. `UPDATE=1 cargo test --test plain manual` writes them again.
 
 use crate::common::file;
@@ -24,7 +24,7 @@ fn text(name: &str) -> String {
 }
 
 /// Asserts that the file has this text, or writes it.
-fn assert_is(name: &str, wanted: &str) {
+fn assert_current(name: &str, wanted: &str) {
     if std::env::var_os("UPDATE").is_some() {
         fs::write(file(name), wanted).expect(name);
     }
@@ -32,7 +32,7 @@ fn assert_is(name: &str, wanted: &str) {
 }
 
 /// Replaces the part of a text between two marks.
-fn between(text: &str, marks: [&str; 2], made: &str) -> String {
+fn replace_between(text: &str, marks: [&str; 2], made: &str) -> String {
     let (before, rest) = text.split_once(marks[0]).unwrap_or_else(|| panic!("no {}", marks[0]));
     let (_, after) = rest.split_once(marks[1]).unwrap_or_else(|| panic!("no {}", marks[1]));
     [before, marks[0], made, marks[1], after].concat()
@@ -66,7 +66,7 @@ fn readme_rows(head: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn the_manual() {
+fn the_manual_is_current() {
     let version = concat!("\"", env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"), "\"");
     assert!(text("units/patroni-agent-check.8").contains(version), "its .TH line has {version}");
     let mut options = String::new();
@@ -98,13 +98,13 @@ fn the_manual() {
         ("exit", exit),
     ] {
         let marks = [format!(".\\\" begin {name}\n"), format!(".\\\" end {name}\n")];
-        manual = between(&manual, [&marks[0], &marks[1]], &made);
+        manual = replace_between(&manual, [&marks[0], &marks[1]], &made);
     }
-    assert_is("units/patroni-agent-check.8", &manual);
+    assert_current("units/patroni-agent-check.8", &manual);
 }
 
 #[test]
-fn the_manual_of_patroni_pools() {
+fn the_manual_of_patroni_pools_is_current() {
     let version = concat!("\"", env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"), "\"");
     let file = "units/patroni-pools.8";
     assert!(text(file).contains(version), "its .TH line has {version}");
@@ -128,13 +128,13 @@ fn the_manual_of_patroni_pools() {
     let mut manual = text(file);
     for (name, made) in [("commands", commands), ("options", options), ("rules", rules)] {
         let marks = [format!(".\\\" begin {name}\n"), format!(".\\\" end {name}\n")];
-        manual = between(&manual, [&marks[0], &marks[1]], &made);
+        manual = replace_between(&manual, [&marks[0], &marks[1]], &made);
     }
-    assert_is(file, &manual);
+    assert_current(file, &manual);
 }
 
 #[test]
-fn the_reference() {
+fn the_reference_is_current() {
     let names: Vec<_> = check::names().map(|name| format!("`{name}`")).collect();
     let mut commands = "\n| command | what it does |\n|---|---|\n".to_owned();
     for (name, _, does) in pools::COMMANDS {
@@ -176,9 +176,9 @@ fn the_reference() {
         ("pools-rules", rules),
     ] {
         let marks = [format!("<!-- begin {name} -->\n"), format!("\n<!-- end {name} -->")];
-        reference = between(&reference, [&marks[0], &marks[1]], &made);
+        reference = replace_between(&reference, [&marks[0], &marks[1]], &made);
     }
-    assert_is(file, &reference);
+    assert_current(file, &reference);
 }
 
 /// The states of PostgreSQL that Patroni knows, and the reply to a check for the primary.
@@ -227,7 +227,7 @@ fn states() -> String {
     made
 }
 
-/// The lines about trouble.
+/// The lines about trouble in the journal.
 fn journal_lines() -> String {
     let reply = |verdict, reason: &str| Reply {
         verdict,
@@ -258,7 +258,7 @@ struct Completed {
 }
 
 #[test]
-fn the_completions() {
+fn the_completions_are_current() {
     let options = OPTIONS.iter().map(|&OptionRow { short, long, value, meaning, .. }| Completed {
         short,
         long,
@@ -277,7 +277,7 @@ fn the_completions() {
     completions(pools::NAME, "src/pools/options.rs", options.collect(), "command", &commands);
 }
 
-/// Makes the three files for a program that takes these words besides its options.
+/// Makes the files of bash, zsh and fish for a program that takes these words besides its options.
 fn completions(program: &str, table: &str, options: Vec<Completed>, word: &str, given: &[&str]) {
     let given = given.join(" ");
     let mut words = Vec::new();
@@ -322,7 +322,7 @@ fn completions(program: &str, table: &str, options: Vec<Completed>, word: &str, 
     }
     let (words, function) = (words.join(" "), program.replace('-', "_"));
     let made = format!("# Made by tests/plain/manual.rs from the table in {table}.");
-    assert_is(
+    assert_current(
         &format!("units/packaging/completions/{program}.bash"),
         &format!(
             "{made}\n_{function}() {{\n    local cur=${{COMP_WORDS[COMP_CWORD]}}\n    \
@@ -331,11 +331,11 @@ fn completions(program: &str, table: &str, options: Vec<Completed>, word: &str, 
              complete -F _{function} {program}\n"
         ),
     );
-    assert_is(
+    assert_current(
         &format!("units/packaging/completions/_{program}"),
         &format!("#compdef {program}\n{made}\n_arguments \\\n{zsh}    ':{word}:({given})'\n"),
     );
-    assert_is(
+    assert_current(
         &format!("units/packaging/completions/{program}.fish"),
         &format!("{made}\ncomplete -c {program} -f\n{fish}complete -c {program} -a '{given}'\n"),
     );
@@ -344,7 +344,7 @@ fn completions(program: &str, table: &str, options: Vec<Completed>, word: &str, 
 /// Asks each shell what it completes.
 #[test]
 #[ignore = "needs zsh and fish: tests/run"]
-fn the_shells() {
+fn the_shells_complete_options_and_checks() {
     let run = |command: &[&str]| {
         let output = Command::new(command[0]).args(&command[1..]).output().expect(command[0]);
         let said = String::from_utf8_lossy(&output.stderr);
@@ -374,12 +374,11 @@ fn the_shells() {
     assert!(told.contains("one line CHECK \\[maint|drain|down\\], at most"), "{told}");
 }
 
-/// Each option that the help names is accepted.
+/// With its default and with each of its choices.
 #[test]
-fn the_options() {
+fn each_option_in_the_help_is_accepted() {
     for option in OPTIONS {
         assert!(help().contains(&option.usage()));
-        // the default is accepted, and so is each choice
         for value in choices(option).unwrap_or(vec![option.default]) {
             if !value.is_empty() {
                 let arguments = [format!("--{}", option.long).into(), value.into()];
@@ -392,9 +391,9 @@ fn the_options() {
     }
 }
 
-/// Each option that the help of `patroni-pools` names is accepted by its commands and by no others.
+/// And no other command accepts them.
 #[test]
-fn the_options_of_patroni_pools() {
+fn each_command_of_patroni_pools_accepts_its_options() {
     let help = pools::help();
     for option in pools::OPTIONS.iter().filter(|option| !["help", "version"].contains(&option.long))
     {
@@ -427,7 +426,7 @@ fn the_options_of_patroni_pools() {
 }
 
 /// A manual without its escapes.
-fn read(manual: &str) -> String {
+fn read_manual(manual: &str) -> String {
     let signs = [("\\-", "-"), ("\\e", "\\"), ("\\(aq", "'"), ("\\(dq", "\"")];
     let fonts = ["\\fB", "\\fI", "\\fR"].map(|font| (font, ""));
     let all = signs.into_iter().chain(fonts);
@@ -439,7 +438,7 @@ fn section<'a>(manual: &'a str, title: &str) -> &'a str {
     rest.unwrap_or_else(|| panic!("no {title}")).split("\n.SH ").next().expect("a section")
 }
 
-/// The words of a text that are wanted, in its order.
+/// The wanted words of a text, in its order.
 fn words(text: &str, wanted: impl Fn(&str) -> bool) -> Vec<&str> {
     let words = text.split(|sign: char| !sign.is_alphanumeric() && !"-_/.".contains(sign));
     words.map(|word| word.trim_end_matches('.')).filter(|word| wanted(word)).collect()
@@ -497,14 +496,14 @@ fn assert_manual(
 #[test]
 fn the_manual_says_what_the_help_says() {
     let longs: Vec<_> = OPTIONS.iter().map(|option| option.long).collect();
-    assert_manual(&read("units/patroni-agent-check.8"), &help(), &longs, &[], |given| {
+    assert_manual(&read_manual("units/patroni-agent-check.8"), &help(), &longs, &[], |given| {
         Options::parse(given.into_iter().map(Into::into)).is_ok()
     });
 }
 
 #[test]
 fn the_manual_of_patroni_pools_says_what_the_help_says() {
-    let manual = read("units/patroni-pools.8");
+    let manual = read_manual("units/patroni-pools.8");
     let longs: Vec<_> = pools::OPTIONS.iter().map(|option| option.long).collect();
     let commands: Vec<_> = pools::COMMANDS.iter().map(|(name, _, _)| *name).collect();
     assert_manual(&manual, &pools::help(), &longs, &commands, |given| {

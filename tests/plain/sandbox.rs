@@ -1,5 +1,5 @@
-//! Attempts to break out: each works outside the sandbox and fails inside. A process cannot leave the sandbox, so each
-//! attempt runs in a process of its own: this program again.
+//! Attempts to break out of the sandbox: each works outside and fails inside. A process cannot leave the sandbox, so each
+//! attempt runs in another process of this program.
 
 use landlock::ABI;
 use memmap2::{MmapMut, MmapOptions};
@@ -24,36 +24,36 @@ fn file() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("break-out")
 }
 
-/// Memory of this process.
+/// This process's memory file.
 fn memory() -> PathBuf {
     file().with_file_name(format!("break-out-memory-{}", std::process::id()))
 }
 
-/// A socket of another process, to which every process may send.
-fn another() -> PathBuf {
-    another_of(std::process::id())
+/// A socket to which every process may send.
+fn foreign_socket() -> PathBuf {
+    foreign_socket_of(std::process::id())
 }
 
-fn another_of(process: u32) -> PathBuf {
+fn foreign_socket_of(process: u32) -> PathBuf {
     std::env::temp_dir().join(format!("patroni-agent-check-break-out-{process}"))
 }
 
 const OUTSIDE: &str = "outside";
 const INSIDE: &str = "inside";
-/// In a process that has become its user itself (`--user`), if root runs the tests.
+/// Inside, in a process that has become its user (`--user`), if root runs the tests.
 const AS_USER: &str = "as user";
 
 const TRY: &str = "PATRONI_AGENT_CHECK_TRY";
 
-fn over_mptcp(port: u16) -> rustix::io::Result<()> {
+fn connect_over_mptcp(port: u16) -> rustix::io::Result<()> {
     let flags = SocketFlags::empty();
     let mptcp = Some(rustix::net::ipproto::MPTCP);
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, mptcp)?;
     rustix::net::connect(&socket, &SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
-/// Data with the first packet, and so no connect(2). rustix has no name for the flag.
-fn by_fast_open(port: u16) -> rustix::io::Result<()> {
+/// Sends data with the first packet, so without connect(2). rustix has no name for the flag.
+fn connect_fast(port: u16) -> rustix::io::Result<()> {
     let fast_open = SendFlags::from_bits_retain(0x2000_0000);
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
     let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -103,7 +103,7 @@ const MORE_ATTEMPTS: [&str; 12] = [
     "become root again",
 ];
 
-/// Shares the file's memory, to which a process writes without a system call.
+/// Maps the file, so that the process could write to it without a system call.
 fn share(memory: &File) -> io::Result<()> {
     MmapOptions::new().len(64).map_raw(memory).map(drop)
 }
@@ -117,7 +117,7 @@ struct Target<'a> {
     file: &'a Path,
 }
 
-/// One of [`ATTEMPTS`], if it is one.
+/// Makes one of [`ATTEMPTS`], if that is its name.
 fn attempt(name: &str, target: &Target) -> Option<io::Result<()>> {
     Some(match name {
         "read a file" => File::open("/etc/passwd").map(drop),
@@ -134,8 +134,8 @@ fn attempt(name: &str, target: &Target) -> Option<io::Result<()>> {
         "start a program" => Command::new("/bin/true").spawn().map(drop),
         CONNECT => TcpStream::connect(("127.0.0.1", target.elsewhere)).map(drop),
         CONNECT_6 => TcpStream::connect(("::1", target.elsewhere)).map(drop),
-        "connect elsewhere over MPTCP" => over_mptcp(target.elsewhere).map_err(Into::into),
-        "connect elsewhere by fast open" => by_fast_open(target.elsewhere).map_err(Into::into),
+        "connect elsewhere over MPTCP" => connect_over_mptcp(target.elsewhere).map_err(Into::into),
+        "connect elsewhere by fast open" => connect_fast(target.elsewhere).map_err(Into::into),
         "send a datagram" => UdpSocket::bind("127.0.0.1:0").map(drop),
         "talk to the journal" => UnixDatagram::unbound().map(drop),
         RAW => {
@@ -149,12 +149,12 @@ fn attempt(name: &str, target: &Target) -> Option<io::Result<()>> {
     })
 }
 
-/// The error's number, 0 if there is none.
-fn number(done: io::Result<()>) -> i32 {
+/// The error's number, or 0.
+fn error_number(done: io::Result<()>) -> i32 {
     done.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0)
 }
 
-/// One of [`MORE_ATTEMPTS`].
+/// Makes one of [`MORE_ATTEMPTS`].
 fn attempt_more(
     name: &str,
     (mut memory, other): (&File, &File),
@@ -167,8 +167,8 @@ fn attempt_more(
         "write a record elsewhere" => other.write_at(&[0; 64], 0).map(drop),
         "start a thread" => std::thread::Builder::new().spawn(|| ()).map(drop),
         "talk to a Unix socket" => UnixStream::pair().map(drop),
-        "connect the log elsewhere" => log.connect(another()),
-        "send to somebody else" => log.send_to(b"x", another()).map(drop),
+        "connect the log elsewhere" => log.connect(foreign_socket()),
+        "send to somebody else" => log.send_to(b"x", foreign_socket()).map(drop),
         // with F_SETOWN and F_SETSIG it kills a process of the same user, if Landlock knows no signals
         "have the kernel send a signal" => {
             rustix::fs::fcntl_setfl(socket, rustix::fs::OFlags::from_bits_retain(0x2000))
@@ -190,7 +190,7 @@ fn attempt_more(
     }
 }
 
-/// Both families on one port, and that port.
+/// Listens on one port with both families. Returns the port and the listeners.
 fn elsewhere() -> (u16, [TcpListener; 2]) {
     loop {
         let four = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -226,7 +226,7 @@ fn child(name: &str, elsewhere: u16, sandbox: &str) -> Output {
         .expect("this program");
     let process = child.id();
     let output = child.wait_with_output().expect("its end");
-    let _ = fs::remove_file(another_of(process));
+    let _ = fs::remove_file(foreign_socket_of(process));
     output
 }
 
@@ -237,7 +237,7 @@ fn outcome(name: &str, sandbox: &str) -> String {
     find_result(name, &child(name, port, sandbox))
 }
 
-/// Not a test: the other end of [`outcome`].
+/// Not a test: the process that [`outcome`] starts.
 #[test]
 #[ignore = "started by the other tests"]
 fn inside() {
@@ -256,9 +256,9 @@ fn inside() {
         user::become_user("nobody").expect("every machine has it");
     }
     let memory_fd = Some(memory.as_raw_fd());
-    let (log, journal) = UnixDatagram::pair().expect("a log and who reads it");
-    let another = UnixDatagram::bind(another()).expect("a socket of somebody else");
-    fs::set_permissions(self::another(), Permissions::from_mode(0o777)).expect("its file");
+    let (log, journal) = UnixDatagram::pair().expect("a log and its reader");
+    let another = UnixDatagram::bind(foreign_socket()).expect("a foreign socket");
+    fs::set_permissions(self::foreign_socket(), Permissions::from_mode(0o777)).expect("its file");
     let mut confinement = Confinement::of_check(port, memory_fd, Some(log.as_raw_fd()));
     match what[2] {
         OUTSIDE => {}
@@ -281,7 +281,7 @@ fn inside() {
         std::panic::set_hook(Box::new(|_| {}));
         agent::catch_panic::<Reply>(Verdict::Down, || panic!("here")).reason
     } else {
-        // the agent's own work still works
+        // what the agent does is still possible
         let socket = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
         memory.write_at(&[0; 64], 4032).expect("a record");
         log.send(b"x").expect("the log");
@@ -290,7 +290,7 @@ fn inside() {
         let done = attempt(what[0], &target);
         let done = done.unwrap_or_else(|| attempt_more(what[0], (&memory, &other), &socket, &log));
         drop((journal, another));
-        number(done).to_string()
+        error_number(done).to_string()
     };
     print_result(result);
 }
@@ -299,7 +299,7 @@ fn inside() {
 fn every_break_out_works_outside_and_fails_inside() {
     for name in ATTEMPTS.into_iter().chain(MORE_ATTEMPTS) {
         fs::write(file(), "").expect("a file");
-        // EPERM from seccomp, EACCES from Landlock; musl says EAGAIN for any thread that cannot be
+        // EPERM from seccomp, EACCES from Landlock; musl has EAGAIN for any thread that cannot start
         for place in [INSIDE, AS_USER] {
             let inside = outcome(name, place);
             assert!(["1", "13", "11"].contains(&inside.as_str()), "{name}, {place}: {inside}");
@@ -332,11 +332,11 @@ fn landlock_restricts_the_port_and_seccomp_the_rest() {
 }
 
 #[test]
-fn a_panic_is_answered_inside_too() {
+fn a_panic_inside_is_answered() {
     assert!(outcome("panic", INSIDE).ends_with("please report it: here"));
 }
 
-/// Rust's handler of SIGSEGV wants to give the signal back, and abort() wants to kill.
+/// Rust's handler of SIGSEGV resets the signal, and abort() sends one. Both must work inside.
 #[test]
 fn a_crash_ends_the_process() {
     let started = std::time::Instant::now();
@@ -351,11 +351,11 @@ fn the_kernel_confirms_the_filter() {
     assert_eq!(outcome("status", INSIDE), "NoNewPrivs: 1 Seccomp: 2");
 }
 
-/// A listener: what the next check needs stays possible, and nothing else.
+/// In a listener, only what the next check needs stays possible.
 mod listening {
     use super::{
-        ATTEMPTS, CONNECT, CONNECT_6, RAW, Target, attempt, elsewhere, file, find_result, number,
-        print_result,
+        ATTEMPTS, CONNECT, CONNECT_6, RAW, Target, attempt, elsewhere, error_number, file,
+        find_result, print_result,
     };
     use landlock::ABI;
     use patroni_agent_check::sandbox::Confinement;
@@ -390,8 +390,8 @@ mod listening {
         "tell another what systemd is told",
     ];
 
-    /// The oldest Landlock that forbids it where seccomp does not.
-    fn landlocks(name: &str) -> &'static str {
+    /// The oldest ABI of Landlock that forbids this attempt, if seccomp does not.
+    fn abi_that_forbids(name: &str) -> &'static str {
         match name {
             "read a file" | "write a file" | "write to /dev/shm" | "write beside the hold" => "1",
             CONNECT | CONNECT_6 => "4",
@@ -399,14 +399,14 @@ mod listening {
         }
     }
 
-    struct Ground {
+    struct Setup {
         folder: PathBuf,
         elsewhere: u16,
         parent: Option<Pid>,
         systemd: UnixDatagram,
     }
 
-    impl Ground {
+    impl Setup {
         fn path(&self, name: &str) -> PathBuf {
             self.folder.join(name)
         }
@@ -418,30 +418,30 @@ mod listening {
         }
     }
 
-    fn attempt_more(name: &str, ground: &Ground) -> io::Result<()> {
+    fn attempt_more(name: &str, setup: &Setup) -> io::Result<()> {
         match name {
-            "write a file" => File::create(ground.path("new")).map(drop),
+            "write a file" => File::create(setup.path("new")).map(drop),
             "write to /dev/shm" => {
                 let path = Path::new("/dev/shm").join(format!("break-out-{}", std::process::id()));
                 File::create(&path).map(|_| drop(fs::remove_file(path)))
             }
-            "write beside the hold" => File::create(ground.path("hold/folder/new")).map(drop),
-            "fill the memory's folder" => ground.memory()?.write_all(&[1; 1 << 20]),
-            "talk to D-Bus" => UnixStream::connect(ground.path("bus")).map(drop),
+            "write beside the hold" => File::create(setup.path("hold/folder/new")).map(drop),
+            "fill the memory's folder" => setup.memory()?.write_all(&[1; 1 << 20]),
+            "talk to D-Bus" => UnixStream::connect(setup.path("bus")).map(drop),
             "raise a limit" => {
                 let limit = Rlimit { current: Some(1000), maximum: Some(1000) };
                 setrlimit(Resource::Nofile, limit).map_err(Into::into)
             }
             "tell another by a copy what systemd is told" => {
-                ground.systemd.try_clone()?.connect(ground.path("other"))
+                setup.systemd.try_clone()?.connect(setup.path("other"))
             }
-            "tell another what systemd is told" => ground.systemd.connect(ground.path("other")),
+            "tell another what systemd is told" => setup.systemd.connect(setup.path("other")),
             name => panic!("{name}?"),
         }
     }
 
-    fn child(name: &str, abi: &str, ground: &Ground) -> Output {
-        fs::write(ground.path("victim"), "").expect("a file");
+    fn child(name: &str, abi: &str, setup: &Setup) -> Output {
+        fs::write(setup.path("victim"), "").expect("a file");
         Command::new(std::env::current_exe().expect("this program"))
             .args([
                 "--ignored",
@@ -450,7 +450,7 @@ mod listening {
                 "--nocapture",
                 "--test-threads=1",
             ])
-            .env(TRY, format!("{name}|{abi}|{}|{}", ground.elsewhere, ground.folder.display()))
+            .env(TRY, format!("{name}|{abi}|{}|{}", setup.elsewhere, setup.folder.display()))
             .output()
             .expect("this program")
     }
@@ -463,13 +463,13 @@ mod listening {
         let what: Vec<_> = what.split('|').collect();
         let (elsewhere, folder) = (what[2].parse().expect("a port"), PathBuf::from(what[3]));
         let systemd = UnixDatagram::unbound().expect("a socket");
-        let ground = Ground { folder, elsewhere, parent: getppid(), systemd };
+        let setup = Setup { folder, elsewhere, parent: getppid(), systemd };
         let patroni = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = patroni.local_addr().expect("an address").port();
         // its folder is not there yet
-        let (hold, memory) = (ground.path("hold/folder/hold"), ground.path("run/memory"));
-        let read = vec![hold.clone(), ground.path("links/ca.pem")];
-        let systemd = Some(ground.systemd.as_raw_fd());
+        let (hold, memory) = (setup.path("hold/folder/hold"), setup.path("run/memory"));
+        let read = vec![hold.clone(), setup.path("links/ca.pem")];
+        let systemd = Some(setup.systemd.as_raw_fd());
         let mut confinement =
             Confinement::of_listener(Some(port), read, Some(&memory), None, systemd);
         let (_, abi) = ABIS.iter().find(|(name, _)| *name == what[1]).expect("an ABI");
@@ -486,19 +486,19 @@ mod listening {
             let _ = TcpStream::connect(("127.0.0.1", port)).expect("Patroni");
             let _ = patroni.accept().expect("a connection");
             assert_eq!(fs::read_to_string(hold).expect("a hold"), "drain");
-            assert_eq!(fs::read_to_string(ground.path("links/ca.pem")).expect("a link"), "CA");
-            ground.memory().expect("made").write_at(&[0; 64], 4032).expect("a record");
-            ground
+            assert_eq!(fs::read_to_string(setup.path("links/ca.pem")).expect("a link"), "CA");
+            setup.memory().expect("made").write_at(&[0; 64], 4032).expect("a record");
+            setup
         });
-        let ground = works.join().expect("a check");
-        let (memory, folder) = (ground.memory().expect("its memory"), ground.path("hold"));
-        let (parent, file) = (ground.parent.expect("one"), ground.path("victim"));
+        let setup = works.join().expect("a check");
+        let (memory, folder) = (setup.memory().expect("its memory"), setup.path("hold"));
+        let (parent, file) = (setup.parent.expect("one"), setup.path("victim"));
         let target = Target { elsewhere, parent, memory: &memory, folder: &folder, file: &file };
-        let done = attempt(what[0], &target).unwrap_or_else(|| attempt_more(what[0], &ground));
-        print_result(number(done));
+        let done = attempt(what[0], &target).unwrap_or_else(|| attempt_more(what[0], &setup));
+        print_result(error_number(done));
     }
 
-    fn with_ground(test: &str, work: impl FnOnce(&Ground)) {
+    fn with_setup(test: &str, work: impl FnOnce(&Setup)) {
         let folder = file().with_file_name(format!("listening-{test}-{}", std::process::id()));
         for name in ["hold/folder", "run", "links", "archive"] {
             fs::create_dir_all(folder.join(name)).expect("a folder");
@@ -511,20 +511,20 @@ mod listening {
         let _other = UnixDatagram::bind(folder.join("other")).expect("a socket");
         let (elsewhere, _listeners) = elsewhere();
         let systemd = UnixDatagram::unbound().expect("a socket");
-        work(&Ground { folder: folder.clone(), elsewhere, parent: None, systemd });
+        work(&Setup { folder: folder.clone(), elsewhere, parent: None, systemd });
         fs::remove_dir_all(folder).expect("the folder");
     }
 
     #[test]
     fn every_break_out_works_outside_and_fails_inside() {
-        with_ground("all", |ground| {
+        with_setup("all", |setup| {
             for name in ATTEMPTS.into_iter().chain(MORE_ATTEMPTS) {
                 for (abi, _) in ABIS {
-                    let result = find_result(name, &child(name, abi, ground));
+                    let result = find_result(name, &child(name, abi, setup));
                     let open = match abi {
                         "outside" => true,
-                        "none" => !landlocks(name).is_empty(),
-                        abi => abi < landlocks(name),
+                        "none" => !abi_that_forbids(name).is_empty(),
+                        abi => abi < abi_that_forbids(name),
                     };
                     // EPERM from seccomp, EACCES from Landlock; a raw socket is for root
                     let expected: &[&str] = if open { &["0"] } else { &["1", "13"] };
@@ -538,11 +538,11 @@ mod listening {
     /// SIGXFSZ: a file of more than a page cannot be the memory file.
     #[test]
     fn the_listener_cannot_fill_the_folder_of_the_memory_file() {
-        with_ground("full", |ground| {
+        with_setup("full", |setup| {
             for (abi, _) in ABIS {
-                let _ = fs::remove_file(ground.path("run/memory"));
-                let status = child("fill the memory's folder", abi, ground).status;
-                let left = fs::metadata(ground.path("run/memory")).expect("a memory").len();
+                let _ = fs::remove_file(setup.path("run/memory"));
+                let status = child("fill the memory's folder", abi, setup).status;
+                let left = fs::metadata(setup.path("run/memory")).expect("a memory").len();
                 let inside = abi != "outside";
                 assert_eq!((status.success(), left > 4096), (!inside, !inside), "{abi}: {left}");
             }
@@ -551,8 +551,8 @@ mod listening {
 
     #[test]
     fn a_crash_ends_the_process() {
-        with_ground("crash", |ground| {
-            let status = child("abort", "7", ground).status;
+        with_setup("crash", |setup| {
+            let status = child("abort", "7", setup).status;
             assert!(!status.success() && status.code().is_none(), "{status:?}");
         });
     }

@@ -1,4 +1,4 @@
-//! The listener: one process for many checks, which ends when nobody asks any more.
+//! The listener: one process for all checks, which ends when nobody asks any more.
 
 use crate::common::{
     self, AGENT, FakePatroni, NotifySocket, PRIMARY, READY, Start, file, http, listen, path_in,
@@ -26,7 +26,7 @@ impl Server {
         let listener = TcpListener::bind(address).expect("a free port");
         // as in the unit: a SYN that finds the backlog full comes again after a second
         rustix::net::listen(&listener, 1024).expect("a longer queue");
-        let child = child(how, &listener, arguments);
+        let child = spawn(how, &listener, arguments);
         Server { listener, child }
     }
 
@@ -55,7 +55,7 @@ fn command(how: Start, listener: &TcpListener, arguments: &[&str]) -> Command {
     start(how, stream, arguments)
 }
 
-fn child(how: Start, listener: &TcpListener, arguments: &[&str]) -> Child {
+fn spawn(how: Start, listener: &TcpListener, arguments: &[&str]) -> Child {
     command(how, listener, arguments).spawn().expect("the agent starts")
 }
 
@@ -90,7 +90,7 @@ fn the_grace_outlives_the_process() {
             send("-KILL", &server.child);
         }
         assert_eq!(server.child.wait().expect("it ends").success(), !crash);
-        server.child = child(Start::ListenFds, &server.listener, &arguments);
+        server.child = spawn(Start::ListenFds, &server.listener, &arguments);
         let reply = server.ask();
         assert!(reply.starts_with("!unreachable:_held_"), "crash: {crash}: {reply}");
     }
@@ -112,7 +112,7 @@ fn the_listener_ends_when_nobody_asks() {
             assert!(last.elapsed() >= Duration::from_secs(1), "{:?}", last.elapsed());
             // a connection that comes meanwhile waits for the next process
             let late = server.connect();
-            server.child = child(how, &server.listener, &["--url", &patroni.url(), "--idle", "1s"]);
+            server.child = spawn(how, &server.listener, &["--url", &patroni.url(), "--idle", "1s"]);
             assert_eq!(listen(late), READY);
         }
     }
@@ -171,7 +171,7 @@ fn a_hung_question_does_not_keep_the_next_check_waiting() {
     }
 }
 
-/// Makes so many checks with the same line at the same moment.
+/// Makes this many checks at the same moment, with these lines in turn.
 fn burst(server: &Server, checks: &[&str], count: usize) -> Vec<String> {
     // at once: the line is due 300 ms after the connection
     let ask = |number| {
@@ -183,9 +183,9 @@ fn burst(server: &Server, checks: &[&str], count: usize) -> Vec<String> {
     peers.into_iter().map(listen).collect()
 }
 
-/// A Patroni that counts the questions in flight, and answers after a while, if at all. A closed connection no longer
+/// A Patroni that counts the questions in flight, and answers after this time, if at all. A closed connection no longer
 /// counts, even if this process has not seen that yet.
-fn counting(takes: Duration) -> (FakePatroni, Arc<AtomicUsize>) {
+fn counting_patroni(takes: Duration) -> (FakePatroni, Arc<AtomicUsize>) {
     let asking: Mutex<Vec<(usize, TcpStream)>> = Mutex::default();
     let (number, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
     let counted = most.clone();
@@ -210,7 +210,7 @@ fn counting(takes: Duration) -> (FakePatroni, Arc<AtomicUsize>) {
 
 #[test]
 fn patroni_is_not_overrun() {
-    let (patroni, most) = counting(Duration::from_millis(30));
+    let (patroni, most) = counting_patroni(Duration::from_millis(30));
     let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
     let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
     let checks = ["primary", "read-write", "read-only", "read-only?lag=16MB", "read-only?lag=32MB"];
@@ -218,7 +218,7 @@ fn patroni_is_not_overrun() {
     assert!(replies.iter().all(|reply| reply == READY), "{replies:?}");
     let asked = patroni.requests().len();
     println!("{asked} questions for 120 checks");
-    assert!((5..60).contains(&asked), "alike questions are shared: {asked}");
+    assert!((5..60).contains(&asked), "equal questions are shared: {asked}");
     let most = most.load(Ordering::SeqCst);
     assert!((2..=4).contains(&most), "{most} questions of one source at once");
     for check in checks {
@@ -243,7 +243,7 @@ fn trouble_of_many_threads_is_logged_once() {
     assert_eq!(stderr(&mut server).lines().count(), 1);
 }
 
-/// The whole stderr of a process, after it has ended.
+/// Ends the process and returns its stderr.
 fn stderr(server: &mut Server) -> String {
     send("-TERM", &server.child);
     let mut said = String::new();
@@ -254,7 +254,7 @@ fn stderr(server: &mut Server) -> String {
 /// No check waits longer than its deadline.
 #[test]
 fn a_hung_patroni_is_not_overrun_either() {
-    let (patroni, most) = counting(Duration::from_secs(60));
+    let (patroni, most) = counting_patroni(Duration::from_secs(60));
     let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "1s"];
     let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
     let checks = ["primary", "primary", "primary", "read-write", "master", "leader", "replica"];
@@ -278,7 +278,7 @@ fn connect_from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
     TcpStream::from(socket)
 }
 
-/// Reads the reply; none if the connection is closed without one, by an end or by a reset.
+/// Reads the reply, which is empty if the connection ends or is reset without one.
 fn read_reply(mut stream: TcpStream) -> String {
     let mut reply = String::new();
     let _ = stream.write_all(b"primary\n");
@@ -287,7 +287,7 @@ fn read_reply(mut stream: TcpStream) -> String {
     reply
 }
 
-/// Waits until every thread of the process sleeps, since it has read its line and waits for Patroni.
+/// Waits until every thread of the process sleeps: each has read its line and waits for Patroni.
 fn wait_until_settled(server: &Server) {
     let tasks = format!("/proc/{}/task", server.child.id());
     let sleeps = || {
@@ -305,7 +305,7 @@ fn wait_until_settled(server: &Server) {
 }
 
 /// A Patroni that answers when the test lets it.
-fn waiting() -> (FakePatroni, Arc<AtomicBool>) {
+fn waiting_patroni() -> (FakePatroni, Arc<AtomicBool>) {
     let may = Arc::new(AtomicBool::new(false));
     let allowed = may.clone();
     let patroni = FakePatroni::new(move |stream| {
@@ -317,7 +317,7 @@ fn waiting() -> (FakePatroni, Arc<AtomicBool>) {
     (patroni, may)
 }
 
-/// A silent peer loses its place to a newcomer, the longest silent one first, if its address has all its places or all
+/// A silent peer loses its place to a new peer, the longest silent one first, if its address has all its places or all
 /// places are taken. A check that has sent its line does not.
 #[test]
 fn silent_peers_keep_nobody_from_an_answer() {
@@ -327,7 +327,7 @@ fn silent_peers_keep_nobody_from_an_answer() {
     let address = |number: usize| Ipv4Addr::from(0x0a01_0042 + u32::try_from(number).expect("it"));
     // checks that leave few places: 120 of one address's 128, or 500 of all 512
     for (busy, each, silent_from) in [(1, 120, 0..1), (4, 125, 4..13)] {
-        let (patroni, may) = waiting();
+        let (patroni, may) = waiting_patroni();
         let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
         let mut server = Server::start(Start::ListenFds, "10.1.0.1:0", &arguments);
         let at = server.address();
@@ -382,7 +382,7 @@ fn the_places_of_one_source_are_bounded() {
     if !common::in_network("serve::the_places_of_one_source_are_bounded") {
         return;
     }
-    let (patroni, _) = counting(Duration::from_secs(2));
+    let (patroni, _) = counting_patroni(Duration::from_secs(2));
     let arguments = ["--agent-send", "--url", &patroni.url(), "--timeout", "10s"];
     let server = Server::start(Start::ListenFds, "10.1.0.1:0", &arguments);
     let ask = |source: u8, count: usize| {

@@ -23,7 +23,7 @@ fn certificate(name: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(pem(name)).expect("a certificate")
 }
 
-/// A fake Patroni with this certificate, which may want one from its client.
+/// A fake Patroni with this certificate, which may require one of its client.
 fn patroni(
     name: &str,
     client_ca: Option<&str>,
@@ -64,7 +64,7 @@ fn patroni(
     })
 }
 
-fn plain(name: &str) -> FakePatroni {
+fn patroni_with(name: &str) -> FakePatroni {
     patroni(name, None, &rustls::version::TLS13)
 }
 
@@ -84,7 +84,7 @@ fn down(patroni: &FakePatroni, reason: &str) -> String {
 
 #[test]
 fn a_ca_in_cacert_is_trusted() {
-    let patroni = plain("server");
+    let patroni = patroni_with("server");
     assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem")]), READY);
     let old = self::patroni("server", None, &rustls::version::TLS12);
     assert_eq!(ask(&old, &["--cacert", &pem("ca.pem")]), READY);
@@ -93,7 +93,7 @@ fn a_ca_in_cacert_is_trusted() {
 
 #[test]
 fn localhost_is_verified_as_localhost() {
-    let patroni = plain("server");
+    let patroni = patroni_with("server");
     let url = format!("https://localhost:{}", patroni.address.port());
     let outcome = check(&["--url", &url, "--cacert", &pem("ca.pem"), "--timeout", "10s"]);
     assert_eq!(outcome.reply, READY);
@@ -101,7 +101,7 @@ fn localhost_is_verified_as_localhost() {
 
 #[test]
 fn another_ca_is_not_trusted() {
-    let patroni = plain("server");
+    let patroni = patroni_with("server");
     let reply = ask(&patroni, &["--cacert", &pem("other-ca.pem")]);
     assert_eq!(reply, down(&patroni, "its certificate is not signed by the CA in --cacert"));
     assert_eq!(ask(&patroni, &["--insecure"]), READY);
@@ -111,13 +111,13 @@ fn another_ca_is_not_trusted() {
 /// Certificates as `openssl req -x509` makes them.
 #[test]
 fn a_ca_that_is_also_the_servers_certificate_is_trusted() {
-    let patroni = plain("own");
+    let patroni = patroni_with("own");
     assert_eq!(ask(&patroni, &["--cacert", &pem("own.pem")]), READY);
     let old = self::patroni("own", None, &rustls::version::TLS12);
     assert_eq!(ask(&old, &["--cacert", &pem("own.pem")]), READY);
     let hint = "its certificate is a CA's (CA:TRUE): put this very certificate into --cacert";
     assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem")]), down(&patroni, hint));
-    let named = plain("own-named");
+    let named = patroni_with("own-named");
     let reply = ask(&named, &["--cacert", &pem("own-named.pem")]);
     assert!(reply.contains("certificate is not for 127.0.0.1"), "{reply}");
     // another key with the same name is not trusted
@@ -125,19 +125,19 @@ fn a_ca_that_is_also_the_servers_certificate_is_trusted() {
     assert_eq!(reply, down(&named, hint));
 }
 
-/// Its issuer does not matter.
+/// Whoever has signed it.
 #[test]
 fn a_servers_certificate_in_cacert_is_trusted() {
-    assert_eq!(ask(&plain("server"), &["--cacert", &pem("server.pem")]), READY);
-    let other = plain("expired");
+    assert_eq!(ask(&patroni_with("server"), &["--cacert", &pem("server.pem")]), READY);
+    let other = patroni_with("expired");
     let reply = ask(&other, &["--cacert", &pem("expired.pem")]);
     assert_eq!(reply, down(&other, "its certificate has expired"));
     let reply = ask(&other, &["--cacert", &pem("server.pem")]);
     assert!(reply.starts_with("down ready # "), "{reply}");
-    let named = plain("named");
+    let named = patroni_with("named");
     let reply = ask(&named, &["--cacert", &pem("named.pem")]);
     assert!(reply.contains("certificate is not for 127.0.0.1"), "{reply}");
-    let stranger = plain("named");
+    let stranger = patroni_with("named");
     let reply = ask(&stranger, &["--cacert", &pem("server.pem")]);
     assert_eq!(reply, down(&stranger, "its certificate is not signed by the CA in --cacert"));
 }
@@ -147,8 +147,8 @@ fn a_servers_certificate_in_cacert_is_trusted() {
 fn a_certificate_that_is_no_ca_vouches_for_no_other() {
     for (name, signed) in [("server", "by-server"), ("own-usage", "by-own-usage")] {
         let cacert = pem(&format!("{name}.pem"));
-        assert_eq!(ask(&plain(name), &["--cacert", &cacert]), READY, "{name}");
-        let other = plain(signed);
+        assert_eq!(ask(&patroni_with(name), &["--cacert", &cacert]), READY, "{name}");
+        let other = patroni_with(signed);
         let reply = ask(&other, &["--cacert", &cacert]);
         assert_eq!(reply, down(&other, "its certificate is not signed by the CA in --cacert"));
     }
@@ -158,7 +158,7 @@ fn a_certificate_that_is_no_ca_vouches_for_no_other() {
 #[test]
 fn a_ca_below_a_ca_that_allows_none() {
     let ask = |chain, cacert: &str| {
-        let patroni = plain(chain);
+        let patroni = patroni_with(chain);
         (ask(&patroni, &["--cacert", &pem(cacert)]), patroni)
     };
     assert_eq!(ask("by-last", "last.pem").0, READY, "signed by it");
@@ -187,18 +187,18 @@ fn a_certificate_that_cannot_be_used_gets_a_hint() {
             "its certificate needs RSA from 2048 bits, P-256 or P-384 with SHA-256 or SHA-384, or Ed25519",
         ),
     ] {
-        let patroni = plain(name);
+        let patroni = patroni_with(name);
         assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem")]), down(&patroni, reason), "{name}");
         assert_eq!(ask(&patroni, &["-k"]), READY, "{name}");
     }
-    let patroni = plain("client-only");
+    let patroni = patroni_with("client-only");
     let reason = "its certificate is not for a server: extendedKeyUsage lacks serverAuth";
     assert_eq!(ask(&patroni, &["--cacert", &pem("own.pem")]), down(&patroni, reason));
 }
 
 #[test]
-fn expired() {
-    let patroni = plain("expired");
+fn an_expired_certificate_is_refused() {
+    let patroni = patroni_with("expired");
     let reply = ask(&patroni, &["--cacert", &pem("ca.pem")]);
     assert_eq!(reply, down(&patroni, "its certificate has expired"));
     assert_eq!(ask(&patroni, &["-k"]), READY);
@@ -206,7 +206,7 @@ fn expired() {
 
 #[test]
 fn a_certificate_without_the_address_gets_a_hint() {
-    let patroni = plain("named");
+    let patroni = patroni_with("named");
     let cacert = pem("ca.pem");
     let reply = ask(&patroni, &["--cacert", &cacert]);
     let reason =
@@ -233,7 +233,7 @@ fn a_certificate_without_the_address_gets_a_hint() {
 }
 
 #[test]
-fn a_client_certificate() {
+fn a_client_certificate_is_sent_if_patroni_requires_one() {
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
         let patroni = patroni("server", Some("ca.pem"), version);
         let (cacert, cert, key) = (pem("ca.pem"), pem("client.pem"), pem("client.key"));
@@ -252,12 +252,12 @@ fn a_client_certificate() {
 }
 
 #[test]
-fn certificate_and_key_in_one_file() {
+fn certificate_and_key_may_be_in_one_file() {
     let patroni = patroni("server", Some("ca.pem"), &rustls::version::TLS13);
     let both = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("both.pem");
     let text = [pem("client.pem"), pem("client.key")]
         .map(|file| std::fs::read_to_string(file).expect("a file"));
-    // with what openssl says of a long chain
+    // with as much text between them as openssl prints of a long chain
     let long = "Signature Algorithm: ED25519\n".repeat(10_000);
     std::fs::write(&both, text.join(&long)).expect("a file");
     let both = both.to_str().expect("UTF-8");
@@ -265,8 +265,8 @@ fn certificate_and_key_in_one_file() {
 }
 
 #[test]
-fn files_that_are_not_what_they_should_be() {
-    let patroni = plain("server");
+fn files_that_cannot_be_used_are_refused() {
+    let patroni = patroni_with("server");
     let (ca, cert, key) = (pem("ca.pem"), pem("client.pem"), pem("client.key"));
     let half = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("half.pem");
     let text = std::fs::read(&ca).expect("a file");
@@ -297,8 +297,8 @@ fn files_that_are_not_what_they_should_be() {
 }
 
 #[test]
-fn https_where_http_is_spoken() {
-    // Patroni takes the bytes for the beginning of a request line, and waits for its end
+fn https_to_a_server_that_speaks_http() {
+    // Patroni takes the bytes for the beginning of a request, and waits for the rest
     let patroni = FakePatroni::new(|_| {});
     let url = format!("https://{}", patroni.address);
     let outcome = check(&["--url", &url, "-k", "--timeout", "300ms"]);
@@ -334,8 +334,8 @@ fn a_handshake_that_is_refused_gets_a_hint() {
 }
 
 #[test]
-fn http_where_https_is_spoken() {
-    let patroni = plain("server");
+fn http_to_a_server_that_speaks_https() {
+    let patroni = patroni_with("server");
     let outcome = check(&["--url", &patroni.url(), "--timeout", "10s"]);
     assert!(outcome.reply.starts_with("down ready # "), "{outcome:?}");
     // Patroni closes such a connection without an alert
@@ -360,7 +360,7 @@ fn a_silent_handshake() {
 #[test]
 #[ignore = "needs strace: tests/run"]
 fn the_agent_acknowledges_at_once() {
-    let patroni = plain("server");
+    let patroni = patroni_with("server");
     let trace = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("acknowledgements");
     let mut strace = Command::new("strace");
     strace.args(["-f", "-e", "trace=setsockopt,recvfrom", "-o"]);
