@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Runs Prometheus beside a site: which alerts of units/examples/prometheus-rules.yml each fault raises, and when. The
-metrics of each fault are recorded in a few lines. `tests/faults/alerts.py` tries the rules on these without a site."""
+"""Asks the Prometheus beside a site which alerts of units/examples/prometheus-rules.yml each fault raises, and when.
+Records the metrics of each fault in a few lines. `tests/faults/alerts.py` tries the rules on these without a site."""
 
 import json
 import pathlib
@@ -48,7 +48,7 @@ def ask(path, **parameters):
         return json.load(answer)["data"]["result"]
 
 
-def until_quiet(patience=900):
+def wait_until_quiet(patience=900):
     """Waits until no alert is firing or pending."""
     end = time.monotonic() + patience
     while alerts := ask("query", query='ALERTS{alertname!="PostgresPatroniUnseen"}'):
@@ -57,7 +57,7 @@ def until_quiet(patience=900):
         time.sleep(0.5)
 
 
-def raised(began, ended):
+def first_raised(began, ended):
     """Returns {alert: seconds until it was first raised}."""
     series = ask("query_range", query='ALERTS{alertstate="firing"}', start=began, end=ended, step=1)
     first = {}
@@ -67,14 +67,14 @@ def raised(began, ended):
     return first
 
 
-def broken(fault, first):
+def describe_differences(fault, first):
     """The alerts, in words, that differ from those of the fault."""
     words = [f"{name} was not raised" for name in sorted(fault.alerts - first.keys())]
     words += [f"{name} was raised after {at:.0f} s" for name, at in first.items() if name not in fault.alerts]
-    return words + [f"{name} came only after {at:.0f} s" for name, at in first.items() if name in fault.alerts and at > SOON]
+    return words + [f"{name} was raised only after {at:.0f} s" for name, at in first.items() if name in fault.alerts and at > SOON]
 
 
-def dashboard():
+def dashboard_queries():
     """The dashboard's queries, with its variables filled in."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
     queries = [target["expr"] for panel in panels for target in panel["targets"]]
@@ -83,14 +83,14 @@ def dashboard():
 
 def empty_panels(began, ended):
     """The dashboard's queries that never had a result."""
-    return [query for query in dashboard() if not ask("query_range", query=query, start=began, end=ended, step=STEP)]
+    return [query for query in dashboard_queries() if not ask("query_range", query=query, start=began, end=ended, step=STEP)]
 
 
-def packed(values):
+def pack(values):
     return " ".join(f"{value}{len(list(same))}" for value, same in groupby(values))
 
 
-def unpacked(words):
+def unpack(words):
     return [match[1] for word in words for match in [re.fullmatch(r"(.)(\d+)", word)] for _ in range(int(match[2]))]
 
 
@@ -115,12 +115,12 @@ def record(name, expected, began, ended):
             for at, value in enumerate(of(one)):
                 if value != "_":
                     row[at] = letter if value == "1" else row[at].replace("_", ".")
-    lines += [f"status {server} {packed(row)}" for server, row in sorted(states.items())]
+    lines += [f"status {server} {pack(row)}" for server, row in sorted(states.items())]
     for kind, (_, query, usual) in KEPT.items():
         for one in series(query):
             row = of(one)
             if set(row) - {"_"} != {usual}:
-                lines.append(f"{kind} {key(one['metric'])} {packed(row)}")
+                lines.append(f"{kind} {key(one['metric'])} {pack(row)}")
     return lines
 
 
@@ -136,7 +136,7 @@ def series_of(lines):
     for line in lines:
         kind, haproxy, name, *words = line.split(" ")
         proxy, server = name.split("/")
-        row = unpacked(words)
+        row = unpack(words)
         length = max(length, len(row))
         given.add((kind, haproxy, name))
         labels = {"instance": f"lb:840{haproxy}", "scope": "demo", "proxy": proxy, "server": server}
@@ -158,7 +158,7 @@ def series_of(lines):
     return series, length
 
 
-def test_of(fault, lines):
+def format_test(fault, lines):
     """A test for promtool: the rules must raise the fault's alerts and no others, and in time."""
     name, expected = fault
     series, length = series_of(lines)
@@ -171,7 +171,7 @@ def test_of(fault, lines):
     return words
 
 
-def recorded(text):
+def parse_recorded(text):
     """Parses recorded lines into [((fault, its alerts), lines)]."""
     faults = []
     for line in text.splitlines():
@@ -183,8 +183,8 @@ def recorded(text):
     return faults
 
 
-def promtool(file):
-    """Whether promtool's tests in the file succeed. Prints why they do not."""
+def run_promtool(file):
+    """Whether promtool's tests in the file pass. Prints why not."""
     done = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True)
     if done.returncode:
         print((done.stdout + done.stderr)[-8000:])
@@ -195,16 +195,16 @@ def replay(faults):
     """Whether the rules raise each fault's alerts from the recorded lines, and in time."""
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as test:
         head = [f"rule_files: [{RULES.resolve()}]", f"evaluation_interval: {STEP}s", "tests:"]
-        test.write("\n".join([*head, *(line for fault in faults for line in test_of(*fault)), ""]))
+        test.write("\n".join([*head, *(line for fault in faults for line in format_test(*fault)), ""]))
         test.flush()
-        return promtool(test.name)
+        return run_promtool(test.name)
 
 
 def main():
     """Tries the rules without a site, on the recorded faults and on hand-written series. Each alert must be raised
     there, and must be in the runbook."""
-    faults = [fault for file in sorted(DATA.glob("*.txt")) for fault in recorded(file.read_text())]
-    done = [replay(faults), promtool(BY_HAND)]
+    faults = [fault for file in sorted(DATA.glob("*.txt")) for fault in parse_recorded(file.read_text())]
+    done = [replay(faults), run_promtool(BY_HAND)]
     rules = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
     tried = {alert for (_, expected), _ in faults for alert in expected}
     tried |= set(re.findall(r"alertname=\"(\w+)\"", BY_HAND.read_text()))

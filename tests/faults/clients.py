@@ -5,7 +5,7 @@ An operation writes one row. There are three kinds of clients:
 
     session       a new session for each write
     transaction   a new session for each transaction of 300 ms
-    kept          a session from a small pool, tested before it is used: if the test fails or takes more than TESTED, a
+    kept          a session of a small pool, tested before it is used: if the test fails or takes longer than TESTED, a
                   new session takes its place within the same operation. A session that brought an error is closed
 
 The clients of the pool `multi-host` connect without HAProxy: libpq tries the three nodes in order, with
@@ -67,7 +67,7 @@ def late(operation):
 
 
 class Clients:
-    """The clients' process, which runs from `start` to `stop`. `operations` has those that have ended, and only
+    """The clients' process, which runs from `start` to `stop`. `operations` has the operations that have ended, and only
     grows."""
 
     def __init__(self, seed):
@@ -94,18 +94,18 @@ class Clients:
         """Waits until all operations that were due before this time have ended."""
         with self.ended:
             if not self.ended.wait_for(lambda: self.all_before >= until, PATIENCE + 15):
-                raise RuntimeError("the clients are dead")
+                raise RuntimeError("the clients' process has ended")
 
     def stop(self):
         """Starts no more operations, and waits for those in progress."""
         self.process.stdin.close()
         self.reader.join()
         if self.process.wait():
-            raise RuntimeError("the clients are dead")
+            raise RuntimeError("the clients' process has ended")
 
 
-async def ready(connection):
-    """Waits until libpq has what it waits for."""
+async def wait_for_libpq(connection):
+    """Waits until libpq is done."""
     loop = asyncio.get_running_loop()
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
         reads, awaited, fd = state == psycopg2.extensions.POLL_READ, loop.create_future(), connection.fileno()
@@ -121,7 +121,7 @@ async def connect(host, port, **more):
         host=host, port=port, async_=1, user="postgres", dbname="postgres", sslmode="disable", gssencmode="disable", **more
     )
     try:
-        await ready(connection)
+        await wait_for_libpq(connection)
     except BaseException:
         connection.close()
         raise
@@ -142,7 +142,7 @@ async def connect_to(pool):
 async def ask(connection, query, values=()):
     with connection.cursor() as cursor:
         cursor.execute(query, values)
-        await ready(connection)
+        await wait_for_libpq(connection)
         return cursor.fetchall() if cursor.description else None
 
 
@@ -158,7 +158,7 @@ class Client:
     def all_before(self):
         return min([self.next_due, *self.under_way])
 
-    async def come(self, stopped):
+    async def run_schedule(self, stopped):
         began = time.time()
         for number in itertools.count(1):
             self.next_due = due = began + (number + self.chance.uniform(0, 0.5)) / RATES[self.kind]
@@ -167,9 +167,9 @@ class Client:
                 self.next_due = float("inf")
                 return
             self.under_way.add(due)
-            asyncio.ensure_future(self.operation(number, due))
+            asyncio.ensure_future(self.run_operation(number, due))
 
-    async def operation(self, number, due):
+    async def run_operation(self, number, due):
         attempt = Attempt(self, (f"{self.pool}/{self.kind}", number), time.time())
         try:
             await asyncio.wait_for(attempt.make(), due + PATIENCE - time.time())
@@ -177,12 +177,12 @@ class Client:
         except asyncio.TimeoutError:
             attempt.outcome = "timed out"
         except psycopg2.Error as error:
-            attempt.failed(error)
-        self.done(attempt.told(due))
+            attempt.fail(error)
+        self.done(attempt.as_operation(due))
         self.under_way.remove(due)
 
-    async def session(self, attempt):
-        """(connection, name) of a kept session that passes the test, or of a new one."""
+    async def get_session(self, attempt):
+        """Returns (connection, name) of a kept session that passes the test, or of a new one."""
         if self.idle and self.sessions >= KEPT_SESSIONS:
             connection, name = self.idle.popleft()
             try:
@@ -221,7 +221,7 @@ class Attempt:
         self.client, self.row, self.begun = client, row, begun
 
     async def make(self):
-        connection, self.session = await self.client.session(self)
+        connection, self.session = await self.client.get_session(self)
         try:
             await (self.transaction if self.client.kind == TRANSACTION else self.write)(connection)
         except BaseException as error:
@@ -249,14 +249,14 @@ class Attempt:
         self.done = UNKNOWN
         await ask(connection, "commit")
 
-    def failed(self, error):
+    def fail(self, error):
         read_only = error.pgcode == psycopg2.errorcodes.READ_ONLY_SQL_TRANSACTION
         self.outcome = "read-only" if read_only else (str(error).strip() or repr(error)).splitlines()[0]
         # An ERROR rolls back. A FATAL may come after the commit, while PostgreSQL waits for a standby.
         if error.diag.severity == "ERROR":
             self.done = FAIL
 
-    def told(self, due):
+    def as_operation(self, due):
         ended, sent = time.time(), self.sent or self.begun
         in_flight = self.in_flight and ended - sent <= LATE
         known = self.node, self.outcome, self.cut, self.session, self.done, None, self.reached
@@ -268,10 +268,10 @@ async def main(seed):
     told, loop = [], asyncio.get_running_loop()
     stopped = loop.create_future()
     stopped.add_done_callback(lambda _: loop.remove_reader(0))
-    loop.add_reader(0, lambda: stopped.done() or stopped.set_result(None))  # stdin has only an end
+    loop.add_reader(0, lambda: stopped.done() or stopped.set_result(None))  # nothing comes on stdin but its end
     clients = [Client(pool, kind, seed, told.append) for pool in ROUTES for kind in RATES]
     for client in clients:
-        asyncio.ensure_future(client.come(stopped))
+        asyncio.ensure_future(client.run_schedule(stopped))
     while (before := min(client.all_before() for client in clients)) < float("inf"):
         print(json.dumps([before, told]), flush=True)
         told.clear()
@@ -280,6 +280,6 @@ async def main(seed):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(OSError):  # clients run on other machines, which a busy HAProxy does not slow down
+    with contextlib.suppress(OSError):  # real clients run on other machines, which a busy HAProxy does not slow down
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     asyncio.run(main(sys.argv[1]))

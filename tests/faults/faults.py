@@ -1,4 +1,4 @@
-"""The faults: what is done to the cluster. Does not know what is measured.
+"""The faults: what they do to the cluster. Does not know what is measured.
 
 A fault is a function of the cluster and a seeded random. It breaks something and repairs it before it returns. A fault
 looks up the current primary when it begins. Its kinds:
@@ -10,7 +10,7 @@ looks up the current primary when it begins. Its kinds:
     everywhere  other nodes may be affected as well
     gone        a node is away long enough that DOWN is the correct state
     seamless    clients may notice a delay and nothing else
-    costly      our pool's clients may get more errors than those of other pools: an operator wants no clients on a
+    costly      clients of the agent's pool may get more errors than others: an operator wants no clients on a
                 node, HAProxy is away, a promotion takes longer than clients wait, or a path is lost so briefly that
                 keeping the sessions costs less than ending them
     demoted     the old primary is stopped by its own Patroni, and no hook may delay the stop until another node is
@@ -508,7 +508,7 @@ def freeze_etcd(cluster, seconds):
 
 @fault("DCS frozen for 4 s", demoted=True, takes="leader dcs", needs="automation")
 def freeze_dcs_shortly(cluster, random):
-    """Freezes the DCS for less than ttl. After retry_timeout Patroni demotes the primary all the same, and another node
+    """Freezes the DCS for less than ttl. After retry_timeout Patroni demotes the primary nevertheless, and another node
     may be promoted."""
     freeze_etcd(cluster, random.length(4))
 
@@ -734,7 +734,7 @@ def kill_patroni_restarted(cluster, random):
 @fault("Patroni's query blocked, 1 to 4 s", bridged=True, everywhere=True, needs="leader postgres")
 def block_query(cluster, random):
     """Patroni gives up its query after two seconds and answers 200 with the state unknown. The standbys replay the
-    lock, so their Patronis do the same. New sessions to PostgreSQL may have to wait, too."""
+    lock, so their Patronis do the same. New sessions to PostgreSQL may also have to wait."""
     primary, seconds = cluster.primary(), random.length(random.uniform(1, 4))
     lock = f"begin; lock table pg_authid in access exclusive mode; select pg_sleep({seconds:.2f}); commit"
     return lasting(0, lambda: cluster.sql(primary, lock))
@@ -771,7 +771,7 @@ def step_clock(cluster, random, seconds, watched):
     """Steps only the clock that Patroni reads through Python. Patroni is killed and started before and after the step.
 
     Patroni sleeps until the clock says that its next loop is due. If the clock is set back by more than ttl, Patroni
-    does not renew its lock. It answers 200 all the same, until the expiry of the lock wakes it."""
+    does not renew its lock. It still answers 200, until the expiry of the lock wakes it."""
     primary, file = cluster.primary(), "/run/patroni-clock"
     write = lambda offset: cluster.run(primary, f"echo {offset} > {file}.new; mv {file}.new {file}")
     script = (

@@ -6,9 +6,9 @@
   adds its own length and one more --timeout: a check measures the grace period when it begins, and only the first check
   after its end answers DOWN. Both checks may wait for --timeout. If a grace period makes this longer, it is at most
   half as long as in the pool with Patroni's template, in the median of three or more runs.
-* A write that is refused as read-only was sent before HAProxy could have known. Its node was shown UP, but for the
+* A write that is refused as read-only was sent before HAProxy could have known. Its node was shown UP, except in the
   blink between two looks, and had stopped taking writes less than `bound` before. With a grace period this test is
-  weaker than it could be: it does not look whether a grace period was running for this server.
+  weaker than it could be: it does not check whether a grace period was running for this server.
 * No node takes a write through the pool after another node was promoted.
 * No planned change loses a write. Patroni alone is responsible for other losses, which are only counted. With
   synchronous replication no fault may lose a write.
@@ -67,7 +67,7 @@ COLUMNS = {
     "lost": "lost",
     "cut": "sessions cut",
     "alerts": "alerts",
-    "late_read": "read after Patroni called the node out, s",
+    "late_read": "read after Patroni called the node unfit, s",
     "read_pause": "longest without a read, s",
     "due": "operations due",
     "delayed": "late, over 1 s",
@@ -179,7 +179,7 @@ class Run:
             ends += [end for truth, end in zip(told, changes) if truth.recovery is False and truth.time <= promoted]
         return promoted - max(ends, default=self.began)
 
-    def called_out(self, read):
+    def unfit_for(self, read):
         """For how long Patroni's health check for reads had failed on the node when a read was sent to it."""
         said = [called for called in self.called if called.node == read.node and called.time <= read.begun]
         back = [called for called in self.called if called.node == read.node and called.time > read.begun][:1]
@@ -207,7 +207,7 @@ class Run:
                 yield begin, end, look.shown
 
     def longest_apart(self):
-        """The longest time for which both HAProxies had servers of our pool UP, but none in common."""
+        """The longest time for which both HAProxies had servers of the agent's pool UP, but none in common."""
         up = lambda look: {node for node in NODES if look and look.shown.get((OURS, node)) == "UP"}
         everything = lambda look: True
         times = sorted({look.time for look in [*self.looks, *self.second_looks]} | {self.ended})
@@ -252,18 +252,18 @@ class Run:
             pause=longest_pause(self.began, self.ended, [write.ended for write in written]),
             alerts=self.alerts.get(pool, 0),
             to_held=sum(map(self.to_held, written)),
-            late_read=max(map(self.called_out, reads), default=0) if pool in READS else None,
+            late_read=max(map(self.unfit_for, reads), default=0) if pool in READS else None,
             read_pause=longest_pause(self.began, self.ended, [r.ended for r in reads]) if pool in READS else None,
             apart=self.longest_apart() if pool == OURS else None,
             without_primary=self.without_primary(),
             # each client has written or read recently
             alive={w.row[0] for w in written if w.ended > self.ended - 1.5} >= writers(pool)
             and (pool not in READS or any(read.ended > self.ended - 1 for read in reads)),
-            **self.felt(operations),
+            **self.count_operations(operations),
         )
         return figures if pool in POOLS else figures._replace(**dict.fromkeys(SHOWN_BY_HAPROXY))
 
-    def felt(self, operations):
+    def count_operations(self, operations):
         written = [o.write.ended for o in operations if o.write.outcome == "written" and o.write.ended < self.ended]
         failed = [operation for operation in operations if clients.failed(operation)]
         return {
@@ -285,7 +285,7 @@ class Run:
         known = write.begun - self.stopped_taking_writes(write.node, write.begun)
         return not seen_up or known > bound(self.grace)
 
-    def story(self):
+    def describe(self):
         """Every change in words, for the developer who has to explain a broken promise."""
         told = [(look.time, "HAProxy", self._shown(look.shown)) for look in self.looks]
         told += [(truth.time, truth.node, f"in recovery: {truth.recovery}") for truth in self.truths]
@@ -295,11 +295,11 @@ class Run:
         failed = [o for o in self.operations if o.write.pool == OURS and (clients.failed(o) or o.in_flight)]
         told += [(o.write.ended, "clients", f"{o.kind}: {o.write.outcome}") for o in failed]
         reads = [read for read in self.reads if read.done == OK and not read.keeps]
-        late = [read for read in reads if self.called_out(read) > read_bound(False)]
-        told += [(read.begun, read.node, f"read through {read.pool}, called out by Patroni") for read in late]
-        return "\n".join(f"    {time:6.2f} {words}" for time, words in sorted(self._told(told)))
+        late = [read for read in reads if self.unfit_for(read) > read_bound(False)]
+        told += [(read.begun, read.node, f"read through {read.pool}, while Patroni calls the node unfit") for read in late]
+        return "\n".join(f"    {time:6.2f} {words}" for time, words in sorted(self._join_repetitions(told)))
 
-    def _told(self, told):
+    def _join_repetitions(self, told):
         """Joins frequent repetitions into one line."""
         many = {key: [time - self.began for time, *words in told if words == list(key)] for key in {t[1:] for t in told}}
         for (who, what), times in many.items():
@@ -345,7 +345,7 @@ def broken_in_history(figures, faults, synchronous=False):
         why = "all was planned" if planned else "replication is synchronous"
         broken.append(f"{figures.lost} writes lost though {why}")
     if figures.phantom:
-        broken.append(f"{figures.phantom} writes are there that failed")
+        broken.append(f"{figures.phantom} failed writes are in the database")
     if figures.stale:
         broken.append(f"{figures.stale} reads saw less than their own session before")
     return broken
@@ -378,12 +378,12 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
     if all(f.demoted for f in faults) and (figures.without_primary or 0) < -BLINK:
         broken.append(f"a former primary took writes for {-figures.without_primary:.2f} s after another was promoted")
     if planned and silent and figures.pause > SILENCE:
-        broken.append(f"no write for {figures.pause:.2f} s, until a silent agent spoke again")
+        broken.append(f"no write for {figures.pause:.2f} s, until a silent agent answered again")
     if figures.to_held:
         broken.append(f"{figures.to_held} writes in new sessions to a node that an operator holds")
     falls_silent = len(faults) == 2 and any(f.bridged or "patroni" in f.takes for f in faults)
     if figures.late_read > read_bound(silent, grace if falls_silent else 0):
-        broken.append(f"a read {figures.late_read:.2f} s after Patroni called its node out of the pool")
+        broken.append(f"a read {figures.late_read:.2f} s after Patroni called its node unfit")
     if all(f.planned and not f.gone or f.bridged for f in faults) and figures.down and not too_long:
         broken.append(f"a server DOWN for {figures.down:.2f} s {'though all was planned' if planned else trouble}")
     if bridged and figures.cut and not too_long:
@@ -393,7 +393,7 @@ def broken_promises(figures, faults, lengths, grace, synchronous=False):
     if len(faults) == 1 and faults[0].seamless and figures.failed:
         broken.append(f"{figures.failed} of {figures.due} operations failed, where none may")
     if not figures.alive:
-        broken.append("a client that writes or reads nothing though all is well again")
+        broken.append("a client writes or reads nothing after the recovery")
     return broken
 
 

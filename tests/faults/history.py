@@ -1,11 +1,11 @@
-"""Judges a history: compares what clients were told with the rows in the database at the end. Does no input or output.
+"""Judges a history: compares the results that clients got with the rows in the database. Does no input or output.
 
 A write is ok, failed or unknown. A failed write was refused or never sent. For an unknown write the connection broke or
 timed out after the write was sent, or PostgreSQL gave up waiting for a synchronous standby. The row of an unknown write
 may be in the database or not.
 
 * lost: an ok write without a row.
-* phantom: a row whose client was told that the write failed, or never sent it, or a row that is there twice. Clients
+* phantom: a row whose client got an error for the write, or never sent it, or a row that is there twice. Clients
   number their writes, so every number between two sent numbers was sent, too. Rows of a client that sent nothing
   meanwhile are not judged.
 * split: a write that a node took after another node was promoted, or a row from another node than the one that took the

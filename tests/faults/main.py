@@ -1,4 +1,4 @@
-"""Runs each fault on the cluster, watches the pools, and prints each pool's figures. Started by tests/faults/run."""
+"""Makes each fault in the cluster, watches the pools, and prints each pool's figures. Started by tests/faults/run."""
 
 import argparse
 import json
@@ -54,8 +54,8 @@ GRACE_FAULTS = [
 ]
 
 
-def arguments():
-    parser = argparse.ArgumentParser(prog="tests/faults/run")
+def parse_arguments():
+    parser = argparse.ArgumentParser("tests/faults/run", description="The first lines of tests/faults/run describe the options.")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--times", type=int)
     parser.add_argument("--seed", type=int, default=1)
@@ -85,9 +85,9 @@ def arguments():
     if given.times and (given.overlap or given.overlap_pair):
         sys.exit("--times is for single faults")
     if given.check:
-        walked = given.nemesis and nemesis.done(given.nemesis, given.seed, given.synchronous, given.minutes)
-        # 75 tells the caller that nothing is left to do.
-        sys.exit(nemesis.total(given.nemesis, given.seed, given.synchronous) and 1 or 75 if walked else 0)
+        seed_is_done = given.nemesis and nemesis.is_done(given.nemesis, given.seed, given.synchronous, given.minutes)
+        # 75 tells tests/faults/run that nothing is left to do.
+        sys.exit(nemesis.print_totals(given.nemesis, given.seed, given.synchronous) and 1 or 75 if seed_is_done else 0)
     given.times = given.times or (1 if given.short or given.grace_table else 10 if given.race else 5)
     short_of_all = GRACE_FAULTS if given.grace_table else RACE_FAULTS if given.race else list(known)
     given.faults = given.faults or (SHORT if given.short else short_of_all)
@@ -102,7 +102,7 @@ def grace_of(options):
     return int(found[2] or 0) / (1000 if found[3] == "ms" else 1) if found else 0
 
 
-def cpus():
+def cpu_times():
     """The idle time and the total time of all CPUs."""
     times = [int(word) for word in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     return times[3] + times[4], sum(times)
@@ -126,7 +126,7 @@ class Site:
 
     def prepare(self, synchronous):
         watch.create_table(self.cluster.primary())
-        # A promotion first asks the archive for WAL, which takes long while /tmp/slow exists.
+        # A promotion first asks the archive for WAL, which is slow while /tmp/slow exists.
         restore = "test ! -e /tmp/slow || sleep 2; false"
         self.cluster.change_setting(f"postgresql.recovery_conf.restore_command={json.dumps(restore)}")
         if synchronous:
@@ -143,11 +143,11 @@ class Site:
             if self.clients_too:
                 self.clients.stop()
 
-    def agent_options(self, options):
+    def set_agent_options(self, options):
         self.grace = grace_of(options)
         self.cluster.set_agent_options(options)
 
-    def settled(self):
+    def is_settled(self):
         """Whether there are one primary and two standbys, and each pool shows the right states for them."""
         shown = self.watch.looks[-1].shown if self.watch.looks else {}
         recovery = {truth.node: truth.recovery for truth in self.watch.truths}
@@ -162,7 +162,7 @@ class Site:
         return sorted(recovery.values()) == [False, True, True]
 
     def settle(self):
-        """Waits until the site has been settled for two seconds."""
+        """Waits until the site has been settled for two seconds, and all agents answer."""
         end, since = time.monotonic() + self.patience, None
         while since is None or time.monotonic() < since + 2:
             if self.watch.broken:
@@ -171,7 +171,7 @@ class Site:
                 raise RuntimeError("HAProxy does not answer")
             if time.monotonic() > end:
                 raise RuntimeError(f"not settled: agents answer: {self.agents_answer()}, {self.watch.looks[-1].shown}, {self.watch.truths[-6:]}")
-            since = (since or time.monotonic()) if self.settled() else None
+            since = (since or time.monotonic()) if self.is_settled() else None
             if since and time.monotonic() >= since + 2 and not (self.agents_answer() and self.standbys_stream()):
                 since = None
             time.sleep(0.05)
@@ -181,19 +181,19 @@ class Site:
         """Runs a fault, and makes it last long enough for its alerts. Returns what Prometheus saw, as lines, and what
         was wrong."""
         self.settle()
-        alerts.until_quiet()
+        alerts.wait_until_quiet()
         chance.least = alerts.LASTS if fault.alerts else 0
-        began, before = time.time(), cpus()
+        began, before = time.time(), cpu_times()
         fault(self.cluster, chance)
         self.settle()
         self.watch.renew_refused()
-        alerts.until_quiet()
+        alerts.wait_until_quiet()
         ended = time.time()
-        first = alerts.raised(began, ended)
-        idle, all = (now - then for now, then in zip(cpus(), before))
+        first = alerts.first_raised(began, ended)
+        idle, all = (now - then for now, then in zip(cpu_times(), before))
         said = ", ".join(f"{alert} after {at:.0f} s" for alert, at in sorted(first.items()))
         print(f"  {ended - began:.0f} s, CPUs idle for {idle / all:.0%}; raised: {said or 'none'}", flush=True)
-        return alerts.record(name, fault.alerts, began, ended), alerts.broken(fault, first)
+        return alerts.record(name, fault.alerts, began, ended), alerts.describe_differences(fault, first)
 
     def agents_answer(self):
         """Whether each agent answers. HAProxy's states do not show a lost agent, nor connections of a flood that are
@@ -214,14 +214,14 @@ class Site:
         query = "select count(*) from pg_stat_replication where state = 'streaming'"
         return self.cluster.sql(self.cluster.primary(), query).strip() == "2"
 
-    def rows(self):
+    def read_rows(self):
         primary = watch.connect(watch.NODES[self.cluster.primary()], 5432)
         rows = watch.ask(primary, "select client, number, node from kept")
         primary.close()
         return rows
 
-    def alerts(self, since):
-        """The number of HAProxy's log lines of level alert or emergency, for each pool."""
+    def count_alerts(self, since):
+        """The number of HAProxy's log lines of level alert or emergency for each pool."""
         lines = self.cluster.run("lb", f"journalctl -q -t haproxy -p alert -o cat --since=@{since:.3f}").splitlines()
         return {pool: sum(pool in line for line in lines) for pool in pools.POOLS}
 
@@ -231,12 +231,12 @@ class Site:
             said = self.cluster.run(node, f"journalctl -q -o short-precise -u patroni --since=@{since:.3f} | grep -v LOG: | tail -60")
             print(f"  {node}\n{said}", flush=True)
 
-    def fault(self, names, chances, wait, offset=0):
+    def run_faults(self, names, chances, wait, offset=0):
         """Runs one or two faults. Returns their records and the length of each fault, or of the outage of a bridged
         one."""
         self.settle()
-        began = self.ended or time.time()  # the calm between two faults belongs to the next
-        self.cpus = self.cpus or cpus()
+        began = self.ended or time.time()  # the time between two faults belongs to the second
+        self.cpus = self.cpus or cpu_times()
         time.sleep(wait)  # so that a fault begins at any moment between two checks
         self.watch.longest_between_looks = 0
         self.cluster.held = None
@@ -260,10 +260,10 @@ class Site:
         self.settle()
         self.watch.renew_refused()
         self.ended = time.time()
-        busy = self.cpus, cpus()
+        busy = self.cpus, cpu_times()
         self.cpus = busy[1]
         self.clients.wait(self.ended)
-        seen = self.rows(), self.alerts(began), self.grace, self.cluster.held
+        seen = self.read_rows(), self.count_alerts(began), self.grace, self.cluster.held
         run = figures.Run(self.watch, began, self.ended, *seen)
         self.lost |= run.lost
         if errors:
@@ -281,13 +281,13 @@ class Site:
                 raise Blind(f"{looks:.1f} s between two looks at HAProxy, clients {delay:.1f} s late, {ours.failed} failed")
         return run, [lengths[name] for name in names]
 
-    def whole(self):
-        """The violations, in words, that only the whole history shows after the last write."""
+    def judge_history(self):
+        """The violations, in words, that only the history of all faults shows."""
         writes = self.watch.writes + [each.write for each in self.clients.operations]
-        found = history.find(writes, self.watch.reads, self.rows())
+        found = history.find(writes, self.watch.reads, self.read_rows())
         later = [w for w in found.lost if w.pool in (pools.OURS, pools.SECOND) and w.row not in self.lost]
-        wrong = [f"{write.row} was there, and is lost" for write in later]
-        wrong += [f"{row} is there, and failed" for row in found.phantom]
+        wrong = [f"{write.row} was in the database, and is lost" for write in later]
+        wrong += [f"{row} failed, and is in the database" for row in found.phantom]
         wrong += [f"{record} saw less than its session before" for record in found.stale]
         seen = {}
         for read in self.watch.reads:
@@ -301,13 +301,13 @@ class Blind(Exception):
     """This machine was too busy to watch, so the effect of the fault is unknown."""
 
 
-def line(pool, found):
-    words = seen(pool, found) if pool in pools.POOLS else [f"no write {found.pause:.2f} s"]
-    words += felt(found)
+def format_line(pool, found):
+    words = format_states(pool, found) if pool in pools.POOLS else [f"no write {found.pause:.2f} s"]
+    words += format_operations(found)
     return f"  {pool:14} {', '.join(words)}"
 
 
-def seen(pool, found):
+def format_states(pool, found):
     words = [f"{found.refused} refused" + (f" ({found.late} late)" if found.late else "")]
     words += [f"{found.split} by two primaries", f"{found.lost} lost", f"{found.unknown} unknown"]
     words += [f"{found.phantom} phantoms", f"{found.stale} stale"] if found.phantom or found.stale else []
@@ -319,19 +319,19 @@ def seen(pool, found):
     return words + [f"{found.alerts} alerts"]
 
 
-def felt(found):
+def format_operations(found):
     kinds = ", ".join(f"{kind} {found.failed_by_kind[kind]}" for kind in clients.RATES)
     words = [f"of {found.due} operations {found.delayed} late", f"{found.failed} failed ({kinds})"]
     return words + [f"{found.in_flight} cut in flight", f"longest {found.longest:.2f} s"]
 
 
-def patiently(make):
+def retry_while_blind(make):
     """Calls `make` up to three times while this machine is too busy to watch."""
     for _ in range(2):
         try:
             return make()
         except Blind as blind:
-            print(f"  {blind}; once more", flush=True)
+            print(f"  {blind}; again", flush=True)
     return make()
 
 
@@ -341,9 +341,9 @@ def make_fault(site, given, name, turn):
 
     def make():
         chance = faults.Chance(f"{given.seed} {name} {turn}")
-        return site.fault([name], [chance], chance.uniform(0, 3))
+        return site.run_faults([name], [chance], chance.uniform(0, 3))
 
-    run, lengths = patiently(make)
+    run, lengths = retry_while_blind(make)
     found, broken = judge(site, given, [name], run, lengths)
     if given.picture:
         given.picture.write_text(picture.draw(run, f"{name}, Patroni {os.environ['PATRONI']}"))
@@ -355,7 +355,7 @@ def judge(site, given, names, run, lengths):
     """Prints and returns each pool's figures, and the number of broken promises."""
     found = {pool: run.figures(pool) for pool in pools.ROUTES}
     for pool in pools.ROUTES:
-        print(line(pool, found[pool]), flush=True)
+        print(format_line(pool, found[pool]), flush=True)
     if (without := found[pools.OURS].without_primary) is not None:
         print(f"  no node took writes for {without:.2f} s before the promotion", flush=True)
     made = [faults.FAULTS[name] for name in names]
@@ -363,7 +363,7 @@ def judge(site, given, names, run, lengths):
     for promise in promises:
         print(f"  BROKEN: {promise}", flush=True)
     if promises:
-        print(run.story(), flush=True)
+        print(run.describe(), flush=True)
     return found, len(promises)
 
 
@@ -377,14 +377,14 @@ def make_pair(site, given, names, seed):
         chances = [faults.Chance(chance.random()) for _ in names]
         for each in chances:
             each.stretch = chance.uniform(0.5, 1.5)
-        return site.fault(names, chances, chance.uniform(0, 3), chance.uniform(0, 10))
+        return site.run_faults(names, chances, chance.uniform(0, 3), chance.uniform(0, 10))
 
     try:
-        run, lengths = patiently(make)
+        run, lengths = retry_while_blind(make)
     except Exception as error:
         if site.watch.broken:
             raise
-        print(f"  BROKEN: not made, or not seen: {error!r}", flush=True)
+        print(f"  BROKEN: this pair was not made, or not watched: {error!r}", flush=True)
         return 1
     return judge(site, given, names, run, lengths)[1]
 
@@ -401,18 +401,18 @@ def overlap(site, given):
     return broken
 
 
-def blind(results, synchronous):
+def misses_violations(results, synchronous):
     """Whether the watch misses known violations: the pool that promises nothing must show them in the control fault.
     With synchronous replication no lost or split write is required, because the old primary waits for a standby in
     vain."""
     taken = lambda found: synchronous or found.split and found.lost
     seen = [found.two_up and taken(found) for found in results.get(CONTROL, {}).get(pools.ROLE_ONLY, [])]
     if not all(seen):
-        print(f"BROKEN: '{CONTROL}' is not seen in the role-only pool: the watch sees nothing")
+        print(f"BROKEN: '{CONTROL}' has no violation in the role-only pool: the watch misses them")
     return not all(seen)
 
 
-def say_totals(results):
+def print_totals(results):
     """Prints the totals of all runs of each fault, in a line for each pool."""
     for name, routes in results.items():
         print(f"== {name}, {len(routes[pools.OURS])} runs")
@@ -420,7 +420,7 @@ def say_totals(results):
             print(f"  {pool:14} {figures.total(found)}")
 
 
-def clients_fail(results, times):
+def count_failing_clients(results, times):
     """The number of broken promises that only several runs together can show."""
     made = {name: faults.FAULTS[name] for name in results}
     judged = [name for name, fault in made.items() if times > 2 and not fault.seamless and not fault.costly]
@@ -434,7 +434,7 @@ def clients_fail(results, times):
     return len(broken)
 
 
-def race(site, given):
+def run_race(site, given):
     """Runs the faults that the file lacks; the file has a line of JSON for each run. Returns the number of broken
     promises."""
     read = lambda: [json.loads(line) for line in given.race.read_text().splitlines()] if given.race.exists() else []
@@ -459,7 +459,7 @@ def raise_alerts(site, given):
     """Runs each fault that the file lacks, and adds to the file what the rules saw. Returns how many faults raised the
     wrong alerts, and how many panels of the dashboard stayed empty."""
     text, wrong, began = given.alerts.read_text() if given.alerts.exists() else "", 0, time.time()
-    there = {name for (name, _), _ in alerts.recorded(text)}
+    there = {name for (name, _), _ in alerts.parse_recorded(text)}
     for name in given.faults:
         if name in there:
             continue
@@ -485,7 +485,7 @@ def raise_alerts(site, given):
     return wrong + len(empty)
 
 
-def over_half(results, times):
+def count_over_half(results, times):
     """The number of faults that leave a server UP without taking writes for over half as long as the template does."""
     judged = [name for name in results if times > 2 and not faults.FAULTS[name].silent]
     broken = [figures.more_than_half(results[n][pools.OURS], results[n][pools.OFFICIAL]) for n in judged]
@@ -496,47 +496,47 @@ def over_half(results, times):
 
 
 def main():
-    given = arguments()
-    more = {"more": pools.SECOND_PORTS, "door": nemesis.door} if given.nemesis else {}
+    given = parse_arguments()
+    more = {"more": pools.SECOND_PORTS, "host_of": nemesis.socket_folder} if given.nemesis else {}
     site = Site(given.haproxy, given.seed, not given.alerts, **more)
     site.prepare(given.synchronous)
     results, broken = {}, 0
     try:
         if given.overlap or given.overlap_pair:
-            site.agent_options(given.agent_options)
+            site.set_agent_options(given.agent_options)
             broken += overlap(site, given)
             given.faults = []
         if given.nemesis:
-            site.agent_options(given.agent_options)
-            broken += nemesis.walk(site, given.nemesis, given.seed, given.synchronous, given.minutes)
+            site.set_agent_options(given.agent_options)
+            broken += nemesis.run_episodes(site, given.nemesis, given.seed, given.synchronous, given.minutes)
             given.faults = []
         if given.race:
-            site.agent_options(given.agent_options)
-            broken += race(site, given)
+            site.set_agent_options(given.agent_options)
+            broken += run_race(site, given)
             given.faults = []
         if given.alerts:
-            site.agent_options(given.agent_options)
+            site.set_agent_options(given.agent_options)
             wrong = raise_alerts(site, given)
-            print(f"alerts: {len(given.faults)} faults, {wrong} of them not as they should be")
+            print(f"alerts: {len(given.faults)} faults, {wrong} of them with the wrong alerts")
             return 1 if wrong else 0
         for grace in GRACES if given.grace_table else [None]:
-            site.agent_options(given.agent_options + ("" if grace is None else f" --grace {grace}s"))
+            site.set_agent_options(given.agent_options + ("" if grace is None else f" --grace {grace}s"))
             results[grace] = {name: {pool: [] for pool in pools.ROUTES} for name in given.faults}
             for turn, name in product(range(given.times), given.faults):
                 found, promises = make_fault(site, given, name, turn)
                 broken += promises
                 for pool in pools.ROUTES:
                     results[grace][name][pool].append(found[pool])
-            say_totals(results[grace])
-            broken += blind(results[grace], given.synchronous) + over_half(results[grace], given.times)
-            broken += clients_fail(results[grace], given.times)
+            print_totals(results[grace])
+            broken += misses_violations(results[grace], given.synchronous) + count_over_half(results[grace], given.times)
+            broken += count_failing_clients(results[grace], given.times)
             if given.grace_table:
                 given.grace_table.write_text(figures.grace_table(results))
     finally:
         site.stop()
-    wrong = site.whole()
+    wrong = site.judge_history()
     for words in wrong[:20]:
-        print(f"BROKEN, in the whole history: {words}")
+        print(f"BROKEN, in the history of all faults: {words}")
     broken += len(wrong)
     if given.table:
         planned = [name for name in given.faults if faults.FAULTS[name].planned]

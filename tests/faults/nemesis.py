@@ -1,5 +1,5 @@
-"""A random walk over the faults that Jepsen uses: partitions, killed or paused processes and machines, and switchovers,
-several at once. The seed and the number of the episode determine the operations, except for the current primary. After
+"""Makes episodes of random faults as Jepsen does: partitions, killed or paused processes and machines, and switchovers,
+several at once. The seed and the number of an episode determine its operations, except for the current primary. After
 each episode all operations are undone, and the clients' history is judged.
 
 A file has a line of JSON for each episode. The line counts only for the program and the synchronous_mode of its run.
@@ -21,7 +21,7 @@ from watch import LB, NODES, OK
 
 PARTIES = {"HAProxy": LB, "the second HAProxy": "10.55.0.3", "DCS": "10.55.0.2", **NODES}
 HAPROXIES = list(PARTIES)[:2]
-LONGEST_BEFORE, SHORTEST, LONGEST = 8, 3, 30  # seconds until an operation begins, and for which it lasts
+LONGEST_BEFORE, SHORTEST, LONGEST = 8, 3, 30  # seconds until an operation begins, and how long it lasts
 # The kernel's rule for its own addresses comes first, so it must be moved behind the rules of the partitions.
 LISTEN = "ip rule add pref 100 lookup local; ip rule del pref 0; ip rule flush pref 10"
 
@@ -30,7 +30,7 @@ def machine(party):
     return party if party in NODES else "lb"
 
 
-def cut(cluster):
+def set_rules(cluster):
     """Sets the rules on each machine so that each party in `cluster.deaf` gets no packets from its counterpart."""
     for each in ("lb", *NODES):
         deaf = sorted((who, whom) for who, whom in cluster.deaf if machine(who) == each)
@@ -65,11 +65,11 @@ class Partition(Operation):
         self.words, deaf = self.choose()
         self.deaf = {pair for pair in deaf if len(set(map(machine, pair))) > 1}
         self.cluster.deaf = self.cluster.deaf | self.deaf
-        cut(self.cluster)
+        set_rules(self.cluster)
 
     def end(self):
         self.cluster.deaf = self.cluster.deaf - self.deaf
-        cut(self.cluster)
+        set_rules(self.cluster)
 
     def between(self, one, other):
         """Cuts both directions, or one of them."""
@@ -143,7 +143,7 @@ class Power(Operation):
 
     def end(self):
         self.cluster.boot(self.victim)
-        cut(self.cluster)
+        set_rules(self.cluster)
 
 
 class Pause(Operation):
@@ -195,7 +195,7 @@ def plan(cluster, seed, number):
     return sorted(events, key=lambda event: event[0])
 
 
-def make(cluster, seed, number):
+def run_operations(cluster, seed, number):
     """Runs the operations of an episode and undoes them all. Returns [[seconds, words]]."""
     cluster.deaf, began, told = frozenset(), time.monotonic(), []
     for due, operation, verb in plan(cluster, seed, number):
@@ -211,17 +211,17 @@ def make(cluster, seed, number):
     return told
 
 
-def door(node):
-    """The folder of PostgreSQL's socket in that machine; no partition can cut this socket."""
+def socket_folder(node):
+    """The folder of PostgreSQL's socket in that machine, which no partition can cut."""
     with open(f"{os.environ['LAB']}/{node}/pid") as file:
         return f"/proc/{file.read().strip()}/root/tmp"
 
 
-def episode(site, seed, number):
+def run_episode(site, seed, number):
     """Runs an episode. Returns its operations and its records."""
     site.settle()
     began = site.ended or time.time()
-    told = make(site.cluster, seed, number)
+    told = run_operations(site.cluster, seed, number)
     site.settle()
     site.watch.renew_refused()
     site.ended = time.time()
@@ -256,15 +256,15 @@ def perhaps_promoted(write, truths):
     return False
 
 
-def wrong(found, synchronous):
+def describe_wrong(found, synchronous):
     """The violations in the agent's pools, in words."""
-    kinds = {"lost": "lost", "split": "taken by two nodes", "stale": "stale in a session", "phantom": "there that failed"}
+    kinds = {"lost": "lost", "split": "taken by two nodes", "stale": "stale in a session", "phantom": "failed, but in the database"}
     if not synchronous:
         del kinds["lost"]  # with asynchronous replication Patroni may lose writes
     return [f"{len(getattr(found, kind))} {words}" for kind, words in kinds.items() if getattr(found, kind)]
 
 
-def made(file, seed, synchronous):
+def read_lines(file, seed, synchronous):
     """The lines of the file that count for this run."""
     version = subprocess.run([os.environ["AGENT"], "--version"], capture_output=True, text=True, check=True).stdout.strip()
     same = {"seed": seed, "synchronous": synchronous, "version": version}
@@ -272,17 +272,17 @@ def made(file, seed, synchronous):
     return same, [line for line in lines if line | same == line]
 
 
-def done(file, seed, synchronous, minutes):
-    return sum(line["seconds"] for line in made(file, seed, synchronous)[1]) >= minutes * 60
+def is_done(file, seed, synchronous, minutes):
+    return sum(line["seconds"] for line in read_lines(file, seed, synchronous)[1]) >= minutes * 60
 
 
-def walk(site, file, seed, synchronous, minutes):
-    """Runs episodes until the seed has run for so many minutes, and adds each to the file."""
-    while not done(file, seed, synchronous, minutes):
-        same, before = made(file, seed, synchronous)
+def run_episodes(site, file, seed, synchronous, minutes):
+    """Runs episodes until the seed has run for this many minutes, and adds each to the file."""
+    while not is_done(file, seed, synchronous, minutes):
+        same, before = read_lines(file, seed, synchronous)
         number = len(before)
         print(f"== seed {seed}, episode {number}", flush=True)
-        told, run = episode(site, seed, number)
+        told, run = run_episode(site, seed, number)
         line = same | {"episode": number, "began": run.began, "seconds": run.ended - run.began, "did": told, "wrong": []}
         line["pools"], line["two_up"] = {}, run.figures(pools.ROLE_ONLY).two_up
         for pool in (*pools.ROUTES, pools.SECOND):
@@ -290,33 +290,33 @@ def walk(site, file, seed, synchronous, minutes):
             counted = {kind: len(of_it) for kind, of_it in found._asdict().items()}
             line["pools"][pool] = {"ok": ok, **counted}
             if pool in (pools.OURS, pools.SECOND):
-                line["wrong"] += [f"{pool}: {words}" for words in wrong(found, synchronous)]
-        print(say(line["pools"]), flush=True)
+                line["wrong"] += [f"{pool}: {words}" for words in describe_wrong(found, synchronous)]
+        print(format_counts(line["pools"]), flush=True)
         for words in line["wrong"]:
             print(f"  BROKEN: {words}", flush=True)
         if line["wrong"]:
-            print(run.story(), flush=True)
+            print(run.describe(), flush=True)
         with file.open("a") as out:
             print(json.dumps(line), file=out)
-    return total(file, seed, synchronous)
+    return print_totals(file, seed, synchronous)
 
 
-def total(file, seed, synchronous):
+def print_totals(file, seed, synchronous):
     """Prints the sums of a seed. Returns the number of episodes with violations."""
-    lines, sums = made(file, seed, synchronous)[1], {}
+    lines, sums = read_lines(file, seed, synchronous)[1], {}
     for line in lines:
         for pool, counted in line["pools"].items():
             sums[pool] = {kind: number + sums.get(pool, {}).get(kind, 0) for kind, number in counted.items()}
     minutes = sum(line["seconds"] for line in lines) / 60
     mode = "synchronous" if synchronous else "asynchronous"
     broken = sum(bool(line["wrong"]) for line in lines)
-    print(f"seed {seed}, {mode}: {len(lines)} episodes, {minutes:.1f} minutes, {broken} of them wrong\n{say(sums)}")
+    print(f"seed {seed}, {mode}: {len(lines)} episodes, {minutes:.1f} minutes, {broken} of them wrong\n{format_counts(sums)}")
     if not any(line["two_up"] for line in lines):
         broken += 1
-        print("BROKEN: the role-only pool never had two servers UP: the watch sees nothing")
+        print("BROKEN: the role-only pool never had two servers UP: the watch misses violations")
     return broken
 
 
-def say(sums):
+def format_counts(sums):
     counts = {pool: ", ".join(f"{number} {kind}" for kind, number in counted.items()) for pool, counted in sums.items()}
     return "\n".join(f"  {pool:14} {words}" for pool, words in counts.items())

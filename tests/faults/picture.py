@@ -1,4 +1,4 @@
-"""Draws one fault as a picture (SVG): each node's true state, and the states that each pool showed. Does no input or
+"""Draws one fault as an SVG picture: each node's real state, and the states that each pool showed. Does no input or
 output."""
 
 from itertools import groupby

@@ -5,7 +5,7 @@ OURS, OFFICIAL, ROLE_ONLY, WITHOUT_AGENT = POOLS
 # clients without HAProxy
 MULTI_HOST = "multi-host"
 ROUTES = (*POOLS, MULTI_HOST)
-# the agent's pools in the second HAProxy, where only the random walk has clients
+# the agent's pools in the second HAProxy, where only the random faults have clients
 SECOND, SECOND_READ = "second", "second-read"
 SECOND_PORTS = {SECOND: 5010}, {SECOND_READ: 5011}
 # the pools for reads that belong to the pools for writes

@@ -1,4 +1,4 @@
-"""A proxy between Patroni and etcd that makes etcd read-only: a request that would write gets no answer.
+"""A proxy between Patroni and etcd that makes etcd read-only: a request that writes gets no answer.
 
     read_only_etcd.py ADDRESS ETCD    listens on port 2379 of ADDRESS, and asks etcd on port 2379 of ETCD"""
 

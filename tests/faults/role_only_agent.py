@@ -1,4 +1,4 @@
-"""A resident agent as many sites have it, for comparison: it asks for `/` and trusts the role in the answer."""
+"""A resident agent as many sites have one, for comparison. It asks for `/` and trusts the role in the answer."""
 
 import json
 import socketserver

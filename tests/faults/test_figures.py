@@ -1,4 +1,4 @@
-"""Tests on made-up records that figures.py notices each broken promise."""
+"""Tests, on made-up records, that figures.py notices each broken promise."""
 
 import unittest
 from collections import namedtuple
@@ -176,28 +176,28 @@ class Figures(unittest.TestCase):
         let_in = run(looks((0, "UP")), held=("pg1", 2, 8), operations=[operation(5, lasted=3.5, reached=7.9)])
         self.assertIn("1 writes in new sessions", broken(let_in, Fault())[0])
 
-    def test_felt(self):
+    def test_operations(self):
         error = operation(1, outcome="no server")
         slow, over, given_up = (operation(2, lasted=s) for s in (1.1, 5.1, PATIENCE))
         cut = operation(3, KEPT, "terminating connection", in_flight=True)
         calm, seamless = [operation(0.5)], Fault(planned=True, seamless=True)
 
-        def felt(operations):
+        def run_of(operations):
             return run(looks((0, "UP")), operations=operations)
 
-        found = felt([*calm, error, slow, over, given_up, cut]).figures(OURS)
+        found = run_of([*calm, error, slow, over, given_up, cut]).figures(OURS)
         self.assertEqual((found.due, found.delayed, found.failed, found.in_flight), (6 + len(RATES), 1, 3, 1))
         self.assertEqual((found.failed_by_kind, found.longest), ({SESSION: 3}, PATIENCE))
         self.assertAlmostEqual(found.gap, 4)  # an operation that succeeds too late still writes its row
-        self.assertEqual(felt([error]).figures(OFFICIAL).failed, 0)
-        self.assertIn(" / -", figures.table({"a": {pool: [felt([]).figures(pool)] for pool in ROUTES}}, []))
-        self.assertEqual(broken(felt([*calm, slow, cut]), seamless), [])
-        self.assertIn("1 of 4 operations failed", broken(felt([error]), seamless)[0])
-        self.assertIn("1 of 4 operations failed", broken(felt([over]), seamless)[0])
-        self.assertEqual(broken(felt([error]), Fault(planned=True)), [])
-        self.assertEqual(figures.broken_promises(felt([error]).figures(OURS), [seamless, Fault()], [1, 1], 3), [])
+        self.assertEqual(run_of([error]).figures(OFFICIAL).failed, 0)
+        self.assertIn(" / -", figures.table({"a": {pool: [run_of([]).figures(pool)] for pool in ROUTES}}, []))
+        self.assertEqual(broken(run_of([*calm, slow, cut]), seamless), [])
+        self.assertIn("1 of 4 operations failed", broken(run_of([error]), seamless)[0])
+        self.assertIn("1 of 4 operations failed", broken(run_of([over]), seamless)[0])
+        self.assertEqual(broken(run_of([error]), Fault(planned=True)), [])
+        self.assertEqual(figures.broken_promises(run_of([error]).figures(OURS), [seamless, Fault()], [1, 1], 3), [])
 
-    def test_felt_in_many_runs(self):
+    def test_operations_in_many_runs(self):
         pool = lambda *failed: [run(looks((0, "UP"))).figures(OURS)._replace(failed=each) for each in failed]
         none, few, many = pool(0, 0, 2), pool(2, 2, 2), pool(80, 80, 80)
         self.assertIsNone(figures.more_fail(pool(2, 2, 99), few, many))

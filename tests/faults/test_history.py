@@ -1,4 +1,4 @@
-"""Tests on made-up histories that history.py finds each violation, and nothing else."""
+"""Tests, on made-up histories, that history.py finds each violation and no other."""
 
 import unittest
 
@@ -79,7 +79,7 @@ class History(unittest.TestCase):
         self.assertEqual(broken(lost=1), [])
         self.assertIn("1 writes lost though replication", broken(lost=1, synchronous=True)[0])
         self.assertIn("1 writes lost though all was planned", broken(Fault(planned=True), lost=1)[0])
-        self.assertIn("2 writes are there that failed", broken(phantom=2)[0])
+        self.assertIn("2 failed writes are in the database", broken(phantom=2)[0])
         self.assertIn("3 reads saw less", broken(stale=3)[0])
 
 

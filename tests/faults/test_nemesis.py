@@ -42,7 +42,7 @@ class Nemesis(unittest.TestCase):
     def setUp(self):
         self.enterContext(contextlib.redirect_stdout(io.StringIO()))
 
-    def test_partitions(self):
+    def test_partitions_cut_the_right_links(self):
         nodes = set(NODES)
         for deaf in partitions(nemesis.Halves):
             self.assertEqual(len(deaf), 2 * 3 * 3)
@@ -75,7 +75,7 @@ class Nemesis(unittest.TestCase):
         second.end()
         self.assertEqual(site.rules, {"lb": [], "pg1": [], "pg2": []})
 
-    def test_plan(self):
+    def test_a_plan_depends_on_seed_and_number(self):
         told = lambda seed, number: [(due, type(o).__name__, verb) for due, o, verb in nemesis.plan(Site(), seed, number)]
         self.assertEqual(told(1, 2), told(1, 2))
         self.assertNotEqual(told(1, 2), told(1, 3))
@@ -95,7 +95,7 @@ class Nemesis(unittest.TestCase):
 
         broken = Broken()
         with mock.patch.object(nemesis, "plan", lambda *_: [(0, broken, "begin"), (0, broken, "end")]):
-            told = [words for _, words in nemesis.make(Site(), 1, 1)]
+            told = [words for _, words in nemesis.run_operations(Site(), 1, 1)]
         self.assertEqual((told, broken.ended), (["begin: Broken: no such machine", "end: Broken"], 1))
 
     def find(self, writes, truths, pool=pools.OURS):
@@ -114,29 +114,29 @@ class Nemesis(unittest.TestCase):
         self.assertEqual(split(8, "pg2"), 1)  # pg2 was certainly a standby
         self.assertEqual(self.find([write(11)], truths, "official"), (history.Findings([], [], [], [], []), 0))
 
-    def test_wrong(self):
+    def test_wrong_findings_are_reported(self):
         findings = history.Findings(lost=[1, 2], phantom=[1], split=[], stale=[], unknown=[1])
-        self.assertEqual(nemesis.wrong(findings, True), ["2 lost", "1 there that failed"])
-        self.assertEqual(nemesis.wrong(findings, False), ["1 there that failed"])
+        self.assertEqual(nemesis.describe_wrong(findings, True), ["2 lost", "1 failed, but in the database"])
+        self.assertEqual(nemesis.describe_wrong(findings, False), ["1 failed, but in the database"])
         findings = findings._replace(split=[1], phantom=[], stale=[2])
-        self.assertEqual(nemesis.wrong(findings, False), ["1 taken by two nodes", "1 stale in a session"])
+        self.assertEqual(nemesis.describe_wrong(findings, False), ["1 taken by two nodes", "1 stale in a session"])
 
-    def test_done(self):
+    def test_a_seed_is_done_after_its_minutes(self):
         with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, AGENT="/bin/echo"):
             file = pathlib.Path(folder, "made")
-            line = nemesis.made(file, 1, True)[0] | {"seconds": 40, "two_up": 0, "wrong": [], "pools": {}}
-            done = lambda minutes=1: nemesis.done(file, 1, True, minutes)
+            line = nemesis.read_lines(file, 1, True)[0] | {"seconds": 40, "two_up": 0, "wrong": [], "pools": {}}
+            done = lambda minutes=1: nemesis.is_done(file, 1, True, minutes)
             self.assertFalse(done())
             others = [line | {"seed": 2}, line | {"synchronous": False}, line | {"version": "another"}]
             file.write_text("".join(json.dumps(each) + "\n" for each in [line, *others]))
             self.assertFalse(done())
             file.write_text((json.dumps(line) + "\n") * 2)
             self.assertEqual((done(), done(2)), (True, False))
-            self.assertEqual(nemesis.total(file, 1, True), 1)  # no write and no read was recorded
+            self.assertEqual(nemesis.print_totals(file, 1, True), 1)  # no write and no read was recorded
             file.write_text(json.dumps(line | {"two_up": 1}) + "\n" + json.dumps(line))
-            self.assertEqual(nemesis.total(file, 1, True), 0)
+            self.assertEqual(nemesis.print_totals(file, 1, True), 0)
             file.write_text(json.dumps(line | {"two_up": 1, "wrong": ["1 lost"]}))
-            self.assertEqual(nemesis.total(file, 1, True), 1)
+            self.assertEqual(nemesis.print_totals(file, 1, True), 1)
 
 
 if __name__ == "__main__":

@@ -95,10 +95,10 @@ class Watch:
     second         the admin socket of another HAProxy, of which only the first pool is watched
     pairs          the number of clients of each kind: a client writes or reads, and keeps its session or does not
     more           ports for writes and for reads of further pools, whose states are not recorded
-    door           gives the host, or the folder of the socket, through which a node's PostgreSQL is asked"""
+    host_of        gives the host, or the folder of the socket, through which a node's PostgreSQL is asked"""
 
-    def __init__(self, admin_socket, pools, reads, second=None, pairs=1, more=({}, {}), door=NODES.get):
-        self.admin_socket, self.pools, self.read_pools, self.second, self.door = admin_socket, pools, reads, second, door
+    def __init__(self, admin_socket, pools, reads, second=None, pairs=1, more=({}, {}), host_of=NODES.get):
+        self.admin_socket, self.pools, self.read_pools, self.second, self.host_of = admin_socket, pools, reads, second, host_of
         self.ports, self.read_ports = pools | more[0], reads | more[1]
         self.writes, self.reads, self.looks, self.truths, self.called, self.second_looks = [], [], [], [], [], []
         self.last_look, self.longest_between_looks = time.time(), 0
@@ -227,7 +227,7 @@ class Watch:
         for _ in self._every(0.02):
             begun = time.time()
             try:
-                connection = connection or connect(self.door(node), 5432)
+                connection = connection or connect(self.host_of(node), 5432)
                 recovery = ask(connection, "select pg_is_in_recovery()")[0][0]
             except psycopg2.Error:
                 connection, recovery = None, None
