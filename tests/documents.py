@@ -212,8 +212,8 @@ def find_numbers(text):
     return [decimal.Decimal(re.sub("[,_]", "", number)) for number in NUMBER.findall(text)]
 
 
-def rounds_to(number, shorter):
-    return number == shorter or number.quantize(shorter, decimal.ROUND_HALF_UP) == shorter and shorter.as_tuple().exponent < 0
+def rounds_to(number, end):
+    return number == end or number.quantize(end, decimal.ROUND_HALF_UP) == end and end.as_tuple().exponent < 0
 
 
 class Installed(Tree):

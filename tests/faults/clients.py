@@ -67,8 +67,7 @@ def late(operation):
 
 
 class Clients:
-    """The clients' process, which runs from `start` to `stop`. `operations` has the operations that have ended, and only
-    grows."""
+    """The clients' process, which runs from `start` to `stop`. `operations` are those that have ended."""
 
     def __init__(self, seed):
         self.operations, self.seed, self.ended = [], seed, threading.Condition()

@@ -6,7 +6,7 @@ may be in the database or not.
 
 * lost: an ok write without a row.
 * phantom: a row whose client got an error for the write, or never sent it, or a row that is there twice. Clients
-  number their writes, so every number between two sent numbers was sent, too. Rows of a client that sent nothing
+  number their writes, so every number between two sent numbers was sent. Rows of a client that sent nothing
   meanwhile are not judged.
 * split: a write that a node took after another node was promoted, or a row from another node than the one that took the
   write.

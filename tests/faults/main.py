@@ -55,7 +55,7 @@ GRACE_FAULTS = [
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser("tests/faults/run", description="The first lines of tests/faults/run describe the options.")
+    parser = argparse.ArgumentParser("tests/faults/run", description="The header of tests/faults/run has the options.")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--times", type=int)
     parser.add_argument("--seed", type=int, default=1)
@@ -528,8 +528,8 @@ def main():
                 for pool in pools.ROUTES:
                     results[grace][name][pool].append(found[pool])
             print_totals(results[grace])
-            broken += misses_violations(results[grace], given.synchronous) + count_over_half(results[grace], given.times)
-            broken += count_failing_clients(results[grace], given.times)
+            broken += misses_violations(results[grace], given.synchronous)
+            broken += sum(count(results[grace], given.times) for count in (count_over_half, count_failing_clients))
             if given.grace_table:
                 given.grace_table.write_text(figures.grace_table(results))
     finally:

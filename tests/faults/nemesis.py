@@ -258,7 +258,7 @@ def perhaps_promoted(write, truths):
 
 def describe_wrong(found, synchronous):
     """The violations in the agent's pools, in words."""
-    kinds = {"lost": "lost", "split": "taken by two nodes", "stale": "stale in a session", "phantom": "failed, but in the database"}
+    kinds = {"lost": "lost", "split": "taken by two nodes", "stale": "stale in a session", "phantom": "failed but there"}
     if not synchronous:
         del kinds["lost"]  # with asynchronous replication Patroni may lose writes
     return [f"{len(getattr(found, kind))} {words}" for kind, words in kinds.items() if getattr(found, kind)]

@@ -116,8 +116,8 @@ class Nemesis(unittest.TestCase):
 
     def test_wrong_findings_are_reported(self):
         findings = history.Findings(lost=[1, 2], phantom=[1], split=[], stale=[], unknown=[1])
-        self.assertEqual(nemesis.describe_wrong(findings, True), ["2 lost", "1 failed, but in the database"])
-        self.assertEqual(nemesis.describe_wrong(findings, False), ["1 failed, but in the database"])
+        self.assertEqual(nemesis.describe_wrong(findings, True), ["2 lost", "1 failed but there"])
+        self.assertEqual(nemesis.describe_wrong(findings, False), ["1 failed but there"])
         findings = findings._replace(split=[1], phantom=[], stale=[2])
         self.assertEqual(nemesis.describe_wrong(findings, False), ["1 taken by two nodes", "1 stale in a session"])
 

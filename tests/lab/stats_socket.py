@@ -6,7 +6,7 @@ import socket
 
 
 def ask(path, command):
-    """Sends one command and returns the whole answer."""
+    """Sends one command and returns the answer."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
         client.connect(path)

@@ -5,10 +5,10 @@
 //! node may be promoted at any time once the lock is free, as long as the cluster is not paused. A search has no bound on
 //! depth: ages are clipped where nothing depends on them any more, and the search ends when there are no new states.
 //!
-//! **What is covered:** a server that is UP because the last reply was `Keep`. Patroni's loop makes one exchange with the DCS
+//! **What is covered:** a server that is UP because the last reply was `Keep`. Patroni's loop makes an exchange with the DCS
 //! within `retry_timeout`, and renews its lock by it or demotes. Then no such server is left at the moment when another node
 //! may be promoted. This is more than the promise, which allows one `agent-inter` and one `--timeout` after that moment. Nor
-//! is a server left that drains while Patroni stops its PostgreSQL, within `drain_outlives`, even if that stop never ends and
+//! is a server left that drains while Patroni stops PostgreSQL, within `drain_outlives`, even if that stop never ends and
 //! Patroni does not renew the lock that it claims.
 //!
 //! **What is not:** a server that is UP because Patroni itself says 200. Patroni's claim counts from the answer to a renewal

@@ -153,7 +153,7 @@ pub struct Session {
 }
 
 impl Site {
-    /// Starts HAProxy with the shipped file after these replacements. HAProxy asks ten times as often, so that tests are short.
+    /// Starts HAProxy with the shipped file after these replacements. It asks ten times as often, so that tests are short.
     pub fn new(name: &str, replaced: &[(&str, &str)]) -> Site {
         static NETWORKS: AtomicUsize = AtomicUsize::new(1); // a fake node never ends
         let network = NETWORKS.fetch_add(1, Ordering::SeqCst);

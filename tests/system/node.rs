@@ -115,7 +115,7 @@ impl Node {
         child
     }
 
-    /// Makes agent checks as HAProxy does, ten a second, until the floods end. Returns how many checks there were, how many got
+    /// Makes agent checks as HAProxy does, ten a second, until the floods end. Returns how many were made, how many got
     /// no reply in time, and the longest time.
     pub fn check_during(&self, mut floods: Vec<Child>) -> (usize, usize, Duration) {
         let (mut asked, mut missed, mut longest) = (0, 0, Duration::ZERO);

@@ -1,5 +1,4 @@
-//! `patroni-pools` with a real HAProxy: what HAProxy refuses, what it does, and what a reload begins with. Needs HAProxy, and
-//! no root.
+//! `patroni-pools` with a real HAProxy: what HAProxy refuses and does, and what a reload begins with. Needs HAProxy, no root.
 
 use crate::common::{FakePatroni, file, http, stats_socket};
 use patroni_agent_check::pools::configuration::Configuration;

@@ -150,8 +150,8 @@ class Moves(Walk):
         return (node == self.primary) == (pool == self.site.write)
 
     def wait_for(self, others, down=(), seconds=3):
-        """Waits until HAProxy has shown for these seconds the state `others` for nodes that do not belong to a pool, DOWN
-        for nodes in `down`, and UP for the rest."""
+        """Waits until HAProxy has shown for these seconds the state `others` for nodes that do not belong to a pool,
+        DOWN for nodes in `down`, and UP for the rest."""
         wanted = {
             (pool, node): others if not self.belongs(pool, node) else "DOWN" if node in down else "UP"
             for pool in self.site.ports for node in watch.NODES
@@ -180,8 +180,8 @@ class Moves(Walk):
         self.wait_for(others)
 
     def move(self, name, do, others=("MAINT",)):
-        """Makes a move while clients write and read. Nodes that belong to a pool must stay UP in it, and HAProxy may show
-        the rest in the states `others`."""
+        """Makes a move while clients write and read. Nodes that belong to a pool must stay UP in it, and HAProxy may
+        show the rest in the states `others`."""
         began = time.time()
         ports = self.site.ports
         clients = watch.Watch(self.socket, {self.site.write: 5000}, {self.site.read: 5001}, pairs=3)
@@ -219,7 +219,7 @@ class Moves(Walk):
         if old:
             print(f"    {len(old)} sessions of replaced processes ended after 15 s (hard-stop-after)", flush=True)
         if clients.longest_between_looks > 1:
-            print(f"    this machine is busy: HAProxy's states were not read for {clients.longest_between_looks:.1f} s", flush=True)
+            print(f"    this machine is busy: HAProxy was not asked for {clients.longest_between_looks:.1f} s", flush=True)
         for failure in failed[:10]:
             print(f"    {failure}")
         assert len(served) == 8 and min(map(len, served.values())) > 25, served.keys()

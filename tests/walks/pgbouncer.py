@@ -218,8 +218,8 @@ class Front(Walk):
 
     def switch_with_pause(self, what, candidate=None, status=0, kept_session=False):
         """Runs the script of the document while pgbench writes through both pools, and while a transaction of three
-        seconds is open. With session pooling, pgbench's clients take a new session for each transaction. `kept_session`:
-        another client has run a query and keeps its session."""
+        seconds is open. With session pooling, pgbench's clients take a new session for each transaction.
+        `kept_session`: another client has run a query and keeps its session."""
         primary, standby = self.wait_until_settled()
         before = {database: self.count_rows(database) for database in ("transaction", "session")}
         with Pgbench("transaction") as kept, Pgbench("session", "-C") as new:
