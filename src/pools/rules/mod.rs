@@ -130,8 +130,8 @@ pub const RULES: &[Rule] = &[
         name: "slow-check",
         agent: false,
         why: "HAProxy takes out a dead server after \"fall\" checks, \"inter\" apart. With \"inter 30s fall 3\" clients \
-              are sent to it for up to 90 s. Patroni promotes another node after some 20 s, so it must be less than \
-              that (15 s).",
+              are sent to it for up to 90 s. Patroni promotes another node after some 20 s. \"inter\" times \"fall\" \
+              must be 15 s at most.",
         look: plain::slow_check,
     },
     Rule {
@@ -208,7 +208,7 @@ pub const RULES: &[Rule] = &[
         name: "agent-inter",
         agent: true,
         why: "In a write pool the old primary must be asked before the new one is promoted. With \"agent-inter 2s\", 4 of \
-              25 switchovers had two servers UP for up to 0.42 s; with 500ms none of 20, and the median time without a \
+              25 switchovers had two servers UP for up to 0.42 s; with 500ms none of 20 had. The median time without a \
               write fell from 3.05 s to 1.65 s.",
         look: agent::agent_inter,
     },
@@ -244,9 +244,9 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "waiting-room",
         agent: true,
-        why: "HAProxy closes a connection at once if no server is UP: of 1,500 new ones in a switchover, 558 failed, and \
-              none with a waiting room, a last server on a port where nobody can listen, which is tried again every \
-              200 ms for 10 s.",
+        why: "HAProxy closes a connection at once if no server is UP: of 1,500 new ones in a switchover, 558 failed. \
+              None failed with a waiting room, a last server on a port where nobody can listen. HAProxy tries it again \
+              every 200 ms for 10 s.",
         look: agent::waiting_room,
     },
     Rule {
