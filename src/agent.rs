@@ -24,7 +24,8 @@ pub fn answer_one(options: &Options, mut connection: Connection, started: Instan
 
 /// Answers every check that comes to these listening sockets, until none has come for the time of `--idle`.
 pub fn answer_all(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
-    let idle = options.as_ref().map_or_else(|_| options::default_idle(), |options| options.idle);
+    let defaults = Options::defaults().unwrap_or_default();
+    let idle = options.as_ref().unwrap_or(&defaults).idle;
     let questions = Questions::default();
     let confine = |systemd| process::confine_listener(options.as_ref().ok(), systemd);
     let served = serve::serve(listeners, idle, confine, |mut connection, place| match options {
@@ -55,17 +56,14 @@ fn answer(
     catch_panic(options.policy.without_answer(), || {
         let files = options.files.open(connection.is_by_hand());
         let process = listener.unwrap_or_else(|| Process::confine(options, connection, &files));
-        let (fixed, otherwise) = (options.fixed_check(), options.otherwise);
-        let question = Question::read(fixed, otherwise, connection, started, options.timeout);
-        let question = match question {
-            Ok(question) => question,
-            Err(why) => {
-                return conclude::conclude_without_question(options, connection, files, &why);
+        match Question::read(options, connection, started) {
+            Ok(question) => {
+                let patience = Patience::new(started, options.timeout, files.note.clone());
+                let outcome = process.ask(options, connection, &question.check, &patience);
+                conclude::conclude(options, connection, files, &question, &outcome)
             }
-        };
-        let patience = Patience::new(started, options.timeout, files.note.clone());
-        let outcome = process.ask(options, connection, &question.check, &patience);
-        conclude::conclude(options, connection, files, &question, &outcome)
+            Err(why) => conclude::conclude_without_question(options, connection, files, &why),
+        }
     })
 }
 
@@ -83,7 +81,8 @@ fn send(connection: &Connection, Conclusion { reply, news }: &Conclusion) -> Exi
         });
     }
     if let (Some(news), Some(peer)) = (news, peer) {
-        news::log_reply(reply, *news, &peer);
+        let (priority, line) = news::format_line(reply, *news, &peer);
+        journal::log(priority, &line);
     }
     ExitCode::SUCCESS
 }

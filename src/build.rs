@@ -19,29 +19,23 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// hash: `0.2.0+git20261130.1704.44c5417`. dpkg, rpm and semver take it for newer than the release before it.
 fn version() -> String {
     // not the repository of somebody who builds these sources inside another
-    let Some(prefix) = git(&["rev-parse", "--show-prefix"]) else {
+    if git(&["rev-parse", "--show-prefix"]).as_deref() != Some("") {
         println!("cargo::rerun-if-changed=Cargo.toml");
-        return RELEASE.to_owned();
-    };
-    if !prefix.is_empty() {
         return RELEASE.to_owned();
     }
     let head = git(&["rev-parse", "--git-path", "logs/HEAD"]).unwrap_or_default();
-    SHIPPED
-        .iter()
-        .chain([&head.as_str()])
-        .for_each(|path| println!("cargo::rerun-if-changed={path}"));
-    let changed =
-        git(&[&["status", "--porcelain", "--untracked-files=no", "--"], &SHIPPED[..]].concat());
-    let tag = git(&["tag", "--points-at", "HEAD", "--list", &format!("v{RELEASE}")]);
-    let commit =
-        git(&["log", "-1", "--format=%cd.%h", "--date=format-local:%Y%m%d.%H%M", "--abbrev=7"]);
-    match (commit, changed.as_deref(), tag.as_deref()) {
-        (Some(_), Some(""), Some(tag)) if !tag.is_empty() => RELEASE.to_owned(),
-        (Some(commit), Some(""), _) => format!("{RELEASE}+git{commit}"),
-        (Some(commit), ..) => format!("{RELEASE}+git{commit}.changed"),
-        (None, ..) => format!("{RELEASE}+unknown"),
+    for path in SHIPPED.iter().chain([&head.as_str()]) {
+        println!("cargo::rerun-if-changed={path}");
     }
+    let status = ["status", "--porcelain", "--untracked-files=no", "--"];
+    let unchanged = git(&[&status, &SHIPPED[..]].concat()).as_deref() == Some("");
+    let tag = git(&["tag", "--points-at", "HEAD", "--list", &format!("v{RELEASE}")]);
+    if unchanged && tag.is_some_and(|tag| !tag.is_empty()) {
+        return RELEASE.to_owned();
+    }
+    let format = ["--format=git%cd.%h", "--date=format-local:%Y%m%d.%H%M", "--abbrev=7"];
+    let commit = git(&[&["log", "-1"], &format[..]].concat()).unwrap_or("unknown".to_owned());
+    format!("{RELEASE}+{commit}{}", if unchanged { "" } else { ".changed" })
 }
 
 /// What git says about this checkout; `None` without git or a checkout.

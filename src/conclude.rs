@@ -3,14 +3,14 @@
 
 use crate::by_hand::explain;
 use crate::decide::grace::{self, Case, Policy};
-use crate::decide::{decide, no_question};
+use crate::decide::{decide, reply_to};
 use crate::haproxy::connection::{Connection, NoQuestion};
 use crate::haproxy::question::Question;
 use crate::haproxy::reply::{AdminState, Reply};
 use crate::journal::news::{self, News};
 use crate::options::Options;
 use crate::patroni::ask::Outcome;
-use crate::run::Files;
+use crate::run::{Files, memory::Record};
 
 /// What the reason says if there is no memory.
 pub const NO_GRACE: &str = "no grace period: ";
@@ -38,13 +38,13 @@ pub fn conclude_without_question(
     why: &NoQuestion,
 ) -> Conclusion {
     if let NoQuestion::OnlyHold | NoQuestion::Closed = why {
-        return Conclusion { reply: no_question(why, files.hold, false), news: None };
+        return Conclusion { reply: reply_to(why, files.hold, false), news: None };
     }
     let patroni = std::slice::from_ref(&options.patroni.connect_to);
     let recalled = files.memory.recall(patroni, None, connection.source());
-    let (records, now) = (recalled.plain_records(), recalled.now);
-    let had_good_answer = grace::had_good_answer(records, now, options.policy.grace);
-    let reply = no_question(why, files.hold, had_good_answer);
+    let end = |record: Record| grace::grace_end(&record, options.policy.grace);
+    let within_grace = recalled.plain_records().any(|record| recalled.now < end(record));
+    let reply = reply_to(why, files.hold, within_grace);
     let news = news::invalid_line_news(recalled, reply.verdict);
     Conclusion { reply, news }
 }
@@ -70,7 +70,7 @@ pub fn conclude(
     let hold = files.hold.as_ref().ok().and_then(Option::as_ref);
     let (mut reply, mut record) = decide(case, options.policy, hold);
     let news = if by_hand { None } else { news::trouble_news(&recalled, &mut record) };
-    let (now, is_installed) = (recalled.now, recalled.is_installed());
+    let (now, is_installed) = (recalled.now, recalled.is_installed);
     let lost = recalled.store(&record).err().filter(|_| !by_hand);
     if lost.is_some() {
         // the next check would not know when the drain began

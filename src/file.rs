@@ -7,11 +7,7 @@ use std::path::Path;
 
 /// Opens a regular file. Any other file is an error, since it could keep the check waiting or feed it without end. The file
 /// that was opened is looked at, and not the one that had this name a moment ago.
-pub fn open(
-    file: &Path,
-    options: &mut OpenOptions,
-    flags: libc::c_int,
-) -> io::Result<(File, Metadata)> {
+pub fn open(file: &Path, options: &mut OpenOptions, flags: i32) -> io::Result<(File, Metadata)> {
     let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | flags).open(file)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {

@@ -4,7 +4,7 @@
 
 use patroni_agent_check::NAME;
 use patroni_agent_check::by_hand::{explain, settings};
-use patroni_agent_check::haproxy::connection::{Activation, Connection};
+use patroni_agent_check::haproxy::connection::{Activation::*, Connection};
 use patroni_agent_check::journal::syslog;
 use patroni_agent_check::options::{Options, Stop};
 use patroni_agent_check::sandbox::user;
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     if arguments.iter().any(|argument| argument == "--syslog") {
         syslog::open();
     }
-    let by_hand = matches!(activation, Ok(Activation::Connected(Connection::Standard)));
+    let by_hand = matches!(activation, Ok(Connected(Connection::Standard)));
     let parse = || match by_hand {
         true => settings::read_command_line(arguments),
         false => Options::parse_for_units(arguments).map_err(Stop::with_hint),
@@ -33,15 +33,13 @@ fn main() -> ExitCode {
     let options = options.and_then(|options| become_user(options, by_hand));
     match (activation, options) {
         (Err(error), _) => agent::report_usage_error(&error),
-        (Ok(Activation::Reset), _) => ExitCode::SUCCESS,
-        (Ok(Activation::Connected(connection)), Err(stop)) => {
-            agent::answer_without_check(&connection, &stop)
-        }
+        (Ok(Reset), _) => ExitCode::SUCCESS,
+        (Ok(Connected(connection)), Err(stop)) => agent::answer_without_check(&connection, &stop),
         (_, Ok(Options { reopen: Some(socket), .. })) => reopen::reopen(&socket),
-        (Ok(Activation::Connected(connection)), Ok(options)) => {
+        (Ok(Connected(connection)), Ok(options)) => {
             agent::answer_one(&options, connection, started)
         }
-        (Ok(Activation::Listeners(listeners)), options) => agent::answer_all(&options, &listeners),
+        (Ok(Listeners(listeners)), options) => agent::answer_all(&options, &listeners),
     }
 }
 

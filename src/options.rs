@@ -37,19 +37,14 @@ pub struct OptionRow {
 #[derive(Clone, Copy, Debug)]
 enum Set {
     Flag(fn(&mut Options)),
-    Value(fn(&mut Options, &OsStr) -> Result<(), String>),
+    Value(SetValue),
     Print(fn() -> String),
 }
 
+type SetValue = fn(&mut Options, &OsStr) -> Result<(), String>;
 type Text = &'static str;
 
-const fn takes(
-    long: Text,
-    value: Text,
-    default: Text,
-    set: fn(&mut Options, &OsStr) -> Result<(), String>,
-    meaning: Text,
-) -> OptionRow {
+const fn takes(long: Text, value: Text, default: Text, set: SetValue, meaning: Text) -> OptionRow {
     OptionRow { short: None, long, value, default, meaning, set: Set::Value(set) }
 }
 
@@ -57,15 +52,12 @@ const fn flag(short: Option<char>, long: Text, set: Set, meaning: Text) -> Optio
     OptionRow { short, long, value: "", default: "", meaning, set }
 }
 
-/// The exit status of a check by hand if the node is in the pool.
-pub const IN_THE_POOL: u8 = 0;
-/// The exit status if the node is out of the pool, as expected.
-pub const OUT_OF_THE_POOL: u8 = 1;
-/// The exit status if the node is in trouble.
-pub const IN_TROUBLE: u8 = 2;
-/// The exit status for wrong usage, as in sysexits(3).
-pub const USAGE: u8 = 64;
-/// What each exit status means.
+pub(crate) const IN_THE_POOL: u8 = 0;
+pub(crate) const OUT_OF_THE_POOL: u8 = 1;
+pub(crate) const IN_TROUBLE: u8 = 2;
+/// As in sysexits(3).
+pub(crate) const USAGE: u8 = 64;
+/// The exit statuses of a check by hand.
 pub const EXIT_STATUSES: [(u8, Text); 4] = [
     (IN_THE_POOL, "in the pool"),
     (OUT_OF_THE_POOL, "not in the pool, as expected: another role, a hold, or Patroni is at work"),
@@ -136,7 +128,7 @@ pub const OPTIONS: &[OptionRow] = &[
         "no check: start this socket unit again, which systemd has given up \
          (patroni-agent-check-reopen@.service)"),
     flag(Some('h'), "help", Set::Print(help), "print this help and exit"),
-    flag(Some('V'), "version", Set::Print(version), "print the version and exit"),
+    flag(Some('V'), "version", Set::Print(|| format!("{NAME} {VERSION}\n")), "print the version and exit"),
 ];
 
 /// The options of a valid command line.
@@ -230,20 +222,16 @@ impl Options {
         let mut options = Options::defaults().map_err(Stop::Usage)?;
         let mut parser = Parser::from_args(arguments);
         while let Some(argument) = parser.next()? {
+            if let (Arg::Value(value), None) = (&argument, &options.check) {
+                options.check = Some(value.clone().string()?.parse().map_err(Stop::Usage)?);
+                continue;
+            }
             let option = OPTIONS.iter().find(|option| match &argument {
                 Arg::Long(long) => *long == option.long,
                 Arg::Short(short) => Some(*short) == option.short,
                 Arg::Value(_) => false,
             });
-            let Some(option) = option else {
-                match argument {
-                    Arg::Value(value) if options.check.is_none() => {
-                        options.check = Some(value.string()?.parse().map_err(Stop::Usage)?);
-                    }
-                    other => return Err(other.unexpected().into()),
-                }
-                continue;
-            };
+            let Some(option) = option else { return Err(argument.unexpected().into()) };
             if !["settings", "explain"].contains(&option.long) {
                 options.other = Some(option.long);
             }
@@ -262,7 +250,7 @@ impl Options {
         options.resolve().map_err(Stop::Usage)
     }
 
-    fn defaults() -> Result<Options, String> {
+    pub(crate) fn defaults() -> Result<Options, String> {
         let mut options = Options::default();
         for option in OPTIONS.iter().filter(|option| !option.default.is_empty()) {
             if let Set::Value(set) = option.set {
@@ -285,16 +273,6 @@ impl Options {
         }
         Ok(self)
     }
-
-    /// The health check that HAProxy cannot change; none if HAProxy sends it.
-    pub fn fixed_check(&self) -> Option<Check> {
-        (!self.agent_send).then(|| self.check.clone().unwrap_or_default())
-    }
-}
-
-/// How long a listener waits for another check if the command line is wrong.
-pub fn default_idle() -> Duration {
-    Options::defaults().unwrap_or_default().idle
 }
 
 /// Hides names and passwords before an `@`, since every peer is told what is wrong with the command line.
@@ -388,10 +366,6 @@ pub fn wrap<'a>(
         line += &format!("{word} ");
     }
     let _ = writeln!(text, "{}", line.trim_end());
-}
-
-fn version() -> String {
-    format!("{NAME} {VERSION}\n")
 }
 
 fn parse_unreachable(value: &OsStr) -> Result<bool, String> {

@@ -54,10 +54,7 @@ impl<'a> Process<'a> {
             Process::OneCheck(prepared) => {
                 let outcome = prepared.ask(check, patience);
                 if connection.is_by_hand() {
-                    let deadline = patience.deadline;
-                    let lines =
-                        explain::explain_answer(options, prepared, check, &outcome, deadline);
-                    lines.iter().for_each(|text| connection.tell_operator(text));
+                    explain::explain_answer(options, prepared, check, &outcome, patience.deadline);
                 }
                 outcome
             }

@@ -4,6 +4,7 @@
 use crate::journal;
 use crate::patroni::ports;
 use sd_notify::NotifyState;
+use std::collections::BTreeSet;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -18,15 +19,15 @@ pub fn reopen(socket: &str) -> ExitCode {
     loop {
         let now = Instant::now();
         let [unit, shutdown] = show_units([socket, "shutdown.target"]);
-        match unit.active.as_str() {
+        match unit.get("ActiveState") {
             "failed" | "inactive" => {
-                let file = first.get_or_insert_with(|| unit.file.clone());
+                let file = first.get_or_insert_with(|| unit.get("UnitFileState").to_owned());
                 if let Some(reason) = unit.closed_by_an_administrator(file) {
                     journal::log(journal::WARNING, &format!("{socket} stays closed: {reason}"));
                     return ExitCode::SUCCESS;
                 }
-                start_socket(socket, shutdown.job);
-                let open = show_units([socket])[0].active == "active";
+                start_socket(socket, shutdown.has_job());
+                let open = show_units([socket])[0].get("ActiveState") == "active";
                 if told.is_none_or(|(was_open, when)| {
                     (open && !was_open) || when.elapsed() >= journal::REPEAT
                 }) {
@@ -37,9 +38,9 @@ pub fn reopen(socket: &str) -> ExitCode {
             "active" => {
                 // from here on, systemd starts this unit again for a socket that fails, before it answers the next question
                 let _ = sd_notify::notify(&[NotifyState::Stopping]);
-                if show_units([socket])[0].active == "failed" {
+                if show_units([socket])[0].get("ActiveState") == "failed" {
                     systemctl(&["reset-failed", socket]);
-                    start_socket(socket, shutdown.job);
+                    start_socket(socket, shutdown.has_job());
                 }
                 return ExitCode::SUCCESS;
             }
@@ -58,7 +59,7 @@ fn start_socket(socket: &str, shutdown: bool) {
 }
 
 /// Returns what systemctl prints; nothing if it cannot be started.
-fn systemctl(arguments: &[&str]) -> String {
+pub(crate) fn systemctl(arguments: &[&str]) -> String {
     let mut command = Command::new("systemctl");
     command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
     // systemctl would report its own errors there
@@ -74,50 +75,40 @@ fn show_units<const COUNT: usize>(units: [&str; COUNT]) -> [Unit; COUNT] {
     std::array::from_fn(|_| units.next().unwrap_or_default())
 }
 
-/// What systemd says of a unit.
+/// What systemd says of a unit: names and values.
 #[derive(Debug, Default)]
-struct Unit {
-    active: String,
-    load: String,
-    file: String,
-    result: String,
-    /// A job is queued for it.
-    job: bool,
-    listens: Vec<String>,
-}
+struct Unit(Vec<(String, String)>);
 
 impl Unit {
     fn parse(text: &str) -> Unit {
-        let mut unit = Unit::default();
-        for (name, value) in text.lines().filter_map(|line| line.split_once('=')) {
-            match name {
-                "ActiveState" => unit.active = value.to_owned(),
-                "LoadState" => unit.load = value.to_owned(),
-                "UnitFileState" => unit.file = value.to_owned(),
-                "Result" => unit.result = value.to_owned(),
-                "Job" => unit.job = !matches!(value, "" | "0"),
-                // ListenStream, with systemd 247
-                _ if name.starts_with("Listen") => unit.listens.push(value.to_owned()),
-                _ => {}
-            }
-        }
-        unit
+        let properties = text.lines().filter_map(|line| line.split_once('='));
+        Unit(properties.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    /// The value of a property; empty if systemd does not tell it.
+    fn get(&self, name: &str) -> &str {
+        self.0.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
+    }
+
+    /// Whether a job is queued for it.
+    fn has_job(&self) -> bool {
+        !matches!(self.get("Job"), "" | "0")
     }
 
     /// What an administrator has done to the unit, whose file had this state when the unit was found failed.
     fn closed_by_an_administrator(&self, file: &str) -> Option<String> {
-        if matches!(self.load.as_str(), "masked" | "not-found") {
-            return Some(format!("it is {}", self.load));
+        match (self.get("LoadState"), self.get("UnitFileState")) {
+            (load @ ("masked" | "not-found"), _) => Some(format!("it is {load}")),
+            (_, "disabled") if file.starts_with("enabled") => {
+                Some("it was disabled meanwhile".to_owned())
+            }
+            _ => None,
         }
-        if file.starts_with("enabled") && self.file == "disabled" {
-            return Some("it was disabled meanwhile".to_owned());
-        }
-        None
     }
 
     /// Why systemd closed the socket, and whether it is open again.
     fn describe(&self, socket: &str, open: bool, after: Duration) -> String {
-        let why = match self.result.as_str() {
+        let why = match self.get("Result") {
             // "success", if somebody reset the failure before this process was started
             "resources" | "success" => {
                 "resources: no memory, no process, too many open files, no unit for the service, or the port was taken"
@@ -125,28 +116,27 @@ impl Unit {
             result => result,
         };
         let after = after.as_secs_f32();
-        let now = if open {
-            format!("open again after {after:.1} s")
-        } else {
-            format!(
-                "still closed after {after:.1} s, and tried every second{}",
-                self.name_holders()
-            )
+        let now = match open {
+            true => format!("open again after {after:.1} s"),
+            false => {
+                let holders = self.name_holders();
+                format!("still closed after {after:.1} s, and tried every second{holders}")
+            }
         };
         format!("systemd has closed {socket} ({why}): {now}")
     }
 
     /// Who listens on the port.
     fn name_holders(&self) -> String {
-        let mut holders: Vec<_> = self.ports().into_iter().flat_map(ports::name_holders).collect();
-        holders.sort();
-        holders.dedup();
+        let holders: BTreeSet<_> = self.ports().into_iter().flat_map(ports::name_holders).collect();
         holders.iter().map(|holder| format!("; {holder}")).collect()
     }
 
     fn ports(&self) -> Vec<u16> {
-        let port = |listens: &String| listens.split(' ').next()?.rsplit(':').next()?.parse().ok();
-        self.listens.iter().filter_map(port).collect()
+        // ListenStream, with systemd 247
+        let listens = self.0.iter().filter(|(name, _)| name.starts_with("Listen"));
+        let port = |value: &str| value.split(' ').next()?.rsplit(':').next()?.parse().ok();
+        listens.filter_map(|(_, value)| port(value)).collect()
     }
 }
 
@@ -163,7 +153,7 @@ mod tests {
             );
             let unit = Unit::parse(&text);
             assert_eq!(unit.ports(), [5555]);
-            assert!(!unit.job && Unit::parse("Job=7").job);
+            assert!(!unit.has_job() && Unit::parse("Job=7").has_job());
         }
     }
 }

@@ -101,9 +101,8 @@ impl Hook {
                 other => return Err(wrong(other.unexpected())),
             };
             let value = parser.value().map_err(wrong)?;
-            *place = parse_duration(&value, 0..=60_000).ok_or_else(|| {
-                format!("'{}': write 0ms to 60s, such as 500ms", value.to_string_lossy())
-            })?;
+            let error = format!("'{}': write 0ms to 60s, such as 500ms", value.to_string_lossy());
+            *place = parse_duration(&value, 0..=60_000).ok_or(error)?;
         }
         Ok(hook)
     }
@@ -130,7 +129,8 @@ impl Hook {
         let check = Check::default();
         let told = |inter: Duration| began + inter + CHECK;
         let mut end = began + self.bound;
-        match prepared.ask(&check, &Patience::until(end.min(began + ANSWER))).answer {
+        let ask = |end| prepared.ask(&check, &Patience::until(end)).answer;
+        match ask(end.min(began + ANSWER)) {
             Ok(answer) if answer.status == 200 => {
                 let lock_time = prepared.lock_settings(end).and_then(bounds::shortest_lock_time);
                 let lock_time = lock_time.ok_or("Patroni does not tell its ttl")?;
@@ -138,10 +138,7 @@ impl Hook {
                 let lock_time = lock_time.saturating_sub(STOP + self.watchdog_time(patroni));
                 let lock_left = |answer: &Answer| lock_time.saturating_sub(dcs_age(answer));
                 end = end.min(Instant::now() + lock_left(&answer));
-                let check_lock = |end: Instant| match prepared
-                    .ask(&check, &Patience::until(end))
-                    .answer
-                {
+                let check_lock = |end| match ask(end) {
                     Ok(answer) if answer.status == 200 => Ok(Instant::now() + lock_left(&answer)),
                     Ok(answer) => Err(format!("Patroni says {}", answer.status)),
                     Err(no_answer) => Err(no_answer.reason),
@@ -186,10 +183,8 @@ impl Hook {
                 break Ok(Some("the time is over".to_owned()));
             }
             if now >= told && psql.is_none() {
-                match self.start_psql(end - now) {
-                    Ok(child) => psql = Some(child),
-                    Err(error) => break Err(format!("psql: {error}")),
-                }
+                let started = self.start_psql(end - now);
+                psql = Some(started.map_err(|error| format!("psql: {error}"))?);
             }
             match psql.as_mut().map(Child::try_wait) {
                 Some(Ok(Some(status))) if status.success() => break Ok(None),

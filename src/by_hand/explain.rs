@@ -44,30 +44,29 @@ pub fn explain_answer(
     check: &Check,
     outcome: &Outcome,
     deadline: Instant,
-) -> Vec<String> {
-    let mut lines = Vec::new();
+) {
     if options.explain {
         let from = match &outcome.from[..] {
             [patroni] => format!("Patroni {patroni}"),
             _ => prepared.describe_candidates(),
         };
-        lines.push(format!("asked: {from} for {}", check.path()));
+        tell_operator(&format!("asked: {from} for {}", check.path()));
     }
-    let Ok(answer) = &outcome.answer else { return lines };
+    let Ok(answer) = &outcome.answer else { return };
     if options.explain {
         let node =
             prepared.node_name(deadline).map_or(String::new(), |node| format!(" of node {node}"));
         let replication = answer.replication_state.as_deref().unwrap_or("none");
         let timeline = answer.timeline.map_or("none".to_owned(), |timeline| timeline.to_string());
-        lines.push(format!(
+        tell_operator(&format!(
             "answer{node}: status {}, state '{}', role '{}', replication_state {replication}, timeline {timeline}",
             answer.status, answer.state, answer.role
         ));
     }
-    lines.extend(explain_only_address(&options.patroni, outcome));
+    explain_only_address(&options.patroni, outcome).iter().for_each(|text| tell_operator(text));
     let lock = prepared.lock_settings(deadline).and_then(bounds::shortest_lock_time);
-    lines.extend(bounds::explain_too_long(options.policy.grace, options.timeout, lock));
-    lines
+    let warning = bounds::warn_too_long(options.policy.grace, options.timeout, lock);
+    warning.iter().for_each(|text| tell_operator(text));
 }
 
 /// Says which of HAProxy's checks get this answer, if Patroni listens on one address only and that is not localhost.
@@ -89,9 +88,6 @@ pub fn explain_memory(last: &Record, asked: Duration) -> String {
     }
     let ago = |time| asked.saturating_sub(time).as_secs_f32();
     let trouble = last.trouble.map(|since| format!("; trouble for {:.1} s", ago(since)));
-    format!(
-        "memory: the last answer to this check came {:.1} s ago{}",
-        ago(last.at),
-        trouble.unwrap_or_default()
-    )
+    let (ago, trouble) = (ago(last.at), trouble.unwrap_or_default());
+    format!("memory: the last answer to this check came {ago:.1} s ago{trouble}")
 }

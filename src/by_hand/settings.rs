@@ -5,10 +5,10 @@ use super::sockets::explain_sockets;
 use crate::file;
 use crate::journal::tell_operator;
 use crate::options::{FOR_A_TERMINAL, Options, Stop};
+use crate::reopen;
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 /// The files of the units' `EnvironmentFile=`. The last one counts.
 const SETTINGS: [&str; 2] =
@@ -77,9 +77,8 @@ fn read_installed() -> Option<(String, String)> {
 /// Reads the file of `--settings`. Returns its name and its `OPTIONS=`.
 fn read_tried(file: &Path) -> Result<(String, String), String> {
     let name = file.display().to_string();
-    let bytes = file::read(file, SIZE_LIMIT).map_err(|error| error.to_string());
-    let value =
-        bytes.and_then(|bytes| read_value(&bytes)).map_err(|error| format!("{name}: {error}"))?;
+    let bytes = file::read(file, SIZE_LIMIT).map_err(|error| format!("{name}: {error}"))?;
+    let value = read_value(&bytes).map_err(|error| format!("{name}: {error}"))?;
     if value.is_none() {
         tell_operator(&format!(
             "settings: {name}: none in it, so the defaults hold: the units ask for primary, whatever HAProxy sends"
@@ -93,10 +92,8 @@ fn read_tried(file: &Path) -> Result<(String, String), String> {
 fn read_value(bytes: &[u8]) -> Result<Option<String>, String> {
     let text = String::from_utf8_lossy(bytes);
     let assigned = read_assignments(&text, systemd_version);
-    if assigned
-        .iter()
-        .any(|(name, value)| [name, value].iter().any(|text| text.contains('\u{fffd}')))
-    {
+    let is_replaced = |text: &String| text.contains('\u{fffd}');
+    if assigned.iter().any(|(name, value)| is_replaced(name) || is_replaced(value)) {
         return Err("a setting is not UTF-8, so the units ignore the whole file".to_owned());
     }
     let is_setting = |line: &&str| !line.is_empty() && !line.starts_with(['#', ';']);
@@ -111,9 +108,7 @@ fn read_value(bytes: &[u8]) -> Result<Option<String>, String> {
 
 /// The version of this machine's systemd, or the largest number if nobody tells.
 fn systemd_version() -> u32 {
-    let output = Command::new("systemctl").arg("--version").stdin(Stdio::null()).output();
-    let said =
-        output.map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let said = reopen::systemctl(&["--version"]);
     said.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(u32::MAX)
 }
 
@@ -133,61 +128,56 @@ enum Position {
 /// Reads the assignments of a settings file. A backslash continues a line, and before version 254 a comment as well. White
 /// space around names and values does not count, unless it is in quotes.
 fn read_assignments(text: &str, version: impl Fn() -> u32) -> Vec<(String, String)> {
+    use Position::*;
     let mut found = Vec::new();
     let (mut name, mut value) = (String::new(), String::new());
     // so much of the value stays, even if it ends with white space
     let mut kept = 0;
-    let mut at = Position::Start;
+    let mut at = Start;
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         let ends = matches!(c, '\n' | '\r');
         match at {
-            Position::Start if matches!(c, '#' | ';') => at = Position::Comment,
-            Position::Start if matches!(c, ' ' | '\t' | '\n' | '\r') => {}
-            Position::Start => (at, name) = (Position::Name, c.to_string()),
-            Position::Name if ends => at = Position::Start,
-            Position::Name if c == '=' => {
-                (at, value, kept) = (Position::BeforeValue, String::new(), 0)
-            }
-            Position::Name => name.push(c),
-            Position::BeforeValue | Position::Value if ends => {
-                at = Position::Start;
+            Start if matches!(c, '#' | ';') => at = Comment,
+            Start if matches!(c, ' ' | '\t' | '\n' | '\r') => {}
+            Start => (at, name) = (Name, c.to_string()),
+            Name if ends => at = Start,
+            Name if c == '=' => (at, value, kept) = (BeforeValue, String::new(), 0),
+            Name => name.push(c),
+            BeforeValue | Value if ends => {
+                at = Start;
                 found.push(trim_assignment(&name, &value, kept));
             }
-            Position::BeforeValue if matches!(c, '"' | '\'') => at = Position::Quotes(c),
-            Position::BeforeValue if matches!(c, ' ' | '\t') => {}
-            Position::BeforeValue | Position::Value if c == '\\' => {
-                at = Position::Value;
+            BeforeValue if matches!(c, '"' | '\'') => at = Quotes(c),
+            BeforeValue if matches!(c, ' ' | '\t') => {}
+            BeforeValue | Value if c == '\\' => {
+                at = Value;
                 value.extend(chars.next().filter(|next| !matches!(next, '\n' | '\r')));
                 kept = value.len();
             }
-            Position::BeforeValue | Position::Value => {
-                at = Position::Value;
+            BeforeValue | Value => {
+                at = Value;
                 value.push(c);
             }
-            Position::Quotes(quote) if c == quote => {
-                (at, kept) = (Position::BeforeValue, value.len())
-            }
-            Position::Quotes('"') if c == '\\' => match chars.next() {
+            Quotes(quote) if c == quote => (at, kept) = (BeforeValue, value.len()),
+            Quotes('"') if c == '\\' => match chars.next() {
                 Some('\n') | None => {}
                 Some(next) if matches!(next, '"' | '\\' | '`' | '$') => value.push(next),
                 Some(next) => value.extend([c, next]),
             },
-            Position::Quotes(_) => value.push(c),
-            Position::Comment if ends => at = Position::Start,
-            Position::Comment if c == '\\' => {
-                if let Some('\n' | '\r') = chars.next() {
-                    if version() >= 254 {
-                        at = Position::Start;
-                    }
+            Quotes(_) => value.push(c),
+            Comment if ends => at = Start,
+            Comment if c == '\\' => {
+                if matches!(chars.next(), Some('\n' | '\r')) && version() >= 254 {
+                    at = Start;
                 }
             }
-            Position::Comment => {}
+            Comment => {}
         }
     }
     match at {
-        Position::Quotes(_) => found.push(trim_assignment(&name, &value, value.len())),
-        Position::BeforeValue | Position::Value => found.push(trim_assignment(&name, &value, kept)),
+        Quotes(_) => found.push(trim_assignment(&name, &value, value.len())),
+        BeforeValue | Value => found.push(trim_assignment(&name, &value, kept)),
         _ => {}
     }
     found

@@ -85,12 +85,8 @@ pub fn explain_sockets() -> Vec<String> {
     let files = SERVICES.into_iter().flat_map(|folder| find_drop_ins(root, &[folder]));
     let mut files: Vec<_> = files.map(|file| file.display().to_string()).collect();
     files.sort();
-    let drop_ins = (!files.is_empty()).then(|| {
-        format!(
-            "drop-ins, which hold for HAProxy's checks and not for this one: {}",
-            files.join(", ")
-        )
-    });
+    let hold = "drop-ins, which hold for HAProxy's checks and not for this one";
+    let drop_ins = (!files.is_empty()).then(|| format!("{hold}: {}", files.join(", ")));
     port.chain(drop_ins).collect()
 }
 

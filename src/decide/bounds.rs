@@ -16,11 +16,7 @@ pub fn shortest_lock_time(lock: LockSettings) -> Option<Duration> {
 }
 
 /// Warns if the grace period could outlive the leader lock.
-pub fn explain_too_long(
-    grace: Duration,
-    timeout: Duration,
-    lock: Option<Duration>,
-) -> Option<String> {
+pub fn warn_too_long(grace: Duration, timeout: Duration, lock: Option<Duration>) -> Option<String> {
     let needed = grace + 2 * timeout + AGENT_INTER;
     let lock = lock.filter(|lock| *lock < needed && !grace.is_zero())?;
     let (grace, lock) = (grace.as_secs_f32(), lock.as_secs_f32());

@@ -24,11 +24,7 @@ pub fn decide(case: Case, policy: Policy, hold: Option<&Hold>) -> (Reply, Record
 
 /// Decides the reply to a line that is no question to Patroni. A late line is trouble between HAProxy and the agent, and
 /// changes nothing on a node that is `within_grace`.
-pub fn no_question(
-    why: &NoQuestion,
-    hold: Result<Option<Hold>, String>,
-    within_grace: bool,
-) -> Reply {
+pub fn reply_to(why: &NoQuestion, hold: Result<Option<Hold>, String>, within_grace: bool) -> Reply {
     let (verdict, check, reason) = match (why, hold) {
         // drain for both kinds of hold: in MAINT, HAProxy's own check of the reserve would pause
         (NoQuestion::OnlyHold, Ok(Some(hold))) => {

@@ -65,18 +65,14 @@ pub fn look_up(question: &Question, policy: Policy, answer: &Result<Answer, NoAn
             (state, role) => (Verdict::Fail, format!("{role}, unknown state '{state}'")),
         },
     };
-    Reply { verdict, check: check.to_string(), reason }
+    Reply { verdict, check: check.text().to_owned(), reason }
 }
 
 /// Whether a running node matches the check.
 fn matches_check(question: &Question, answer: &Answer) -> bool {
-    let streams = match question.check.replication_state() {
-        Some(wanted) if answer.role == "replica" => {
-            answer.replication_state.as_deref() == Some(wanted)
-        }
-        _ => true,
-    };
-    question.check.matches_role(&answer.role) && streams
+    let wanted = question.check.replication_state().filter(|_| answer.role == "replica");
+    question.check.matches_role(&answer.role)
+        && wanted.is_none_or(|wanted| answer.replication_state.as_deref() == Some(wanted))
 }
 
 /// Why a healthy node is not in the pool.

@@ -71,14 +71,14 @@ impl Connection {
             // twice, since a system call of the first may fail for once
             match take().or_else(|_| take()) {
                 Ok(stream) => {
-                    return stream.map_or(Ok(Activation::Reset), |stream| activate(stream, others));
+                    return Ok(stream.map_or(Activation::Reset, |stream| activate(stream, others)));
                 }
                 Err(error) => no_socket = Err(format!("LISTEN_FDS is set, but {error}")),
             }
         }
         let stdin = io::stdin().as_fd().try_clone_to_owned().map(TcpStream::from);
         match stdin {
-            Ok(stream) if stream.local_addr().is_ok() => activate(stream, others),
+            Ok(stream) if stream.local_addr().is_ok() => Ok(activate(stream, others)),
             // stdin is no socket, or one of another family
             _ => no_socket,
         }
@@ -161,22 +161,22 @@ pub fn source_of(peer: IpAddr, local: IpAddr) -> IpAddr {
     }
 }
 
-fn activate(stream: TcpStream, mut others: Vec<TcpListener>) -> Result<Activation, String> {
+fn activate(stream: TcpStream, mut others: Vec<TcpListener>) -> Activation {
     match stream.peer_addr() {
         Ok(_) => {
             // with Type=notify in a drop-in, a process that ends without this has failed
             let _ = sd_notify::notify(&[NotifyState::Ready]);
-            Ok(Activation::Connected(Connection::Socket(stream)))
+            Activation::Connected(Connection::Socket(stream))
         }
         // A listening socket and a connection that was reset both have no peer. After any other error the peer is answered.
         Err(error) if error.kind() == ErrorKind::NotConnected => match socket_acceptconn(&stream) {
             Ok(true) => {
                 others.push(TcpListener::from(OwnedFd::from(stream)));
-                Ok(Activation::Listeners(others))
+                Activation::Listeners(others)
             }
-            _ => Ok(Activation::Reset),
+            _ => Activation::Reset,
         },
-        Err(_) => Ok(Activation::Connected(Connection::Socket(stream))),
+        Err(_) => Activation::Connected(Connection::Socket(stream)),
     }
 }
 
@@ -185,12 +185,12 @@ fn read_line(
     started: Instant,
     due: Duration,
 ) -> Result<Vec<u8>, NoQuestion> {
-    let wrong = NoQuestion::Invalid;
     let no_line = |until: &str| {
-        let text = format!(
-            r#"no agent-send line {until}: end it with a newline, as in agent-send "primary\n""#
-        );
-        NoQuestion::Late(text)
+        let hint = r#"end it with a newline, as in agent-send "primary\n""#;
+        NoQuestion::Late(format!("no agent-send line {until}: {hint}"))
+    };
+    let cannot = |what: &str, error: io::Error| {
+        NoQuestion::Invalid(format!("cannot {what} the agent-send line: {error}"))
     };
     let late = || no_line(&format!("within {} ms", due.as_millis()));
     let mut buffer = [0; LINE_LIMIT + 1];
@@ -202,9 +202,7 @@ fn read_line(
             Ok(0) => return Err(late()),
             Ok(_) => {}
             Err(Errno::INTR) => continue,
-            Err(error) => {
-                return Err(wrong(format!("cannot wait for the agent-send line: {error}")));
-            }
+            Err(error) => return Err(cannot("wait for", error.into())),
         }
         match stream.read(&mut buffer[length..]) {
             Ok(0) if length == 0 => return Err(NoQuestion::Closed),
@@ -217,12 +215,11 @@ fn read_line(
                 length = end;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => {
-                return Err(wrong(format!("cannot read the agent-send line: {error}")));
-            }
+            Err(error) => return Err(cannot("read", error)),
         }
         if length > LINE_LIMIT {
-            return Err(wrong(format!("agent-send line is longer than {LINE_LIMIT} bytes")));
+            let text = format!("agent-send line is longer than {LINE_LIMIT} bytes");
+            return Err(NoQuestion::Invalid(text));
         }
     }
 }

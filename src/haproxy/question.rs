@@ -3,8 +3,9 @@
 
 use crate::haproxy::connection::{Connection, NoQuestion};
 use crate::haproxy::reply::Otherwise;
+use crate::options::Options;
 use crate::patroni::check::Check;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A question of HAProxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,16 +19,15 @@ pub struct Question {
 impl Question {
     /// Takes the health check of the command line, or else reads the question that HAProxy sends.
     pub fn read(
-        fixed: Option<Check>,
-        otherwise: Otherwise,
+        options: &Options,
         connection: &mut Connection,
         started: Instant,
-        timeout: Duration,
     ) -> Result<Question, NoQuestion> {
-        if let Some(check) = fixed {
-            return Ok(Question { check, otherwise });
+        let otherwise = options.otherwise;
+        if !options.agent_send {
+            return Ok(Question { check: options.check.clone().unwrap_or_default(), otherwise });
         }
-        let line = connection.read_line(started, timeout)?;
+        let line = connection.read_line(started, options.timeout)?;
         if line.trim_ascii() == HOLD.as_bytes() {
             return Err(NoQuestion::OnlyHold);
         }

@@ -39,9 +39,8 @@ pub fn tell_operator(text: &str) {
 fn write_to_stderr(text: &str) {
     let stderr = io::stderr();
     let family = getpeername(&stderr).ok().flatten().map(|peer| peer.address_family());
-    if matches!(family, Some(AddressFamily::INET | AddressFamily::INET6)) {
-        return;
+    if !matches!(family, Some(AddressFamily::INET | AddressFamily::INET6)) {
+        let line = format!("{}\n", to_printable(text, LINE_LIMIT));
+        let _ = stderr.lock().write_all(line.as_bytes());
     }
-    let line = format!("{}\n", to_printable(text, LINE_LIMIT));
-    let _ = stderr.lock().write_all(line.as_bytes());
 }

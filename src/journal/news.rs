@@ -1,7 +1,7 @@
 //! Which trouble is logged, and in which words: HAProxy asks far more often than an operator wants to read. In go the
 //! records and a reply, out comes a line or none. Knows nothing of what an answer means.
 
-use super::{NOTICE, REPEAT, WARNING, log};
+use super::{NOTICE, REPEAT, WARNING};
 use crate::VERSION;
 use crate::haproxy::reply::{self, Reply, Verdict};
 use crate::run::memory::{Recalled, Record};
@@ -13,8 +13,6 @@ const MOST_LINES: u8 = 20;
 const COUNTED: u8 = 31;
 /// One check in so many logs that the memory cannot be used: about one a minute for each HAProxy with the shipped intervals.
 const LOTS: u32 = 128;
-/// The text for an invalid agent-send line: the journal gets nothing that a peer has made up.
-const NOT_UNDERSTOOD: &str = "agent-send line not understood (the reply says why)";
 
 /// What the journal is told about trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,18 +78,11 @@ pub fn invalid_line_news(recalled: Recalled, verdict: Verdict) -> Option<News> {
 /// Whether the journal gets a line about a memory that cannot be used. Nothing counts the lines then, so chance has to bound
 /// them, and the clock draws the lot.
 pub fn lost_memory_news(now: Duration) -> Option<News> {
-    let is_drawn = now.subsec_micros() % LOTS == 0;
-    is_drawn.then_some(News::LostMemory)
+    (now.subsec_micros() % LOTS == 0).then_some(News::LostMemory)
 }
 
 fn is_recent(logged: Duration, now: Duration) -> bool {
     !logged.is_zero() && now.saturating_sub(logged) < REPEAT
-}
-
-/// Logs a reply.
-pub fn log_reply(reply: &Reply, news: News, peer: &str) {
-    let (priority, line) = format_line(reply, news, peer);
-    log(priority, &line);
 }
 
 /// Formats the line about a reply, with its priority.
@@ -103,8 +94,8 @@ pub fn format_line(reply: &Reply, news: News, peer: &str) -> (u8, String) {
         News::Ended(time) => (NOTICE, format!(" (after {:.1} s of trouble)", time.as_secs_f32())),
     };
     let text = match news {
-        News::InvalidLine => NOT_UNDERSTOOD.to_owned(),
-        // without the query, which a peer can make up
+        // the journal gets nothing that a peer can make up: no invalid line and no query
+        News::InvalidLine => "agent-send line not understood (the reply says why)".to_owned(),
         _ => describe(reply, reply.check.split('?').next().unwrap_or_default()),
     };
     (priority, format!("replied '{}' to {peer}: {text}{since}", reply::words(reply.verdict)))
@@ -113,10 +104,8 @@ pub fn format_line(reply: &Reply, news: News, peer: &str) -> (u8, String) {
 /// Describes a reply: the check and the whole reason.
 pub fn describe(reply: &Reply, check: &str) -> String {
     let nothing = if reply.verdict == Verdict::Keep { "nothing changes in HAProxy: " } else { "" };
-    match check {
-        "" => format!("{nothing}{}", reply.reason),
-        check => format!("{check}: {nothing}{}", reply.reason),
-    }
+    let colon = if check.is_empty() { "" } else { ": " };
+    format!("{check}{colon}{nothing}{}", reply.reason)
 }
 
 #[cfg(test)]

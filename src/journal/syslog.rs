@@ -22,11 +22,8 @@ static GONE: AtomicBool = AtomicBool::new(false);
 
 /// Opens the system log. If there is none, lines go to stderr.
 pub fn open() {
-    if let Ok(log) = UnixDatagram::unbound() {
-        if log.connect(SOCKET).is_ok() {
-            let _ = LOG.set((log, process::id()));
-        }
-    }
+    let connect = |log: UnixDatagram| log.connect(SOCKET).map(|()| (log, process::id()));
+    let _ = UnixDatagram::unbound().and_then(connect).map(|log| LOG.set(log));
 }
 
 /// The socket's descriptor, for the sandbox.

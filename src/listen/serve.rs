@@ -84,8 +84,8 @@ pub fn serve(
                 if let Some((stream, place)) = accept(listener, &checks) {
                     let answer = &answer;
                     // if no thread can be started, the connection is closed as if there were no place
-                    let _ = thread::Builder::new()
-                        .spawn_scoped(scope, move || place.run(stream, answer));
+                    let run = move || place.run(stream, answer);
+                    let _ = thread::Builder::new().spawn_scoped(scope, run);
                 }
             }
             if !checks.lock().running.is_empty() {
@@ -187,10 +187,9 @@ impl Checks {
         let same = state.running.iter().filter(|other| other.source == source).count();
         let crowd = same >= AT_ONCE_PER_SOURCE;
         if crowd || state.running.len() >= AT_ONCE {
-            let mut running = state.running.iter();
-            let leaves = running
-                .position(|other| other.silent.is_some() && (!crowd || other.source == source));
-            let Some(leaves) = leaves else {
+            let may_leave =
+                |other: &Running| other.silent.is_some() && (!crowd || other.source == source);
+            let Some(leaves) = state.running.iter().position(may_leave) else {
                 state.unanswered.refused += 1;
                 return Ok(None);
             };
@@ -227,7 +226,7 @@ impl State {
         self.told = Some((now, Instant::now()));
         let (refused, silent) = (now.refused - known.refused, now.silent - known.silent);
         Some(format!(
-            "all places were taken ({AT_ONCE}, {AT_ONCE_PER_SOURCE} for each address): closed {silent} connections that sent nothing, refused {refused} more; access-list.conf limits who may ask"
+            "all places were taken ({AT_ONCE}, {AT_ONCE_PER_SOURCE} for each source): closed {silent} connections that sent nothing, refused {refused} more; access-list.conf limits who may ask"
         ))
     }
 }

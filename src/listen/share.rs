@@ -11,14 +11,12 @@ use std::time::{Duration, Instant};
 const MOST_TURNS: usize = 1024;
 
 /// A queue of questions, each of which is asked for all callers who wait for its answer.
-pub struct Shared<Q, S, A> {
+pub struct Shared<Q, S, A>(Mutex<State<Q, S, A>>);
+
+struct State<Q, S, A> {
     at_once: usize,
     apart: Duration,
     queue: usize,
-    state: Mutex<State<Q, S, A>>,
-}
-
-struct State<Q, S, A> {
     /// The sources whose questions are in flight.
     asking: Vec<S>,
     /// When the next question may begin.
@@ -65,14 +63,9 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A: Clone> Shared<Q, S, A> {
     /// Makes a queue. At most `at_once` questions are in flight, of which one source never has all. They begin at least
     /// `apart` from each other. At most `queue` questions of one source wait, not counting those that come first.
     pub fn new(at_once: usize, apart: Duration, queue: usize) -> Self {
-        let state = State {
-            asking: Vec::new(),
-            next: Instant::now(),
-            waiting: Vec::new(),
-            turns: HashMap::new(),
-            begun: 0,
-        };
-        Shared { at_once, apart, queue, state: Mutex::new(state) }
+        let (asking, next, waiting) = (Vec::new(), Instant::now(), Vec::new());
+        let (turns, begun) = (HashMap::new(), 0);
+        Shared(Mutex::new(State { at_once, apart, queue, asking, next, waiting, turns, begun }))
     }
 
     /// Returns an answer that was requested after this call began, by `ask` or by another caller with the same question.
@@ -88,17 +81,16 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A: Clone> Shared<Q, S, A> {
     ) -> Result<A, Missed> {
         let mut state = self.lock();
         let caller = (deadline, source);
-        let coming =
-            state.join_queue(question, caller, first, self.queue).ok_or(Missed::QueueFull)?;
+        let coming = state.join(question, caller, first).ok_or(Missed::QueueFull)?;
         loop {
             if let Some(answer) = coming.answer.get() {
                 return answer.clone().ok_or(Missed::Panicked);
             }
             let now = Instant::now();
             if now >= deadline {
-                return Err(state.leave_queue(&coming, caller, self.at_once));
+                return Err(state.leave(&coming, caller));
             }
-            let mine = state.is_next(&coming, deadline, self.at_once);
+            let mine = state.is_next(&coming, deadline);
             if mine && now >= state.next {
                 break;
             }
@@ -106,14 +98,14 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A: Clone> Shared<Q, S, A> {
             let wait = coming.changed.wait_timeout(state, until - now);
             state = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
-        let turn = state.begin_question(&coming, self.at_once);
-        state.next = Instant::now() + self.apart;
-        state.wake_next(self.at_once);
+        let turn = state.begin_question(&coming);
+        state.next = Instant::now() + state.apart;
+        state.wake_next();
         drop(state);
         let answer = panic::catch_unwind(AssertUnwindSafe(ask));
         let mut state = self.lock();
         state.end_question(turn);
-        state.wake_next(self.at_once);
+        state.wake_next();
         let _ = coming.answer.set(answer.as_ref().ok().cloned());
         coming.changed.notify_all();
         drop(state);
@@ -126,18 +118,12 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A: Clone> Shared<Q, S, A> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<Q, S, A>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
-    fn join_queue(
-        &mut self,
-        question: Q,
-        caller: (Instant, S),
-        first: bool,
-        queue: usize,
-    ) -> Option<Arc<Coming<A>>> {
+    fn join(&mut self, question: Q, caller: (Instant, S), first: bool) -> Option<Arc<Coming<A>>> {
         if let Some(place) = self.waiting.iter().position(|other| other.question == question) {
             let same = &mut self.waiting[place];
             same.callers.push(caller);
@@ -151,7 +137,7 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
         }
         let source = caller.1;
         let own = self.waiting.iter().filter(|other| !other.first && other.source == source);
-        if !first && own.count() >= queue {
+        if !first && own.count() >= self.queue {
             return None;
         }
         let answer = Arc::new(Coming { answer: OnceLock::new(), changed: Condvar::new() });
@@ -161,14 +147,14 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
     }
 
     /// Finds the place of the next question, and the source whose turn it is.
-    fn next_question(&self, at_once: usize) -> Option<(usize, S)> {
-        if self.asking.len() >= at_once {
+    fn next_question(&self) -> Option<(usize, S)> {
+        if self.asking.len() >= self.at_once {
             return None;
         }
         // the last question in flight is for a source that has none there
         let may = |source: &S| {
             let own = self.asking.iter().filter(|other| *other == source).count();
-            own == 0 || own + 1 < at_once
+            own == 0 || own + 1 < self.at_once
         };
         let turn = |source: S| self.turns.get(&source).copied().unwrap_or(0);
         let questions = self.waiting.iter().enumerate();
@@ -182,8 +168,8 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
 
     /// Whether this question is next, and the caller with this deadline is the one to ask it: the caller with the last
     /// deadline asks, so that no other caller has less time than its own.
-    fn is_next(&self, coming: &Arc<Coming<A>>, deadline: Instant, at_once: usize) -> bool {
-        let next = self.next_question(at_once).map(|(place, _)| &self.waiting[place]);
+    fn is_next(&self, coming: &Arc<Coming<A>>, deadline: Instant) -> bool {
+        let next = self.next_question().map(|(place, _)| &self.waiting[place]);
         next.is_some_and(|next| {
             let last = next.callers.iter().map(|(deadline, _)| *deadline).max();
             Arc::ptr_eq(&next.answer, coming) && last == Some(deadline)
@@ -191,8 +177,8 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
     }
 
     /// Takes the question out of the queue, so that no other caller joins it.
-    fn begin_question(&mut self, coming: &Arc<Coming<A>>, at_once: usize) -> Option<S> {
-        let (place, source) = self.next_question(at_once)?;
+    fn begin_question(&mut self, coming: &Arc<Coming<A>>) -> Option<S> {
+        let (place, source) = self.next_question()?;
         debug_assert!(Arc::ptr_eq(&self.waiting[place].answer, coming));
         self.begun += 1;
         if self.turns.len() >= MOST_TURNS {
@@ -210,12 +196,7 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
         place.map(|place| self.asking.swap_remove(place));
     }
 
-    fn leave_queue(
-        &mut self,
-        coming: &Arc<Coming<A>>,
-        caller: (Instant, S),
-        at_once: usize,
-    ) -> Missed {
+    fn leave(&mut self, coming: &Arc<Coming<A>>, caller: (Instant, S)) -> Missed {
         let place = self.waiting.iter().position(|other| Arc::ptr_eq(&other.answer, coming));
         let Some(place) = place else { return Missed::NoAnswer };
         let waiting = &mut self.waiting[place].callers;
@@ -225,12 +206,12 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
         if waiting.is_empty() {
             self.waiting.remove(place);
         }
-        self.wake_next(at_once);
+        self.wake_next();
         Missed::NoTurn
     }
 
-    fn wake_next(&self, at_once: usize) {
-        if let Some((place, _)) = self.next_question(at_once) {
+    fn wake_next(&self) {
+        if let Some((place, _)) = self.next_question() {
             self.waiting[place].answer.changed.notify_all();
         }
     }

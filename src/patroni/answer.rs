@@ -83,10 +83,8 @@ pub fn read(status: u16, body: &[u8]) -> Result<Answer, String> {
     let keys: Keys = serde_json::from_slice(body)
         .map_err(|error| format!("answer is not Patroni's JSON: {error}"))?;
     let string = |key: &str| serde_json::from_str::<String>(keys.get(key)?.get()).ok();
-    let is_true = |key: &str| keys.get(key).is_some_and(|value| value.get() == "true");
+    let is_true = |keys: &Keys, key: &str| keys.get(key).is_some_and(|value| value.get() == "true");
     let required = |key: &str| string(key).ok_or(format!("answer has no '{key}'"));
-    let noloadbalance = object(&keys, "tags")
-        .is_some_and(|tags| tags.get("noloadbalance").is_some_and(|tag| tag.get() == "true"));
     let (state, role) = (required("state")?, required("role")?);
     let replication_state = string("replication_state");
     let is_missing = role == "replica" && replication_state.is_none();
@@ -98,9 +96,9 @@ pub fn read(status: u16, body: &[u8]) -> Result<Answer, String> {
         role,
         replication_state,
         timeline: keys.get("timeline").and_then(|timeline| timeline.get().parse().ok()),
-        noloadbalance,
-        pause: is_true("pause"),
-        cluster_unlocked: is_true("cluster_unlocked"),
+        noloadbalance: object(&keys, "tags").is_some_and(|tags| is_true(&tags, "noloadbalance")),
+        pause: is_true(&keys, "pause"),
+        cluster_unlocked: is_true(&keys, "cluster_unlocked"),
         dcs_last_seen: keys.get("dcs_last_seen").and_then(|seen| seen.get().parse().ok()),
         date: seconds(SystemTime::now()),
     })

@@ -11,8 +11,7 @@ use super::tls::Tls;
 use crate::clock::now;
 use crate::run::before_stop::Patience;
 use rustls::ClientConfig;
-use serde_json::value::RawValue;
-use std::collections::BTreeMap;
+use serde_json::{Map, Value};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,21 +77,23 @@ impl Prepared<'_> {
     /// Asks Patroni once.
     pub fn ask(&self, check: &Check, patience: &Patience) -> Outcome {
         let (asked, since) = (now(), Instant::now());
-        let (from, response) = self.get(check.path(), patience);
-        let from = match from {
+        let (ip, response) = self.get(check.path(), patience);
+        let from = match ip {
             Some(ip) if self.patroni.discover => vec![self.patroni.endpoint(ip)],
             _ => self.patroni.candidate_endpoints(self.agent_address),
         };
         let answer = response.and_then(|response| {
-            let answer = answer::read(response.status, &response.body);
-            let mut answer = answer.map_err(|error| name_patroni(&from[0], error.into()))?;
+            let mut answer = answer::read(response.status, &response.body)?;
             answer.date = response.date.map_or(answer.date, seconds);
             Ok(answer)
         });
+        let name = |error| if ip.is_some() { name_patroni(&from[0], error) } else { error };
+        let answer = answer.map_err(name);
         Outcome { from, answer, asked, answered: asked + since.elapsed() }
     }
 
-    /// Sends one GET to the first address that accepts a connection. Returns that address as well.
+    /// Sends one GET to the first address that accepts a connection. Returns that address as well,
+    /// which an error then does not name.
     fn get(&self, path: &str, patience: &Patience) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
         let url = &self.patroni.url;
         let (addresses, tls) = match self.find_addresses(patience.deadline) {
@@ -108,12 +109,7 @@ impl Prepared<'_> {
                     causes.push(Cause::of(&error));
                     first_error.get_or_insert_with(|| http::explain_error(url, error.into()));
                 }
-                Err(Failure::NoAnswer(error)) => {
-                    let found = self.patroni.endpoint(address.ip());
-                    let patroni =
-                        if self.patroni.discover { &found } else { &self.patroni.connect_to };
-                    return (Some(address.ip()), Err(name_patroni(patroni, error.into())));
-                }
+                Err(Failure::NoAnswer(error)) => return (Some(address.ip()), Err(error.into())),
                 Ok(response) => return (Some(address.ip()), Ok(response)),
             }
         }
@@ -133,28 +129,24 @@ impl Prepared<'_> {
         let port = self.patroni.connect_to.port;
         let candidates = self.patroni.candidates(self.agent_address);
         let found = sockets.find_patroni(port, &candidates, self.agent_address.is_none(), deadline);
-        let (cause, reason) = match found {
+        let refused = |reason| NoAnswer { cause: Cause::Refused, reason };
+        let not_asked = |reason| NoAnswer { cause: Cause::NotAsked, reason };
+        Err(match found {
             Ok(addresses) => return Ok((addresses, None)),
-            Err(NotFound::Nobody) => (
-                Cause::Refused,
-                format!("{}: connection refused{HINT}", self.describe_candidates()),
-            ),
-            Err(NotFound::Stranger(address, uid)) => (
-                Cause::Refused,
-                format!(
-                    "Patroni {address}: not asked, uid {uid} listens there (see --patroni-user and --url)"
-                ),
-            ),
-            Err(NotFound::Hidden) => (
-                Cause::NotAsked,
-                format!("Patroni: PrivateUsers= hides which of two has port {port} (see --url)"),
-            ),
-            Err(NotFound::Unreadable(error)) => (
-                Cause::NotAsked,
-                format!("Patroni: cannot see who listens on port {port}: {error} (see --url)"),
-            ),
-        };
-        Err(NoAnswer { cause, reason })
+            Err(NotFound::Nobody) => {
+                refused(format!("{}: connection refused{HINT}", self.describe_candidates()))
+            }
+            Err(NotFound::Stranger(address, uid)) => refused(format!(
+                "Patroni {address}: not asked, uid {uid} listens there \
+                 (see --patroni-user and --url)"
+            )),
+            Err(NotFound::Hidden) => not_asked(format!(
+                "Patroni: PrivateUsers= hides which of two has port {port} (see --url)"
+            )),
+            Err(NotFound::Unreadable(error)) => not_asked(format!(
+                "Patroni: cannot see who listens on port {port}: {error} (see --url)"
+            )),
+        })
     }
 
     /// Names the addresses on which the agent looks for Patroni.
@@ -165,7 +157,7 @@ impl Prepared<'_> {
     }
 
     /// Gets the keys of another path of Patroni. Only for checks by hand and the hook: HAProxy's checks ask once.
-    fn get_json(&self, path: &str, deadline: Instant) -> Option<BTreeMap<String, Box<RawValue>>> {
+    fn get_json(&self, path: &str, deadline: Instant) -> Option<Map<String, Value>> {
         let answered = self.get(path, &Patience::until(deadline)).1.ok()?;
         serde_json::from_slice(&answered.body).ok()
     }
@@ -173,18 +165,14 @@ impl Prepared<'_> {
     /// Asks for the name of Patroni's node, which 3.3.11 tells and 3.0.4 does not.
     pub fn node_name(&self, deadline: Instant) -> Option<String> {
         let keys = self.get_json("/patroni", deadline)?;
-        let patroni: BTreeMap<String, &RawValue> =
-            serde_json::from_str(keys.get("patroni")?.get()).ok()?;
-        serde_json::from_str(patroni.get("name")?.get()).ok()
+        Some(keys.get("patroni")?.get("name")?.as_str()?.to_owned())
     }
 
     /// Asks for the leader lock's times in Patroni's dynamic configuration.
     pub fn lock_settings(&self, deadline: Instant) -> Option<LockSettings> {
         let keys = self.get_json("/config", deadline)?;
         // a setting that is not there has Patroni's own default
-        let seconds = |key, default| {
-            keys.get(key).map_or(Some(default), |value| value.get().parse::<u64>().ok())
-        };
+        let seconds = |key, default| keys.get(key).map_or(Some(default), Value::as_u64);
         Some(LockSettings {
             ttl: seconds("ttl", 30)?,
             loop_wait: seconds("loop_wait", 10)?,

@@ -1,7 +1,6 @@
 //! Patroni's health checks. In goes a name with a query, out come a path and roles. Knows nothing of HAProxy, sockets and
 //! HTTP.
 
-use std::fmt;
 use std::str::FromStr;
 
 /// The nodes that a health check looks for.
@@ -114,45 +113,34 @@ impl Default for Check {
     }
 }
 
-impl fmt::Display for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
 impl FromStr for Check {
     type Err = String;
 
     /// Parses `[/]NAME[?lag=SIZE&replication_state=WORD&tag_NAME=VALUE]`.
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.strip_prefix('/').unwrap_or(text);
-        let (name, query) = match text.split_once('?') {
-            Some((name, query)) => (name, Some(query)),
-            None => (text, None),
-        };
+        let (name, query) = text.split_once('?').unzip();
+        let name = name.unwrap_or(text);
         let Some((name, wants, _)) = CHECKS.iter().find(|(known, ..)| *known == name) else {
             return Err(format!(
                 "unknown health check '{name}'; try primary, replica, read-only (all: --help)"
             ));
         };
-        let mut sent = Vec::new();
-        let mut lag = None;
-        let mut replication_state = None;
+        let (mut sent, mut lag, mut state) = (Vec::new(), None, None);
         for parameter in query.into_iter().flat_map(|query| query.split('&')) {
             let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-            let twice = match key {
-                "lag" => lag.replace(check_size(value)?).is_some(),
-                "replication_state" => replication_state.replace(check_word(key, value)?).is_some(),
-                _ => {
-                    match key.strip_prefix("tag_") {
-                        Some(tag) => check_word("tag_", tag).and(check_word(key, value))?,
-                        None => {
-                            return Err(format!(
-                                "unknown parameter '{parameter}'; a health check takes lag=SIZE, replication_state=WORD, tag_NAME=VALUE"
-                            ));
-                        }
-                    };
+            let twice = match (key, key.strip_prefix("tag_")) {
+                ("lag", _) => lag.replace(check_size(value)?).is_some(),
+                ("replication_state", _) => state.replace(check_word(key, value)?).is_some(),
+                (_, Some(tag)) => {
+                    check_word("tag_", tag).and(check_word(key, value))?;
                     false
+                }
+                (_, None) => {
+                    return Err(format!(
+                        "unknown parameter '{parameter}'; a health check takes lag=SIZE, \
+                         replication_state=WORD, tag_NAME=VALUE"
+                    ));
                 }
             };
             if twice {
@@ -163,12 +151,8 @@ impl FromStr for Check {
             }
         }
         let mark = if sent.is_empty() { "" } else { "?" };
-        Ok(Check {
-            text: text.to_owned(),
-            path: format!("/{name}{mark}{}", sent.join("&")),
-            wants: *wants,
-            replication_state,
-        })
+        let path = format!("/{name}{mark}{}", sent.join("&"));
+        Ok(Check { text: text.to_owned(), path, wants: *wants, replication_state: state })
     }
 }
 
@@ -237,7 +221,7 @@ mod tests {
         let check: Check = "replica?replication_state=streaming&lag=1GB".parse().expect("a check");
         assert_eq!(check.path(), "/replica?lag=1GB");
         assert_eq!(check.replication_state(), Some("streaming"));
-        assert_eq!(check.to_string(), "replica?replication_state=streaming&lag=1GB");
+        assert_eq!(check.text(), "replica?replication_state=streaming&lag=1GB");
         assert_eq!(path("replica?replication_state=streaming"), "/replica");
     }
 

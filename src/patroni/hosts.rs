@@ -29,13 +29,8 @@ pub fn look_up(host: &str) -> Result<Vec<IpAddr>, String> {
         Ok(hosts) => (hosts, String::new()),
         Err(error) => (Vec::new(), format!(" ({error})")),
     };
-    let found = find_name(&hosts, host);
-    if found.is_empty() {
-        return Err(format!(
-            "not in {HOSTS}{error}, and DNS is not used: give --connect-to ADDRESS"
-        ));
-    }
-    Ok(found)
+    let found = Some(find_name(&hosts, host)).filter(|found| !found.is_empty());
+    found.ok_or(format!("not in {HOSTS}{error}, and DNS is not used: give --connect-to ADDRESS"))
 }
 
 /// Finds the addresses of a name as hosts(5) describes: each line has an address and its names, and `#` begins a comment. An

@@ -64,12 +64,9 @@ pub fn get(
     if left.is_zero() {
         return Err(NO_ANSWER.to_owned().into());
     }
-    let uri = Uri::builder()
-        .scheme(url.scheme_str().unwrap_or("http"))
-        .authority(url.authority().map_or("", |host| host.as_str()))
-        .path_and_query(path)
-        .build()
-        .map_err(|error| error.to_string())?;
+    let mut parts = url.clone().into_parts();
+    parts.path_and_query = path.parse().ok();
+    let uri = Uri::from_parts(parts).map_err(|error| error.to_string())?;
     let connect = Connect { tls: tls.cloned(), patience: patience.clone() };
     let request = build_agent(connect, address, left).get(uri).header("Connection", "close");
     let mut response = request.call().map_err(|error| match error {
@@ -148,9 +145,7 @@ pub fn explain_error(url: &Uri, error: Error) -> String {
             }
             ErrorKind::HostUnreachable => "host unreachable".to_owned(),
             ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
-            ErrorKind::PermissionDenied => {
-                "a rule of this machine forbids the connection".to_owned()
-            }
+            ErrorKind::PermissionDenied => "a rule of this machine forbids the connection".into(),
             _ => error.to_string(),
         },
         Error::Protocol(error) => format!("answer is not HTTP: {error}"),
@@ -168,15 +163,14 @@ struct Connect {
 /// A connection made by [`Connect`].
 #[derive(Debug)]
 struct Connected {
-    stream: Stream,
+    stream: Box<dyn Stream>,
+    is_tls: bool,
     buffers: LazyBuffers,
 }
 
-#[derive(Debug)]
-enum Stream {
-    Http(Tcp),
-    Https(Box<StreamOwned<ClientConnection, Tcp>>),
-}
+trait Stream: Read + Write + std::fmt::Debug + Send + Sync {}
+impl Stream for Tcp {}
+impl Stream for StreamOwned<ClientConnection, Tcp> {}
 
 /// A TCP connection that waits no longer than the check's patience lasts.
 #[derive(Debug)]
@@ -192,11 +186,11 @@ impl Connector for Connect {
     type Out = Connected;
 
     fn connect(&self, to: &ConnectionDetails, _: Option<()>) -> Result<Option<Connected>, Error> {
-        let connect = || {
+        let connect = || -> io::Result<Box<dyn Stream>> {
             let patience = self.patience.clone();
             let stream = connect_tcp(to.addrs[0], &patience)?;
             let Some(tls) = &self.tls else {
-                return Ok(Stream::Http(Tcp { stream, patience, quick: false }));
+                return Ok(Box::new(Tcp { stream, patience, quick: false }));
             };
             let host = to.uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let name = ServerName::try_from(host).map_err(io::Error::other)?;
@@ -204,12 +198,12 @@ impl Connector for Connect {
             let mut tcp = Tcp { stream, patience, quick: true };
             let mut tls = ClientConnection::new(tls.clone(), name).map_err(io::Error::other)?;
             tls.complete_io(&mut tcp)?;
-            Ok(Stream::Https(Box::new(StreamOwned::new(tls, tcp))))
+            Ok(Box::new(StreamOwned::new(tls, tcp)))
         };
         let stream = connect().map_err(|error| map_timeout(error, to.timeout))?;
         let buffers =
             LazyBuffers::new(to.config.input_buffer_size(), to.config.output_buffer_size());
-        Ok(Some(Connected { stream, buffers }))
+        Ok(Some(Connected { stream, is_tls: self.tls.is_some(), buffers }))
     }
 }
 
@@ -220,20 +214,12 @@ impl Transport for Connected {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let output = &self.buffers.output()[..amount];
-        let written = match &mut self.stream {
-            Stream::Http(tcp) => tcp.write_all(output),
-            Stream::Https(tls) => tls.write_all(output),
-        };
-        written.map_err(|error| map_timeout(error, timeout))
+        self.stream.write_all(output).map_err(|error| map_timeout(error, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let input = self.buffers.input_append_buf();
-        let read = match &mut self.stream {
-            Stream::Http(tcp) => tcp.read(input),
-            Stream::Https(tls) => tls.read(input),
-        };
-        let amount = read.map_err(|error| map_timeout(error, timeout))?;
+        let amount = self.stream.read(input).map_err(|error| map_timeout(error, timeout))?;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }
@@ -243,7 +229,7 @@ impl Transport for Connected {
     }
 
     fn is_tls(&self) -> bool {
-        matches!(self.stream, Stream::Https(_))
+        self.is_tls
     }
 }
 

@@ -68,14 +68,11 @@ impl Patroni {
         let wrong = || format!("--url {url}: write http://HOST:PORT or https://HOST:PORT");
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         let authority = uri.authority().ok_or_else(wrong)?;
-        let https = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") => false,
-            _ => return Err(wrong()),
-        };
+        let https = uri.scheme_str() == Some("https");
+        let http = uri.scheme_str() == Some("http");
         let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
         let host = host_of(authority).ok_or_else(wrong)?;
-        if !plain || authority.as_str().contains('@') {
+        if !(http || https) || !plain || authority.as_str().contains('@') {
             return Err(wrong());
         }
         if !https && tls != Tls::default() {
@@ -84,10 +81,8 @@ impl Patroni {
             ));
         }
         if https && tls.cacert.is_none() && !tls.insecure {
-            return Err(
-                "https needs --cacert FILE, the CA of Patroni's certificate, or --insecure"
-                    .to_owned(),
-            );
+            let error = "https needs --cacert FILE, the CA of Patroni's certificate, or --insecure";
+            return Err(error.to_owned());
         }
         if tls.key.is_some() && tls.cert.is_none() {
             return Err("--key goes with --cert".to_owned());

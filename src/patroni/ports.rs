@@ -2,6 +2,7 @@
 //! Patroni's user or root listens. Knows nothing of HTTP.
 
 use crate::sandbox::user;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,8 +19,6 @@ const UID_MAP: &str = "/proc/self/uid_map";
 const OVERFLOW: u32 = 65534;
 /// The folder that root makes for PostgreSQL's user.
 const POSTGRESQL: &str = "/run/postgresql";
-/// PostgreSQL's user if there is no such folder.
-const POSTGRES: &str = "postgres";
 /// The kernel usually returns so many bytes at once.
 const PAGE: usize = 4096;
 /// The state of a socket that listens. The lists begin with these.
@@ -35,14 +34,8 @@ struct Listener {
     /// The address; an IPv4 address also if the socket is an IPv6 socket.
     ip: IpAddr,
     uid: u32,
-    inode: u64,
-}
-
-impl Listener {
     /// The target of the links in `/proc/PID/fd` to this socket.
-    fn link(&self) -> PathBuf {
-        format!("socket:[{}]", self.inode).into()
-    }
+    link: PathBuf,
 }
 
 /// Why no Patroni was found.
@@ -76,7 +69,7 @@ impl Sockets {
         let owner = if user.is_none() { postgresql_owner() } else { None };
         let patroni = match user {
             Some(user) => user.parse().ok().or_else(|| user::find_uid(user)),
-            None => owner.or_else(|| user::find_uid(POSTGRES)),
+            None => owner.or_else(|| user::find_uid("postgres")),
         };
         // a process that sees that owner sees every user
         let uid_map = if owner.is_some() { None } else { File::open(UID_MAP).ok() };
@@ -112,16 +105,14 @@ impl Sockets {
             return Ok(found);
         }
         places.retain(|place| !sockets_for(&listeners, place.ip()).is_empty());
-        let Some(first) = places.first() else { return Err(NotFound::Nobody) };
-        let theirs = || places.iter().flat_map(|place| sockets_for(&listeners, place.ip()));
-        if theirs().all(|listener| listener.uid == OVERFLOW) && self.hides_users() {
-            let inode = theirs().next().map(|listener| listener.inode);
-            let one = theirs().all(|listener| Some(listener.inode) == inode);
+        let theirs = places.iter().flat_map(|place| sockets_for(&listeners, place.ip()));
+        let theirs: Vec<_> = theirs.collect();
+        let [first, ..] = theirs[..] else { return Err(NotFound::Nobody) };
+        if theirs.iter().all(|other| other.uid == OVERFLOW) && self.hides_users() {
+            let one = theirs.iter().all(|other| other.link == first.link);
             return if one { Ok(places) } else { Err(NotFound::Hidden) };
         }
-        let uid =
-            sockets_for(&listeners, first.ip()).first().map_or(OVERFLOW, |listener| listener.uid);
-        Err(NotFound::Stranger(*first, uid))
+        Err(NotFound::Stranger(places[0], first.uid))
     }
 
     /// Selects the addresses on which only trusted users listen.
@@ -215,7 +206,7 @@ pub fn is_listening(port: u16) -> bool {
 /// Whether a program other than systemd listens on this port; false if PID 1's sockets are hidden.
 pub fn has_other_holder(port: u16) -> bool {
     let systemd: Vec<_> = files_of(Path::new("/proc/1")).collect();
-    let is_systemd = |listener: &Listener| systemd.contains(&listener.link());
+    let is_systemd = |listener: &Listener| systemd.contains(&listener.link);
     !systemd.is_empty() && !find_listeners(port).iter().all(is_systemd)
 }
 
@@ -223,7 +214,7 @@ pub fn has_other_holder(port: u16) -> bool {
 pub fn name_holders(port: u16) -> Vec<String> {
     let holder = |listener: Listener| {
         let address = SocketAddr::new(listener.ip, port);
-        let processes = name_processes(&listener.link());
+        let processes = name_processes(&listener.link);
         format!("{address} is listened on by uid {}{processes}", listener.uid)
     };
     find_listeners(port).into_iter().map(holder).collect()
@@ -255,10 +246,7 @@ pub fn own_addresses() -> Vec<IpAddr> {
     let four = four.filter_map(|ip| ip.parse().ok()).map(IpAddr::V4);
     let six = six.lines().filter_map(|line| u128::from_str_radix(line.get(..32)?, 16).ok());
     let six = six.map(|bits| IpAddr::V6(bits.into()));
-    let mut found: Vec<_> = four.chain(six).collect();
-    found.sort();
-    found.dedup();
-    found
+    four.chain(six).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Finds all sockets that listen on this port.
@@ -286,15 +274,12 @@ fn parse_listener(line: &[u8]) -> Option<Listener> {
     let ip = match address.len() {
         8 => IpAddr::from(part(0)?.to_ne_bytes()),
         _ => {
-            let mut bytes = [0; 16];
-            for (number, bytes) in bytes.chunks_mut(4).enumerate() {
-                bytes.copy_from_slice(&part(number * 8)?.to_ne_bytes());
-            }
-            IpAddr::from(bytes).to_canonical()
+            let parts = [part(0)?, part(8)?, part(16)?, part(24)?].map(u32::to_ne_bytes);
+            IpAddr::from(<[u8; 16]>::try_from(parts.as_flattened()).ok()?).to_canonical()
         }
     };
-    let (uid, inode) = (words.nth(5)?.parse().ok()?, words.nth(1)?.parse().ok()?);
-    Some(Listener { ip, uid, inode })
+    let (uid, inode) = (words.nth(5)?.parse().ok()?, words.nth(1)?);
+    Some(Listener { ip, uid, link: format!("socket:[{inode}]").into() })
 }
 
 #[cfg(test)]
@@ -315,8 +300,12 @@ mod tests {
             b"   1: 0B004D0A:1F48 00000000:0000 0A 00000000:00000000 00:00000000 00000000   101        0 7 1";
         let v6 = b"  0: 000000FD000000000000000001000000:1F48 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 8 1";
         let ip = |text: &str| text.parse().expect("an address");
-        assert_eq!(parse_listener(v4), Some(Listener { ip: ip("10.77.0.11"), uid: 101, inode: 7 }));
-        assert_eq!(parse_listener(v6), Some(Listener { ip: ip("fd00::1"), uid: 0, inode: 8 }));
+        let link = |inode| format!("socket:[{inode}]").into();
+        assert_eq!(
+            parse_listener(v4),
+            Some(Listener { ip: ip("10.77.0.11"), uid: 101, link: link(7) })
+        );
+        assert_eq!(parse_listener(v6), Some(Listener { ip: ip("fd00::1"), uid: 0, link: link(8) }));
         assert_eq!(parse_local_and_state(v4), Some((&b"0B004D0A:1F48"[..], LISTENS)));
         let names = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when";
         assert_eq!((parse_local_and_state(names), parse_local_and_state(b"")), (None, None));

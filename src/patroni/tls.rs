@@ -154,11 +154,8 @@ fn parse_der(mut der: &[u8]) -> Vec<(u8, &[u8])> {
 /// Whether a certificate that is itself in `--cacert` is refused only because of its issuer: it is a CA, such as `openssl
 /// req -x509` makes, or another CA has signed it. A wrong date is another error.
 fn is_issuer_error(error: &CertificateError) -> bool {
-    match error {
-        CertificateError::UnknownIssuer => true,
-        CertificateError::Other(error) => error.to_string() == CA_AS_SERVER,
-        _ => false,
-    }
+    *error == CertificateError::UnknownIssuer
+        || matches!(error, CertificateError::Other(error) if error.to_string() == CA_AS_SERVER)
 }
 
 /// webpki's name of the error.
@@ -215,10 +212,8 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let Some(Trusted { all, .. }) = &self.trusted else {
-            return Ok(HandshakeSignatureValid::assertion());
-        };
-        all.verify_tls12_signature(message, certificate, signature)
+        let verify = |ca: &Trusted| ca.all.verify_tls12_signature(message, certificate, signature);
+        self.trusted.as_ref().map_or_else(|| Ok(HandshakeSignatureValid::assertion()), verify)
     }
 
     fn verify_tls13_signature(
@@ -227,10 +222,8 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let Some(Trusted { all, .. }) = &self.trusted else {
-            return Ok(HandshakeSignatureValid::assertion());
-        };
-        all.verify_tls13_signature(message, certificate, signature)
+        let verify = |ca: &Trusted| ca.all.verify_tls13_signature(message, certificate, signature);
+        self.trusted.as_ref().map_or_else(|| Ok(HandshakeSignatureValid::assertion()), verify)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -56,11 +56,8 @@ pub fn timeout_with_note(timeout: Duration) -> Duration {
 impl Patience {
     /// The patience of a check.
     pub fn new(started: Instant, timeout: Duration, note: Note) -> Patience {
-        Patience {
-            deadline: started + timeout,
-            with_note: started + timeout_with_note(timeout),
-            note,
-        }
+        let with_note = started + timeout_with_note(timeout);
+        Patience { deadline: started + timeout, with_note, note }
     }
 
     /// Waits until this deadline, with a note or without.

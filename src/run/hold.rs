@@ -44,17 +44,15 @@ pub fn read(path: &Path) -> Result<Option<Hold>, String> {
         },
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);
-            let (word, reason) =
-                text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
-            let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-            if word.is_empty() {
+            let mut words = text.split_whitespace();
+            let Some(word) = words.next().map(str::to_ascii_lowercase) else {
                 let reason = "the file is empty".to_owned();
                 return Ok(Some(Hold { state: AdminState::Drain, reason }));
-            }
-            let word = word.to_ascii_lowercase();
+            };
             let Ok(state) = word.parse() else {
                 return wrong(format!("'{word}' is neither drain nor maint"));
             };
+            let reason = words.collect::<Vec<_>>().join(" ");
             let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };
             Ok(Some(Hold { state, reason }))
         }

@@ -119,7 +119,7 @@ impl Memory {
         check: Option<&Check>,
         source: Option<IpAddr>,
     ) -> Recalled {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let number = check.map_or(Some(NO_CHECK), Check::plain_number);
         let mut records = vec![0; SIZE];
         let file = self.file.and_then(|file| {
@@ -146,8 +146,8 @@ impl Memory {
         let place = place.unwrap_or_else(|| choose_place(&records, number, source, now));
         let plain = number.is_some();
         let last = last.unwrap_or_default();
-        let memory = Memory { file, is_installed: self.is_installed };
-        Recalled { memory, records, last, place, key, now, plain, source, _turn: turn }
+        let is_installed = self.is_installed;
+        Recalled { file, is_installed, records, last, place, key, now, plain, source, _turn }
     }
 }
 
@@ -209,7 +209,9 @@ fn choose_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration
 /// The records as they were read, and the place of one check.
 #[derive(Debug)]
 pub struct Recalled {
-    memory: Memory,
+    file: Result<File, String>,
+    /// Whether the agent was installed here. Where there is not even the folder, only an operator is told.
+    pub is_installed: bool,
     records: Vec<u8>,
     /// The record that the last check of this kind left.
     pub last: Record,
@@ -226,12 +228,7 @@ pub struct Recalled {
 impl Recalled {
     /// Why the file cannot be used.
     pub fn error(&self) -> Option<&str> {
-        self.memory.file.as_ref().err().map(String::as_str)
-    }
-
-    /// Whether the agent was installed here. Where there is not even the folder, only an operator is told.
-    pub fn is_installed(&self) -> bool {
-        self.memory.is_installed
+        self.file.as_ref().err().map(String::as_str)
     }
 
     /// The records of the checks without a query.
@@ -250,16 +247,12 @@ impl Recalled {
         (0..places).filter_map(read).map(|(_, record)| record)
     }
 
-    /// Stores this record for the next check, in one write.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be used or written.
+    /// Stores this record for the next check, in one write. Fails if the file cannot be used or written.
     pub fn store(self, record: &Record) -> Result<(), String> {
         let source = if record.source == 0 { self.source } else { record.source };
         let record = Record { source, ..record.clone() };
         let (bytes, offset) = (encode(self.key, &record, self.now), self.place * RECORD);
-        match self.memory.file?.write_at(&bytes, offset as u64) {
+        match self.file?.write_at(&bytes, offset as u64) {
             Ok(RECORD) => Ok(()),
             Ok(_) => Err("the memory was not written as a whole".to_owned()),
             Err(error) => Err(format!("the memory cannot be written: {error}")),

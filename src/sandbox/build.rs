@@ -8,50 +8,29 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// The system calls that are allowed with any arguments. Each costs: the kernel runs a new filter once for every number.
+#[rustfmt::skip] // a line for each purpose
 const ALLOWED: &[&str] = &[
     // the connections, and the lists of sockets
-    "read",
-    "pread64",
-    "recvfrom",
-    "getpeername",
-    "shutdown",
-    "close",
-    "ppoll",
+    "read", "pread64", "recvfrom", "getpeername", "shutdown", "close", "ppoll",
     // memory, time, random numbers
-    "brk",
-    "munmap",
-    "clock_gettime",
-    "getrandom",
-    "futex",
+    "brk", "munmap", "clock_gettime", "getrandom", "futex",
     // after SIGSTOP and SIGCONT
     "restart_syscall",
     // the end of a thread and of the process
-    "sigaltstack",
-    "rt_sigreturn",
+    "sigaltstack", "rt_sigreturn",
     // a crash must end the process: Rust's handler of SIGSEGV gives the signal back
-    "rt_sigaction",
-    "exit_group",
+    "rt_sigaction", "exit_group",
 ];
 
-/// The other system calls that a listener needs: for new connections, files and threads.
+/// The other system calls that a listener needs.
+#[rustfmt::skip] // a line for each purpose
 const ALLOWED_TO_LISTENERS: &[&str] = &[
-    "accept4",
-    "getsockname",
-    "openat",
-    "fstat",
-    "newfstatat",
-    "statx",
-    "lseek",
-    "write",
-    // which NO_CLONE3 lets fail
-    "clone3",
-    "set_robust_list",
-    "rseq",
-    "rt_sigprocmask",
-    "sched_getaffinity",
-    "gettid",
-    "madvise",
-    "exit",
+    // new connections
+    "accept4", "getsockname",
+    // files
+    "openat", "fstat", "newfstatat", "statx", "lseek", "write",
+    // threads; NO_CLONE3 lets clone3 fail
+    "clone3", "set_robust_list", "rseq", "rt_sigprocmask", "sched_getaffinity", "gettid", "madvise", "exit",
     "clock_nanosleep",
 ];
 
@@ -79,20 +58,15 @@ pub fn write_filters() -> Result<(), Box<dyn Error>> {
          const _: () = assert!(crate::run::memory::RECORD == {RECORD} && crate::run::memory::SIZE == {SIZE});\n"
     );
     for (name, filter) in filters {
-        let instructions = match architecture.as_str().try_into() {
-            Ok(architecture) => {
-                let json = json!({ name: filter }).to_string();
-                seccompiler::compile_from_json(json.as_bytes(), architecture)?.remove(name)
-            }
-            // the agent reports at each start that there is no filter
-            Err(_) => None,
-        };
-        let instructions = instructions.unwrap_or_default();
-        writeln!(
-            text,
-            "pub const {name}: [sock_filter; {}] = {instructions:?};",
-            instructions.len()
-        )?;
+        let mut instructions = Vec::new();
+        // on any other architecture, the agent reports at each start that there is no filter
+        if let Ok(architecture) = architecture.as_str().try_into() {
+            let json = json!({ name: filter }).to_string();
+            let mut compiled = seccompiler::compile_from_json(json.as_bytes(), architecture)?;
+            instructions = compiled.remove(name).unwrap_or_default();
+        }
+        let length = instructions.len();
+        writeln!(text, "pub const {name}: [sock_filter; {length}] = {instructions:?};")?;
     }
     Ok(std::fs::write(Path::new(&std::env::var("OUT_DIR")?).join("filters.rs"), text)?)
 }

@@ -64,15 +64,13 @@ impl<'a> Confinement<'a> {
 
     /// Confines this process for good. An error names what the kernel lacks; the rest is in force, and the check can go on.
     pub fn enter(&self) -> Result<(), String> {
-        let limits = set_limits(self.limits);
-        let landlock = self.restrict_files_and_ports();
+        let limits = set_limits(self.limits).err();
+        let landlock = self.restrict_files_and_ports().err();
         // last, since it forbids the calls of the others
-        let seccomp = self.filters.iter().try_for_each(|filter| self.filter_calls(filter));
+        let seccomp = self.filters.iter().find_map(|filter| self.filter_calls(filter).err());
         let parts = [("rlimits", limits), ("Landlock", landlock), ("seccomp", seccomp)];
-        let missing = |(what, result): (_, Result<(), Box<dyn Error>>)| {
-            Some(format!("{what}: {}", result.err()?))
-        };
-        let missing: Vec<_> = parts.into_iter().filter_map(missing).collect();
+        let missing = parts.into_iter().filter_map(|(what, why)| Some(format!("{what}: {}", why?)));
+        let missing: Vec<_> = missing.collect();
         match missing.is_empty() {
             true => Ok(()),
             false => Err(format!("sandbox incomplete: {}", missing.join("; "))),

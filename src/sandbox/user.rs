@@ -27,7 +27,11 @@ pub fn become_user(name: &str) -> Result<(), String> {
         })?;
     let (uid, gid) =
         numbers.ok_or_else(|| format!("its line in {PASSWD} is root's, or invalid"))?;
-    give_root_away(Uid::from_raw(uid), Gid::from_raw(gid))
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    // the kernel then drops all capabilities, and lets no other process of that user look into this one
+    set_thread_groups(&[gid])
+        .and_then(|()| set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
         .map_err(|error| format!("cannot become this user (CapabilityBoundingSet=?): {error}"))?;
     // the change is good only if it cannot be undone
     match set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT) {
@@ -43,13 +47,6 @@ pub fn find_uid(name: &str) -> Option<u32> {
 
 fn read_passwd() -> io::Result<Vec<u8>> {
     file::read(Path::new(PASSWD), SIZE_LIMIT)
-}
-
-/// Changes the user. The kernel then drops all capabilities, and lets no other process of that user look into this one.
-fn give_root_away(uid: Uid, gid: Gid) -> rustix::io::Result<()> {
-    set_thread_groups(&[gid])?;
-    set_thread_res_gid(gid, gid, gid)?;
-    set_thread_res_uid(uid, uid, uid)
 }
 
 /// Finds a user's uid and gid in the first line of this name (passwd(5)). The inner option is none if one of them is not
