@@ -1,5 +1,5 @@
 //! One agent check in five steps: open, confine, read the question, ask, conclude. In goes a connection, out come a reply
-//! and perhaps a line for the journal. Knows nothing of HTTP and files.
+//! and perhaps a line for the journal. Knows nothing of HTTP.
 
 use crate::NAME;
 use crate::conclude::{self, Conclusion};
@@ -22,7 +22,7 @@ pub fn answer_one(options: &Options, mut connection: Connection, started: Instan
     send(&connection, &conclusion)
 }
 
-/// Answers every check that comes to these listening sockets, until none has come for the time of `--idle`.
+/// Answers every check that comes to these listening sockets, until [`serve::serve`] ends.
 pub fn answer_all(options: &Result<Options, Stop>, listeners: &[TcpListener]) -> ExitCode {
     let defaults = Options::defaults().unwrap_or_default();
     let idle = options.as_ref().unwrap_or(&defaults).idle;
@@ -51,11 +51,11 @@ fn answer(
     options: &Options,
     connection: &mut Connection,
     started: Instant,
-    listener: Option<Process>,
+    process: Option<Process>,
 ) -> Conclusion {
     catch_panic(options.policy.without_answer(), || {
         let files = options.files.open(connection.is_by_hand());
-        let process = listener.unwrap_or_else(|| Process::confine(options, connection, &files));
+        let process = process.unwrap_or_else(|| Process::confine(options, connection, &files));
         match Question::read(options, connection, started) {
             Ok(question) => {
                 let patience = Patience::new(started, options.timeout, files.note.clone());
@@ -67,7 +67,7 @@ fn answer(
     })
 }
 
-/// Sends the reply and logs it. The exit status is 0 behind a socket, since a unit that has failed keeps its place among
+/// Sends the reply and logs it. Behind a socket, the exit status is 0, since a failed unit still counts for
 /// `MaxConnections=`.
 fn send(connection: &Connection, Conclusion { reply, news }: &Conclusion) -> ExitCode {
     let peer = news.and_then(|_| connection.peer());

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::process::Command;
 
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
-/// What the version tells whether it was changed after the commit.
+/// The version says whether any of these was changed after the commit.
 const SHIPPED: [&str; 5] = ["src", "units", "Cargo.toml", "Cargo.lock", ".cargo"];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -15,10 +15,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     sandbox::write_filters()
 }
 
-/// Cargo.toml's version, and in a checkout, unless its commit has the tag of that version, the commit's time in UTC and its
-/// hash: `0.2.0+git20261130.1704.44c5417`. dpkg, rpm and semver take it for newer than the release before it.
+/// Cargo.toml's version. In a checkout, unless the commit is tagged with that version, the commit's time in UTC and its
+/// hash follow: `0.2.0+git20261130.1704.44c5417`. dpkg, rpm and semver take it for newer than the release before it.
 fn version() -> String {
-    // not the repository of somebody who builds these sources inside another
+    // these sources may lie inside another repository, whose commit is not theirs
     if git(&["rev-parse", "--show-prefix"]).as_deref() != Some("") {
         println!("cargo::rerun-if-changed=Cargo.toml");
         return RELEASE.to_owned();

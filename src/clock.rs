@@ -1,4 +1,4 @@
-//! The clock of the memory file. Knows nothing of Patroni and HAProxy.
+//! The clock of the records and of the note. Knows nothing of Patroni and HAProxy.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;

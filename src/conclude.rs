@@ -12,7 +12,7 @@ use crate::options::Options;
 use crate::patroni::ask::Outcome;
 use crate::run::{Files, memory::Record};
 
-/// What the reason says if there is no memory.
+/// What stands before the error if the memory file cannot be used.
 pub const NO_GRACE: &str = "no grace period: ";
 
 /// What a check ends with.
@@ -71,21 +71,21 @@ pub fn conclude(
     let (mut reply, mut record) = decide(case, options.policy, hold);
     let news = if by_hand { None } else { news::trouble_news(&recalled, &mut record) };
     let (now, is_installed) = (recalled.now, recalled.is_installed);
-    let lost = recalled.store(&record).err().filter(|_| !by_hand);
-    if lost.is_some() {
+    let not_stored = recalled.store(&record).err().filter(|_| !by_hand);
+    if not_stored.is_some() {
         // the next check would not know when the drain began
         let policy = Policy { stopping: AdminState::Maint, ..options.policy };
         reply = decide(case, policy, hold).0;
     }
-    let lost = lost.filter(|_| is_installed);
-    let news = news.or(lost.as_ref().and_then(|_| news::lost_memory_news(now)));
+    let not_stored = not_stored.filter(|_| is_installed);
+    let news = news.or(not_stored.as_ref().and_then(|_| news::lost_memory_news(now)));
     if let (Ok(_), Some(patroni)) = (&outcome.answer, options.patroni.remote_endpoint()) {
         reply.reason += &format!(" (Patroni {patroni})");
     }
-    if let Err(unseen) = &files.hold {
-        reply.reason += &format!("; {unseen}");
+    if let Err(error) = &files.hold {
+        reply.reason += &format!("; {error}");
     }
-    if let Some(error) = lost {
+    if let Some(error) = not_stored {
         reply.reason += &format!("; {NO_GRACE}{error}");
     }
     Conclusion { reply, news }

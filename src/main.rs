@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     panic::set_hook(Box::new(|_| {}));
     let activation = Connection::inherited();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    // before the command line is read, so that its mistakes are logged there, too
+    // first, so that mistakes in the command line are logged to the system log, too
     if arguments.iter().any(|argument| argument == "--syslog") {
         syslog::open();
     }
@@ -28,8 +28,8 @@ fn main() -> ExitCode {
         true => settings::read_command_line(arguments),
         false => Options::parse_for_units(arguments).map_err(Stop::with_hint),
     };
-    let bug = || Err(Stop::Usage("bug in reading the command line".to_owned()));
-    let options = panic::catch_unwind(parse).unwrap_or_else(|_| bug());
+    let bug = "bug in reading the command line";
+    let options = panic::catch_unwind(parse).unwrap_or_else(|_| Err(Stop::Usage(bug.to_owned())));
     let options = options.and_then(|options| become_user(options, by_hand));
     match (activation, options) {
         (Err(error), _) => agent::report_usage_error(&error),
@@ -46,15 +46,15 @@ fn main() -> ExitCode {
 /// Changes the user before anything is opened and before a byte from the peer is read. A check by hand becomes the user of
 /// the units, so that it sees no more than HAProxy's checks.
 fn become_user(options: Options, by_hand: bool) -> Result<Options, Stop> {
-    // --reopen is no check, and only root may do that
+    // --reopen is no check, and only root may start a unit
     let by_hand = by_hand && options.reopen.is_none();
     let given = options.user.as_deref();
-    let became = given.or(by_hand.then_some(NAME)).map_or(Ok(()), user::become_user);
-    if let (Some(name), Err(error)) = (given, &became) {
+    let changed = given.or(by_hand.then_some(NAME)).map_or(Ok(()), user::become_user);
+    if let (Some(name), Err(error)) = (given, &changed) {
         return Err(Stop::Usage(format!("--user {name}: {error}")));
     }
     if by_hand {
-        explain::explain_start(&options, became.err().as_deref());
+        explain::explain_start(&options, changed.err().as_deref());
     }
     Ok(options)
 }

@@ -152,7 +152,7 @@ pub struct Options {
     pub user: Option<String>,
     /// The health check, if one was given.
     pub check: Option<Check>,
-    /// HAProxy sends the health check.
+    /// Whether HAProxy sends the health check.
     pub agent_send: bool,
     /// The state of a healthy node that does not match, unless HAProxy's line names one.
     pub otherwise: Otherwise,
@@ -185,7 +185,8 @@ impl From<lexopt::Error> for Stop {
 }
 
 impl Stop {
-    /// Adds the option that shows such a mistake before it counts. The hint comes last, since HAProxy may cut the line.
+    /// Names --settings, which shows such a mistake before HAProxy meets it. The hint comes last, since HAProxy may cut the
+    /// line.
     #[must_use]
     pub fn with_hint(self) -> Stop {
         self.map_usage(|error| format!("{error}; try a copy: --settings FILE"))

@@ -67,7 +67,7 @@ impl<'a> Process<'a> {
     }
 }
 
-/// Confines a listener before it accepts a connection. Without options, its checks need no file and no port.
+/// Confines a listener before it accepts a connection. If the command line is wrong, the checks need no file and no port.
 pub fn confine_listener(options: Option<&Options>, systemd: Option<RawFd>) {
     let (mut port, mut read, mut memory) = (None, Vec::new(), None);
     if let Some(Options { patroni, files, .. }) = options {

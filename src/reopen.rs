@@ -22,7 +22,7 @@ pub fn reopen(socket: &str) -> ExitCode {
         match unit.get("ActiveState") {
             "failed" | "inactive" => {
                 let file = first.get_or_insert_with(|| unit.get("UnitFileState").to_owned());
-                if let Some(reason) = unit.closed_by_an_administrator(file) {
+                if let Some(reason) = unit.explain_closed(file) {
                     journal::log(journal::WARNING, &format!("{socket} stays closed: {reason}"));
                     return ExitCode::SUCCESS;
                 }
@@ -36,7 +36,8 @@ pub fn reopen(socket: &str) -> ExitCode {
                 }
             }
             "active" => {
-                // from here on, systemd starts this unit again for a socket that fails, before it answers the next question
+                // from now on, systemd starts this unit again if the socket fails, and does so before it answers the next
+                // systemctl
                 let _ = sd_notify::notify(&[NotifyState::Stopping]);
                 if show_units([socket])[0].get("ActiveState") == "failed" {
                     systemctl(&["reset-failed", socket]);
@@ -95,8 +96,8 @@ impl Unit {
         !matches!(self.get("Job"), "" | "0")
     }
 
-    /// What an administrator has done to the unit, whose file had this state when the unit was found failed.
-    fn closed_by_an_administrator(&self, file: &str) -> Option<String> {
+    /// How an administrator has closed the unit. `file` is its UnitFileState when it was found failed.
+    fn explain_closed(&self, file: &str) -> Option<String> {
         match (self.get("LoadState"), self.get("UnitFileState")) {
             (load @ ("masked" | "not-found"), _) => Some(format!("it is {load}")),
             (_, "disabled") if file.starts_with("enabled") => {

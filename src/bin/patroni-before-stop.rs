@@ -1,6 +1,7 @@
 //! The hook for Patroni's `postgresql.before_stop` (3.0.3 and later). Patroni runs the hook and waits for it before it
 //! stops PostgreSQL, so that HAProxy learns of the stop and short transactions end. The hook does not know why Patroni
-//! stops PostgreSQL, and may have lost its leader lock. So the hook waits only as long as the lock surely lives.
+//! stops PostgreSQL: Patroni may have lost the leader lock. On a primary, the hook waits only as long as the lock surely
+//! lives.
 
 #![deny(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -114,11 +115,11 @@ impl Hook {
                 Stop::Usage(text) | Stop::Print(text) => format!("{AGENT}: {text}"),
             })?;
         let file = &options.files.before_stop;
-        let note = match before_stop::leave_note(file) {
+        let locked_note = match before_stop::leave_note(file) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 return Err("another one runs".to_owned());
             }
-            note => note.map_err(|error| {
+            left => left.map_err(|error| {
                 format!("{}: {error}; it must belong to Patroni's user", file.display())
             }),
         };
@@ -152,7 +153,7 @@ impl Hook {
             Ok(answer) => Err(format!("Patroni says {}", answer.status)),
             // Patroni's own service stops and has closed its REST API first. The agent sees the note and tells HAProxy.
             Err(_) => {
-                let _only_one = note?;
+                let _locked_note = locked_note?;
                 match remembered_lock_time(&options)? {
                     Some(left) => {
                         let silence = before_stop::timeout_with_note(options.timeout);

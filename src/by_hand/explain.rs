@@ -1,5 +1,5 @@
 //! What a check by hand tells the operator besides the reply: how the answer came about, and in what HAProxy's checks would
-//! differ. In goes the outcome of the question, out come lines. Knows nothing of files.
+//! differ. In go options and the outcome, out come lines on stderr. Knows nothing of HTTP.
 
 use super::sockets::explain_access_lists;
 use crate::NAME;
@@ -28,7 +28,7 @@ pub fn explain_start(options: &Options, error: Option<&str>) {
         tell_operator(&format!("user: uid {}; the units run each check as {NAME}{why}", geteuid()));
     }
     explain_access_lists(Path::new("/")).iter().for_each(|text| tell_operator(text));
-    // socat with EXEC: or SYSTEM:, and ncat, start the agent with one
+    // socat with EXEC: or SYSTEM:, and ncat, give the agent a Unix socket as stdin
     if getsockname(io::stdin()).is_ok_and(|own| own.address_family() == AddressFamily::UNIX) {
         tell_operator(
             "standard input is a Unix socket and not HAProxy's connection, so this is a check by hand; with socat, add nofork after EXEC:...",
@@ -36,7 +36,7 @@ pub fn explain_start(options: &Options, error: Option<&str>) {
     }
 }
 
-/// Explains an answer: always what HAProxy's checks would not get, and a grace period that is too long; with `--explain`
+/// Explains an answer: always an address that HAProxy has to ask, and a grace period that is too long; with `--explain`
 /// also what the check asked and what Patroni answered.
 pub fn explain_answer(
     options: &Options,

@@ -34,7 +34,7 @@ pub fn read_command_line(arguments: Vec<OsString>) -> Result<Options, Stop> {
 /// Reads the options from the file of `--settings`, or else from the settings of the units.
 fn apply_settings(given: &Options) -> Result<Options, Stop> {
     let settings = match &given.settings {
-        Some(file) => Some(read_tried(file).map_err(Stop::Usage)?),
+        Some(file) => Some(read_given(file).map_err(Stop::Usage)?),
         None => read_installed(),
     };
     let Some((file, settings)) = settings else { return Ok(given.clone()) };
@@ -75,7 +75,7 @@ fn read_installed() -> Option<(String, String)> {
 }
 
 /// Reads the file of `--settings`. Returns its name and its `OPTIONS=`.
-fn read_tried(file: &Path) -> Result<(String, String), String> {
+fn read_given(file: &Path) -> Result<(String, String), String> {
     let name = file.display().to_string();
     let bytes = file::read(file, SIZE_LIMIT).map_err(|error| format!("{name}: {error}"))?;
     let value = read_value(&bytes).map_err(|error| format!("{name}: {error}"))?;
@@ -106,7 +106,7 @@ fn read_value(bytes: &[u8]) -> Result<Option<String>, String> {
     }
 }
 
-/// The version of this machine's systemd, or the largest number if nobody tells.
+/// The version of this machine's systemd, or the largest number if systemctl does not say.
 fn systemd_version() -> u32 {
     let said = reopen::systemctl(&["--version"]);
     said.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(u32::MAX)
@@ -131,7 +131,7 @@ fn read_assignments(text: &str, version: impl Fn() -> u32) -> Vec<(String, Strin
     use Position::*;
     let mut found = Vec::new();
     let (mut name, mut value) = (String::new(), String::new());
-    // so much of the value stays, even if it ends with white space
+    // this many bytes of the value are not trimmed
     let mut kept = 0;
     let mut at = Start;
     let mut chars = text.chars();

@@ -16,7 +16,7 @@ const DCS_LIMIT: Duration = Duration::from_secs(15);
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// After this time every HAProxy has been told that a node is no longer ready, unless its `agent-inter` is longer.
 const EVERY_HAPROXY_KNOWS: Duration = Duration::from_secs(60);
-/// A step of Patroni's clock of no more than this many seconds ends no claim of the lock. `Date:` has whole seconds.
+/// Only a longer step of Patroni's clock, in seconds, excuses a missing lock. `Date:` has whole seconds.
 const CLOCK_STEP: u64 = 5;
 
 /// How trouble is answered.
@@ -78,7 +78,8 @@ pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
                 (reply.verdict, in_the_pool) = (Verdict::Out(question.otherwise), false);
             }
             record.trouble = last.trouble.filter(|_| overtaken);
-            // READY counts from its question, which may be older than the last bad answer; another counts from its arrival
+            // READY counts from its question, which may be older than the last bad answer; any other answer counts from its
+            // arrival
             let at = if ready { asked } else { answered };
             if at >= last.at {
                 (record.at, record.lease) = (at, lease_after(answer));
@@ -118,7 +119,7 @@ pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
         }
         Meaning::Other(answer) => {
             let end = grace_end(last, policy.grace);
-            // a restart of Patroni stops the standby first, which has left the pool and is not broken
+            // before its own restart, Patroni stops the standby, which has left the pool and is not broken
             let standby = answer.role == "replica";
             if standby && reply.verdict == Verdict::Stopped && asked < end {
                 reply.verdict = Verdict::Out(Otherwise::Maint);
@@ -145,7 +146,7 @@ pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
 enum Meaning<'a> {
     /// The node is healthy, in the pool or not, and the grace period begins.
     Good(&'a Answer),
-    /// Trouble, which may be over with the next answer; with a reason, if it replaces that of the decision table.
+    /// Trouble, which may be over with the next answer, and the reason that replaces the table's, if any.
     Trouble(Option<&'static str>),
     /// Patroni reports something else, which ends the grace period.
     Other(&'a Answer),
@@ -170,14 +171,14 @@ fn classify<'a>(Case { question, outcome, last, .. }: Case<'a>) -> Meaning<'a> {
 
 /// Why a primary answers 503 although it may still have the leader lock.
 fn excuse_missing_lock(answer: &Answer, last: &Record, answered: Duration) -> Option<&'static str> {
-    let patronis = u64::from(answer.date.saturating_sub(last.date));
-    let ours = answered.saturating_sub(last.at).as_secs();
+    let by_patroni = u64::from(answer.date.saturating_sub(last.date));
+    let by_agent = answered.saturating_sub(last.at).as_secs();
     if last.refused {
         Some("primary, Patroni has just started and does not know its lock yet")
     } else if answer.pause && last.pause {
         // in a pause nobody but an operator promotes another node
         Some("primary, paused, Patroni does not know its lock")
-    } else if last.date > 0 && patronis > ours + CLOCK_STEP {
+    } else if last.date > 0 && by_patroni > by_agent + CLOCK_STEP {
         // Patroni's claim ends by its own clock, and the lock by the clock of the DCS
         Some("primary, Patroni's clock was set forward")
     } else {
@@ -196,15 +197,15 @@ pub fn is_stopping_with_lock(question: &Question, answer: &Answer) -> bool {
         && !lease_after(answer).is_zero()
 }
 
-/// How long trouble may be bridged after this answer, whatever `--grace` is.
+/// How long trouble may be bridged after this answer at most.
 fn lease_after(answer: &Answer) -> Duration {
     let age = answer.dcs_last_seen.map(|seen| i64::from(answer.date) - i64::from(seen));
     match age {
         // Patroni is in failsafe mode, or the lock has just run out
         _ if answer.cluster_unlocked => Duration::ZERO,
-        // Patroni before 2.1.2 does not tell
+        // Patroni before 2.1.2 does not say when it last saw the DCS
         None => DCS_LIMIT,
-        // both times are whole seconds; one that is further in the future says nothing
+        // both times are whole seconds, so one second in the future is rounding, and more is wrong
         Some(age) if age < -1 => Duration::ZERO,
         Some(age) => DCS_LIMIT.saturating_sub(Duration::from_secs(age.max(0).unsigned_abs())),
     }

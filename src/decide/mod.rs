@@ -31,7 +31,7 @@ pub fn reply_to(why: &NoQuestion, hold: Result<Option<Hold>, String>, within_gra
             (Verdict::Out(Otherwise::Drain), HOLD, format!("hold: {}", hold.reason))
         }
         (NoQuestion::OnlyHold, Ok(None)) => (Verdict::Ready, HOLD, "no hold".to_owned()),
-        (NoQuestion::OnlyHold, Err(unseen)) => (Verdict::Ready, HOLD, unseen),
+        (NoQuestion::OnlyHold, Err(error)) => (Verdict::Ready, HOLD, error),
         (NoQuestion::Closed, _) => {
             (Verdict::Fail, "", "closed without an agent-send line".to_owned())
         }
@@ -162,7 +162,7 @@ mod tests {
             let expected = (Verdict::Out(state.into()), "hold: why".to_owned());
             let said = |reply: Reply| (reply.verdict, reply.reason);
             assert_eq!(said(node.hears(10.0, Ok(PRIMARY()))), expected);
-            // in the grace too, since it was ready, and not after it
+            // also in the grace period, since the node was ready, and not afterwards
             assert_eq!(said(node.hears(11.0, REFUSED())), expected);
             assert_eq!(node.hears(15.0, REFUSED()).verdict, Verdict::Down);
             for other in [
@@ -223,7 +223,7 @@ mod tests {
         assert!(node.bridges(13.9) && !node.bridges(14.1));
     }
 
-    /// Each other answer ends it at once, and what Patroni said last stands.
+    /// Each of these answers ends the grace period at once, and the last answer counts.
     #[test]
     fn any_other_answer_ends_the_grace_period() {
         for (check, other) in [
@@ -266,7 +266,7 @@ mod tests {
             node.hears(10.3, Ok(other));
             let reply = node.late(10.2, 11.4, Ok(PRIMARY()));
             assert_eq!(reply.verdict, Verdict::Out(Otherwise::Drain));
-            // and one that was not asked for before is
+            // a READY that was asked for at the same time is sent
             assert_eq!(node.late(10.3, 11.5, Ok(PRIMARY())).verdict, Verdict::Ready);
         }
         // two that were asked for together
@@ -296,12 +296,12 @@ mod tests {
             let stopped = || Ok(answer(503, "replica", "stopped"));
             assert_eq!(node.hears(14.0, REFUSED()).verdict, Verdict::Down);
             assert_eq!(node.hears(14.0, stopped()).verdict, Verdict::Stopped);
-            // and a standby that stays stopped is broken when it is over
+            // a standby that stays stopped is broken after the grace period
             let mut node = Node::new(check);
             node.hears(10.0, Ok(answer(503, "replica", "running")));
             assert_eq!(node.hears(13.9, stopped()).verdict, Verdict::Out(Otherwise::Maint));
             assert_eq!(node.hears(14.0, stopped()).verdict, Verdict::Stopped);
-            // a primary is at once
+            // a stopped primary is broken at once
             let mut node = Node::new("primary");
             node.hears(10.0, Ok(PRIMARY()));
             let reply = node.hears(10.5, Ok(answer(503, "primary", "stopped")));
@@ -359,7 +359,7 @@ mod tests {
             node.clock = node.clock.saturating_add_signed(step);
             assert_eq!(node.hears(11.0, Ok(UNLOCKED())).verdict, expected, "{step}");
         }
-        // it was not: each bad answer has its own date, and before the first one nothing is known
+        // its clock was not set: each bad answer has its own date, and before the first one nothing is known
         for first in [UNLOCKED(), PRIMARY()] {
             let mut node = Node::new("primary");
             for (time, answer) in [(10.0, first), (20.0, UNLOCKED()), (40.0, UNLOCKED())] {
@@ -399,12 +399,12 @@ mod tests {
         node.hears(69.5, Ok(STANDBY()));
         assert_eq!(node.hears(69.9, SILENT()).verdict, Verdict::Out(Otherwise::Drain));
         assert_eq!(node.hears(70.0, SILENT()).verdict, Verdict::Keep);
-        // and into the pool nobody has to hear of anything
+        // a HAProxy that was not told READY does no harm
         node.hears(72.0, Ok(PRIMARY()));
         assert_eq!(node.hears(72.5, SILENT()).verdict, Verdict::Keep);
     }
 
-    /// Its question may have been asked before that of the last ready answer.
+    /// The standby's question may be older than that of the last ready answer.
     #[test]
     fn a_late_answer_of_a_standby_counts() {
         let mut node = Node::new("primary");
@@ -494,7 +494,7 @@ mod tests {
         }
         // Patroni before 2.1.2 does not say when it last saw the DCS
         assert_eq!(look_up(&node.question, POLICY, &Ok(STOPPING())).verdict, MAINT);
-        // who does not ask for the lock wants no primary that stops
+        // a check that needs no lock gets no draining primary
         assert_eq!(Node::new("read-only").hears(10.0, Ok(STOPPING())).verdict, MAINT);
         let policy = Policy { stopping: AdminState::Maint, ..POLICY };
         let mut node = Node { policy, ..Node::new("primary") };
@@ -525,11 +525,11 @@ mod tests {
             node.hears(10.0, good());
             assert_eq!(node.hears(10.5, REFUSED()).verdict, Verdict::Keep);
         }
-        // what was not in the pool is not in transition
+        // a node that was not in the pool does not drain
         let mut node = Node { stop_noted: true, ..Node::new("primary") };
         node.hears(10.0, Ok(STANDBY()));
         assert_eq!(node.hears(10.5, REFUSED()).verdict, Verdict::Keep);
-        // what Patroni says counts, and what this machine lacks says nothing
+        // an answer counts, and a lack of this machine does not
         assert_eq!(node.hears(20.0, UNASKED()).verdict, Verdict::Keep);
         assert_eq!(node.hears(20.0, Ok(answer(503, "primary", "crashed"))).verdict, Verdict::Fail);
     }
@@ -584,9 +584,9 @@ mod tests {
         }
     }
 
-    /// Running, each role and check: READY wants 200 and a role that fits; the lock is only missed by those who ask for it.
+    /// Running, each role and check: READY wants 200 and a role that fits; only a check that needs the lock misses it.
     #[test]
-    fn running() {
+    fn a_running_node_is_ready_by_status_and_role() {
         let fits = [
             ("primary", "primary master"),
             ("read-write", "primary master"),

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 pub const LINE_LIMIT: usize = 256;
 /// How long after the start the agent waits for HAProxy's line. HAProxy sends it at once, and the kernel sends a lost packet
 /// again after some 200 ms. A stranger who sends nothing must not keep a place for longer.
-pub const LINE_DUE: Duration = Duration::from_millis(300);
+pub const LINE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How many times the agent tries to send the reply.
 const SEND_TRIES: usize = 16;
@@ -58,7 +58,8 @@ pub enum Activation {
 }
 
 impl Connection {
-    /// Finds the connection or the listening sockets with which this process was started. Fails for another socket.
+    /// Finds the connection or the listening sockets with which this process was started. Fails if systemd has passed
+    /// something else and fd 0 is no TCP socket.
     pub fn inherited() -> Result<Activation, String> {
         let mut passed = ListenFd::from_env();
         let mut no_socket = Ok(Activation::Connected(Connection::Standard));
@@ -68,7 +69,7 @@ impl Connection {
         }
         if passed.len() > 0 {
             let mut take = || passed.take_custom(0, libc::AF_INET, libc::SOCK_STREAM, "TCP socket");
-            // twice, since a system call of the first may fail for once
+            // twice, since a system call may fail once
             match take().or_else(|_| take()) {
                 Ok(stream) => {
                     return Ok(stream.map_or(Activation::Reset, |stream| activate(stream, others)));
@@ -93,8 +94,8 @@ impl Connection {
     /// usually resets the connection after the line, so later errors do not matter.
     pub fn send(&self, line: &str) {
         let Connection::Socket(stream) = self else { return print(line) };
-        // The agent does not wait for the peer. A send that fails for lack of memory may succeed a moment later, and silence
-        // would keep HAProxy's last reply.
+        // The agent does not wait for the peer. A send that fails for lack of memory may succeed a moment later, and after
+        // silence HAProxy keeps the last reply.
         let once = || net::send(stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         let _ = (0..SEND_TRIES).any(|_| once().is_ok());
         let _ = stream.shutdown(Shutdown::Write);
@@ -115,7 +116,7 @@ impl Connection {
         Some(stream.peer_addr().map_or(String::new(), |peer| canonical(peer).to_string()))
     }
 
-    /// The address of this machine on which HAProxy asked. A link-local IPv6 address has its interface.
+    /// The address of this machine on which HAProxy asked. A link-local IPv6 address keeps its interface.
     pub fn agent_address(&self) -> Option<SocketAddr> {
         let Connection::Socket(stream) = self else { return None };
         let local = stream.local_addr().ok()?;
@@ -125,7 +126,7 @@ impl Connection {
         })
     }
 
-    /// The source that HAProxy is counted as; see [`source_of`].
+    /// The source of HAProxy; see [`source_of`].
     pub fn source(&self) -> Option<IpAddr> {
         let Connection::Socket(stream) = self else { return None };
         Some(source_of(stream.peer_addr().ok()?.ip(), stream.local_addr().ok()?.ip()))
@@ -139,20 +140,20 @@ impl Connection {
     }
 
     /// Reads the line that HAProxy sends by `agent-send`, and returns it without its newline. The line must come within
-    /// [`LINE_DUE`] of the start, by hand within `timeout`.
+    /// [`LINE_TIMEOUT`] of the start, by hand within `timeout`.
     pub fn read_line(
         &mut self,
         started: Instant,
         timeout: Duration,
     ) -> Result<Vec<u8>, NoQuestion> {
         match self {
-            Connection::Socket(stream) => read_line(stream, started, timeout.min(LINE_DUE)),
+            Connection::Socket(stream) => read_line(stream, started, timeout.min(LINE_TIMEOUT)),
             Connection::Standard => read_line(&mut io::stdin().lock(), started, timeout),
         }
     }
 }
 
-/// The source that a peer counts as: all addresses of this machine are one, and so is an IPv6 network of 64 bits.
+/// The source of a peer: all addresses of this machine are one source, and so is an IPv6 network of 64 bits.
 pub fn source_of(peer: IpAddr, local: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         ip if ip.is_loopback() || ip == local.to_canonical() => Ipv4Addr::LOCALHOST.into(),
@@ -164,7 +165,7 @@ pub fn source_of(peer: IpAddr, local: IpAddr) -> IpAddr {
 fn activate(stream: TcpStream, mut others: Vec<TcpListener>) -> Activation {
     match stream.peer_addr() {
         Ok(_) => {
-            // with Type=notify in a drop-in, a process that ends without this has failed
+            // with Type=notify in a drop-in, systemd counts a process that ends without this as failed
             let _ = sd_notify::notify(&[NotifyState::Ready]);
             Activation::Connected(Connection::Socket(stream))
         }

@@ -101,9 +101,9 @@ pub struct Reply {
 
 /// Formats the agent's reply line (HAProxy's configuration manual, `agent-check`).
 ///
-/// The line always has a health word and an administrative word, since each undoes only its own kind. `ready` alone never
-/// brings back a server that the agent has called down. A server in MAINT does not show `down` alone. HAProxy shows and
-/// ignores an unknown word.
+/// The line has a health word and an administrative word, since each undoes only its own kind. `ready` alone never brings
+/// back a server that the agent has called down. A server in MAINT does not show `down` alone. The word of `Keep` is
+/// unknown to HAProxy, which shows and ignores it.
 pub fn format_line(reply: &Reply) -> String {
     let reason = to_printable(&reply.reason, REASON_LIMIT);
     match (words(reply.verdict), reply.verdict) {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn both_words_and_the_reason() {
+    fn a_line_has_two_words_and_the_reason() {
         let lines = [
             (Verdict::Ready, "up ready # why\n"),
             (Verdict::Out(Otherwise::Maint), "up maint # why\n"),

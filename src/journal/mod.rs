@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, getpeername};
 use std::io::{self, Write};
 use std::time::Duration;
 
-/// The priorities of syslog(3).
+/// The priority of syslog(3) if a socket is closed.
 pub const ERROR: u8 = 3;
 /// The priority if an operator may have to act.
 pub const WARNING: u8 = 4;

@@ -1,5 +1,5 @@
 //! Which trouble is logged, and in which words: HAProxy asks far more often than an operator wants to read. In go the
-//! records and a reply, out comes a line or none. Knows nothing of what an answer means.
+//! records and a reply, out come a line or none and a changed record. Knows nothing of what an answer means.
 
 use super::{NOTICE, REPEAT, WARNING};
 use crate::VERSION;
@@ -9,10 +9,11 @@ use std::time::Duration;
 
 /// The most lines about trouble within [`REPEAT`], no matter how often trouble begins and ends.
 const MOST_LINES: u8 = 20;
-/// The largest number of lines that a record can hold.
+/// The highest count of lines that a record can hold.
 const COUNTED: u8 = 31;
-/// One check in so many logs that the memory cannot be used: about one a minute for each HAProxy with the shipped intervals.
-const LOTS: u32 = 128;
+/// One check in this many logs that the memory cannot be used: about one a minute for each HAProxy with the shipped
+/// intervals.
+const ONE_IN: u32 = 128;
 
 /// What the journal is told about trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub fn trouble_news(recalled: &Recalled, record: &mut Record) -> Option<News> {
 
 fn news(
     last: &Record,
-    alike: impl Iterator<Item = Record>,
+    comparable: impl Iterator<Item = Record>,
     now: Duration,
     record: &mut Record,
 ) -> Option<News> {
@@ -47,10 +48,10 @@ fn news(
         (record.logged, record.lines, record.own_line) = (now, lines, false);
         return Some(News::Ended(now.saturating_sub(began)));
     };
-    let logged: Vec<_> = alike.filter(|other| is_recent(other.logged, now)).collect();
+    let logged: Vec<_> = comparable.filter(|other| is_recent(other.logged, now)).collect();
     let in_trouble = logged.iter().filter(|other| other.trouble.is_some());
     if let Some(logged) = in_trouble.map(|other| other.logged).max() {
-        // the record that comes next must remember that line
+        // the next record must remember that line
         record.logged = logged;
         return None;
     }
@@ -75,10 +76,10 @@ pub fn invalid_line_news(recalled: Recalled, verdict: Verdict) -> Option<News> {
     Some(if verdict == Verdict::Keep { News::Began } else { News::InvalidLine })
 }
 
-/// Whether the journal gets a line about a memory that cannot be used. Nothing counts the lines then, so chance has to bound
-/// them, and the clock draws the lot.
+/// Whether the journal gets a line about a memory that cannot be used. Nothing counts the lines then, so the microseconds
+/// of the clock choose one check in [`ONE_IN`].
 pub fn lost_memory_news(now: Duration) -> Option<News> {
-    (now.subsec_micros() % LOTS == 0).then_some(News::LostMemory)
+    (now.subsec_micros() % ONE_IN == 0).then_some(News::LostMemory)
 }
 
 fn is_recent(logged: Duration, now: Duration) -> bool {

@@ -1,4 +1,4 @@
-//! A listener: one process with a listening socket (`Accept=no`) and a thread for each check. Knows nothing of what an
+//! A listener: one process with listening sockets (`Accept=no`) and a thread for each check. Knows nothing of what an
 //! answer means.
 
 pub mod questions;

@@ -1,5 +1,5 @@
-//! The listener's loop: it accepts connections, starts a thread for each, and ends when none has come for a while. In go
-//! listening sockets, out come connections, each with a place. Knows nothing of Patroni.
+//! The listener's loop: it accepts connections, starts a thread for each, and ends when none has come for a while or
+//! systemd stops it. In go listening sockets, out come connections, each with a place. Knows nothing of Patroni.
 
 use crate::haproxy::connection::{self, Connection};
 use crate::journal::{self, syslog};
@@ -54,7 +54,7 @@ pub fn serve(
     let wait = Timespec::try_from(tick).map_err(io::Error::other)?;
     let checks = Checks::default();
     let systemd = connect_to_systemd();
-    // if PID 1 is busy, the next tick tells it again
+    // if PID 1 is busy, the next tick repeats the status
     let notify = |state: NotifyState| {
         let text = state.to_string();
         systemd.as_ref().map(|systemd| systemd.send(text.as_bytes()))
@@ -216,7 +216,7 @@ impl State {
         )
     }
 
-    /// Takes the line about connections that the journal was not told of yet.
+    /// Returns the line about connections that the journal was not told of yet, and remembers it.
     fn take_news(&mut self) -> Option<String> {
         let (known, when) = self.told.unzip();
         let (known, now) = (known.unwrap_or_default(), self.unanswered);

@@ -1,5 +1,4 @@
-//! Patroni's answer, or why there is none. In goes the body, out come its keys. Knows nothing of HTTP and what an answer
-//! means.
+//! Patroni's answer, or why there is none. In goes the body, out come its keys. Knows nothing of what an answer means.
 
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! The one question to Patroni: a GET of a health check, at the first address on which Patroni listens. In go a check and a
+//! The question to Patroni: a GET of a health check, by hand and for the hook also of its settings. In go a check and a
 //! deadline, out comes an answer with its times. Knows nothing of what an answer means.
 
 use super::answer::{self, Answer, Cause, NoAnswer, seconds};
@@ -104,7 +104,7 @@ impl Prepared<'_> {
         let mut first_error = None;
         for address in addresses {
             match http::get(url, tls.as_ref(), address, path, patience) {
-                // ureq would share the time between the addresses
+                // one address at a time: ureq would divide the time among them
                 Err(Failure::NotConnected(error)) => {
                     causes.push(Cause::of(&error));
                     first_error.get_or_insert_with(|| http::explain_error(url, error.into()));

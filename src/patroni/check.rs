@@ -94,7 +94,7 @@ impl Check {
         &self.text
     }
 
-    /// The number of its name, if it has no query.
+    /// The number of the check's name, if the check has no query.
     pub fn plain_number(&self) -> Option<usize> {
         let row = CHECKS.iter().find(|(name, ..)| *name == self.text);
         row.map(|(.., number)| *number)
@@ -156,7 +156,8 @@ impl FromStr for Check {
     }
 }
 
-/// Allows only a size that every version of Patroni can read, since a size that Patroni cannot read means "no limit" to it.
+/// Allows only a size that every version of Patroni can read, since Patroni takes a size that it cannot read for "no
+/// limit".
 fn check_size(value: &str) -> Result<(), String> {
     let digits = value.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = value.split_at(digits);

@@ -20,7 +20,7 @@ pub fn parse_address(host: &str) -> Option<Vec<IpAddr>> {
     host.parse().ok().map(|address| vec![address])
 }
 
-/// Looks up a host: an address is its own, `localhost` has two, and a name has those in `/etc/hosts`, in that file's order.
+/// Looks up a host: an address, `localhost`, or a name in `/etc/hosts`, whose order counts.
 pub fn look_up(host: &str) -> Result<Vec<IpAddr>, String> {
     if let Some(addresses) = parse_address(host) {
         return Ok(addresses);

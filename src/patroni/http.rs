@@ -265,7 +265,8 @@ impl Write for Tcp {
     }
 }
 
-/// Connects. If that times out, since many wait for a silent Patroni, it tries again, unless the hook has left a note.
+/// Connects. The first try lasts until the check has to look for the hook's note. Without a note, a second try has the rest
+/// of the time.
 fn connect_tcp(patroni: SocketAddr, patience: &Patience) -> io::Result<TcpStream> {
     match TcpStream::connect_timeout(&patroni, patience.remaining()?) {
         Err(error) if error.kind() == ErrorKind::TimedOut => {

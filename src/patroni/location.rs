@@ -1,5 +1,5 @@
-//! Where the local Patroni is. In go options and the agent's address, out come Patroni's. Knows nothing of HAProxy and what
-//! an answer means.
+//! Where the local Patroni is. In go options and the agent's address, out come Patroni's addresses. Knows nothing of
+//! HAProxy and what an answer means.
 
 use super::hosts;
 use super::ports::{self, Sockets};
@@ -49,7 +49,7 @@ pub struct Patroni {
     pub connect_to: Endpoint,
     /// The TLS options, if the URL is https.
     pub tls: Option<Tls>,
-    /// Whether the agent looks where Patroni listens on this machine, since no URL was given.
+    /// Whether the agent looks where Patroni listens on this machine, since neither --url nor --connect-to was given.
     pub discover: bool,
     /// The user of `--patroni-user`: the agent asks only a socket of this user or of root.
     pub user: Option<String>,
@@ -96,7 +96,7 @@ impl Patroni {
         Ok(Patroni { connect_to, tls, url: uri, discover, user: None, sockets: Arc::default() })
     }
 
-    /// The address of Patroni, unless it is localhost: settings for one node are easily copied to another.
+    /// Patroni's address, unless it is localhost. The reason names it, since settings are easily copied to another node.
     pub fn remote_endpoint(&self) -> Option<&Endpoint> {
         let host = &self.connect_to.host;
         let local =
@@ -104,7 +104,8 @@ impl Patroni {
         (!local).then_some(&self.connect_to)
     }
 
-    /// Opens, once and before the process is confined, the files that tell who listens; none if a URL was given.
+    /// Opens, once and before the process is confined, the files that tell who listens; none if --url or --connect-to was
+    /// given.
     pub fn open_sockets(&self) -> Option<&Sockets> {
         let open = || Sockets::open(self.user.as_deref());
         self.discover.then(|| self.sockets.get_or_init(open))

@@ -19,12 +19,12 @@ const UID_MAP: &str = "/proc/self/uid_map";
 const OVERFLOW: u32 = 65534;
 /// The folder that root makes for PostgreSQL's user.
 const POSTGRESQL: &str = "/run/postgresql";
-/// The kernel usually returns so many bytes at once.
+/// The kernel usually returns at most this many bytes at once.
 const PAGE: usize = 4096;
-/// The state of a socket that listens. The lists begin with these.
+/// The state of a socket that listens. The lists begin with such sockets.
 const LISTENS: &[u8] = b"0A";
-/// The state of a socket that Linux before 4.4 lists among them.
-const OPENS: &[u8] = b"03";
+/// The state SYN_RECV, which Linux before 4.4 lists among them.
+const SYN_RECV: &[u8] = b"03";
 /// How long a check by hand looks for those who listen on port 5555.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
@@ -165,7 +165,7 @@ impl Sockets {
             let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
             for line in text[..end].split(|byte| *byte == b'\n') {
                 let Some((local, state)) = parse_local_and_state(line) else { continue };
-                if state != LISTENS && state != OPENS {
+                if state != LISTENS && state != SYN_RECV {
                     return Ok(found);
                 }
                 if state == LISTENS && local.ends_with(port.as_bytes()) {
@@ -180,7 +180,8 @@ impl Sockets {
     }
 }
 
-/// The sockets to which the kernel gives a connection to this address: a socket of this address comes before one of any.
+/// The sockets to which the kernel gives a connection to this address: a socket bound to this address comes before one
+/// bound to any.
 fn sockets_for(listeners: &[Listener], ip: IpAddr) -> Vec<&Listener> {
     let any = match ip {
         IpAddr::V4(_) => Some(Ipv4Addr::UNSPECIFIED.into()),

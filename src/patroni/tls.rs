@@ -73,7 +73,7 @@ struct Trusted {
     certificates: Vec<CertificateDer<'static>>,
     /// Treats every certificate in `--cacert` as a CA.
     all: Arc<WebPkiServerVerifier>,
-    /// Treats only the CAs in `--cacert` as CAs, by how many other CAs may stand below one.
+    /// Treats only the CAs in `--cacert` as CAs, by their path length constraint.
     signed: BTreeMap<usize, Arc<WebPkiServerVerifier>>,
 }
 
@@ -97,9 +97,9 @@ fn read_trusted(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Trusted, 
     Ok(Trusted { certificates, all, signed })
 }
 
-/// The number of other CAs that may stand between this certificate and a server's, by OpenSSL's rules; `None` if it may sign
-/// no others. Its basic constraints decide, or else its key usage. A version 1 certificate, which has no extensions, may
-/// sign. A key usage must allow it. webpki heeds no limit of a CA that it is told to trust.
+/// The path length that this CA allows by OpenSSL's rules, the largest number if it has no limit; `None` if the certificate
+/// is no CA. Its basic constraints decide, or without them its key usage. A version 1 certificate has no extensions and
+/// counts as a CA. A key usage must include keyCertSign. webpki ignores the path length of a trust anchor.
 fn read_path_limit(certificate: &[u8]) -> Option<usize> {
     const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
     const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
@@ -131,7 +131,7 @@ fn read_path_limit(certificate: &[u8]) -> Option<usize> {
     }
 }
 
-/// An unsigned number; the largest there is if it does not fit.
+/// Parses an unsigned number; one that does not fit counts as the largest.
 fn parse_number(bytes: &[u8]) -> usize {
     bytes.iter().fold(0, |number: usize, byte| number.saturating_mul(256) | usize::from(*byte))
 }
@@ -140,7 +140,7 @@ fn parse_number(bytes: &[u8]) -> usize {
 fn parse_der(mut der: &[u8]) -> Vec<(u8, &[u8])> {
     let mut parts = Vec::new();
     while let [tag, length, rest @ ..] = der {
-        // above 127 is the number of bytes that contain the length
+        // above 127, the lower bits are the number of bytes of the length
         let more = if *length < 0x80 { 0 } else { usize::from(*length & 0x7f) };
         let (Some(bytes), true) = (rest.get(..more), more <= 4) else { break };
         let length = if more == 0 { usize::from(*length) } else { parse_number(bytes) };

@@ -1,5 +1,5 @@
-//! The note of the before-stop hook (`patroni-before-stop`): Patroni is about to stop PostgreSQL, and Patroni's REST API may
-//! fall silent. In goes a file, out comes how long a check may wait. Knows nothing of HAProxy.
+//! The note of the before-stop hook (`patroni-before-stop`): Patroni is about to stop PostgreSQL, and Patroni's REST API
+//! may fall silent. The hook leaves the note, and a check learns from it how long it may wait. Knows nothing of HAProxy.
 
 use crate::clock::now;
 use rustix::fs::{FlockOperation, flock};

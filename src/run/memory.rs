@@ -88,7 +88,7 @@ impl Memory {
         // a link must not lead to another file
         let opened = file::open(path, &mut options, libc::O_NOFOLLOW);
         let file = opened.and_then(|(file, metadata)| match metadata.len() {
-            // one record behind the last place does no harm
+            // one record after the last place does no harm
             length if length > (SIZE + RECORD) as u64 => Err(not_a_memory_file()),
             // a write beyond this limit would kill the process
             _ if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < SIZE as u64) => {
@@ -112,7 +112,8 @@ impl Memory {
     }
 
     /// Reads the record of this check, or that of the invalid lines. Of several addresses of Patroni, the one that answered
-    /// last counts. The record is empty if the file cannot be read, or if it is torn, from another boot or from the future.
+    /// last counts. The record is empty if the file cannot be read, or if the stored record is torn, from another boot or
+    /// from the future.
     pub fn recall(
         self,
         patronis: &[Endpoint],
@@ -344,7 +345,7 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1000);
     const MILLISECOND: Duration = Duration::from_millis(1);
 
-    /// Only the clock that can be set tells a reboot after which the machine has been up for as long as before.
+    /// If the machine has been up for as long as before a reboot, only the wall clock shows the reboot.
     #[test]
     fn a_record_from_another_boot_does_not_count() {
         let left = encode(1, &Record { at: NOW, ..Record::default() }, NOW);

@@ -157,7 +157,7 @@ fn check_filter(old: bool) -> Value {
     allow_only(calls)
 }
 
-/// The filter of a listener: threads, but no process and no program; files as Landlock allows; at an offset only a record.
+/// The filter of a listener: threads, but no process and no program; files as Landlock allows; pwrite64 only of a record.
 fn listener_filter(old: bool) -> Value {
     let mut calls: Vec<_> =
         ALLOWED.iter().chain(ALLOWED_TO_LISTENERS).map(|call| any(call)).collect();

@@ -133,7 +133,7 @@ const CHECK_LIMITS: [(Resource, u64); 4] =
 
 const CHECK_FILTERS: &[&[sock_filter]] = &[&filters::CHECK];
 const LISTENER_FILTERS: &[&[sock_filter]] = &[&filters::NO_CLONE3, &filters::LISTENER];
-/// A listener writes to no file that is larger than the memory file.
+/// A listener cannot write beyond the size of the memory file.
 const LISTENER_LIMITS: [(Resource, u64); 1] = [(Resource::Fsize, SIZE as u64)];
 
 /// Sets the limits for good; a stricter limit stays.

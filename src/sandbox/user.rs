@@ -1,5 +1,5 @@
-//! The change from root to another user. In goes a user's name, out come the uid and gid in `/etc/passwd`. Hand-written,
-//! since crates for this ask the name services, which may hang. Knows nothing of HAProxy and Patroni.
+//! The change from root to another user. In goes a user's name in `/etc/passwd`; the process becomes that user, or the uid
+//! comes out. Hand-written, since crates for this ask the name services, which may hang. Knows nothing of Patroni.
 
 use crate::file;
 use rustix::io::Errno;
