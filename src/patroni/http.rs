@@ -242,7 +242,8 @@ impl Read for Tcp {
                 set_tcp_quickack(&self.stream, true)?;
             }
             match self.stream.read(buffer) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                // SIGTERM to a listener may interrupt a read, even with SA_RESTART
+                Err(error) if is_to_be_repeated(&error) => {}
                 read => return read,
             }
         }
@@ -254,7 +255,7 @@ impl Write for Tcp {
         loop {
             self.stream.set_write_timeout(Some(self.patience.remaining()?))?;
             match self.stream.write(buffer) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) if is_to_be_repeated(&error) => {}
                 written => return written,
             }
         }
@@ -263,6 +264,10 @@ impl Write for Tcp {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+fn is_to_be_repeated(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 /// Connects. The first try lasts until the check has to look for the hook's note. Without a note, a second try has the rest

@@ -194,6 +194,12 @@ class Figures(unittest.TestCase):
         self.assertEqual(broken(run_of([*calm, slow, cut]), seamless), [])
         self.assertIn("1 of 4 operations failed", broken(run_of([error]), seamless)[0])
         self.assertIn("1 of 4 operations failed", broken(run_of([over]), seamless)[0])
+        slow_promotion = run_of([over])
+        slow_promotion.truths = [Truth(0, "pg1", False), Truth(0, "pg2", True), Truth(3, "pg1", None), Truth(6, "pg2", False)]
+        slow_promotion.promotions = figures.promotions(sorted(slow_promotion.truths))
+        self.assertEqual([words for words in broken(slow_promotion, seamless) if "operations" in words], [])
+        slow_promotion.operations.append(operation(1, lasted=6.1))
+        self.assertIn("operations failed", " ".join(broken(slow_promotion, seamless)))
         self.assertEqual(broken(run_of([error]), Fault(planned=True)), [])
         self.assertEqual(figures.broken_promises(run_of([error]).figures(OURS), [seamless, Fault()], [1, 1], 3), [])
 

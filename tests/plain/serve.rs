@@ -491,6 +491,27 @@ fn sigterm_lets_checks_finish() {
     assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
 }
 
+/// The kernel may deliver a signal to any thread. A read with a timeout then fails even with SA_RESTART (signal(7)).
+#[test]
+fn sigterm_in_the_thread_of_a_check_lets_it_finish() {
+    let patroni = FakePatroni::new(|stream| {
+        std::thread::sleep(Duration::from_millis(500));
+        let _ = stream.write_all(&http(200, PRIMARY));
+    });
+    let arguments = ["--url", &patroni.url(), "--timeout", "10s"];
+    let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+    let waiting = server.connect();
+    while patroni.requests().is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let threads = fs::read_dir(format!("/proc/{}/task", server.child.id())).expect("its threads");
+    let threads = threads.map(|thread| thread.expect("a thread").file_name());
+    let check = threads.max().expect("the thread of the check");
+    assert_ne!(check.to_string_lossy(), server.child.id().to_string());
+    assert!(Command::new("kill").arg("-TERM").arg(check).status().expect("kill").success());
+    assert_eq!(listen(waiting), READY);
+}
+
 #[test]
 fn a_wrong_command_line_is_answered() {
     for arguments in [&["--nonsense"][..], &["--agent-send", "primary"], &["--idle", "1ms"]] {
