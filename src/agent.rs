@@ -56,7 +56,8 @@ fn answer(
     catch_panic(options.policy.without_answer(), || {
         let files = options.files.open(connection.is_by_hand());
         let process = process.unwrap_or_else(|| Process::confine(options, connection, &files));
-        match Question::read(options, connection, started) {
+        let (fixed, otherwise) = (options.fixed_check(), options.otherwise);
+        match Question::read(fixed, otherwise, connection, started, options.timeout) {
             Ok(question) => {
                 let patience = Patience::new(started, options.timeout, files.note.clone());
                 let outcome = process.ask(options, connection, &question.check, &patience);

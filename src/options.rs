@@ -274,6 +274,11 @@ impl Options {
         }
         Ok(self)
     }
+
+    /// The health check that HAProxy cannot change; none if HAProxy sends it.
+    pub fn fixed_check(&self) -> Option<Check> {
+        (!self.agent_send).then(|| self.check.clone().unwrap_or_default())
+    }
 }
 
 /// Hides names and passwords before an `@`, since every peer is told what is wrong with the command line.

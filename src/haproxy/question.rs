@@ -3,9 +3,8 @@
 
 use crate::haproxy::connection::{Connection, NoQuestion};
 use crate::haproxy::reply::Otherwise;
-use crate::options::Options;
 use crate::patroni::check::Check;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A question of HAProxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,15 +18,16 @@ pub struct Question {
 impl Question {
     /// Takes the health check of the command line, or else reads the question that HAProxy sends.
     pub fn read(
-        options: &Options,
+        fixed: Option<Check>,
+        otherwise: Otherwise,
         connection: &mut Connection,
         started: Instant,
+        timeout: Duration,
     ) -> Result<Question, NoQuestion> {
-        let otherwise = options.otherwise;
-        if !options.agent_send {
-            return Ok(Question { check: options.check.clone().unwrap_or_default(), otherwise });
+        if let Some(check) = fixed {
+            return Ok(Question { check, otherwise });
         }
-        let line = connection.read_line(started, options.timeout)?;
+        let line = connection.read_line(started, timeout)?;
         if line.trim_ascii() == HOLD.as_bytes() {
             return Err(NoQuestion::OnlyHold);
         }

@@ -1,5 +1,7 @@
-//! The first lines of each file of the agent are true: a file does not import what it "knows nothing of".
+//! The first lines of each file of the agent are true: a file does not import what it "knows nothing of". No two files
+//! import each other, not even through others.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -86,6 +88,37 @@ fn no_file_imports_what_its_header_says_it_knows_nothing_of() {
         }
     }
     assert!(seen > 40, "{seen}");
+}
+
+#[test]
+fn no_files_import_each_other() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = BTreeMap::new();
+    for path in sources(&root) {
+        let file = path.strip_prefix(&root).expect("a source").display().to_string();
+        let text = fs::read_to_string(&path).expect("a source");
+        let code = text.split("#[cfg(test)]").next().expect("code");
+        let name = file.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::");
+        // a folder's first file declares the others of the folder
+        let own = format!("crate::{name}::");
+        let named = find_paths(&file, code).into_iter().filter(|path| !path.starts_with(&own));
+        files.insert(format!("crate::{name}"), named.collect::<Vec<_>>());
+    }
+    assert!(files.len() > 50, "{}", files.len());
+    // a path names the longest file that it begins with
+    let names: Vec<_> = files.keys().cloned().collect();
+    let file_of = |path: &str| {
+        let inside =
+            |name: &&String| path == name.as_str() || path.starts_with(&format!("{name}::"));
+        names.iter().filter(inside).max_by_key(|name| name.len())
+    };
+    while let Some(done) = files.iter().find_map(|(name, named)| {
+        let left = |other: &String| other != name && files.contains_key(other);
+        (!named.iter().filter_map(|path| file_of(path)).any(left)).then(|| name.clone())
+    }) {
+        files.remove(&done);
+    }
+    assert_eq!(files.keys().collect::<Vec<_>>(), Vec::<&String>::new(), "import each other");
 }
 
 #[test]
