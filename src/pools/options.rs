@@ -46,6 +46,18 @@ pub const COMMANDS: &[(&str, Command, &str)] = &[
     ),
 ];
 
+/// The exit statuses: command, status and meaning.
+pub const EXIT_STATUSES: &[(&str, u8, &str)] = &[
+    ("check", 0, "no mistake"),
+    ("check", 1, "mistakes"),
+    ("check", 2, "HAProxy refuses the configuration, or it cannot be read"),
+    ("status", 0, "nothing is wrong, or the metrics are written"),
+    ("status", 1, "something is wrong, or the metrics cannot be written"),
+    ("status", 2, "HAProxy does not answer"),
+    ("save-states", 0, "whatever happens, so that HAProxy can reload"),
+    ("any command", 64, "the command line is wrong"),
+];
+
 /// One option.
 #[derive(Clone, Copy, Debug)]
 pub struct Described {
@@ -257,11 +269,10 @@ pub fn help() -> String {
         let meaning = option.meaning();
         wrap(&mut text, &format!("  {:26}", option.usage()), 50, meaning.split(' '));
     }
-    let _ = write!(
-        text,
-        "\nExit status: check 0 no mistake, 1 mistakes, 2 HAProxy or {NAME} cannot\n\
-         read the configuration; status 0 all is well or the metrics are written, 1 not,\n\
-         2 HAProxy does not answer; save-states 0; 64 usage. See {NAME}(8).\n"
-    );
+    text += "\nExit status:\n";
+    for (command, status, meaning) in EXIT_STATUSES {
+        wrap(&mut text, &format!("  {command:12}{status:<4}"), 60, meaning.split(' '));
+    }
+    let _ = write!(text, "\nSee {NAME}(8).\n");
     text
 }

@@ -125,8 +125,14 @@ fn the_manual_of_patroni_pools_is_current() {
         let agent = if rule.agent { " (with the agent)" } else { "" };
         let _ = writeln!(rules, ".TP\n\\fB{}\\fR{agent}\n{}", roff(rule.name), roff(rule.why));
     }
+    let mut exit = String::new();
+    for (command, status, meaning) in pools::EXIT_STATUSES {
+        let _ = writeln!(exit, ".TP\n\\fB{}\\fR, {status}\n{}", roff(command), roff(meaning));
+    }
     let mut manual = text(file);
-    for (name, made) in [("commands", commands), ("options", options), ("rules", rules)] {
+    for (name, made) in
+        [("commands", commands), ("options", options), ("rules", rules), ("exit", exit)]
+    {
         let marks = [format!(".\\\" begin {name}\n"), format!(".\\\" end {name}\n")];
         manual = replace_between(&manual, [&marks[0], &marks[1]], &made);
     }
@@ -163,6 +169,10 @@ fn the_reference_is_current() {
     for (status, meaning) in EXIT_STATUSES {
         let _ = writeln!(exit, "| {status} | {meaning} |");
     }
+    let mut pools_exit = "\n| command | exit status | meaning |\n|---|---|---|\n".to_owned();
+    for (command, status, meaning) in pools::EXIT_STATUSES {
+        let _ = writeln!(pools_exit, "| {command} | {status} | {meaning} |");
+    }
     let file = "docs/reference.md";
     let mut reference = text(file);
     for (name, made) in [
@@ -173,6 +183,7 @@ fn the_reference_is_current() {
         ("journal", journal_lines()),
         ("pools-commands", commands),
         ("pools-options", pools_options),
+        ("pools-exit", pools_exit),
         ("pools-rules", rules),
     ] {
         let marks = [format!("<!-- begin {name} -->\n"), format!("\n<!-- end {name} -->")];
