@@ -108,7 +108,7 @@ impl Hook {
         Ok(hook)
     }
 
-    /// Waits. Returns a reason if the time was too short. Fails with the reason if the hook could not wait longer.
+    /// Waits. Returns a reason if transactions outlasted the time. Fails with a reason if the hook had to give up.
     fn wait(&self, began: Instant) -> Result<Option<String>, String> {
         let options =
             settings::read_command_line(self.agent.clone()).map_err(|stop| match stop {

@@ -36,8 +36,8 @@ pub fn explain_start(options: &Options, error: Option<&str>) {
     }
 }
 
-/// Explains an answer: always an address that HAProxy has to ask, and a grace period that is too long; with `--explain`
-/// also what the check asked and what Patroni answered.
+/// Warns if HAProxy has to ask at one address, and if the grace period is too long. With `--explain`, also says what the
+/// check asked and what Patroni answered.
 pub fn explain_answer(
     options: &Options,
     prepared: &Prepared,

@@ -1,4 +1,4 @@
-//! A check by hand: whose settings count, and what it tells besides the reply. Knows nothing of HAProxy.
+//! A check by hand: which settings count, and what it says besides the reply. Knows nothing of HAProxy.
 
 pub mod explain;
 pub mod settings;

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// Trouble is bridged for no longer than this after Patroni last saw the DCS, since Patroni's main loop may hang while its
 /// REST API still claims the lock. With Patroni's defaults (`ttl` 30, `loop_wait` 10) the lock lives 20 s after that.
 const DCS_LIMIT: Duration = Duration::from_secs(15);
-/// How long a primary that Patroni stops drains. Patroni itself limits no stop.
+/// How long a primary drains during a stop. Patroni itself limits no stop.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// After this time every HAProxy has been told that a node is no longer ready, unless its `agent-inter` is longer.
 const EVERY_HAPROXY_KNOWS: Duration = Duration::from_secs(60);

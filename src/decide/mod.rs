@@ -66,12 +66,12 @@ mod tests {
         look_up(&question(check), POLICY, &Ok(answer)).verdict
     }
 
-    /// Patroni's clock, and the time when it has just read the DCS.
+    /// Patroni's clock, when it has just read the DCS.
     const DATE: u32 = 1_000_000;
     const POLICY: Policy =
         Policy { keep: false, grace: Duration::from_secs(4), stopping: AdminState::Drain };
 
-    /// Checks of one node, each at its second, with what the one before has left.
+    /// Checks of one node, each with the record of the one before.
     struct Node {
         question: Question,
         policy: Policy,
@@ -95,14 +95,19 @@ mod tests {
         }
 
         fn hears(&mut self, asked: f64, answer: Result<Answer, NoAnswer>) -> Reply {
-            self.late(asked, asked, answer)
+            self.hears_late(asked, asked, answer)
         }
 
-        /// With an answer that took its time.
-        fn late(&mut self, asked: f64, answered: f64, answer: Result<Answer, NoAnswer>) -> Reply {
+        /// Hears a slow answer.
+        fn hears_late(
+            &mut self,
+            asked: f64,
+            answered: f64,
+            answer: Result<Answer, NoAnswer>,
+        ) -> Reply {
             let outcome = Outcome {
                 from: vec![],
-                answer: answer.map(|answer| self.dated(answered, answer)),
+                answer: answer.map(|answer| self.date_answer(answered, answer)),
                 asked: Duration::from_secs_f64(asked),
                 answered: Duration::from_secs_f64(answered),
             };
@@ -117,13 +122,13 @@ mod tests {
             reply
         }
 
-        /// As Patroni answers at that second, unless the answer says when the DCS was last seen.
-        fn dated(&self, answered: f64, answer: Answer) -> Answer {
+        /// Dates an answer. Patroni has just read the DCS, unless the answer says otherwise.
+        fn date_answer(&self, answered: f64, answer: Answer) -> Answer {
             let date = self.clock + answered as u32;
             Answer { date, dcs_last_seen: answer.dcs_last_seen.or(Some(date - 1)), ..answer }
         }
 
-        /// Whether trouble is bridged that is met at that second.
+        /// Whether trouble at that second is bridged.
         fn bridges(&self, asked: f64) -> bool {
             let hold = self.hold.clone();
             let mut node =
@@ -147,7 +152,7 @@ mod tests {
         for (old, said) in [(false, ""), (true, " (not reported before Patroni 3.0.4)")] {
             let mut node = Node::new("replica?replication_state=streaming");
             let replica = answer(200, "replica", "running");
-            let reply = node.hears(10.0, Ok(Answer { before_replication_state: old, ..replica }));
+            let reply = node.hears(10.0, Ok(Answer { predates_replication_state: old, ..replica }));
             assert_eq!(reply.verdict, Verdict::Out(Otherwise::Drain));
             let reason = "replica, running, replication_state is not streaming";
             assert_eq!(reply.reason, format!("{reason}{said}"));
@@ -193,7 +198,7 @@ mod tests {
             assert_eq!(reply.reason, "held 1.2 of 4 s: connection refused");
             let reply = node.hears(13.9, SILENT());
             assert_eq!(reply.reason, "held 3.9 of 4 s: no answer");
-            // it has not renewed itself
+            // trouble renews no grace
             let reply = node.hears(14.0, SILENT());
             assert_eq!((reply.verdict, reply.reason.as_str()), (Verdict::Down, "no answer"));
         }
@@ -214,12 +219,12 @@ mod tests {
         node.hears(10.0, Ok(PRIMARY()));
         for timeout in [0.01, 1.5, 2.5, 10.0] {
             let left = node.left.clone();
-            assert_eq!(node.late(13.5, 13.5 + timeout, SILENT()).verdict, Verdict::Keep);
+            assert_eq!(node.hears_late(13.5, 13.5 + timeout, SILENT()).verdict, Verdict::Keep);
             node.left = left;
         }
-        // one that is slow counts from the question
+        // a slow answer counts from its question
         let mut node = Node::new("primary");
-        node.late(10.0, 11.5, Ok(PRIMARY()));
+        node.hears_late(10.0, 11.5, Ok(PRIMARY()));
         assert!(node.bridges(13.9) && !node.bridges(14.1));
     }
 
@@ -246,11 +251,12 @@ mod tests {
             };
             node.hears(10.0, good());
             assert!(node.bridges(10.4));
-            let expected = look_up(&node.question, POLICY, &Ok(node.dated(10.5, other.clone())));
+            let expected =
+                look_up(&node.question, POLICY, &Ok(node.date_answer(10.5, other.clone())));
             assert_eq!(node.hears(10.5, Ok(other)), expected);
             assert!(!node.bridges(10.6), "{check}");
             // and what was asked before and answered afterwards does not bring it back
-            node.late(10.4, 10.7, good());
+            node.hears_late(10.4, 10.7, good());
             assert!(!node.bridges(10.8), "{check}");
             node.hears(10.9, good());
             assert!(node.bridges(11.0), "{check}");
@@ -264,18 +270,18 @@ mod tests {
             let mut node = Node::new("primary");
             node.hears(10.0, Ok(PRIMARY()));
             node.hears(10.3, Ok(other));
-            let reply = node.late(10.2, 11.4, Ok(PRIMARY()));
+            let reply = node.hears_late(10.2, 11.4, Ok(PRIMARY()));
             assert_eq!(reply.verdict, Verdict::Out(Otherwise::Drain));
             // a READY that was asked for at the same time is sent
-            assert_eq!(node.late(10.3, 11.5, Ok(PRIMARY())).verdict, Verdict::Ready);
+            assert_eq!(node.hears_late(10.3, 11.5, Ok(PRIMARY())).verdict, Verdict::Ready);
         }
-        // two that were asked for together
+        // both were in flight together
         let mut node = Node::new("primary");
-        node.late(10.3, 10.4, Ok(PRIMARY()));
-        assert_eq!(node.late(10.2, 10.5, Ok(PRIMARY())).verdict, Verdict::Ready);
+        node.hears_late(10.3, 10.4, Ok(PRIMARY()));
+        assert_eq!(node.hears_late(10.2, 10.5, Ok(PRIMARY())).verdict, Verdict::Ready);
     }
 
-    /// Outside a pause Patroni stops PostgreSQL first when it is restarted.
+    /// When Patroni restarts outside a pause, it stops PostgreSQL first.
     #[test]
     fn a_standby_whose_patroni_is_restarted_is_not_down() {
         for (check, good) in
@@ -319,8 +325,8 @@ mod tests {
     }
 
     #[test]
-    fn a_primary_without_the_lock_is_only_bridged_if_it_need_not_have_lost_it() {
-        // restarted
+    fn a_missing_lock_is_bridged_only_if_the_primary_may_still_hold_it() {
+        // Patroni restarted
         let mut node = Node::new("primary");
         node.hears(10.0, Ok(PRIMARY()));
         node.hears(10.5, REFUSED());
@@ -334,7 +340,7 @@ mod tests {
         node.hears(10.5, REFUSED());
         node.hears(11.0, Ok(PRIMARY()));
         assert_eq!(node.hears(11.5, Ok(UNLOCKED())).verdict, Verdict::Fail);
-        // silent is not refused
+        // silence is no refusal
         let mut node = Node::new("primary");
         node.hears(10.0, Ok(PRIMARY()));
         node.hears(10.5, SILENT());
@@ -350,7 +356,7 @@ mod tests {
             let reply = node.hears(11.0, Ok(Answer { pause: now, ..UNLOCKED() }));
             assert_eq!(reply.verdict, expected);
         }
-        // its clock was set
+        // Patroni's clock was set
         for (step, expected) in
             [(300, Verdict::Keep), (5, Verdict::Fail), (1, Verdict::Fail), (-300, Verdict::Fail)]
         {
@@ -359,7 +365,7 @@ mod tests {
             node.clock = node.clock.saturating_add_signed(step);
             assert_eq!(node.hears(11.0, Ok(UNLOCKED())).verdict, expected, "{step}");
         }
-        // its clock was not set: each bad answer has its own date, and before the first one nothing is known
+        // Patroni's clock was not set: a bad answer leaves its date, and before the first there is none
         for first in [UNLOCKED(), PRIMARY()] {
             let mut node = Node::new("primary");
             for (time, answer) in [(10.0, first), (20.0, UNLOCKED()), (40.0, UNLOCKED())] {
@@ -409,7 +415,7 @@ mod tests {
     fn a_late_answer_of_a_standby_counts() {
         let mut node = Node::new("primary");
         node.hears(10.1, Ok(PRIMARY()));
-        node.late(10.0, 10.5, Ok(STANDBY()));
+        node.hears_late(10.0, 10.5, Ok(STANDBY()));
         assert_eq!(node.hears(11.0, SILENT()).verdict, Verdict::Out(Otherwise::Drain));
     }
 
@@ -456,22 +462,22 @@ mod tests {
             let mut node = Node::new(check);
             node.hears(10.0, Ok(PRIMARY()));
             assert_eq!(node.hears(10.5, stopping()).verdict, DRAIN);
-            // the first answer counts, however often another one asks
+            // the first such answer counts, however often checks ask
             for time in [10.6, 14.0, 20.4] {
                 assert_eq!(node.hears(time, stopping()).verdict, DRAIN, "{time}");
             }
             assert_eq!(node.hears(20.5, stopping()).verdict, MAINT);
             assert_eq!(node.hears(90.0, stopping()).verdict, MAINT);
-            // and it starts no grace
+            // a stop starts no grace
             assert_eq!(node.hears(20.6, SILENT()).verdict, Verdict::Down);
-            // the next stop is another one
+            // the next stop drains anew
             node.hears(100.0, Ok(PRIMARY()));
             assert_eq!(node.hears(101.0, stopping()).verdict, DRAIN);
-            // one that is silent meanwhile goes on where it was
+            // silence does not extend the ten seconds
             assert_eq!(node.hears(105.0, SILENT()).verdict, Verdict::Down);
             assert_eq!(node.hears(110.9, stopping()).verdict, DRAIN);
             assert_eq!(node.hears(111.0, stopping()).verdict, MAINT);
-            // after it was stopped, it may be stopped anew
+            // a stop after a finished one drains anew
             node.hears(112.0, Ok(answer(503, "demoted", "stopped")));
             assert_eq!(node.hears(113.0, stopping()).verdict, DRAIN);
         }
@@ -501,14 +507,14 @@ mod tests {
         assert_eq!(node.hears(10.0, Ok(STOPPING())).verdict, MAINT);
     }
 
-    /// Patroni closes its REST API before it stops PostgreSQL when its own service is stopped.
+    /// When its service is stopped, Patroni closes its REST API before it stops PostgreSQL.
     #[test]
-    fn a_note_turns_what_is_bridged_into_a_drain() {
+    fn a_note_turns_bridged_trouble_into_a_drain() {
         for check in ["primary", "replica"] {
             let role = if check == "primary" { "primary" } else { "replica" };
             let good = || Ok(answer(200, role, "running"));
             let mut node = Node { stop_noted: true, ..Node::new(check) };
-            // an answer is right, whoever has forgotten a note
+            // an answer counts more than a forgotten note
             assert_eq!(node.hears(10.0, good()).verdict, Verdict::Ready);
             let reply = node.hears(10.5, REFUSED());
             assert_eq!(reply.verdict, DRAIN);
@@ -529,7 +535,7 @@ mod tests {
         let mut node = Node { stop_noted: true, ..Node::new("primary") };
         node.hears(10.0, Ok(STANDBY()));
         assert_eq!(node.hears(10.5, REFUSED()).verdict, Verdict::Keep);
-        // an answer counts, and a lack of this machine does not
+        // afterwards, a note counts only if Patroni was asked in vain
         assert_eq!(node.hears(20.0, UNASKED()).verdict, Verdict::Keep);
         assert_eq!(node.hears(20.0, Ok(answer(503, "primary", "crashed"))).verdict, Verdict::Fail);
     }
@@ -584,7 +590,7 @@ mod tests {
         }
     }
 
-    /// Running, each role and check: READY wants 200 and a role that fits; only a check that needs the lock misses it.
+    /// A running node is READY with 200 and a role that fits. Only a check that needs the lock fails without it.
     #[test]
     fn a_running_node_is_ready_by_status_and_role() {
         let fits = [

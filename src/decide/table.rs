@@ -84,7 +84,7 @@ fn explain_mismatch(question: &Question, answer: &Answer) -> String {
         match check.replication_state() {
             Some(wanted) if answer.status == 200 => {
                 reason += &format!(", replication_state is not {wanted}");
-                if answer.before_replication_state {
+                if answer.predates_replication_state {
                     reason += " (not reported before Patroni 3.0.4)";
                 }
             }

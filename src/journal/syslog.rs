@@ -1,4 +1,4 @@
-//! The system log. In goes a line, and the check never waits. With systemd's own way, the stderr of each process, a slow
+//! The system log. In goes a line, and the check never waits. If processes logged to stderr, systemd's own way, a slow
 //! journald would delay each check. Hand-written, since no crate sends with `MSG_DONTWAIT`. Knows nothing of Patroni and
 //! HAProxy.
 
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const SOCKET: &str = "/dev/log";
 const DAEMON: u8 = 3 << 3;
 
-/// The socket, and the number of this process, which the sandbox hides.
+/// The socket, and the process ID, which the sandbox hides.
 static LOG: OnceLock<(UnixDatagram, u32)> = OnceLock::new();
 
 /// Whether the system log has closed its end of the socket.

@@ -11,11 +11,11 @@ use crate::run::before_stop::Patience;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// The most questions in flight, of which one source has all but one at most, and the least time between two. Patroni's REST
+/// The most questions in flight, and the least time between two. One source never has all five in flight. Patroni's REST
 /// API has five workers and a queue of five, and shares one core with Patroni's main loop. A question takes a millisecond.
 const AT_ONCE: usize = 5;
 const LEAST_INTERVAL: Duration = Duration::from_millis(2);
-/// The most questions with a query of one source that wait. Any peer can make up queries, and each one may wait.
+/// How many questions with a query may wait for one source. Any peer can make up any number of queries.
 const QUEUE_LIMIT: usize = 64;
 
 /// Checks share a question if they have the same path and look for Patroni on the same address besides localhost.

@@ -29,8 +29,8 @@ const HANGS_AFTER: Duration = Duration::from_secs(15);
 /// The least time between two status messages to systemd: each costs PID 1 as much as this process.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
-/// Answers each connection by `answer`, which returns HAProxy's words, until none has come for `idle`, SIGTERM comes, or the
-/// system log is gone. The checks that run then are finished, and later connections wait for the listener that systemd
+/// Answers each connection by `answer`, which returns the words for HAProxy. Ends after `idle` without a check, on SIGTERM,
+/// or when the system log is gone. Running checks are finished, and later connections wait for the listener that systemd
 /// starts next. `confine` is called with the socket to systemd before the first connection.
 pub fn serve(
     listeners: &[TcpListener],
@@ -118,7 +118,7 @@ fn accept<'a>(listener: &TcpListener, checks: &'a Checks) -> Option<(TcpStream, 
         Ok(place.map(|place| (stream, place)))
     });
     accepted.unwrap_or_else(|error| {
-        // no descriptor may be left until a check ends
+        // there may be no descriptor until a check ends
         if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) {
             thread::sleep(Duration::from_millis(10));
         }
@@ -180,7 +180,7 @@ impl Checks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place for a newcomer, if need be from the longest silent connection: HAProxy sends its line at once.
+    /// Takes a place for a newcomer, if need be from the oldest silent connection: HAProxy sends its line at once.
     fn take_place(&self, source: IpAddr, stream: &TcpStream) -> io::Result<Option<Place<'_>>> {
         let silent = Some(stream.try_clone()?);
         let state = &mut *self.lock();
@@ -193,7 +193,7 @@ impl Checks {
                 state.unanswered.refused += 1;
                 return Ok(None);
             };
-            // which ends the thread of that connection
+            // this ends the thread of that connection
             if let Some(stream) = state.running.remove(leaves).silent {
                 let _ = stream.shutdown(Shutdown::Both);
             }

@@ -7,7 +7,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How many sources' turns are remembered. Then the turns of sources that do not wait are forgotten.
+/// How many sources' turns the queue remembers before it forgets those of sources that do not wait.
 const MOST_TURNS: usize = 1024;
 
 /// A queue of questions, each of which is asked for all callers who wait for its answer.
@@ -32,14 +32,14 @@ struct Waiting<Q, S, A> {
     question: Q,
     /// Whether it comes before the questions that are not `first`.
     first: bool,
-    /// The source of the first caller. The question counts only for this source.
+    /// The source of the first caller. Only its queue counts the question.
     source: S,
     /// The deadline and the source of each caller.
     callers: Vec<(Instant, S)>,
     answer: Arc<Coming<A>>,
 }
 
-/// An answer that is to come, for which callers still wait when its question has left the queue.
+/// An answer for which callers wait, even after its question has left the queue.
 struct Coming<A> {
     /// None inside if the caller who asked has panicked.
     answer: OnceLock<Option<A>>,
@@ -69,8 +69,8 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A: Clone> Shared<Q, S, A> {
     }
 
     /// Returns an answer that was requested after this call began, by `ask` or by another caller with the same question.
-    /// `ask` must return by the deadline. The source whose last turn is longest ago comes next, and of one source, questions
-    /// that come `first`, of which there must be few. If `ask` panics, so does this call.
+    /// `ask` must return by the deadline. Next comes the source whose last turn is longest ago. Its `first` questions come
+    /// before the others and must be few. If `ask` panics, so does this call.
     pub fn ask(
         &self,
         question: Q,
@@ -151,7 +151,7 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
         if self.asking.len() >= self.at_once {
             return None;
         }
-        // the last question in flight is for a source that has none there
+        // the last slot is for a source that has no question in flight
         let may = |source: &S| {
             let own = self.asking.iter().filter(|other| *other == source).count();
             own == 0 || own + 1 < self.at_once
@@ -166,8 +166,8 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A> State<Q, S, A> {
         next.map(|(source, _, place)| (place, source))
     }
 
-    /// Whether this question is next, and the caller with this deadline is the one to ask it: the caller with the last
-    /// deadline asks, so that no other caller has less time than its own.
+    /// Whether this question is next and the caller with this deadline asks it. The caller with the latest deadline asks,
+    /// so that no other caller gets less time than its own.
     fn is_next(&self, coming: &Arc<Coming<A>>, deadline: Instant) -> bool {
         let next = self.next_question().map(|(place, _)| &self.waiting[place]);
         next.is_some_and(|next| {

@@ -17,7 +17,7 @@ pub struct Answer {
     /// `streaming`, `in archive recovery` or nothing.
     pub replication_state: Option<String>,
     /// A replica does not report its `replication_state` because Patroni is older than 3.0.4.
-    pub before_replication_state: bool,
+    pub predates_replication_state: bool,
     /// PostgreSQL's timeline, if PostgreSQL answers Patroni.
     pub timeline: Option<u64>,
     /// Patroni's tag that takes a standby out of load balancing.
@@ -90,7 +90,7 @@ pub fn read(status: u16, body: &[u8]) -> Result<Answer, String> {
     Ok(Answer {
         status,
         state,
-        before_replication_state: is_missing
+        predates_replication_state: is_missing
             && version(&keys).is_some_and(|version| version < [3, 0, 4]),
         role,
         replication_state,
@@ -161,7 +161,7 @@ mod tests {
                 r#"{{"state": "running", "role": "replica", "patroni": {{"version": {version}}}}}"#
             );
             let answer = read(200, body.as_bytes()).expect("an answer");
-            assert_eq!(answer.before_replication_state, old, "{version}");
+            assert_eq!(answer.predates_replication_state, old, "{version}");
         }
     }
 

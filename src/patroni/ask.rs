@@ -1,4 +1,4 @@
-//! The question to Patroni: a GET of a health check, by hand and for the hook also of its settings. In go a check and a
+//! The question to Patroni: a GET of a health check. Checks by hand and the hook also get settings. In go a check and a
 //! deadline, out comes an answer with its times. Knows nothing of what an answer means.
 
 use super::answer::{self, Answer, Cause, NoAnswer, seconds};
@@ -62,7 +62,7 @@ pub struct Outcome {
     pub from: Vec<Endpoint>,
     /// The answer, or why there is none.
     pub answer: Result<Answer, NoAnswer>,
-    /// When the question was sent, by [`now`]. The verdict counts from here, so that it does not depend on `--timeout`.
+    /// When the question was sent, by [`now`]. The grace period is measured here, so that `--timeout` does not matter.
     pub asked: Duration,
     /// When the answer came, or when the check gave up.
     pub answered: Duration,
@@ -92,8 +92,8 @@ impl Prepared<'_> {
         Outcome { from, answer, asked, answered: asked + since.elapsed() }
     }
 
-    /// Sends one GET to the first address that accepts a connection. Returns that address as well,
-    /// which an error then does not name.
+    /// Sends one GET to the first address that accepts a connection. Returns that address, too, and an error then does not
+    /// name it.
     fn get(&self, path: &str, patience: &Patience) -> (Option<IpAddr>, Result<Response, NoAnswer>) {
         let url = &self.patroni.url;
         let (addresses, tls) = match self.find_addresses(patience.deadline) {

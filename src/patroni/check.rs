@@ -171,7 +171,7 @@ fn check_size(value: &str) -> Result<(), String> {
     ))
 }
 
-/// Allows only characters without a meaning in a URL, since the query is sent as it is.
+/// Allows only characters without a meaning in a query, since it is sent as it is.
 fn check_word(key: &str, value: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/@,".contains(c);
     if !value.is_empty() && value.chars().all(plain) {

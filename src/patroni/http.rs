@@ -243,7 +243,7 @@ impl Read for Tcp {
             }
             match self.stream.read(buffer) {
                 // SIGTERM to a listener may interrupt a read, even with SA_RESTART
-                Err(error) if is_to_be_repeated(&error) => {}
+                Err(error) if is_retryable(&error) => {}
                 read => return read,
             }
         }
@@ -255,7 +255,7 @@ impl Write for Tcp {
         loop {
             self.stream.set_write_timeout(Some(self.patience.remaining()?))?;
             match self.stream.write(buffer) {
-                Err(error) if is_to_be_repeated(&error) => {}
+                Err(error) if is_retryable(&error) => {}
                 written => return written,
             }
         }
@@ -266,7 +266,7 @@ impl Write for Tcp {
     }
 }
 
-fn is_to_be_repeated(error: &io::Error) -> bool {
+fn is_retryable(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 

@@ -121,7 +121,7 @@ impl Patroni {
         candidates
     }
 
-    /// The Patronis that a check may ask. Their records in the memory file count if none of them answers.
+    /// The endpoints that a check may ask. Their records in the memory file count if none of them answers.
     pub fn candidate_endpoints(&self, agent_address: Option<SocketAddr>) -> Vec<Endpoint> {
         if !self.discover {
             return vec![self.connect_to.clone()];
@@ -129,7 +129,7 @@ impl Patroni {
         self.candidates(agent_address).iter().map(|address| self.endpoint(address.ip())).collect()
     }
 
-    /// The Patronis that any of HAProxy's checks may ask, whichever address of this machine HAProxy uses.
+    /// The endpoints that any of HAProxy's checks may ask, whichever address of this machine HAProxy uses.
     pub fn all_endpoints(&self) -> Vec<Endpoint> {
         let own = if self.discover { ports::own_addresses() } else { Vec::new() };
         let own = own.into_iter().map(|ip| self.endpoint(ip));

@@ -30,7 +30,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A socket that listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Listener {
+struct ListeningSocket {
     /// The address; an IPv4 address also if the socket is an IPv6 socket.
     ip: IpAddr,
     uid: u32,
@@ -84,44 +84,49 @@ impl Sockets {
         by_hand: bool,
         deadline: Instant,
     ) -> Result<Vec<SocketAddr>, NotFound> {
-        let mut listeners = self.read_table(0, port, deadline).map_err(NotFound::Unreadable)?;
-        // an IPv4 socket comes before one of both families, so one list is enough
-        let found = self.select_trusted(candidates, &listeners);
+        let mut sockets = self.read_table(0, port, deadline).map_err(NotFound::Unreadable)?;
+        // an IPv4 socket comes before a dual-stack one, so this list is enough
+        let found = self.select_trusted(candidates, &sockets);
         if !by_hand && !found.is_empty() {
             return Ok(found);
         }
         match self.read_table(1, port, deadline) {
-            Ok(others) => listeners.extend(others),
+            Ok(others) => sockets.extend(others),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(NotFound::Unreadable(error)),
         }
-        let mut places = candidates.to_vec();
+        let mut addresses = candidates.to_vec();
         if by_hand {
-            let own = listeners.iter().map(|listener| SocketAddr::new(listener.ip, port));
-            places.extend(own.filter(|own| !own.ip().is_unspecified() && !own.ip().is_loopback()));
+            let own = sockets.iter().map(|socket| SocketAddr::new(socket.ip, port));
+            addresses
+                .extend(own.filter(|own| !own.ip().is_unspecified() && !own.ip().is_loopback()));
         }
-        let found = self.select_trusted(&places, &listeners);
+        let found = self.select_trusted(&addresses, &sockets);
         if !found.is_empty() {
             return Ok(found);
         }
-        places.retain(|place| !sockets_for(&listeners, place.ip()).is_empty());
-        let theirs = places.iter().flat_map(|place| sockets_for(&listeners, place.ip()));
+        addresses.retain(|address| !sockets_for(&sockets, address.ip()).is_empty());
+        let theirs = addresses.iter().flat_map(|address| sockets_for(&sockets, address.ip()));
         let theirs: Vec<_> = theirs.collect();
         let [first, ..] = theirs[..] else { return Err(NotFound::Nobody) };
         if theirs.iter().all(|other| other.uid == OVERFLOW) && self.hides_users() {
             let one = theirs.iter().all(|other| other.link == first.link);
-            return if one { Ok(places) } else { Err(NotFound::Hidden) };
+            return if one { Ok(addresses) } else { Err(NotFound::Hidden) };
         }
-        Err(NotFound::Stranger(places[0], first.uid))
+        Err(NotFound::Stranger(addresses[0], first.uid))
     }
 
     /// Selects the addresses on which only trusted users listen.
-    fn select_trusted(&self, places: &[SocketAddr], listeners: &[Listener]) -> Vec<SocketAddr> {
-        let is_trusted = |place: &&SocketAddr| {
-            let sockets = sockets_for(listeners, place.ip());
-            !sockets.is_empty() && sockets.iter().all(|listener| self.is_trusted(listener.uid))
+    fn select_trusted(
+        &self,
+        addresses: &[SocketAddr],
+        sockets: &[ListeningSocket],
+    ) -> Vec<SocketAddr> {
+        let is_trusted = |address: &&SocketAddr| {
+            let sockets = sockets_for(sockets, address.ip());
+            !sockets.is_empty() && sockets.iter().all(|socket| self.is_trusted(socket.uid))
         };
-        places.iter().filter(is_trusted).copied().collect()
+        addresses.iter().filter(is_trusted).copied().collect()
     }
 
     fn is_trusted(&self, uid: u32) -> bool {
@@ -143,8 +148,13 @@ impl Sockets {
         length > 0 && !text.lines().any(has_overflow)
     }
 
-    /// Reads the sockets that listen on this port. It stops at the first other socket, since there may be many.
-    fn read_table(&self, family: usize, port: u16, deadline: Instant) -> io::Result<Vec<Listener>> {
+    /// Reads the sockets that listen on this port. Stops at the first one in another state: many may follow.
+    fn read_table(
+        &self,
+        family: usize,
+        port: u16,
+        deadline: Instant,
+    ) -> io::Result<Vec<ListeningSocket>> {
         let file = self.tables[family].as_ref().map_err(|error| match error.raw_os_error() {
             Some(number) => io::Error::from_raw_os_error(number),
             None => error.kind().into(),
@@ -169,7 +179,7 @@ impl Sockets {
                     return Ok(found);
                 }
                 if state == LISTENS && local.ends_with(port.as_bytes()) {
-                    found.extend(parse_listener(line));
+                    found.extend(parse_socket(line));
                 }
             }
             text.drain(..end);
@@ -182,15 +192,15 @@ impl Sockets {
 
 /// The sockets to which the kernel gives a connection to this address: a socket bound to this address comes before one
 /// bound to any.
-fn sockets_for(listeners: &[Listener], ip: IpAddr) -> Vec<&Listener> {
+fn sockets_for(sockets: &[ListeningSocket], ip: IpAddr) -> Vec<&ListeningSocket> {
     let any = match ip {
         IpAddr::V4(_) => Some(Ipv4Addr::UNSPECIFIED.into()),
         IpAddr::V6(_) => None,
     };
     let any_of_both = Some(Ipv6Addr::UNSPECIFIED.into());
-    let at = |ip| listeners.iter().filter(|listener| listener.ip == ip).collect::<Vec<_>>();
+    let at = |ip| sockets.iter().filter(|socket| socket.ip == ip).collect::<Vec<_>>();
     let mut levels = [Some(ip), any, any_of_both].into_iter().flatten().map(at);
-    levels.find(|listeners| !listeners.is_empty()).unwrap_or_default()
+    levels.find(|sockets| !sockets.is_empty()).unwrap_or_default()
 }
 
 /// The owner of PostgreSQL's folder, unless that is root or hidden.
@@ -201,24 +211,24 @@ fn postgresql_owner() -> Option<u32> {
 
 /// Whether somebody listens on this port, on any address.
 pub fn is_listening(port: u16) -> bool {
-    !find_listeners(port).is_empty()
+    !find_listening_sockets(port).is_empty()
 }
 
 /// Whether a program other than systemd listens on this port; false if PID 1's sockets are hidden.
 pub fn has_other_holder(port: u16) -> bool {
     let systemd: Vec<_> = files_of(Path::new("/proc/1")).collect();
-    let is_systemd = |listener: &Listener| systemd.contains(&listener.link);
-    !systemd.is_empty() && !find_listeners(port).iter().all(is_systemd)
+    let is_systemd = |socket: &ListeningSocket| systemd.contains(&socket.link);
+    !systemd.is_empty() && !find_listening_sockets(port).iter().all(is_systemd)
 }
 
 /// Describes who listens on this port: the address, the uid, and the processes that this user can see.
 pub fn name_holders(port: u16) -> Vec<String> {
-    let holder = |listener: Listener| {
-        let address = SocketAddr::new(listener.ip, port);
-        let processes = name_processes(&listener.link);
-        format!("{address} is listened on by uid {}{processes}", listener.uid)
+    let holder = |socket: ListeningSocket| {
+        let address = SocketAddr::new(socket.ip, port);
+        let processes = name_processes(&socket.link);
+        format!("{address} is listened on by uid {}{processes}", socket.uid)
     };
-    find_listeners(port).into_iter().map(holder).collect()
+    find_listening_sockets(port).into_iter().map(holder).collect()
 }
 
 /// Describes the processes that have this socket open.
@@ -251,7 +261,7 @@ pub fn own_addresses() -> Vec<IpAddr> {
 }
 
 /// Finds all sockets that listen on this port.
-fn find_listeners(port: u16) -> Vec<Listener> {
+fn find_listening_sockets(port: u16) -> Vec<ListeningSocket> {
     let (sockets, deadline) = (Sockets::open(None), Instant::now() + LOOK_LIMIT);
     let table = |family| sockets.read_table(family, port, deadline).unwrap_or_default();
     [table(0), table(1)].concat()
@@ -267,7 +277,7 @@ fn parse_local_and_state(line: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// Parses a line. Its words: number, address:port in hexadecimal, the peer's, state, three others, uid, another one, inode.
-fn parse_listener(line: &[u8]) -> Option<Listener> {
+fn parse_socket(line: &[u8]) -> Option<ListeningSocket> {
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
     let (address, _) = words.next()?.split_once(':')?;
     // 32 bits at a time, in the order of this processor
@@ -280,7 +290,7 @@ fn parse_listener(line: &[u8]) -> Option<Listener> {
         }
     };
     let (uid, inode) = (words.nth(5)?.parse().ok()?, words.nth(1)?);
-    Some(Listener { ip, uid, link: format!("socket:[{inode}]").into() })
+    Some(ListeningSocket { ip, uid, link: format!("socket:[{inode}]").into() })
 }
 
 #[cfg(test)]
@@ -303,10 +313,13 @@ mod tests {
         let ip = |text: &str| text.parse().expect("an address");
         let link = |inode| format!("socket:[{inode}]").into();
         assert_eq!(
-            parse_listener(v4),
-            Some(Listener { ip: ip("10.77.0.11"), uid: 101, link: link(7) })
+            parse_socket(v4),
+            Some(ListeningSocket { ip: ip("10.77.0.11"), uid: 101, link: link(7) })
         );
-        assert_eq!(parse_listener(v6), Some(Listener { ip: ip("fd00::1"), uid: 0, link: link(8) }));
+        assert_eq!(
+            parse_socket(v6),
+            Some(ListeningSocket { ip: ip("fd00::1"), uid: 0, link: link(8) })
+        );
         assert_eq!(parse_local_and_state(v4), Some((&b"0B004D0A:1F48"[..], LISTENS)));
         let names = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when";
         assert_eq!((parse_local_and_state(names), parse_local_and_state(b"")), (None, None));
@@ -316,7 +329,7 @@ mod tests {
     fn the_process_that_listens_is_found() {
         let there = TcpListener::bind("127.0.0.9:0").expect("a socket");
         let there = there.local_addr().expect("its address");
-        assert!(find_listeners(there.port()).iter().any(|listener| listener.ip == there.ip()));
+        assert!(find_listening_sockets(there.port()).iter().any(|socket| socket.ip == there.ip()));
         assert!(is_listening(there.port()));
         let me = format!("{there} is listened on by uid ");
         let holders = name_holders(there.port());
@@ -331,7 +344,7 @@ mod tests {
         let others: Vec<_> = (0..99).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
         let last = others[98].as_ref().expect("a socket").local_addr().expect("its address");
         let found = Sockets::open(None).read_table(0, last.port(), soon()).expect("a table");
-        assert_eq!(found.iter().map(|listener| listener.ip).collect::<Vec<_>>(), [last.ip()]);
+        assert_eq!(found.iter().map(|socket| socket.ip).collect::<Vec<_>>(), [last.ip()]);
         let late = Sockets::open(None).read_table(0, last.port(), Instant::now());
         assert_eq!(late.expect_err("too late").kind(), ErrorKind::TimedOut);
     }
@@ -381,8 +394,10 @@ mod tests {
         let beside = beside.map(|asked| SocketAddr::new(asked.ip(), 8008));
         let candidates: Vec<_> = localhost.into_iter().chain(beside).collect();
         match sockets(tables, uid_map).find_patroni(8008, &candidates, asked.is_none(), soon()) {
-            Ok(places) => places.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-            Err(NotFound::Stranger(place, uid)) => format!("{uid} at {place}"),
+            Ok(addresses) => {
+                addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+            }
+            Err(NotFound::Stranger(address, uid)) => format!("{uid} at {address}"),
             Err(error) => format!("{error:?}"),
         }
     }
@@ -391,7 +406,7 @@ mod tests {
     fn only_patroni_is_found_wherever_a_stranger_listens() {
         let (node, other) = ("10.0.0.1:5555", "127.0.0.9:5555");
         let (local, nodes) = ("127.0.0.1:8008", "10.0.0.1:8008");
-        for (four, six, asked, place) in [
+        for (four, six, asked, address) in [
             // each layout of Patroni, with strangers on the other addresses
             (
                 &[("127.0.0.1", PATRONI), ("10.0.0.1", NOBODY)][..],
@@ -436,7 +451,7 @@ mod tests {
                 "127.0.0.1:8008 [fd00::1]:8008",
             ),
         ] {
-            assert_eq!(found([four, six], ALL, asked), place, "{four:?} {six:?} {asked}");
+            assert_eq!(found([four, six], ALL, asked), address, "{four:?} {six:?} {asked}");
         }
     }
 
@@ -444,7 +459,7 @@ mod tests {
     #[test]
     fn where_owners_are_hidden_only_one_program_may_listen() {
         let node = "10.0.0.1:5555";
-        for (four, six, place) in [
+        for (four, six, address) in [
             (&[("10.0.0.1", NOBODY)][..], &[][..], "10.0.0.1:8008"),
             (&[("0.0.0.0", NOBODY)], &[], "127.0.0.1:8008 10.0.0.1:8008"),
             (&[], &[("::", NOBODY)], "127.0.0.1:8008 [::1]:8008 10.0.0.1:8008"),
@@ -452,7 +467,7 @@ mod tests {
             (&[("127.0.0.1", NOBODY), ("10.0.0.1", 0)], &[], "10.0.0.1:8008"),
             (&[("127.0.0.1", 990)], &[], "990 at 127.0.0.1:8008"),
         ] {
-            assert_eq!(found([four, six], PRIVATE, node), place, "{four:?} {six:?}");
+            assert_eq!(found([four, six], PRIVATE, node), address, "{four:?} {six:?}");
         }
     }
 }

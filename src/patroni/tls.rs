@@ -73,7 +73,7 @@ struct Trusted {
     certificates: Vec<CertificateDer<'static>>,
     /// Treats every certificate in `--cacert` as a CA.
     all: Arc<WebPkiServerVerifier>,
-    /// Treats only the CAs in `--cacert` as CAs, by their path length constraint.
+    /// Treats only CAs in `--cacert` as CAs; the keys are path length constraints.
     signed: BTreeMap<usize, Arc<WebPkiServerVerifier>>,
 }
 

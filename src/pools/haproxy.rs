@@ -1,4 +1,4 @@
-//! Runs HAProxy to check a configuration, and sends commands to HAProxy's admin socket. Knows the limits of time and
+//! Runs HAProxy to check a configuration, and sends commands to HAProxy's stats socket. Knows the limits of time and
 //! size; knows nothing of what the answers mean.
 
 use crate::pools::conditions::{self, Version};
@@ -19,11 +19,11 @@ const READING: Duration = Duration::from_secs(20);
 const VERSION: Duration = Duration::from_secs(2);
 /// The maximum output of HAProxy that is kept.
 const SAID: u64 = 64 << 10;
-/// The maximum time for an answer on the admin socket.
+/// The maximum time for an answer on the stats socket.
 pub const ANSWER: Duration = Duration::from_secs(5);
 /// The maximum size of an answer: some 30,000 servers.
 const ANSWERED: u64 = 64 << 20;
-/// The admin socket of Debian's configuration.
+/// The stats socket of Debian's configuration.
 const SOCKET: &str = "/run/haproxy/admin.sock";
 /// The folders to search for HAProxy if `PATH` lacks them, as it may for a user other than root.
 const FOLDERS: &str = "/usr/sbin:/usr/local/sbin";
@@ -117,7 +117,7 @@ fn run(
     Ok((status, text))
 }
 
-/// The admin socket: the first one in the configuration that is a file.
+/// The stats socket: the first one in the configuration that is a file.
 pub fn socket(configuration: &Configuration) -> PathBuf {
     let sockets = configuration.global().filter(|line| line.begins(&["stats", "socket"]));
     let mut files =
@@ -125,7 +125,7 @@ pub fn socket(configuration: &Configuration) -> PathBuf {
     files.find(|file| file.starts_with('/')).unwrap_or(SOCKET).into()
 }
 
-/// Sends one command to the admin socket and returns the answer.
+/// Sends one command to the stats socket and returns the answer.
 ///
 /// # Errors
 ///

@@ -108,7 +108,7 @@ pub const OPTIONS: &[Described] = &[
         long: "socket",
         value: "FILE",
         commands: &[Command::Status, Command::SaveStates],
-        meaning: "HAProxy's admin socket (default: the stats socket of the configuration, or else /run/haproxy/admin.sock)",
+        meaning: "HAProxy's stats socket (default: the one of the configuration, or else /run/haproxy/admin.sock)",
     },
     Described {
         short: None,
@@ -160,7 +160,7 @@ pub struct Options {
     pub list: bool,
     /// Whether the command only explains the rules.
     pub rules: bool,
-    /// The admin socket.
+    /// The stats socket.
     pub socket: Option<PathBuf>,
     /// How long to look again; none means the command's default.
     pub wait: Option<Duration>,

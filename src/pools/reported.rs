@@ -1,4 +1,4 @@
-//! Parses what HAProxy reports of its servers on the admin socket. Knows the two formats and their bits; knows nothing
+//! Parses what HAProxy reports of its servers on the stats socket. Knows the two formats and their bits; knows nothing
 //! of what a pool is meant to do.
 
 use std::collections::{BTreeMap, HashMap};

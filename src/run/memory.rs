@@ -41,11 +41,11 @@ static TURN: Mutex<()> = Mutex::new(());
 /// What one health check leaves for the next. All times are those of [`now`], in milliseconds.
 #[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
 pub struct Record {
-    /// The later of two times: when the last question was sent whose answer was ready, and when the last other answer came.
+    /// The later of two times: when the question of the last ready answer was sent, and when the last other answer came.
     pub at: Duration,
-    /// How long after `at` trouble may be bridged at most: zero after a bad answer, the rest after a standby's transition.
+    /// How long after `at` trouble may be bridged at most. A bad answer leaves zero, a standby's transition what was left.
     pub lease: Duration,
-    /// When the last question was sent whose answer was ready.
+    /// When the question of the last ready answer was sent.
     pub ready: Option<Duration>,
     /// The time of Patroni's clock in the last answer that was no trouble, in seconds since 1970.
     pub date: u32,
@@ -61,7 +61,7 @@ pub struct Record {
     pub logged: Duration,
     /// Whether this check wrote that line.
     pub own_line: bool,
-    /// How many lines this check wrote, each less than a minute after the one before; 31 stands for more.
+    /// How many lines this check wrote, each less than a minute after the one before, counted up to 31.
     pub lines: u8,
     /// A number for the source whose check made this record; 0 before it is stored.
     pub source: u16,
@@ -76,7 +76,7 @@ fn wall_clock() -> Duration {
 #[derive(Debug)]
 pub struct Memory {
     file: Result<File, String>,
-    /// The file's folder exists, which systemd-tmpfiles creates with the file.
+    /// The file's folder exists. systemd-tmpfiles creates it with the file.
     is_installed: bool,
 }
 
@@ -116,7 +116,7 @@ impl Memory {
     /// from the future.
     pub fn recall(
         self,
-        patronis: &[Endpoint],
+        endpoints: &[Endpoint],
         check: Option<&Check>,
         source: Option<IpAddr>,
     ) -> Recalled {
@@ -137,11 +137,11 @@ impl Memory {
                 places.find_map(|place| Some((place, find_record(&records, place, key, now)?)));
             (key, found)
         };
-        // of equal times the last, which is that of the address on which HAProxy asked
+        // if times are equal, the last address counts: the one on which HAProxy asked
         let at = |(_, found): &(u64, Option<(usize, Record)>)| {
             found.as_ref().map(|(_, record)| record.at)
         };
-        let (key, found) = patronis.iter().map(of).max_by_key(at).unwrap_or_default();
+        let (key, found) = endpoints.iter().map(of).max_by_key(at).unwrap_or_default();
         let (place, last) = found.unzip();
         let source = (hash(&source) as u16).max(1);
         let place = place.unwrap_or_else(|| choose_place(&records, number, source, now));
@@ -187,7 +187,7 @@ fn find_record(records: &[u8], place: usize, key: u64, now: Duration) -> Option<
     read_record(records, place, now).map(|(_, record)| record)
 }
 
-/// Chooses a place for a check that has none: its number, or a shared place if it has a query. A check keeps its place for a
+/// Chooses a place for a check that has none: that of its number if free, or a shared one. A check keeps its place for a
 /// minute. If all places are taken, the source with the most places loses its oldest one, but only to a source with fewer.
 fn choose_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration) -> usize {
     let of = |place: usize| read_record(records, place, now).map(|(_, record)| record);
@@ -211,7 +211,7 @@ fn choose_place(records: &[u8], plain: Option<usize>, source: u16, now: Duration
 #[derive(Debug)]
 pub struct Recalled {
     file: Result<File, String>,
-    /// Whether the agent was installed here. Where there is not even the folder, only an operator is told.
+    /// The file's folder exists. If it does not, only a check by hand reports the error.
     pub is_installed: bool,
     records: Vec<u8>,
     /// The record that the last check of this kind left.

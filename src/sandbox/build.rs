@@ -7,7 +7,7 @@ use std::error::Error;
 use std::fmt::Write;
 use std::path::Path;
 
-/// The system calls that are allowed with any arguments. Each costs: the kernel runs a new filter once for every number.
+/// The system calls that are allowed with any arguments. Each costs time: the kernel runs a new filter for every number.
 #[rustfmt::skip] // a line for each purpose
 const ALLOWED: &[&str] = &[
     // the connections, and the lists of sockets
@@ -43,7 +43,7 @@ const SYSTEMD: u32 = 0x8000_0003;
 const RECORD: u64 = 64;
 const SIZE: u64 = 64 * RECORD;
 
-/// Writes them for `mod.rs` to include.
+/// Writes the filters for `mod.rs`.
 pub fn write_filters() -> Result<(), Box<dyn Error>> {
     let architecture = std::env::var("CARGO_CFG_TARGET_ARCH")?;
     let old = architecture == "x86_64";
@@ -144,7 +144,7 @@ fn sockets_and_memory() -> Vec<Value> {
     ]
 }
 
-/// The filter of a process for one check. On an `old` architecture, calls that newer ones replace are in use.
+/// The filter of a process for one check. On an `old` architecture, old calls such as poll are still in use.
 fn check_filter(old: bool) -> Value {
     let mut calls: Vec<_> = ALLOWED.iter().map(|call| any(call)).collect();
     calls.extend(old.then(|| any("poll")));

@@ -151,8 +151,8 @@ fn set_limits(limits: &[(Resource, u64)]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Opens the folder of a path, and the folder in which the file really is, or the nearest one above that exists, but never
-/// the root.
+/// Opens the folder of a path and that of the file to which it leads, or the nearest one above that exists, but never the
+/// root.
 fn open_folders(file: &Path) -> Vec<PathFd> {
     let named = std::path::absolute(file).ok();
     let real = file.canonicalize().ok();

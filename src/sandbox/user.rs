@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_becomes_root() {
+    fn root_and_invalid_ids_are_refused() {
         for line in [
             "a:x:0:5::/:",
             "a:x:5:0::/:",

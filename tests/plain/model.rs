@@ -327,7 +327,7 @@ impl State {
             state: state.to_owned(),
             role: role.to_owned(),
             replication_state: None,
-            before_replication_state: false,
+            predates_replication_state: false,
             timeline: None,
             noloadbalance: false,
             pause: self.knows_pause,
