@@ -131,7 +131,7 @@ fn a_full_room_refuses_and_blocks_nobody_else() {
     refused();
     others_work();
     site.set_primary(0, true);
-    assert!(join_clients(clients).iter().all(|session| session.answer == Some('1')));
+    all_reach('1', clients);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn nobody_waits_where_neither_agents_nor_patroni_can_be_reached() {
     }
     let clients = site.clients(5, SHORT);
     site.set_primary(1, true);
-    assert!(join_clients(clients).iter().all(|session| session.answer == Some('2')));
+    all_reach('2', clients);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn a_node_that_is_held_gets_nothing_new_until_the_hold_ends() {
     }
     assert!(old.write_all(b"I am still here").is_ok());
     NodeState::set(&state.held_drain, false);
-    assert!(join_clients(clients).iter().all(|session| session.answer == Some('1')));
+    all_reach('1', clients);
     old.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket");
     let open = old.read(&mut [0]).map_err(|error| error.kind());
     assert!(matches!(open, Err(ErrorKind::WouldBlock)), "{open:?}");
