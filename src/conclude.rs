@@ -10,7 +10,7 @@ use crate::haproxy::reply::{AdminState, Reply};
 use crate::journal::news::{self, News};
 use crate::options::Options;
 use crate::patroni::ask::Outcome;
-use crate::run::{Files, memory::Record};
+use crate::run::Files;
 
 /// What stands before the error if the memory file cannot be used.
 pub const NO_GRACE: &str = "no grace period: ";
@@ -42,8 +42,8 @@ pub fn conclude_without_question(
     }
     let patroni = std::slice::from_ref(&options.patroni.connect_to);
     let recalled = files.memory.recall(patroni, None, connection.source());
-    let end = |record: Record| grace::grace_end(&record, options.policy.grace);
-    let within_grace = recalled.plain_records().any(|record| recalled.now < end(record));
+    let is_within = |record| grace::is_within_grace(&record, recalled.now, options.policy.grace);
+    let within_grace = recalled.plain_records().any(is_within);
     let reply = reply_to(why, files.hold, within_grace);
     let news = news::invalid_line_news(recalled, reply.verdict);
     Conclusion { reply, news }

@@ -60,6 +60,11 @@ pub fn grace_end(record: &Record, grace: Duration) -> Duration {
     record.at + grace.min(record.lease)
 }
 
+/// Whether the grace period of the last answer has not ended yet.
+pub fn is_within_grace(record: &Record, now: Duration, grace: Duration) -> bool {
+    now < grace_end(record, grace)
+}
+
 /// Changes the reply where trouble is bridged. Returns whether the node is in the pool, and the record for the next check.
 /// While the hook's note is valid, trouble drains the node within the grace period, and shows it as MAINT afterwards.
 pub fn bridge(case: Case, policy: Policy, reply: &mut Reply) -> (bool, Record) {
@@ -220,5 +225,9 @@ mod tests {
         let (now, minute) = (Duration::from_secs(1000), Duration::from_secs(60));
         let record = Record { at: now - minute, lease: minute, ..Record::default() };
         assert_eq!((grace_end(&record, minute), grace_end(&record, 2 * minute)), (now, now));
+        let just_before = now - Duration::from_nanos(1);
+        assert!(
+            !is_within_grace(&record, now, minute) && is_within_grace(&record, just_before, minute)
+        );
     }
 }
