@@ -7,7 +7,8 @@ use crate::{NAME, VERSION};
 use rustix::net::sockopt::set_tcp_quickack;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::ErrorKind::{self, Interrupted, WouldBlock};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -243,7 +244,7 @@ impl Read for Tcp {
             }
             match self.stream.read(buffer) {
                 // SIGTERM to a listener may interrupt a read, even with SA_RESTART
-                Err(error) if is_retryable(&error) => {}
+                Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => {}
                 read => return read,
             }
         }
@@ -252,22 +253,14 @@ impl Read for Tcp {
 
 impl Write for Tcp {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        loop {
-            self.stream.set_write_timeout(Some(self.patience.remaining()?))?;
-            match self.stream.write(buffer) {
-                Err(error) if is_retryable(&error) => {}
-                written => return written,
-            }
-        }
+        // no loop: a request, or the part of a handshake, fits into the socket's buffer
+        self.stream.set_write_timeout(Some(self.patience.remaining()?))?;
+        self.stream.write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn is_retryable(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 /// Connects. The first try lasts until the check has to look for the hook's note. Without a note, a second try has the rest
