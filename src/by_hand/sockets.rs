@@ -72,7 +72,7 @@ pub fn explain_sockets() -> Vec<String> {
     let port = find_unit_ports(root).into_iter().filter_map(|port| {
         if !ports::is_listening(port) {
             Some(format!(
-                "nobody listens on port {port} of this machine; if HAProxy asks there: systemctl enable --now {NAME}.socket"
+                "nobody listens on port {port} of this machine; if HAProxy asks there: systemctl enable --now {NAME}.socket, or {NAME}-listen.socket for the listening pair"
             ))
         } else if ports::has_other_holder(port) {
             Some(format!(

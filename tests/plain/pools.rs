@@ -467,6 +467,29 @@ fn all_that_the_agent_needs_is_reported() {
     assert!(missing(27).ends_with("agent-send \"replica\\n\" disabled"), "{}", missing(27));
     let reserve = findings.iter().find(|finding| finding.rule == "reserve").expect("a finding");
     assert!(reserve.text.contains("{ nbsrv(pgcluster_rw) eq 2 } { nbsrv(agents) lt 3 }"));
+    let example = include_str!("../../units/examples/haproxy.cfg");
+    for (from, to, said) in [
+        ("stats socket", "# stats socket", "state-file: HAProxy cannot be asked for the states"),
+        (
+            "agent-inter 500ms enabled",
+            "agent-inter 500ms",
+            "reserve: reserve/pg1: while its agent is silent, it stays in MAINT",
+        ),
+        ("maxconn 3000", "maxconn 1000", "crowd: postgres-write: the clients that wait here take"),
+    ] {
+        assert!(example.contains(from), "{from}");
+        let found = rules::find(&parse(&example.replacen(from, to, 1)), true);
+        let mut found = found.iter().map(|found| format!("{}: {}", found.rule, found.text));
+        assert!(found.any(|text| text.starts_with(said)), "{said}");
+    }
+    // a server of the reserve takes clients while no agent answers, so it must not be disabled
+    let bare =
+        example.replace("default-server agent-check agent-port", "default-server agent-port");
+    let bare = bare.replace(" agent-inter 500ms enabled ", " agent-inter 500ms ");
+    let found = rules::find(&parse(&bare), true);
+    let mut found = found.iter().filter(|found| found.text.starts_with("reserve/pg1: agent-send"));
+    let text = &found.next().expect("a finding").text;
+    assert!(text.ends_with("add agent-check enabled"), "{text}");
     let unlimited = rules::find(&parse(&SITE.replace("timeout check 5s", "")), true);
     let late = unlimited.iter().filter(|finding| finding.rule == "late-answer");
     assert_eq!(late.map(|finding| finding.place.line).collect::<Vec<_>>(), [13]);

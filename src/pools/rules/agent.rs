@@ -4,6 +4,7 @@
 use super::{
     Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, seconds, time,
 };
+use crate::haproxy::question::HOLD;
 use crate::patroni::check::Check;
 use crate::pools::configuration::Line;
 use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server};
@@ -40,7 +41,8 @@ fn wanted<'a>(pool: &'a Pool, server: &'a Server) -> Option<&'a str> {
 pub(super) fn agent_missing(site: &Site, found: &mut Found) {
     let (port, with): (_, HashSet<_>) = (site.port(), site.with_agent().map(Pool::name).collect());
     for pool in site.of_postgresql() {
-        let inter = if may_write(pool) { "500ms" } else { "2s" };
+        let reserve = site.reserves.contains(pool.name());
+        let inter = if reserve || may_write(pool) { "500ms" } else { "2s" };
         for server in
             pool.nodes().filter(|server| !server.has("agent-check") && !server.has("track"))
         {
@@ -62,13 +64,17 @@ pub(super) fn agent_missing(site: &Site, found: &mut Found) {
             let mut write = vec!["agent-check".to_owned()];
             write.extend((!server.has("agent-port")).then(|| format!("agent-port {port}")));
             write.extend((!server.has("agent-inter")).then(|| format!("agent-inter {inter}")));
-            let asked = wanted(pool, server).filter(|_| !server.has("agent-send"));
+            let asked = if reserve { Some(HOLD) } else { wanted(pool, server) };
+            let asked = asked.filter(|_| !server.has("agent-send"));
             write.extend(asked.map(|asked| format!("agent-send \"{asked}\\n\"")));
-            write.extend((!server.has("disabled")).then(|| "disabled".to_owned()));
+            // a server of the reserve takes clients while no agent answers
+            let state = if reserve { "enabled" } else { "disabled" };
+            write.extend((!server.has(state)).then(|| state.to_owned()));
             if asked.is_none() && !server.has("agent-send") {
                 write.push("and agent-send \"primary\\n\" (for reads: \"replica\\n\")".to_owned());
             }
-            let unknown = asked.and_then(|asked| asked.parse::<Check>().err());
+            let unknown = asked.filter(|asked| *asked != HOLD);
+            let unknown = unknown.and_then(|asked| asked.parse::<Check>().err());
             write.extend(unknown.map(|error| {
                 format!("(but the agent does not understand this health check: {error})")
             }));
@@ -298,11 +304,19 @@ pub(super) fn not_disabled(site: &Site, found: &mut Found) {
 
 pub(super) fn state_file(site: &Site, found: &mut Found) {
     let Some(place) = site.global_place() else { return };
-    if site.with_agent().next().is_some()
-        && !site.configuration.global().any(|line| line.word(0) == "server-state-file")
-    {
+    let asks = site.with_agent().next().is_some();
+    let has = |words: &[&str]| site.configuration.global().any(|line| line.begins(words));
+    if asks && !has(&["server-state-file"]) {
         let happens = "a reload forgets the states of the servers, and clients are refused until the agents have answered";
         found.add(place, happens, "write \"server-state-file /run/haproxy-state/servers\" in global and let a drop-in save them");
+    }
+    if asks && !has(&["stats", "socket"]) {
+        let happens = "HAProxy cannot be asked for the states of its servers, neither by status nor before a reload";
+        found.add(
+            place,
+            happens,
+            "write \"stats socket /run/haproxy/admin.sock mode 660 level admin\" in global",
+        );
     }
     for pool in site.with_agent() {
         let load = pool.last(&["load-server-state-from-file"]);
@@ -446,6 +460,13 @@ pub(super) fn crowd(site: &Site, found: &mut Found) {
                 && line.from(3).contains("fe_conn"))
                 || line.word(0) == "maxconn"
         });
+        let all = site.configuration.global().rfind(|line| line.word(0) == "maxconn");
+        let all = all.and_then(|line| line.word(1).parse::<u32>().ok());
+        lacks(
+            all.is_none_or(|all| all > 1000),
+            "the clients that wait here take the connections of all other pools, since global has so small a maxconn",
+            "write \"maxconn 3000\" in global",
+        );
         lacks(
             limited || entrance.is_empty(),
             "a waiting room without a limit takes the connections of all other pools",
@@ -598,6 +619,11 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
         };
         conditions_of_reserve(site, pool, reserve, line, found);
         for server in reserve.nodes() {
+            if server.has("disabled") {
+                let happens = "while its agent is silent, it stays in MAINT, and nobody reaches it";
+                let happens = format!("{}: {happens}", full(reserve, server));
+                found.add(server.place, &happens, "write \"enabled\"");
+            }
             let sent = server.agent_send().map(|sent| sent.trim().trim_end_matches("\\n"));
             if sent != Some("hold") {
                 let happens = "a node that an operator has taken out gets writes here";
