@@ -60,7 +60,7 @@ class Site:
         for file in self.files:
             (self.etc / file).unlink()
 
-    def read(self):
+    def read_configuration(self):
         return {file: (self.etc / file).read_text() for file in self.files}
 
     def put(self, text):
@@ -75,7 +75,7 @@ class Site:
 
     def replace(self, *changes):
         """Replaces each `old`, which must occur, by `new`."""
-        text = self.read()
+        text = self.read_configuration()
         for old, new in changes:
             assert any(old in content for content in text.values()), f"no {old!r}"
             text = {file: content.replace(old, new) for file, content in text.items()}
@@ -249,7 +249,7 @@ class Moves(Walk):
         self.assert_rules_reported("state-file", "agents-watched", "agent-missing")
         self.site.patch(FIRST)
         self.change("DOWN")
-        self.copy = self.site.read()
+        self.copy = self.site.read_configuration()
         self.assert_rules_reported("agent-missing", "waiting-room")
         self.site.patch(SECOND)
         self.change()
@@ -311,7 +311,7 @@ class Moves(Walk):
     def to_poolers(self):
         ((where, asks),) = steps("From PostgreSQL's port to PgBouncer")
         assert sorted(self.step(where, asks).split()) == ["f", "t", "t"]
-        self.before_poolers = self.site.read()
+        self.before_poolers = self.site.read_configuration()
         own = (
             "option tcp-check\n    tcp-check connect port 6432\n    tcp-check send-binary 0000000804d2162f\n"
             '    tcp-check expect rstring "^[NS]"\n    tcp-check connect port 8008\n'
@@ -348,7 +348,7 @@ class Moves(Walk):
         """Replaces `old` by `new`. Each command in `said` must report the mistake in these words. Then undoes the
         change."""
         print(f"    {what}", flush=True)
-        good = self.site.read()
+        good = self.site.read_configuration()
         self.site.replace((old, new))
         for command, *words in said:
             self.assert_reported(command, *words) if words else self.run(command)
