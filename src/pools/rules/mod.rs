@@ -178,8 +178,8 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "own-check-missing",
         agent: true,
-        why: "HAProxy takes a silent agent for \"no change\". Without \"check\", nothing notices that a machine or its \
-              agent is gone, and a dead primary stays UP.",
+        why: "HAProxy takes a silent agent for \"no change\". Without \"check\", nothing marks a dead machine \
+              DOWN, and a dead primary stays UP.",
         look: agent::own_check_missing,
     },
     Rule {
