@@ -226,7 +226,7 @@ def run_episode(site, seed, number):
     site.watch.renew_refused()
     site.ended = time.time()
     site.clients.wait(site.ended)
-    run = figures.Run(site.watch, began, site.ended, site.rows(), {}, site.grace, None)
+    run = figures.Run(site.watch, began, site.ended, site.read_rows(), {}, site.grace, None)
     site.lost |= run.lost
     return told, run
 
