@@ -26,6 +26,14 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(inside).collect()
 }
 
+/// The name below `src` and the text of each file.
+fn read_sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let name = |path: &Path| path.strip_prefix(&root).expect("a source").display().to_string();
+    let read = |path: PathBuf| (name(&path), fs::read_to_string(&path).expect("a source"));
+    sources(&root).into_iter().map(read).collect()
+}
+
 /// Splits a `use` into its paths, such as `a::b` and `a::c` of `a::{b, c}`.
 fn split_use(prefix: &str, tree: &str) -> Vec<String> {
     let Some((path, rest)) = tree.split_once('{') else { return vec![format!("{prefix}{tree}")] };
@@ -61,14 +69,11 @@ fn find_paths(file: &str, code: &str) -> Vec<String> {
 
 #[test]
 fn no_file_imports_what_its_header_says_it_knows_nothing_of() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut seen = 0;
-    for path in sources(&root) {
-        let file = path.strip_prefix(&root).expect("a source").display().to_string();
+    for (file, text) in read_sources() {
         if file.starts_with("pools") || file.starts_with("bin") || EXEMPT.contains(&file.as_str()) {
             continue;
         }
-        let text = fs::read_to_string(&path).expect("a source");
         let header: Vec<_> = text.lines().map_while(|line| line.strip_prefix("//! ")).collect();
         assert!((1..=3).contains(&header.len()), "{file}: {} lines of header", header.len());
         let header = header.join(" ");
@@ -92,11 +97,8 @@ fn no_file_imports_what_its_header_says_it_knows_nothing_of() {
 
 #[test]
 fn no_files_import_each_other() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = BTreeMap::new();
-    for path in sources(&root) {
-        let file = path.strip_prefix(&root).expect("a source").display().to_string();
-        let text = fs::read_to_string(&path).expect("a source");
+    for (file, text) in read_sources() {
         let code = text.split("#[cfg(test)]").next().expect("code");
         let name = file.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::");
         // a folder's first file declares the others of the folder

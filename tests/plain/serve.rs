@@ -59,8 +59,9 @@ fn spawn(how: Start, listener: &TcpListener, arguments: &[&str]) -> Child {
     command(how, listener, arguments).spawn().expect("the agent starts")
 }
 
-fn send(signal: &str, child: &Child) {
-    let status = Command::new("kill").args([signal, &child.id().to_string()]).status();
+/// Sends a signal to a process, or to one of its threads.
+fn send(signal: &str, number: u32) {
+    let status = Command::new("kill").args([signal, &number.to_string()]).status();
     assert!(status.expect("kill").success());
 }
 
@@ -87,7 +88,7 @@ fn the_grace_outlives_the_process() {
         let reply = server.ask();
         assert!(reply.starts_with("!unreachable:_held_"), "{reply}");
         if crash {
-            send("-KILL", &server.child);
+            send("-KILL", server.child.id());
         }
         assert_eq!(server.child.wait().expect("it ends").success(), !crash);
         server.child = spawn(Start::ListenFds, &server.listener, &arguments);
@@ -245,7 +246,7 @@ fn trouble_of_many_threads_is_logged_once() {
 
 /// Ends the process and returns its stderr.
 fn stderr(server: &mut Server) -> String {
-    send("-TERM", &server.child);
+    send("-TERM", server.child.id());
     let mut said = String::new();
     server.child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("it");
     said
@@ -369,7 +370,7 @@ fn silent_peers_keep_nobody_from_an_answer() {
         let mut line = String::new();
         journal.read_line(&mut line).expect("a line");
         assert!(line.starts_with("<4>all places were taken (512, 128 for each"), "{line}");
-        send("-TERM", &server.child);
+        send("-TERM", server.child.id());
         line.clear();
         journal.read_to_string(&mut line).expect("its end");
         assert_eq!(line, "", "one line a minute");
@@ -474,26 +475,8 @@ fn a_long_log_file_ends_no_check() {
     assert_eq!(fs::metadata(&log).expect("a log").len(), 5000, "nothing was logged");
 }
 
-#[test]
-fn sigterm_lets_checks_finish() {
-    let patroni = FakePatroni::new(|stream| {
-        std::thread::sleep(Duration::from_millis(500));
-        let _ = stream.write_all(&http(200, PRIMARY));
-    });
-    let arguments = ["--url", &patroni.url(), "--timeout", "10s"];
-    let mut server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
-    let waiting = server.connect();
-    while patroni.requests().is_empty() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    send("-TERM", &server.child);
-    assert_eq!(listen(waiting), READY);
-    assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
-}
-
-/// The kernel may deliver a signal to any thread. A read with a timeout then fails even with SA_RESTART (signal(7)).
-#[test]
-fn sigterm_in_the_thread_of_a_check_lets_it_finish() {
+/// Starts a listener with one check, which waits for Patroni.
+fn start_with_a_waiting_check() -> (Server, TcpStream) {
     let patroni = FakePatroni::new(|stream| {
         std::thread::sleep(Duration::from_millis(500));
         let _ = stream.write_all(&http(200, PRIMARY));
@@ -504,11 +487,28 @@ fn sigterm_in_the_thread_of_a_check_lets_it_finish() {
     while patroni.requests().is_empty() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let threads = fs::read_dir(format!("/proc/{}/task", server.child.id())).expect("its threads");
-    let threads = threads.map(|thread| thread.expect("a thread").file_name());
-    let check = threads.max().expect("the thread of the check");
-    assert_ne!(check.to_string_lossy(), server.child.id().to_string());
-    assert!(Command::new("kill").arg("-TERM").arg(check).status().expect("kill").success());
+    (server, waiting)
+}
+
+#[test]
+fn sigterm_lets_checks_finish() {
+    let (mut server, waiting) = start_with_a_waiting_check();
+    send("-TERM", server.child.id());
+    assert_eq!(listen(waiting), READY);
+    assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
+}
+
+/// The kernel may deliver a signal to any thread. A read with a timeout then fails even with SA_RESTART (signal(7)).
+#[test]
+fn sigterm_in_the_thread_of_a_check_lets_it_finish() {
+    let (server, waiting) = start_with_a_waiting_check();
+    let main = server.child.id();
+    let threads = fs::read_dir(format!("/proc/{main}/task")).expect("its threads");
+    let number =
+        |thread: std::io::Result<fs::DirEntry>| thread.ok()?.file_name().to_str()?.parse().ok();
+    let checks: Vec<u32> = threads.filter_map(number).filter(|thread| *thread != main).collect();
+    let [check] = checks[..] else { panic!("one thread for the check: {checks:?}") };
+    send("-TERM", check);
     assert_eq!(listen(waiting), READY);
 }
 
@@ -548,7 +548,7 @@ fn the_listener_tells_systemd_its_status() {
     let most = started.elapsed().as_millis() / 300 + 1;
     let alive = told(&heard, "WATCHDOG=1") as u128;
     assert!(alive <= most, "three times in each watchdog interval: {heard:?}");
-    send("-TERM", &child);
+    send("-TERM", child.id());
     while systemd.said() != "STOPPING=1" {}
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
