@@ -34,8 +34,14 @@ struct ListeningSocket {
     /// The address; an IPv4 address also if the socket is an IPv6 socket.
     ip: IpAddr,
     uid: u32,
+    inode: u64,
+}
+
+impl ListeningSocket {
     /// The target of the links in `/proc/PID/fd` to this socket.
-    link: PathBuf,
+    fn link(&self) -> PathBuf {
+        format!("socket:[{}]", self.inode).into()
+    }
 }
 
 /// Why no Patroni was found.
@@ -110,7 +116,7 @@ impl Sockets {
         let theirs: Vec<_> = theirs.collect();
         let [first, ..] = theirs[..] else { return Err(NotFound::Nobody) };
         if theirs.iter().all(|other| other.uid == OVERFLOW) && self.hides_users() {
-            let one = theirs.iter().all(|other| other.link == first.link);
+            let one = theirs.iter().all(|other| other.inode == first.inode);
             return if one { Ok(addresses) } else { Err(NotFound::Hidden) };
         }
         Err(NotFound::Stranger(addresses[0], first.uid))
@@ -217,7 +223,7 @@ pub fn is_listening(port: u16) -> bool {
 /// Whether a program other than systemd listens on this port; false if PID 1's sockets are hidden.
 pub fn has_other_holder(port: u16) -> bool {
     let systemd: Vec<_> = files_of(Path::new("/proc/1")).collect();
-    let is_systemd = |socket: &ListeningSocket| systemd.contains(&socket.link);
+    let is_systemd = |socket: &ListeningSocket| systemd.contains(&socket.link());
     !systemd.is_empty() && !find_listening_sockets(port).iter().all(is_systemd)
 }
 
@@ -225,7 +231,7 @@ pub fn has_other_holder(port: u16) -> bool {
 pub fn name_holders(port: u16) -> Vec<String> {
     let holder = |socket: ListeningSocket| {
         let address = SocketAddr::new(socket.ip, port);
-        let processes = name_processes(&socket.link);
+        let processes = name_processes(&socket.link());
         format!("{address} is listened on by uid {}{processes}", socket.uid)
     };
     find_listening_sockets(port).into_iter().map(holder).collect()
@@ -289,8 +295,8 @@ fn parse_socket(line: &[u8]) -> Option<ListeningSocket> {
             IpAddr::from(<[u8; 16]>::try_from(parts.as_flattened()).ok()?).to_canonical()
         }
     };
-    let (uid, inode) = (words.nth(5)?.parse().ok()?, words.nth(1)?);
-    Some(ListeningSocket { ip, uid, link: format!("socket:[{inode}]").into() })
+    let (uid, inode) = (words.nth(5)?.parse().ok()?, words.nth(1)?.parse().ok()?);
+    Some(ListeningSocket { ip, uid, inode })
 }
 
 #[cfg(test)]
@@ -311,15 +317,11 @@ mod tests {
             b"   1: 0B004D0A:1F48 00000000:0000 0A 00000000:00000000 00:00000000 00000000   101        0 7 1";
         let v6 = b"  0: 000000FD000000000000000001000000:1F48 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 8 1";
         let ip = |text: &str| text.parse().expect("an address");
-        let link = |inode| format!("socket:[{inode}]").into();
         assert_eq!(
             parse_socket(v4),
-            Some(ListeningSocket { ip: ip("10.77.0.11"), uid: 101, link: link(7) })
+            Some(ListeningSocket { ip: ip("10.77.0.11"), uid: 101, inode: 7 })
         );
-        assert_eq!(
-            parse_socket(v6),
-            Some(ListeningSocket { ip: ip("fd00::1"), uid: 0, link: link(8) })
-        );
+        assert_eq!(parse_socket(v6), Some(ListeningSocket { ip: ip("fd00::1"), uid: 0, inode: 8 }));
         assert_eq!(parse_local_and_state(v4), Some((&b"0B004D0A:1F48"[..], LISTENS)));
         let names = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when";
         assert_eq!((parse_local_and_state(names), parse_local_and_state(b"")), (None, None));
