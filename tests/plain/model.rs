@@ -24,7 +24,8 @@ use patroni_agent_check::haproxy::reply::{AdminState, Otherwise, Verdict};
 use patroni_agent_check::patroni::answer::{Answer, Cause, NoAnswer};
 use patroni_agent_check::patroni::ask::Outcome;
 use patroni_agent_check::run::memory::Record;
-use stateright::{Checker, Model, Path, Property};
+use stateright::{Checker, HasDiscoveries, Model, Path, Property};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// One step of time.
@@ -280,9 +281,10 @@ impl Cluster {
         self.forget(&mut state.record);
     }
 
-    fn search(self) -> impl Checker<Cluster> {
+    /// Searches all states, or until it has found these.
+    fn search(self, until: HasDiscoveries) -> impl Checker<Cluster> {
         let begin = Instant::now();
-        let checker = self.checker().threads(2).spawn_bfs().join();
+        let checker = self.checker().threads(2).finish_when(until).spawn_bfs().join();
         let (states, seconds) = (checker.unique_state_count(), begin.elapsed().as_secs_f32());
         println!("{self:?}: {states} states, {seconds:.1} s");
         for (name, path) in checker.discoveries() {
@@ -594,14 +596,15 @@ const DRAINS: &str = "a drain does not outlive the lock for too long";
 const READY: &str = "READY does not outlive the lock for longer than a drain";
 const NOT_BRIDGED: &str = "nothing is bridged after a bad answer";
 
-fn assert_found(cluster: Cluster, property: &str) {
-    assert!(cluster.search().discoveries().contains_key(property), "{property}");
+fn assert_found(cluster: Cluster, property: &'static str) {
+    let until = HasDiscoveries::AllOf(BTreeSet::from([property]));
+    assert!(cluster.search(until).discoveries().contains_key(property), "{property}");
 }
 
 #[test]
 fn the_grace_ends_before_the_lock() {
     for cluster in SETTINGS {
-        let checker = Cluster { pauses: true, ..cluster }.search();
+        let checker = Cluster { pauses: true, ..cluster }.search(HasDiscoveries::All);
         checker.assert_no_discovery(KEEP);
         checker.assert_no_discovery(NOT_BRIDGED);
         checker.assert_no_discovery(DRAINS);
@@ -614,12 +617,14 @@ fn the_grace_ends_before_the_lock() {
 
 #[test]
 fn two_haproxies_share_the_memory() {
-    Cluster { gives_up: true, haproxies: 2, ..SETTINGS[1] }.search().assert_properties();
+    Cluster { gives_up: true, haproxies: 2, ..SETTINGS[1] }
+        .search(HasDiscoveries::All)
+        .assert_properties();
 }
 
 #[test]
 fn a_stall_is_covered_with_the_default_setting() {
-    Cluster { stalls: true, ..SETTINGS[0] }.search().assert_properties();
+    Cluster { stalls: true, ..SETTINGS[0] }.search(HasDiscoveries::All).assert_properties();
 }
 
 #[test]
