@@ -234,7 +234,17 @@ pub fn print(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::source_of;
+    use super::{Connection, source_of};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    #[test]
+    fn a_connection_has_the_source_of_its_peer() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a listener");
+        let _peer = TcpStream::connect(listener.local_addr().expect("an address")).expect("a peer");
+        let connection = Connection::Socket(listener.accept().expect("a connection").0);
+        assert_eq!(connection.source(), Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(Connection::Standard.source(), None);
+    }
 
     #[test]
     fn all_addresses_of_this_machine_are_one_source() {
