@@ -90,7 +90,7 @@ fn check(options: &Options, service: &Service) -> ExitCode {
     // HAProxy checks the files in parallel.
     let (judged, findings) = thread::scope(|scope| {
         let judge = scope.spawn(|| haproxy::judge(&service.files, &service.environment));
-        let findings = rules::find(&configuration, options.agent);
+        let findings = rules::find(&configuration, options.agent, haproxy::version());
         (judge.join(), findings)
     });
     let judged = judged.unwrap_or_else(|_| Err("bug in asking HAProxy".to_owned()));

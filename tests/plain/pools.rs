@@ -57,7 +57,7 @@ fn parse(text: &str) -> Configuration {
 
 /// The mistakes in a configuration: line and rule.
 fn mistakes(text: &str, agent: bool) -> BTreeSet<(usize, &'static str)> {
-    let findings = rules::find(&parse(text), agent);
+    let findings = rules::find(&parse(text), agent, None);
     findings.iter().map(|finding| (finding.place.line, finding.rule)).collect()
 }
 
@@ -153,7 +153,7 @@ fn each_mistake_is_found_at_its_line() {
         let others = format!("option httpchk\n    http-check expect {others}");
         let changed = SITE.replacen(ro, &others, 1);
         assert_eq!(mistakes(&changed, false), [(25, "no-role")].into(), "{others}");
-        let findings = rules::find(&parse(&changed), true);
+        let findings = rules::find(&parse(&changed), true, None);
         assert!(findings.iter().any(|finding| finding.place.line == 27
             && finding.text.contains("agent-inter 2s agent-send \"replica\\n\"")));
     }
@@ -214,7 +214,7 @@ fn each_mistake_is_found_at_its_line() {
         (19, "write \"option httpchk OPTIONS /primary\""),
         (25, "write \"option httpchk OPTIONS /replica\" and \"http-check expect status 200\""),
     ] {
-        let findings = rules::find(&parse(&other), false);
+        let findings = rules::find(&parse(&other), false, None);
         let there: Vec<_> = findings.iter().filter(|f| f.place.line == line).collect();
         assert!(there.len() == 1 && there[0].text.ends_with(wanted), "{line}: {there:?}");
     }
@@ -456,7 +456,7 @@ fn two_clusters() {
 /// `--agent` reports all that is missing, and keeps the site's health check of each server.
 #[test]
 fn all_that_the_agent_needs_is_reported() {
-    let findings = rules::find(&parse(SITE), true);
+    let findings = rules::find(&parse(SITE), true, None);
     let missing = |line| {
         let found = findings.iter().find(|f| f.place.line == line && f.rule == "agent-missing");
         found.expect("a finding").text.clone()
@@ -475,28 +475,40 @@ fn all_that_the_agent_needs_is_reported() {
             "agent-inter 500ms",
             "reserve: reserve/pg1: while its agent is silent, it stays in MAINT",
         ),
-        ("maxconn 3000", "maxconn 1000", "crowd: postgres-write: the clients that wait here take"),
+        ("maxconn 3000", "maxconn 1000", "crowd: 1000 clients that wait take all 1000 connections"),
+        (
+            "fe_conn gt 1000",
+            "fe_conn gt 5000",
+            "crowd: 5000 clients that wait take all 3000 connections",
+        ),
     ] {
         assert!(example.contains(from), "{from}");
-        let found = rules::find(&parse(&example.replacen(from, to, 1)), true);
+        let found = rules::find(&parse(&example.replacen(from, to, 1)), true, None);
         let mut found = found.iter().map(|found| format!("{}: {}", found.rule, found.text));
         assert!(found.any(|text| text.starts_with(said)), "{said}");
     }
+    let forwards = |version: &[u32], text: &str| {
+        let found = rules::find(&parse(text), true, Some(version.to_vec()));
+        found.iter().any(|found| found.text.contains("tune.pt.zero-copy-forwarding off"))
+    };
+    let off = SITE.replacen("maxconn 100", "tune.pt.zero-copy-forwarding off", 1);
+    assert!(forwards(&[2, 9, 0], SITE) && forwards(&[3, 0, 11], SITE));
+    assert!(!forwards(&[2, 8, 14], SITE) && !forwards(&[3, 0, 11], &off));
     // a server of the reserve takes clients while no agent answers, so it must not be disabled
     let bare =
         example.replace("default-server agent-check agent-port", "default-server agent-port");
     let bare = bare.replace(" agent-inter 500ms enabled ", " agent-inter 500ms ");
-    let found = rules::find(&parse(&bare), true);
+    let found = rules::find(&parse(&bare), true, None);
     let mut found = found.iter().filter(|found| found.text.starts_with("reserve/pg1: agent-send"));
     let text = &found.next().expect("a finding").text;
     assert!(text.ends_with("add agent-check enabled"), "{text}");
-    let unlimited = rules::find(&parse(&SITE.replace("timeout check 5s", "")), true);
+    let unlimited = rules::find(&parse(&SITE.replace("timeout check 5s", "")), true, None);
     let late = unlimited.iter().filter(|finding| finding.rule == "late-answer");
     assert_eq!(late.map(|finding| finding.place.line).collect::<Vec<_>>(), [13]);
     // names of DNS, and a pool for any node
     let template = "listen any\n option httpchk GET /health\n \
         server-template pg 2 _pg._tcp.example check port 8008 resolvers dns init-addr none\n";
-    let of_any = rules::find(&parse(template), true);
+    let of_any = rules::find(&parse(template), true, None);
     let said = |words: &str| of_any.iter().any(|finding| finding.text.contains(words));
     assert!(said("agent-inter 2s agent-send \"health\\n\" disabled"));
     assert!(said(
@@ -669,7 +681,7 @@ fn no_configuration_makes_it_panic() {
         let text: String = bytes.into_iter().collect();
         let configuration = parse(&text);
         list_servers(&configuration);
-        let findings = rules::find(&configuration, round % 2 == 0);
+        let findings = rules::find(&configuration, round % 2 == 0, None);
         for finding in findings {
             assert!(finding.place.line <= text.split('\n').count());
             assert!(!configuration.say(finding.place).is_empty());
@@ -689,7 +701,7 @@ fn a_thousand_servers_are_checked() {
         );
     }
     let began = Instant::now();
-    let findings = rules::find(&parse(&text), true);
+    let findings = rules::find(&parse(&text), true, None);
     println!("1,000 servers, {} findings: {:.3} s", findings.len(), began.elapsed().as_secs_f32());
     assert!(!findings.is_empty());
 }

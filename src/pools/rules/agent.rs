@@ -6,7 +6,8 @@ use super::{
 };
 use crate::haproxy::question::HOLD;
 use crate::patroni::check::Check;
-use crate::pools::configuration::Line;
+use crate::pools::conditions::Version;
+use crate::pools::configuration::{Kind, Line};
 use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
@@ -23,6 +24,8 @@ const READ_INTER: Duration = Duration::from_secs(5);
 const HARD_STOP: Duration = Duration::from_secs(18);
 /// The minimum wait that outlasts a switchover.
 const WAIT: Duration = Duration::from_secs(5);
+/// How many clients may wait in a pool of `haproxy.cfg`.
+const ROOM: u32 = 1000;
 /// HAProxy's maximum pause before it tries a server again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -376,18 +379,13 @@ pub(super) fn late_answer(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn waiting_room(site: &Site, found: &mut Found) {
-    for pool in site.with_agent() {
+    for pool in site.with_rooms() {
         let (name, place) = (pool.name(), pool.section.place);
-        let elsewhere = site.entrance_lines(pool).iter().any(|line| {
-            line.word(0) == "use_backend" && line.from(2).contains(&format!("nbsrv({name})"))
-        });
         if pool.waiting_rooms() == 0 {
-            if pool.purpose() == Some(Purpose::Write) || !elsewhere {
-                let happens = format!(
-                    "{name}: clients are refused at once while no server is UP, as in each switchover"
-                );
-                found.add(place, &happens, "write \"tcp-request content set-dst-port int(0)\" and \"server waiting-room 127.0.0.1 backup no-check no-agent-check enabled maxconn 0\" behind its servers, with \"retries 50\", \"timeout connect 200ms\" and \"option redispatch 1\"");
-            }
+            let happens = format!(
+                "{name}: clients are refused at once while no server is UP, as in each switchover"
+            );
+            found.add(place, &happens, "write \"tcp-request content set-dst-port int(0)\" and \"server waiting-room 127.0.0.1 backup no-check no-agent-check enabled maxconn 0\" behind its servers, with \"retries 50\", \"timeout connect 200ms\" and \"option redispatch 1\"");
             continue;
         }
         let no_port =
@@ -439,7 +437,7 @@ pub(super) fn waiting_room(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn crowd(site: &Site, found: &mut Found) {
-    for pool in site.with_agent().filter(|pool| pool.waiting_rooms() > 0) {
+    for pool in site.with_rooms() {
         let (name, place) = (pool.name(), pool.section.place);
         let entrance = site.entrance_lines(pool);
         found.lacking(
@@ -454,21 +452,10 @@ pub(super) fn crowd(site: &Site, found: &mut Found) {
                 found.add(place, &format!("{name}: {happens}"), write);
             }
         };
-        let limited = entrance.iter().any(|line| {
-            (line.word(0) == "tcp-request"
-                && line.word(2) == "reject"
-                && line.from(3).contains("fe_conn"))
-                || line.word(0) == "maxconn"
-        });
-        let all = site.configuration.global().rfind(|line| line.word(0) == "maxconn");
-        let all = all.and_then(|line| line.word(1).parse::<u32>().ok());
+        let limits: Vec<_> =
+            entrance.iter().filter_map(|line| clients_let_in(&entrance, line)).collect();
         lacks(
-            all.is_none_or(|all| all > 1000),
-            "the clients that wait here take the connections of all other pools, since global has so small a maxconn",
-            "write \"maxconn 3000\" in global",
-        );
-        lacks(
-            limited || entrance.is_empty(),
+            !limits.is_empty() || entrance.is_empty(),
             "a waiting room without a limit takes the connections of all other pools",
             "write \"tcp-request connection reject if { fe_conn gt 1000 }\"",
         );
@@ -482,6 +469,40 @@ pub(super) fn crowd(site: &Site, found: &mut Found) {
             "a client that gave up while it waited still takes a session",
             "write \"option abortonclose\"",
         );
+        let room = limits.into_iter().min().unwrap_or(ROOM);
+        let global = |words: &[&str]| site.configuration.global().rfind(|line| line.begins(words));
+        let all = global(&["maxconn"]);
+        let all = all.and_then(|line| Some((line.place, line.word(1).parse::<u32>().ok()?)));
+        if let Some((place, all)) = all.filter(|(_, all)| *all <= room) {
+            let happens = format!("{room} clients that wait take all {all} connections");
+            let write = format!(
+                "write \"maxconn {}\" here, or a smaller fe_conn where they wait",
+                room.saturating_mul(3)
+            );
+            found.add(place, &happens, &write);
+        }
+        let since = |version: &Version| version.as_slice() >= [2, 9].as_slice();
+        if site.haproxy.as_ref().is_some_and(since)
+            && global(&["tune.pt.zero-copy-forwarding", "off"]).is_none()
+        {
+            let mut sections = site.configuration.sections.iter();
+            let section = sections.find(|section| section.kind == Kind::Global);
+            found.add(
+                section.map_or(place, |section| section.place),
+                "since 2.9, HAProxy does not notice that a client that has sent something gave up while it waited",
+                "write \"tune.pt.zero-copy-forwarding off\"",
+            );
+        }
+    }
+}
+
+/// How many clients a line of a frontend lets in, if it limits them; [`ROOM`] if the number is not in the line.
+fn clients_let_in(lines: &[&Line], line: &Line) -> Option<u32> {
+    let number = |text: &str| text.split(' ').find_map(|word| word.parse().ok()).unwrap_or(ROOM);
+    match (line.word(0), line.word(2)) {
+        ("maxconn", _) => Some(number(line.word(1))),
+        ("tcp-request", "reject") => Some(number(condition(lines, line).split_once("fe_conn")?.1)),
+        _ => None,
     }
 }
 
@@ -570,9 +591,9 @@ fn asked_there(pool: &Pool, server: &Server, port: u16) -> String {
 }
 
 pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
-    for pool in site.with_agent().filter(|pool| pool.waiting_rooms() > 0) {
-        let Some(watch) = site.watch(pool) else { continue };
-        let (name, asked) = (pool.name(), format!("nbsrv({})", watch.name()));
+    for pool in site.with_rooms() {
+        let watch = site.watch(pool).map_or("agents", |watch| watch.name());
+        let (name, asked) = (pool.name(), format!("nbsrv({watch})"));
         let lines = site.entrance_lines(pool);
         let reject = lines.iter().find(|line| {
             line.begins(&["tcp-request", "connection", "reject"])

@@ -1,6 +1,7 @@
 //! The known mistakes: how each is found, the harm that was measured, and the words to write instead. Knows what a good
 //! haproxy.cfg for Patroni looks like (units/examples/haproxy.cfg); knows nothing of files and sockets.
 
+use crate::pools::conditions::Version;
 use crate::pools::configuration::{Configuration, Kind, Line, Place};
 use crate::pools::pool::{self, AGENT, PATRONI, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -41,6 +42,8 @@ struct Site<'a> {
     pools: &'a [Pool<'a>],
     /// Whether pools without the agent are checked as if they should have the agent.
     agent: bool,
+    /// The version of HAProxy, if it is known.
+    haproxy: Option<Version>,
     /// The pools that only watch agents: one for all clusters, or one for each.
     watches: Vec<&'a Pool<'a>>,
     /// The names of the pools that are used only while others have no server UP.
@@ -287,7 +290,8 @@ pub const RULES: &[Rule] = &[
 ];
 
 /// All mistakes in a configuration, in the order of the files. With `agent`, also what pools lack to have the agent.
-pub fn find(configuration: &Configuration, agent: bool) -> Vec<Finding> {
+/// Without HAProxy's version, no finding asks for what only some versions need.
+pub fn find(configuration: &Configuration, agent: bool, haproxy: Option<Version>) -> Vec<Finding> {
     let all = Pool::all(configuration);
     let watches = all.iter().filter(|pool| pool.watches_agents()).collect();
     let reserves = all.iter().flat_map(|pool| reserves(configuration, pool)).collect();
@@ -304,7 +308,7 @@ pub fn find(configuration: &Configuration, agent: bool) -> Vec<Finding> {
             }
         }
     }
-    let site = Site { configuration, pools: &pools, agent, watches, reserves, apis };
+    let site = Site { configuration, pools: &pools, agent, haproxy, watches, reserves, apis };
     let mut findings = Vec::new();
     for rule in RULES {
         let mut found = Found::default();
@@ -391,6 +395,19 @@ impl<'a> Site<'a> {
     fn with_agent(&self) -> impl Iterator<Item = &Pool<'a>> {
         self.asking().filter(|pool| {
             (self.agent || pool.has_agents()) && !self.reserves.contains(pool.name())
+        })
+    }
+
+    /// The pools with the agent in which clients wait for a server, or should: they need not if another pool takes them.
+    fn with_rooms(&self) -> impl Iterator<Item = &Pool<'a>> {
+        self.with_agent().filter(|pool| {
+            let here = format!("nbsrv({})", pool.name());
+            let lines = self.entrance_lines(pool);
+            let leads =
+                |line: &&Line| line.word(0) == "use_backend" && line.from(2).contains(&here);
+            pool.waiting_rooms() > 0
+                || pool.purpose() == Some(Purpose::Write)
+                || !lines.iter().any(leads)
         })
     }
 
