@@ -83,11 +83,11 @@ COLUMNS = {
 SHOWN_BY_HAPROXY = "refused late false_up two_up down most_down alerts to_held".split()
 
 RACE = {
-    OFFICIAL: "Patroni's template",
+    OFFICIAL: "httpchk",
     ROLE_ONLY: "role only",
     WITHOUT_AGENT: "HAProxy alone",
     OURS: "this agent",
-    MULTI_HOST: "libpq, three hosts",
+    MULTI_HOST: "multi-host",
 }
 
 
