@@ -362,6 +362,17 @@ fn the_hook_names_a_wrong_argument() {
 }
 
 #[test]
+fn the_hook_names_a_file_that_it_cannot_read() {
+    let node = Node::new("unread");
+    let options = node.agent_options("https://127.0.0.1:1");
+    let mut options: Vec<_> = options.iter().map(String::as_str).collect();
+    let file = node.file("no.pem");
+    options.extend(["--cacert", &file]);
+    let (_, said, code) = node.run_hook_with(&options, &[]);
+    assert!(said.contains(&file) && code == Some(1), "{said}");
+}
+
+#[test]
 fn without_its_file_the_hook_covers_what_patroni_announces() {
     let (node, patroni) = (Node::new("no-note"), patroni_that_says(200, || stopping(0)));
     fs::remove_file(node.file("note")).expect("removed");
