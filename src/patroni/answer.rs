@@ -62,6 +62,15 @@ impl Cause {
             _ => Cause::Failed,
         }
     }
+
+    /// The cause if none of several addresses answered. One that refuses may be Patroni's, so it counts.
+    pub fn of_all(causes: &[Cause]) -> Cause {
+        match causes {
+            [first, rest @ ..] if rest.iter().all(|cause| cause == first) => *first,
+            causes if causes.contains(&Cause::Refused) => Cause::Refused,
+            _ => Cause::Failed,
+        }
+    }
 }
 
 impl From<String> for NoAnswer {
@@ -176,6 +185,21 @@ mod tests {
             "",
         ] {
             assert!(read(200, body.as_bytes()).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn one_of_several_addresses_that_refuses_counts() {
+        use Cause::{Failed, NotAsked, Refused};
+        for (causes, cause) in [
+            (&[][..], Failed),
+            (&[NotAsked], NotAsked),
+            (&[NotAsked, NotAsked], NotAsked),
+            (&[Failed, NotAsked], Failed),
+            (&[Failed, Refused], Refused),
+            (&[Refused, NotAsked, Refused], Refused),
+        ] {
+            assert_eq!(Cause::of_all(causes), cause, "{causes:?}");
         }
     }
 }

@@ -113,11 +113,7 @@ impl Prepared<'_> {
                 Ok(response) => return (Some(address.ip()), Ok(response)),
             }
         }
-        let cause = match &causes[..] {
-            [first, rest @ ..] if rest.iter().all(|cause| cause == first) => *first,
-            causes if causes.contains(&Cause::Refused) => Cause::Refused,
-            _ => Cause::Failed,
-        };
+        let cause = Cause::of_all(&causes);
         let error = first_error.unwrap_or_else(|| "its name has no address".to_owned());
         (None, Err(NoAnswer { cause, reason: format!("{}: {error}", self.describe_candidates()) }))
     }
