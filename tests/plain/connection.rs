@@ -278,6 +278,25 @@ fn the_agent_waits_for_a_patroni_whose_backlog_is_full() {
     );
 }
 
+/// The first try ends when the check looks for the hook's note. The kernel would repeat it only after a second.
+#[test]
+fn a_patroni_whose_backlog_was_full_is_tried_again() {
+    let (address, (listener, waiting)) = full_backlog();
+    let patroni = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(400));
+        drop(waiting);
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            if stream.read(&mut [0; 1024]).is_ok_and(|read| read > 0) {
+                return stream.write_all(&http(200, PRIMARY)).expect("an answer");
+            }
+        }
+    });
+    let outcome = common::check(&["--url", &format!("http://{address}"), "--timeout", "2400ms"]);
+    assert_eq!(outcome.reply, READY, "{outcome:?}");
+    patroni.join().expect("one answer");
+}
+
 #[test]
 fn the_agent_notifies_systemd_if_a_drop_in_wants_that() {
     let systemd = NotifySocket::new();
