@@ -309,3 +309,44 @@ pub fn explain_error(error: &io::Error, host: &str) -> Option<String> {
         error => format!("TLS: {error}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+        let content = parts.concat();
+        [&[tag, u8::try_from(content.len()).expect("a short one")], &content[..]].concat()
+    }
+
+    #[test]
+    fn basic_constraints_and_key_usage_tell_what_a_ca_may_sign() {
+        let (version, serial) = (der(0xa0, &[&[2, 1, 2]]), der(2, &[&[1]]));
+        let limit = |fields: &[&[u8]]| read_path_limit(&der(0x30, &[&der(0x30, fields)]));
+        assert_eq!(limit(&[&serial]), Some(usize::MAX), "version 1");
+        assert_eq!(limit(&[&version, &serial]), None, "no extensions");
+        let extension = |id: u8, value: Vec<u8>| {
+            der(0x30, &[&der(6, &[&[0x55, 0x1d, id]]), &der(4, &[&value])])
+        };
+        let basic = |parts: &[&[u8]]| extension(0x13, der(0x30, parts));
+        let (is_ca, two) = (&[1, 1, 0xff][..], &[2, 1, 2][..]);
+        let signs = extension(0x0f, der(3, &[&[2, 4]]));
+        let signs_no_certificate = extension(0x0f, der(3, &[&[5, 0xa0]]));
+        for (extensions, allowed) in [
+            (vec![basic(&[is_ca])], Some(usize::MAX)),
+            (vec![basic(&[is_ca, two])], Some(2)),
+            (vec![basic(&[])], None),
+            (vec![signs.clone()], Some(usize::MAX)),
+            (vec![signs_no_certificate.clone()], None),
+            (vec![signs.clone(), basic(&[is_ca])], Some(usize::MAX)),
+            (vec![signs.clone(), basic(&[is_ca, two])], Some(2)),
+            (vec![signs, basic(&[])], None),
+            (vec![signs_no_certificate.clone(), basic(&[is_ca])], None),
+            (vec![signs_no_certificate, basic(&[is_ca, two])], None),
+        ] {
+            let list: Vec<_> = extensions.iter().map(Vec::as_slice).collect();
+            let found = limit(&[&version, &serial, &der(0xa3, &[&der(0x30, &list)])]);
+            assert_eq!(found, allowed, "{extensions:x?}");
+        }
+    }
+}
