@@ -140,8 +140,8 @@ fn parse_number(bytes: &[u8]) -> usize {
 fn parse_der(mut der: &[u8]) -> Vec<(u8, &[u8])> {
     let mut parts = Vec::new();
     while let [tag, length, rest @ ..] = der {
-        // above 127, the lower bits are the number of bytes of the length
-        let more = if *length < 0x80 { 0 } else { usize::from(*length & 0x7f) };
+        // above 128, it is followed by so many bytes with the length
+        let more = usize::from(length.saturating_sub(0x80));
         let (Some(bytes), true) = (rest.get(..more), more <= 4) else { break };
         let length = if more == 0 { usize::from(*length) } else { parse_number(bytes) };
         let Some(content) = rest.get(more..more + length) else { break };

@@ -355,6 +355,15 @@ mod tests {
     }
 
     #[test]
+    fn a_file_may_have_one_more_record_and_nothing_more() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        for (length, counts) in [(SIZE, true), (SIZE + RECORD, true), (SIZE + RECORD + 1, false)] {
+            file.as_file().set_len(length as u64).expect("a length");
+            assert_eq!(Memory::open(file.path(), false).file.is_ok(), counts, "{length}");
+        }
+    }
+
+    #[test]
     fn a_record_with_a_changed_bit_does_not_count() {
         let left = encode(1, &Record { at: NOW, ..Record::default() }, NOW);
         for place in 0..RECORD {

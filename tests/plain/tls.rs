@@ -264,6 +264,23 @@ fn certificate_and_key_may_be_in_one_file() {
     assert_eq!(ask(&patroni, &["--cacert", &pem("ca.pem"), "--cert", both]), READY);
 }
 
+/// The CA that signed a certificate knows why it is refused, and the others in `--cacert` do not.
+#[test]
+fn the_reason_is_that_of_the_ca_which_signed() {
+    let patroni = patroni_with("by-last");
+    let (first, both) =
+        (pem("last.pem"), PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cas.pem"));
+    let text = [&first, &pem("ca.pem")].map(|file| fs::read_to_string(file).expect("a file"));
+    fs::write(&both, text.concat()).expect("a file");
+    let url = format!("https://pg9.example:{}", patroni.address.port());
+    let both = both.to_str().expect("UTF-8");
+    for cacert in [&first, both] {
+        let options = ["--url", &url, "--connect-to", "127.0.0.1", "--cacert", cacert];
+        let reply = check(&[&options[..], &["--timeout", "10s"]].concat()).reply;
+        assert!(reply.contains("certificate is not for pg9.example"), "{reply}");
+    }
+}
+
 #[test]
 fn files_that_cannot_be_used_are_refused() {
     let patroni = patroni_with("server");
