@@ -144,7 +144,8 @@ fn a_primary_that_stops_drains_from_its_first_answer_on() {
 #[test]
 fn without_a_memory_nothing_drains() {
     let (node, patroni) = (Node::new("forgets"), patroni_that_says(200, || stopping(1)));
-    for file in ["/dev/null", "/proc/sys/kernel/hostname", "/nonexistent/memory"] {
+    fs::write(node.file("foreign"), "not ours\n").expect("written");
+    for file in ["/dev/null", &node.file("foreign"), "/nonexistent/memory"] {
         let reply = node.run_check(&patroni.url(), &["--memory-file", file]).reply;
         assert!(reply.starts_with("up maint # primary, stopping"), "{file}: {reply}");
     }
