@@ -67,11 +67,12 @@ def first_raised(began, ended):
     return first
 
 
-def describe_differences(fault, first):
-    """The alerts, in words, that differ from those of the fault."""
+def describe_differences(fault, first, second):
+    """The alerts, in words, that differ from those of the fault, whose second part began after `second` seconds."""
     words = [f"{name} was not raised" for name in sorted(fault.alerts - first.keys())]
     words += [f"{name} was raised after {at:.0f} s" for name, at in first.items() if name not in fault.alerts]
-    return words + [f"{name} was raised only after {at:.0f} s" for name, at in first.items() if name in fault.alerts and at > SOON]
+    late = {name: at - (second if name in fault.then else 0) for name, at in first.items() if name in fault.alerts}
+    return words + [f"{name} was raised only after {at:.0f} s" for name, at in late.items() if at > SOON]
 
 
 def dashboard_queries():

@@ -28,7 +28,8 @@ needs the same thing.
     machines    every machine is reachable
 
 `alerts` are the alerts of units/examples/prometheus-rules.yml that the fault raises if it lasts; any other alert is an
-error. A fault `for_alerts` runs only in the tests of the alerts: no agent can protect clients from it."""
+error. Those in `then` count from when the second part of the fault begins. A fault `for_alerts` runs only in the tests
+of the alerts: no agent can protect clients from it."""
 
 import functools
 import os
@@ -48,14 +49,15 @@ KINDS = "planned bridged silent everywhere gone seamless costly demoted".split()
 ORDERLY = "leader dcs patroni postgres standbys automation"
 
 
-def fault(name, takes="", needs="", alerts="", for_alerts=False, **kinds):
+def fault(name, takes="", needs="", alerts="", then="", for_alerts=False, **kinds):
     def register(function):
         for kind in KINDS:
             setattr(function, kind, kinds.get(kind, False))
         # Without the hook, clients reach a PostgreSQL that is shutting down.
         function.seamless &= bool(os.environ.get("BEFORE_STOP"))
         function.takes, function.needs = frozenset(takes.split()), frozenset(needs.split())
-        function.alerts = {f"Postgres{alert}" for alert in alerts.split()}
+        function.then = {f"Postgres{alert}" for alert in then.split()}
+        function.alerts = {f"Postgres{alert}" for alert in alerts.split()} | function.then
         (FOR_ALERTS if for_alerts else FAULTS)[name] = function
         return function
 
@@ -71,6 +73,7 @@ class Chance(Random):
     """The seeded random of a fault; it can also make the fault last longer."""
 
     stretch, least = 1, 0
+    second = None  # when the second part of the fault began, by the clock
 
     def length(self, seconds):
         return max(seconds * self.stretch, self.least)
@@ -456,7 +459,7 @@ def kill_silent(cluster, random):
 @fault(
     "switchover to a standby whose agent is silent", planned=True, silent=True, seamless=True,
     takes="leader agents", needs=f"{ORDERLY} agents",
-    alerts="AgentSilent ReserveInUse ServerDown",
+    alerts="AgentSilent", then="ReserveInUse ServerDown",
 )
 def switchover_to_silent(cluster, random):
     """The agent's last answers before its silence were MAINT for writes and READY for reads."""
@@ -465,6 +468,7 @@ def switchover_to_silent(cluster, random):
     speak = silence(cluster, candidate, random)
     try:
         time.sleep(random.uniform(7, 10))  # HAProxy's own check has noticed the silent agent
+        random.second = time.time()
         cluster.switchover(primary, candidate)
         time.sleep(random.length(SILENCE))
     finally:

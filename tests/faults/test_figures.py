@@ -1,8 +1,9 @@
-"""Tests, on made-up records, that figures.py notices each broken promise."""
+"""Tests, on made-up records, that figures.py notices each broken promise, and alerts.py each wrong alert."""
 
 import unittest
 from collections import namedtuple
 
+import alerts
 import figures
 from clients import KEPT, PATIENCE, RATES, SESSION, Operation
 from faults import KINDS
@@ -241,6 +242,16 @@ class Figures(unittest.TestCase):
         self.assertEqual(run(looks((0, "UP"))).figures(OFFICIAL).late_read, 0)
         self.assertEqual(run(looks((0, "UP")), reads=[1, 9]).figures(OURS).read_pause, 8)
         self.assertIn("reads nothing", broken(run(looks((0, "UP")), reads=[8]))[0])
+
+
+class Alerts(unittest.TestCase):
+    def test_each_alert_comes_within_a_minute_of_its_part_of_the_fault(self):
+        fault = namedtuple("Fault", "alerts then")({"first", "second"}, {"second"})
+        wrong = lambda **raised: alerts.describe_differences(fault, raised, 10)
+        self.assertEqual(wrong(first=60, second=70), [])
+        self.assertEqual(wrong(first=61, second=71), ["first was raised only after 61 s", "second was raised only after 61 s"])
+        self.assertEqual(wrong(first=1), ["second was not raised"])
+        self.assertEqual(wrong(first=1, second=11, other=5), ["other was raised after 5 s"])
 
 
 if __name__ == "__main__":
