@@ -95,8 +95,9 @@ def unpack(words):
     return [match[1] for word in words for match in [re.fullmatch(r"(.)(\d+)", word)] for _ in range(int(match[2]))]
 
 
-def record(name, expected, began, ended):
-    """The recorded lines of a fault."""
+def record(name, fault, began, second, ended):
+    """The recorded lines of a fault, whose second part began after `second` seconds."""
+    expected = [f"{alert}+{second:.0f}" if alert in fault.then else alert for alert in sorted(fault.alerts)]
     began = (began // STEP - CALM) * STEP
     times = range(int(began), int(ended) + STEP, STEP)
     series = lambda query: ask("query_range", query=query, start=times[0], end=times[-1], step=STEP)
@@ -109,7 +110,7 @@ def record(name, expected, began, ended):
         haproxy = metric["instance"].rsplit(":")[-1][-1]
         return f"{haproxy} {metric.get('proxy', '')}/{metric.get('server') or metric['name']}"
 
-    lines, states = [f"== {name}: {' '.join(sorted(expected)) or 'none'}"], {}
+    lines, states = [f"== {name}: {' '.join(expected) or 'none'}"], {}
     for letter, state in STATES.items():
         for one in series(f'haproxy_server_status{{{NAMES},state="{state}"}}'):
             row = states.setdefault(key(one["metric"]), ["_"] * len(times))
@@ -163,22 +164,24 @@ def format_test(fault, lines):
     """A test for promtool: the rules must raise the fault's alerts and no others, and in time."""
     name, expected = fault
     series, length = series_of(lines)
-    samples = ", ".join(f"{{labels: '{{alertname=\"{alert}\"}}', value: 1}}" for alert in expected)
     words = [f"  - interval: {STEP}s", f"    name: {json.dumps(name)}", "    input_series:", *series, "    promql_expr_test:"]
-    ends = [length * STEP] + ([CALM * STEP + SOON] if expected else [])
-    for end in ends:
-        fired = f'group by (alertname) (present_over_time(ALERTS{{alertstate="firing"}}[{end}s]))'
+    by = lambda limit: sorted(alert for alert, second in expected.items() if second <= limit)
+    due = [(CALM * STEP + SOON + second, by(second), f',alertname=~"{"|".join(by(second))}"') for second in set(expected.values())]
+    for end, raised, only in [(length * STEP, sorted(expected), ""), *due]:
+        fired = f'group by (alertname) (present_over_time(ALERTS{{alertstate="firing"{only}}}[{end}s]))'
+        samples = ", ".join(f"{{labels: '{{alertname=\"{alert}\"}}', value: 1}}" for alert in raised)
         words += [f"      - expr: '{fired}'", f"        eval_time: {end}s", f"        exp_samples: [{samples}]"]
     return words
 
 
 def parse_recorded(text):
-    """Parses recorded lines into [((fault, its alerts), lines)]."""
+    """Parses recorded lines into [((fault, {alert: seconds until its part of the fault}), lines)]."""
     faults = []
     for line in text.splitlines():
         if line.startswith("== "):
             name, expected = line[3:].rsplit(": ", 1)
-            faults.append(((name, [] if expected == "none" else expected.split()), []))
+            alerts = {} if expected == "none" else dict(alert.partition("+")[::2] for alert in expected.split())
+            faults.append(((name, {alert: int(second or 0) for alert, second in alerts.items()}), []))
         elif line and not line.startswith("#"):
             faults[-1][1].append(line)
     return faults

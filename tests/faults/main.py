@@ -192,7 +192,7 @@ class Site:
         said = ", ".join(f"{alert} after {at:.0f} s" for alert, at in sorted(first.items()))
         print(f"  {ended - began:.0f} s, CPUs idle for {idle / all:.0%}; raised: {said or 'none'}", flush=True)
         second = (chance.second or began) - began
-        return alerts.record(name, fault.alerts, began, ended), alerts.describe_differences(fault, first, second)
+        return alerts.record(name, fault, began, second, ended), alerts.describe_differences(fault, first, second)
 
     def agents_answer(self):
         """Whether each agent answers. HAProxy's states do not show a lost agent, nor connections of a flood that are
