@@ -6,8 +6,7 @@ use super::{
 };
 use crate::haproxy::question::HOLD;
 use crate::patroni::check::Check;
-use crate::pools::conditions::Version;
-use crate::pools::configuration::{Kind, Line};
+use crate::pools::configuration::Line;
 use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
@@ -481,14 +480,11 @@ pub(super) fn crowd(site: &Site, found: &mut Found) {
             );
             found.add(place, &happens, &write);
         }
-        let since = |version: &Version| version.as_slice() >= [2, 9].as_slice();
-        if site.haproxy.as_ref().is_some_and(since)
+        if site.haproxy >= Some(vec![2, 9])
             && global(&["tune.pt.zero-copy-forwarding", "off"]).is_none()
         {
-            let mut sections = site.configuration.sections.iter();
-            let section = sections.find(|section| section.kind == Kind::Global);
             found.add(
-                section.map_or(place, |section| section.place),
+                site.global_place().unwrap_or(place),
                 "since 2.9, HAProxy does not notice that a client that has sent something gave up while it waited",
                 "write \"tune.pt.zero-copy-forwarding off\"",
             );
