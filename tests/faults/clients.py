@@ -40,7 +40,7 @@ import psycopg2
 import psycopg2.errorcodes
 import psycopg2.extensions
 
-from pools import MULTI_HOST, POOLS, ROUTES
+from pools import MULTI_HOST, POOLS
 from watch import FAIL, LB, NODES, OK, UNKNOWN, Write
 
 # operations a second
@@ -67,15 +67,16 @@ def late(operation):
 
 
 class Clients:
-    """The clients' process, which runs from `start` to `stop`. `operations` are those that have ended."""
+    """The clients' process, which runs from `start` to `stop`, with clients in these pools. `operations` are those that
+    have ended."""
 
-    def __init__(self, seed):
-        self.operations, self.seed, self.ended = [], seed, threading.Condition()
+    def __init__(self, seed, pools):
+        self.operations, self.arguments, self.ended = [], [str(seed), *pools], threading.Condition()
         self.all_before = 0  # all operations that were due before this time have ended
 
     def start(self):
         self.process = subprocess.Popen(
-            [sys.executable, __file__, str(self.seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, *self.arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
@@ -263,12 +264,12 @@ class Attempt:
         return Operation(self.client.kind, due, self.begun, in_flight, write)
 
 
-async def main(seed):
+async def main(seed, pools):
     told, loop = [], asyncio.get_running_loop()
     stopped = loop.create_future()
     stopped.add_done_callback(lambda _: loop.remove_reader(0))
     loop.add_reader(0, lambda: stopped.done() or stopped.set_result(None))  # nothing comes on stdin but its end
-    clients = [Client(pool, kind, seed, told.append) for pool in ROUTES for kind in RATES]
+    clients = [Client(pool, kind, seed, told.append) for pool in pools for kind in RATES]
     for client in clients:
         asyncio.ensure_future(client.run_schedule(stopped))
     while (before := min(client.all_before() for client in clients)) < float("inf"):
@@ -281,4 +282,4 @@ async def main(seed):
 if __name__ == "__main__":
     with contextlib.suppress(OSError):  # real clients run on other machines, which a busy HAProxy does not slow down
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], sys.argv[2:]))

@@ -107,14 +107,16 @@ def cpu_times():
 
 
 class Site:
-    def __init__(self, haproxy, seed, clients_too=True, **more):
+    def __init__(self, haproxy, seed, clients_too=True, without=(), **more):
         self.cluster, self.grace = cluster.Cluster(), 0
         if haproxy:
             self.cluster.configure_haproxy(haproxy)
         self.root = f"/proc/{self.cluster.host_pid('lb')}/root"
         sockets = f"{self.root}/run/haproxy/admin.sock", f"{self.root}/run/second-haproxy.sock"
-        self.watch = watch.Watch(sockets[0], pools.POOLS, pools.READ_PORTS, sockets[1], pairs=int(clients_too), **more)
-        self.clients, self.cpus = clients.Clients(seed), None
+        more |= {"pairs": int(clients_too), "without": without}
+        self.watch = watch.Watch(sockets[0], pools.POOLS, pools.READ_PORTS, sockets[1], **more)
+        self.routes = [pool for pool in pools.ROUTES if pool not in without]
+        self.clients, self.cpus = clients.Clients(seed, self.routes), None
         self.clients_too = clients_too
         # Alerts take minutes, so the runs for them tolerate a slow machine.
         self.patience, self.blind = (120, 2) if clients_too else (900, 60)
@@ -293,7 +295,7 @@ class Site:
             if read.keeps and read.seen:
                 seen.setdefault((read.pool, read.session), []).append(sum(read.seen.values()))
         grew = {pool for (pool, _), sums in seen.items() if sums[-1] > sums[0]}
-        return wrong + [f"no session saw what was written through {pool}" for pool in set(self.watch.read_pools) - grew]
+        return wrong + [f"no session saw what was written through {pool}" for pool in set(self.watch.read_ports) - grew]
 
 
 class Blind(Exception):
@@ -497,6 +499,8 @@ def count_over_half(results, times):
 def main():
     given = parse_arguments()
     more = {"more": pools.SECOND_PORTS, "host_of": nemesis.socket_folder} if given.nemesis else {}
+    if given.nemesis and given.synchronous:
+        more["without"] = pools.OTHERS
     site = Site(given.haproxy, given.seed, not given.alerts, **more)
     site.prepare(given.synchronous)
     results, broken = {}, 0

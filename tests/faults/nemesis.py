@@ -285,7 +285,7 @@ def run_episodes(site, file, seed, synchronous, minutes):
         told, run = run_episode(site, seed, number)
         line = same | {"episode": number, "began": run.began, "seconds": run.ended - run.began, "did": told, "wrong": []}
         line["pools"], line["two_up"] = {}, run.figures(pools.ROLE_ONLY).two_up
-        for pool in (*pools.ROUTES, pools.SECOND):
+        for pool in (*site.routes, pools.SECOND):
             found, ok = find(run, pool)
             counted = {kind: len(of_it) for kind, of_it in found._asdict().items()}
             line["pools"][pool] = {"ok": ok, **counted}

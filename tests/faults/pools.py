@@ -5,6 +5,8 @@ OURS, OFFICIAL, ROLE_ONLY, WITHOUT_AGENT = POOLS
 # clients without HAProxy
 MULTI_HOST = "multi-host"
 ROUTES = (*POOLS, MULTI_HOST)
+# what the agent's pools are compared with
+OTHERS = (OFFICIAL, ROLE_ONLY, WITHOUT_AGENT, MULTI_HOST, "replicas")
 # the agent's pools in the second HAProxy, where only the random faults have clients
 SECOND, SECOND_READ = "second", "second-read"
 SECOND_PORTS = {SECOND: 5010}, {SECOND_READ: 5011}

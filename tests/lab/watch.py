@@ -95,11 +95,13 @@ class Watch:
     second         the admin socket of another HAProxy, of which only the first pool is watched
     pairs          the number of clients of each kind: a client writes or reads, and keeps its session or does not
     more           ports for writes and for reads of further pools, whose states are not recorded
+    without        the pools that have no clients
     host_of        gives the host, or the folder of the socket, through which a node's PostgreSQL is asked"""
 
-    def __init__(self, admin_socket, pools, reads, second=None, pairs=1, more=({}, {}), host_of=NODES.get):
+    def __init__(self, admin_socket, pools, reads, second=None, pairs=1, more=({}, {}), without=(), host_of=NODES.get):
         self.admin_socket, self.pools, self.read_pools, self.second, self.host_of = admin_socket, pools, reads, second, host_of
-        self.ports, self.read_ports = pools | more[0], reads | more[1]
+        with_clients = lambda ports: {pool: port for pool, port in ports.items() if pool not in without}
+        self.ports, self.read_ports = with_clients(pools | more[0]), with_clients(reads | more[1])
         self.writes, self.reads, self.looks, self.truths, self.called, self.second_looks = [], [], [], [], [], []
         self.last_look, self.longest_between_looks = time.time(), 0
         self.ended, self.renewing = threading.Event(), threading.Event()
