@@ -17,6 +17,11 @@ pub fn open(file: &Path, options: &mut OpenOptions, flags: i32) -> io::Result<(F
     Ok((file, metadata))
 }
 
+/// Whether this machine lacked descriptors or memory, which says nothing of the file and may soon be over.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+}
+
 /// Reads a regular file of at most `limit` bytes; a longer one is an error.
 pub fn read(file: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let (file, metadata) = open(file, OpenOptions::new().read(true), 0)?;

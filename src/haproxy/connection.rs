@@ -153,7 +153,8 @@ impl Connection {
     }
 }
 
-/// The source of a peer: all addresses of this machine are one source, and so is an IPv6 network of 64 bits.
+/// The source of a peer. This machine is one source if it asks from a loopback address or from the address that it asks, and
+/// so is an IPv6 network of 64 bits.
 pub fn source_of(peer: IpAddr, local: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         ip if ip.is_loopback() || ip == local.to_canonical() => Ipv4Addr::LOCALHOST.into(),
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn all_addresses_of_this_machine_are_one_source() {
+    fn this_machine_is_one_source_and_so_is_a_network() {
         let is = |peer: &str, local: &str| {
             let ip = |text: &str| text.parse().expect("an address");
             source_of(ip(peer), ip(local)).to_string()

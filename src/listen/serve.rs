@@ -42,7 +42,7 @@ pub fn serve(
     signal_hook::low_level::pipe::register(SIGTERM, stopper)?;
     // if stderr is a file that is longer than the sandbox allows, the listener loses log lines and not checks
     signal_hook::flag::register(SIGXFSZ, Arc::default())?;
-    // each check takes three descriptors
+    // each check takes four descriptors: its connection twice, the memory file and the note of the hook
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     // a connection may be gone before the listener accepts it

@@ -82,6 +82,8 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A: Clone> Shared<Q, S, A> {
         let mut state = self.lock();
         let caller = (deadline, source);
         let coming = state.join(question, caller, first).ok_or(Missed::QueueFull)?;
+        // a question that waits may be next by this caller's source, and another caller with a later deadline asks it
+        state.wake_next();
         loop {
             if let Some(answer) = coming.answer.get() {
                 return answer.clone().ok_or(Missed::Panicked);

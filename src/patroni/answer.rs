@@ -1,5 +1,6 @@
 //! Patroni's answer, or why there is none. In goes the body, out come its keys. Knows nothing of what an answer means.
 
+use crate::file;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -55,9 +56,9 @@ pub enum Cause {
 impl Cause {
     /// The cause of an error of the operating system. A lack of ports, descriptors or memory may soon be over.
     pub fn of(error: &io::Error) -> Cause {
-        use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
         match error.raw_os_error() {
-            Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM) => Cause::NotAsked,
+            _ if file::is_shortage(error) => Cause::NotAsked,
+            Some(libc::EADDRNOTAVAIL | libc::ENOBUFS) => Cause::NotAsked,
             _ if error.kind() == ErrorKind::ConnectionRefused => Cause::Refused,
             _ => Cause::Failed,
         }

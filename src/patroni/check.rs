@@ -33,7 +33,6 @@ const CHECKS: &[(&str, Wants, usize)] = &[
     ("read-only-sync", Wants::ReadOnly, 13),
     ("read-only-quorum", Wants::ReadOnly, 14),
     ("health", Wants::Any, 15),
-    // the release after 4.1.5 knows read-only-sync by this name, too
     ("read-only-synchronous", Wants::ReadOnly, 16),
 ];
 

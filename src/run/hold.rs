@@ -22,14 +22,15 @@ pub struct Hold {
 /// Reads the hold file, `drain|maint [REASON]`; none if there is no file.
 ///
 /// An empty file means drain, the gentler state, since `echo` empties the file before it writes. A file with anything else
-/// means maint, since somebody wanted to take the node out.
+/// means maint, since somebody wanted to take the node out. If this machine lacks descriptors or memory, a file that is there
+/// means drain.
 ///
 /// Fails if the agent may not search the folder. That is no hold: a `chmod` that is rolled out must not take every node out
 /// of its pools. But the operator has to be told.
 pub fn read(path: &Path) -> Result<Option<Hold>, String> {
-    let wrong = |error: String| {
+    let hold = |state, error: &str| {
         let reason = format!("{}: {error}", path.display());
-        Ok(Some(Hold { state: AdminState::Maint, reason }))
+        Ok(Some(Hold { state, reason }))
     };
     match file::read(path, SIZE_LIMIT) {
         Err(error) => match fs::symlink_metadata(path).map_err(|error| error.kind()) {
@@ -40,7 +41,8 @@ pub fn read(path: &Path) -> Result<Option<Hold>, String> {
             )),
             // the file was made since then, and the next check reads it; but a link to nothing is a hold
             Ok(there) if error.kind() == ErrorKind::NotFound && !there.is_symlink() => Ok(None),
-            _ => wrong(error.to_string()),
+            _ if file::is_shortage(&error) => hold(AdminState::Drain, &error.to_string()),
+            _ => hold(AdminState::Maint, &error.to_string()),
         },
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);
@@ -50,7 +52,8 @@ pub fn read(path: &Path) -> Result<Option<Hold>, String> {
                 return Ok(Some(Hold { state: AdminState::Drain, reason }));
             };
             let Ok(state) = word.parse() else {
-                return wrong(format!("'{word}' is neither drain nor maint"));
+                let error = format!("'{word}' is neither drain nor maint");
+                return hold(AdminState::Maint, &error);
             };
             let reason = words.collect::<Vec<_>>().join(" ");
             let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };

@@ -7,7 +7,7 @@ pub mod stats_socket;
 use std::fs::{self, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -262,6 +262,15 @@ pub fn connection(address: &str) -> (TcpStream, TcpStream) {
     let address = listener.local_addr().expect("an address");
     let client = TcpStream::connect(address).expect("a connection");
     (client, listener.accept().expect("a connection").0)
+}
+
+/// Connects from one of this machine's many addresses.
+pub fn connect_from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    bind(&socket, &SocketAddr::from((source, 0))).expect("an address");
+    connect(&socket, &to).expect("a connection");
+    TcpStream::from(socket)
 }
 
 /// A memory file for checks of any user.

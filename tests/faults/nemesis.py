@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import time
+from pathlib import Path
 from random import Random
 
 import faults
@@ -213,8 +214,12 @@ def run_operations(cluster, seed, number):
 
 def socket_folder(node):
     """The folder of PostgreSQL's socket in that machine, which no partition can cut."""
-    with open(f"{os.environ['LAB']}/{node}/pid") as file:
-        return f"/proc/{file.read().strip()}/root/tmp"
+    machine = Path(os.environ["LAB"], node)
+    pid, group = ((machine / name).read_text().strip() for name in ("pid", "cgroup"))
+    groups = Path("/proc", pid, "cgroup")
+    # The pid of a machine that has ended may now belong to a process of another machine.
+    alive = groups.exists() and Path(group).name in groups.read_text()
+    return f"/proc/{pid}/root/tmp" if alive else "/nonexistent"
 
 
 def run_episode(site, seed, number):

@@ -4,7 +4,7 @@ use crate::common::{self, Outcome, PRIMARY, READY, Start, check, check_with, htt
 use patroni_agent_check::VERSION;
 use std::fs;
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::Arc;
@@ -538,4 +538,36 @@ fn a_check_by_hand_warns_of_a_grace_period_that_is_too_long() {
     assert!(by_hand(r#""ttl": 20, "loop_wait": 1, "retry_timeout": 9"#, "100ms"));
     assert!(by_hand(lopsided, "100ms") && !by_hand(lopsided, "0"));
     assert!(!by_hand(r#""ttl": "x""#, "15s"), "no warning without a ttl");
+}
+
+/// Somebody who makes up queries takes no place in the memory file from another source.
+#[test]
+fn a_stranger_takes_no_grace_from_haproxy() {
+    if !common::in_network("grace::a_stranger_takes_no_grace_from_haproxy") {
+        return;
+    }
+    let site = Site::new("stranger");
+    let (url, memory) = (format!("http://{}", site.address), site.memory());
+    let arguments = site.arguments(&url, &memory, &["--agent-send"]);
+    let ask = |source: u8, question: &str| {
+        let listener = TcpListener::bind("10.1.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let mut peer = common::connect_from(Ipv4Addr::new(10, 1, 7, source), address);
+        peer.write_all(question.as_bytes()).expect("a connection");
+        let stream = listener.accept().expect("a connection").0;
+        let mut agent = common::start(Start::ListenFds, stream, &arguments);
+        let mut agent = agent.spawn().expect("the agent starts");
+        let reply = common::listen(peer);
+        agent.wait().expect("it ends");
+        reply
+    };
+    let patroni = site.start_patroni(200, STANDBY);
+    assert_eq!(ask(1, "replica?lag=16MB\n"), "up ready # replica, running\n");
+    for number in 0..45 {
+        ask(2, &format!("replica?lag={number}kB\n"));
+    }
+    drop(patroni);
+    let (haproxy, stranger) = (ask(1, "replica?lag=16MB\n"), ask(2, "replica?lag=0kB\n"));
+    assert!(haproxy.starts_with(HELD), "{haproxy}");
+    assert!(!stranger.starts_with(HELD), "{stranger}: no place was taken");
 }

@@ -3,9 +3,12 @@
 use crate::common::{
     self, FakePatroni, PRIMARY, READY, Start, check, check_with, http, listen, path_in,
 };
-use std::fs::{self, Permissions};
+use patroni_agent_check::run::hold;
+use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
 
 #[test]
 fn a_ready_node_gets_the_state_in_the_file() {
@@ -187,4 +190,40 @@ fn a_check_by_hand_says_that_there_is_a_hold() {
         assert!(said.starts_with("patroni-agent-check: a hold is active: drain, x\n"), "{said}");
         assert_eq!(output.status.code(), Some(code));
     }
+}
+
+const HOLD: &str = "PATRONI_AGENT_CHECK_HOLD";
+
+/// Not a test: reads the hold file while this process may open no file.
+#[test]
+#[ignore = "started by the other test"]
+fn without_descriptors() {
+    let Ok(file) = std::env::var(HOLD) else { return };
+    let mut open = Vec::new();
+    while let Ok(other) = File::open("/dev/null") {
+        open.push(other);
+    }
+    let hold = hold::read(Path::new(&file));
+    drop(open);
+    println!("read: {hold:?}");
+}
+
+/// What the file says cannot be known. The gentler state keeps the sessions.
+#[test]
+fn a_file_drains_while_there_is_no_descriptor() {
+    let folder = common::folder("descriptors");
+    let file = path_in(&folder, "hold");
+    let read = || {
+        let mut reader = Command::new("prlimit");
+        reader.arg("--nofile=64").arg(std::env::current_exe().expect("this program"));
+        reader.args(["--ignored", "--exact", "hold::without_descriptors", "--nocapture"]);
+        let output = reader.env(HOLD, &file).output().expect("prlimit");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let said = read();
+    assert!(said.contains("read: Ok(None)"), "{said}");
+    fs::write(&file, "maint x\n").expect("written");
+    let said = read();
+    let reason = format!("{file}: Too many open files (os error 24)");
+    assert!(said.contains(&format!("Hold {{ state: Drain, reason: {reason:?} }}")), "{said}");
 }

@@ -1,8 +1,8 @@
 //! The listener: one process for all checks, which ends when nobody asks any more.
 
 use crate::common::{
-    self, AGENT, FakePatroni, NotifySocket, PRIMARY, READY, Start, file, http, listen, path_in,
-    start,
+    self, AGENT, FakePatroni, NotifySocket, PRIMARY, READY, Start, connect_from, file, http,
+    listen, path_in, start,
 };
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
@@ -270,15 +270,6 @@ fn a_hung_patroni_is_not_overrun_either() {
     assert!((2..=4).contains(&most), "{most} questions of one source at once");
 }
 
-/// Connects from one of this machine's many addresses.
-fn connect_from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
-    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
-    bind(&socket, &SocketAddr::from((source, 0))).expect("an address");
-    connect(&socket, &to).expect("a connection");
-    TcpStream::from(socket)
-}
-
 /// Reads the reply, which is empty if the connection ends or is reset without one.
 fn read_reply(mut stream: TcpStream) -> String {
     let mut reply = String::new();
@@ -375,6 +366,45 @@ fn silent_peers_keep_nobody_from_an_answer() {
         journal.read_to_string(&mut line).expect("its end");
         assert_eq!(line, "", "one line a minute");
     }
+}
+
+/// A silent check holds most descriptors. The unit allows as many as checks in all places hold.
+#[test]
+fn the_unit_allows_descriptors_for_all_places() {
+    const SILENT: usize = 50;
+    let folder = common::folder("descriptors");
+    let path = |name: &str| path_in(&folder, name);
+    fs::write(path("hold"), "drain let sessions end\n").expect("a file");
+    fs::write(path("note"), "").expect("a file");
+    let patroni = FakePatroni::primary();
+    let (url, hold, note, memory) = (patroni.url(), path("hold"), path("note"), path("memory"));
+    let files = ["--hold-file", &hold, "--before-stop-file", &note, "--memory-file", &memory];
+    let arguments = [&["--agent-send", "--url", &url][..], &files].concat();
+    let server = Server::start(Start::ListenFds, "127.0.0.1:0", &arguments);
+    let mut check = server.connect();
+    check.write_all(b"primary\n").expect("it listens");
+    assert_eq!(listen(check), "up drain # hold: let sessions end\n");
+    let held = || {
+        let open = fs::read_dir(format!("/proc/{}/fd", server.child.id()));
+        open.expect("proc").count()
+    };
+    wait_until_settled(&server);
+    let before = held();
+    let mut most = 0;
+    for _ in 0..10 {
+        let silent: Vec<_> = (0..SILENT).map(|_| server.connect()).collect();
+        let until = Instant::now() + Duration::from_millis(200);
+        while Instant::now() < until {
+            most = most.max(held().saturating_sub(before));
+        }
+        silent.into_iter().for_each(|stream| drop(listen(stream)));
+    }
+    let each = most.div_ceil(SILENT);
+    assert!(each > 2, "{most} descriptors for {SILENT} checks: too busy to see them");
+    let unit = fs::read_to_string(file("units/patroni-agent-check-listen.service")).expect("it");
+    let limit = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).expect("a limit");
+    let limit: usize = limit.parse().expect("a number");
+    assert!(limit >= 512 * each + 100, "{each} for each check");
 }
 
 /// One source has at most a quarter of all places. This machine is one source, whatever address it asks from.

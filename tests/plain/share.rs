@@ -261,3 +261,25 @@ fn one_source_never_has_all_questions() {
         going.iter().for_each(|go| go.send(()).expect("it waits"));
     });
 }
+
+/// A caller of another source joins a question that waits for its turn. If the question is next by the newcomer's turn, the
+/// caller with the latest deadline asks at once, although nothing else happens.
+#[test]
+fn a_newcomer_wakes_whoever_asks_for_it() {
+    let shared = &Shared::new(2, NO_PAUSE, 9);
+    let ((began, begins), (go, goes)) = (channel(), channel());
+    scope(|scope| {
+        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep_in_flight(&began, &goes)));
+        begins.recv().expect("it is asked");
+        // the last slot is not for this source
+        let first = scope.spawn(|| shared.ask("y", 1, false, soon(), || ()));
+        while shared.count_waiting() < 1 {
+            sleep(Duration::from_millis(1));
+        }
+        sleep(Duration::from_millis(20)); // until it sleeps
+        let deadline = Instant::now() + Duration::from_secs(2);
+        assert_eq!(shared.ask("y", 2, false, deadline, || ()), Ok(()));
+        go.send(()).expect("it waits");
+        assert_eq!(first.join().expect("no panic"), Ok(()));
+    });
+}
