@@ -100,7 +100,7 @@ fn check(options: &Options, service: &Service) -> ExitCode {
         let place = configuration.say(finding.place);
         say(&format!("{place}: {}: {}", finding.rule, finding.text));
     }
-    match (refused, findings.is_empty()) {
+    match (refused || configuration.is_partial, findings.is_empty()) {
         (true, _) => ExitCode::from(2),
         (false, true) => ExitCode::SUCCESS,
         (false, false) => ExitCode::FAILURE,
@@ -142,7 +142,10 @@ fn show_judgement(judged: Result<Option<(bool, String)>, String>) -> bool {
             );
             return false;
         }
-        Err(error) => (false, error),
+        Err(error) => {
+            complain(&format!("{error}; nobody has said whether these files are valid"));
+            return true;
+        }
     };
     // HAProxy prints its name and version before its messages.
     let said: Vec<_> = said.lines().filter(|line| !line.starts_with("[NOTICE]")).collect();

@@ -110,6 +110,8 @@ pub struct Configuration {
     pub sections: Vec<Section>,
     /// What this program did not understand, and where.
     pub notes: Vec<(Place, String)>,
+    /// Whether a part was left out, because this program cannot know whether HAProxy reads that part.
+    pub is_partial: bool,
 }
 
 /// A branch of an `.if`.
@@ -290,6 +292,7 @@ impl<'a> Reader<'a> {
             None => {
                 let what = "this condition is not understood here; what depends on it is left out";
                 self.note(place, format!("{}: {what}", line.word(0)));
+                self.found.is_partial = true;
                 Branch::Unknown
             }
         }

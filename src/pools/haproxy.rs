@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// The maximum time for HAProxy to read its configuration.
 const READING: Duration = Duration::from_secs(20);
 /// The maximum time for HAProxy to print its version.
-const VERSION: Duration = Duration::from_secs(2);
+const VERSION: Duration = Duration::from_secs(10);
 /// The maximum output of HAProxy that is kept.
 const SAID: u64 = 64 << 10;
 /// The maximum time for an answer on the stats socket.
@@ -51,7 +51,8 @@ pub fn judge(
     environment: &Environment,
 ) -> Result<Option<(bool, String)>, String> {
     let Some(program) = program() else { return Ok(None) };
-    let mut arguments = vec!["-c".into()];
+    // HAProxy accepts a section "program" only in master-worker mode, in which packages run it.
+    let mut arguments = vec!["-W".into(), "-c".into()];
     for file in files {
         arguments.extend(["-f".into(), file.clone()]);
     }

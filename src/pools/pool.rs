@@ -166,6 +166,11 @@ impl Server {
         self.get("agent-send").filter(|_| self.has("agent-check"))
     }
 
+    /// The address at which HAProxy asks the server's agent.
+    pub fn agent_host(&self) -> &str {
+        self.get("agent-addr").or(self.get("addr")).unwrap_or(&self.host)
+    }
+
     /// The port of the server's agent.
     pub fn agent_port(&self) -> Option<u16> {
         self.get("agent-port").or(self.get("port"))?.parse().ok()
@@ -224,12 +229,16 @@ impl<'a> Pool<'a> {
             let port = server.port.is_some_and(|port| POSTGRESQL.contains(&port));
             sent || port || self.own_question(server).is_some()
         };
-        let http = self.last(&["mode"]).is_some_and(|line| line.word(1) == "http");
+        let http = self.is_http();
         let ours = |server: &Server| {
             patronis(server) || self.is_postgresql(server) || server.agent_port() == Some(AGENT)
         };
         let all = &self.servers;
         (http && !all.iter().any(patronis)) || (self.has_agents() && !all.iter().any(ours))
+    }
+
+    fn is_http(&self) -> bool {
+        self.last(&["mode"]).is_some_and(|line| line.word(1) == "http")
     }
 
     /// The pool's name.
@@ -269,6 +278,7 @@ impl<'a> Pool<'a> {
     /// The health check that HAProxy's own check would ask for if the server had `check`.
     pub fn meant_question(&self, server: &Server) -> Option<&str> {
         let postgresql = self.is_postgresql(server);
+        let at_its_port = server.port.is_some_and(is_postgresqls);
         let asks = |question: &'_ &Question| {
             let port = question.port.or(self.check_port(server));
             let elsewhere = postgresql && port != server.port;
@@ -276,7 +286,13 @@ impl<'a> Pool<'a> {
             let patronis = (port == Some(PATRONI) && port != server.port) || elsewhere;
             // Any path on Patroni's port asks Patroni.
             let certain = port == Some(PATRONI) && elsewhere;
-            question.path.as_deref().is_some_and(|path| certain || is_patronis(path, patronis))
+            // Beside PostgreSQL runs much that answers to these paths, and a name is no proof.
+            let patronis =
+                |path: &str| patronis && (at_its_port || port == Some(PATRONI) || path == "/");
+            question
+                .path
+                .as_deref()
+                .is_some_and(|path| certain || is_patronis(path, patronis(path)))
         };
         let question = self.check.questions.iter().find(asks)?;
         question.path.as_deref().map(endpoint)
@@ -287,7 +303,8 @@ impl<'a> Pool<'a> {
     pub fn is_postgresql(&self, server: &Server) -> bool {
         let name = self.name().to_lowercase();
         let named = ["pg", "postgres", "patroni"].iter().any(|word| name.contains(word));
-        named || server.port.is_some_and(|port| matches!(port, 5430..=5439 | POOLER))
+        // Web pages for PostgreSQL have such names, too.
+        (named && !self.is_http()) || server.port.is_some_and(is_postgresqls)
     }
 
     /// The port of HAProxy's own check.
@@ -502,6 +519,11 @@ fn leads(line: &Line) -> bool {
     matches!(line.word(0), "default_backend" | "use_backend")
 }
 
+/// Whether this is a usual port of PostgreSQL or of PgBouncer.
+fn is_postgresqls(port: u16) -> bool {
+    matches!(port, 5430..=5439 | POOLER)
+}
+
 /// The servers, each with the `default-server` lines before it.
 fn servers(lines: &[&Line]) -> Vec<Server> {
     let (mut usual, mut servers) = (HashMap::new(), Vec::new());
@@ -619,7 +641,8 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
         _ => option.word(3),
     };
     let mut port = None;
-    let first_send = rules.iter().position(|line| line.word(1).starts_with("send"));
+    let sends = |line: &&Line| matches!(line.word(1), "send" | "send-lf");
+    let first_send = rules.iter().position(sends);
     for (at, line) in rules.iter().enumerate() {
         let value = |word: &str| {
             let at = line.words.iter().position(|other| other == word)?;
@@ -713,6 +736,10 @@ mod tests {
             ("option httpchk OPTIONS /replica?lag=1MB", Some("replica?lag=1MB")),
             ("option httpchk /master", Some("master")),
             ("option httpchk\n http-check send meth GET uri /leader", Some("leader")),
+            (
+                "option httpchk OPTIONS /sync\n http-check send-state\n http-check send hdr a b",
+                Some("sync"),
+            ),
             ("option httpchk GET /primary\n http-check send hdr a b", Some("primary")),
             (
                 "option tcp-check\n tcp-check connect port 8008\n tcp-check send \"GET /sync HTTP/1.0\\r\\n\"",

@@ -325,7 +325,10 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
         _ if status.starts_with("MAINT") => {
             if state.administrative & NO_ADDRESS != 0 {
                 wrong.push("its name has no address".to_owned());
-            } else if !agent_there && state.administrative & FORCED != 0 {
+            } else if !agent_there
+                && state.administrative & FORCED != 0
+                && !meant.is_some_and(|meant| meant.has("disabled"))
+            {
                 wrong
                     .push("somebody has put it into MAINT (set server ... state ready)".to_owned());
             }
@@ -378,7 +381,8 @@ fn ask_patronis(seen: &mut Seen, pools: &[Pool]) {
         let http = pool.own_question(server).is_some() && !server.has("check-ssl");
         let asked = pool.check.questions.iter().find(|question| question.path.is_some());
         let port = asked.and_then(|question| question.port).unwrap_or(looked.state.check_port);
-        let address = looked.state.address.parse().ok().filter(|_| http && port != 0);
+        let address = server.get("addr").unwrap_or(&looked.state.address);
+        let address = address.parse().ok().filter(|_| http && port != 0);
         if let Some(address) = address {
             nodes.entry(SocketAddr::new(address, port)).or_default().push(at);
         }

@@ -241,6 +241,17 @@ fn other_services_have_no_mistakes() {
         assert_eq!(mistakes(others, agent), BTreeSet::new());
         assert_eq!(mistakes(&format!("{SITE}{others}"), false), BTreeSet::new());
     }
+    // a web page, and a service beside PostgreSQL, whatever their names
+    let named = "listen pgadmin\n mode http\n option httpchk GET /\n server a 10.0.0.1:443 ssl check port 80\n\
+        listen pg-etcd\n option httpchk GET /health\n server a 10.0.0.1:2379 check port 2381\n";
+    assert_eq!(list_servers(&parse(named)), Vec::<String>::new());
+    // a check of PostgreSQL itself may refuse standbys
+    let recovery = SITE.replace(
+        "option httpchk OPTIONS /primary\n    http-check expect status 200",
+        "option tcp-check\n    tcp-check expect binary 66",
+    );
+    let findings = rules::find(&parse(&recovery), false, None);
+    assert!(findings.iter().all(|found| found.text.contains("so a former primary is UP as well")));
     // nobody knows what an external program asks
     let program = SITE.replace("option httpchk OPTIONS /primary", "option external-check");
     assert_eq!(mistakes(&program, false), BTreeSet::new());
@@ -282,7 +293,8 @@ fn each_setting_that_is_taken_out_is_missed() {
 fn each_mistake_with_the_agent_is_found_at_its_line() {
     let good = read(GOOD[0]);
     let line = |words: &str| good.lines().position(|line| line.contains(words)).expect("there") + 1;
-    let (write, read, watch) = (
+    let (reserve, write, read, watch) = (
+        line("server pg1 pg1:5432 agent-send \"hold"),
         line("server pg1 pg1:5432 agent-send \"primary"),
         line("server pg1 pg1:5432 agent-send \"replica"),
         line("server pg1 \"pg1:"),
@@ -321,6 +333,37 @@ fn each_mistake_with_the_agent_is_found_at_its_line() {
             vec![line("use_backend reserve if"), write],
             "agents-watched reserve",
         ),
+        ("/^backend reserve/,/^listen/ s/pg1:5432/pg1:6432/", vec![reserve], "reserve"),
+        (
+            "/^backend reserve/,/^listen/ s/pg1:5432/& port 8009/",
+            vec![reserve],
+            "agent-port reserve",
+        ),
+        ("/^backend reserve/,/^listen/ s/pg1:5432/& check-ssl/", vec![reserve], "reserve"),
+        (
+            r"s/meth GET uri .primary/meth GET uri \/replica/",
+            vec![reserve, reserve + 1, reserve + 2],
+            "reserve",
+        ),
+        (
+            "s/use_backend reserve if/use_backend reserve unless/",
+            vec![line("use_backend reserve")],
+            "reserve",
+        ),
+        (
+            r"s/(use_backend reserve if .*)$/\1 or TRUE/",
+            vec![line("use_backend reserve")],
+            "reserve",
+        ),
+        ("s/stats socket .*/stats socket ipv4@127.0.0.1:9999/", vec![line("global")], "state-file"),
+        (r#"s/(pg1:5432 agent-send) "primary\\n"/& backup/"#, vec![write], "waiting-room"),
+        (
+            "s/^    bind :5000/    monitor fail if { nbsrv(postgres-write) lt 1 }/",
+            vec![line("bind :5000")],
+            "waiting-room",
+        ),
+        // its agent is asked at another address, too
+        ("/^listen postgres-write/,/^backend/ s/pg1:5432/& addr 10.9.9.9/", vec![], ""),
     ] {
         let changed = sed(change, &good);
         assert!(changed != good, "{change}");
@@ -448,9 +491,86 @@ fn two_clusters() {
     assert_ne!(names, good);
     assert_eq!(mistakes(&names, false), BTreeSet::new());
     assert!(!mistakes(&names.replace("lt 3", "lt 30"), false).is_empty());
+    // a second cluster with the first one's names has the first one's reserve
+    let (head, rest) = both.split_once("\nlisten other-write").expect("the second cluster");
+    let second = rest.replace("db1:", "10.1.0.1:").replace("db2:", "10.1.0.2:");
+    let second = second.replace("db3:", "10.1.0.3:").replace("server db", "server pg");
+    let pools = ["1", "2", "3"].map(|n| (format!("pg{n}:5432"), format!("10.0.0.{n}:5432")));
+    let first = pools.iter().fold(head.to_owned(), |text, (name, ip)| text.replace(name, ip));
+    let named = format!("{first}\nlisten other-write{second}");
+    assert_eq!(mistakes(&named, false), BTreeSet::new());
+    let shared = named.replacen("use_backend spare if", "use_backend reserve if", 1);
+    let shared = shared.replacen("nbsrv(spare) eq 1", "nbsrv(reserve) eq 1", 1);
+    let at = shared
+        .lines()
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rposition(|line| line.contains("use_backend reserve"))
+        .expect("it");
+    assert!(mistakes(&shared, false).contains(&(at + 1, "reserve")));
+    // each cluster is told a reserve of its own, and one backend with all agents
+    let other = SITE.split_once("listen").expect("pools").1.replace("pgcluster", "other");
+    let sites = format!("{SITE}\nlisten{}", other.replace("10.0.0.", "10.1.0."));
+    let findings = rules::find(&parse(&sites), true, None);
+    let says = |rule: &str, words: &str| {
+        findings.iter().any(|found| found.rule == rule && found.text.contains(words))
+    };
+    assert!(says("reserve", "nbsrv(agents) lt 6 } { nbsrv(reserve-other_rw) eq 1"));
+    assert!(says("agents-watched", "server db-a 10.0.0.1:5555 / server"));
+    assert!(says("agents-watched", "server other_rw-db-c 10.1.0.3:5555"));
     // the backend `agents` with addresses
     let addresses = good.replace("\"pg1:", "\"10.0.0.1:").replace("\"pg2:", "\"10.0.0.2:");
     assert_eq!(mistakes(&addresses, false), BTreeSet::new());
+}
+
+/// What the backend `agents` would inherit, and what the agents of several nodes on a machine need.
+#[test]
+fn the_advice_fits_the_site() {
+    let advice = |site: &str, rule: &str| {
+        let findings = rules::find(&parse(site), true, None).into_iter();
+        let texts: Vec<_> = findings.filter(|f| f.rule == rule).map(|f| f.text).collect();
+        texts.join("\n")
+    };
+    assert!(advice(SITE, "agents-watched").contains("default-server check fall 2 "));
+    let usual = "timeout check 5s\n    default-server port 8008 check-ssl";
+    let inherits = SITE.replacen("timeout check 5s", usual, 1);
+    let wanted = "default-server check port 5555 no-check-ssl fall 2 ";
+    assert!(advice(&inherits, "agents-watched").contains(wanted));
+    let elsewhere = SITE.replace("check port 8008", "check port 8008 addr 10.9.0.1");
+    assert!(advice(&elsewhere, "agents-watched").contains("server db-a 10.9.0.1:5555"));
+    let disabled = SITE.replacen("10.0.0.1:5432", "10.0.0.1:5432 disabled", 1);
+    let said = advice(&disabled, "agent-missing");
+    assert_eq!(said.matches("it is disabled").count(), 1, "{said}");
+    // findings about clients have the place where they come in
+    let fronts = SITE.replace(
+        "listen pgcluster_rw\n    bind *:5000",
+        "frontend in_rw\n    default_backend pgcluster_rw\nbackend pgcluster_rw",
+    );
+    for rule in ["crowd", "nobody-reached"] {
+        assert!(mistakes(&fronts, true).contains(&(13, rule)), "{rule}");
+    }
+    assert!(advice(&fronts, "reserve").contains("where its clients come in, in in_rw,"));
+    // without a pool for writes, there is no reserve and nobody to refuse
+    let reads = SITE.replacen("OPTIONS /primary", "OPTIONS /replica", 1).replace("_rw", "_ro2");
+    assert_eq!(advice(&reads, "nobody-reached") + &advice(&reads, "reserve"), "");
+    // reads go to the primary when no replica is left, and nobody has to wait
+    let named =
+        "bind *:5001\n    acl none nbsrv(pgcluster_ro) eq 0\n    use_backend pgcluster_rw if none";
+    let leads = SITE.replacen("bind *:5001", named, 1);
+    assert!(!advice(&leads, "waiting-room").contains("pgcluster_ro"));
+    // one agent asks one Patroni
+    let one = read(GOOD[0]).replace("pg2:", "pg1:");
+    let one = one.replace("server pg2 pg1:5432", "server pg2 pg1:5433 port 8009");
+    assert!(advice(&one, "agent-port").contains("an agent asks one Patroni"));
+    // the tracked servers need the agent, and no client comes to their pool
+    let tracked = "listen rw\n mode tcp\n server a 10.0.0.1:6432 track api/a\nbackend api\n mode http\n \
+        option httpchk GET /primary\n default-server inter 2s\n server a 10.0.0.1:8008 check\n";
+    let found = mistakes(tracked, true);
+    assert!(found.contains(&(8, "agent-missing")), "{found:?}");
+    assert!(
+        !found.iter().any(|(_, rule)| ["http-mode", "waiting-room"].contains(rule)),
+        "{found:?}"
+    );
 }
 
 /// `--agent` reports all that is missing, and keeps the site's health check of each server.
@@ -614,6 +734,9 @@ fn several_files_and_a_folder_are_read() {
     assert_eq!(run(&["-f", "/nowhere"]), (Some(2), String::new()));
     assert_eq!(run(&["-f", "/dev/zero"]), (Some(2), String::new()));
     assert_eq!(run(&["--nonsense"]).0, Some(64));
+    // what may be missing is no configuration without mistakes
+    put("partial", ".if feature(OPENSSL)\n.endif\n");
+    assert_eq!(run(&["-f", &base, "-f", &format!("{path}/partial")]).0, Some(2));
     let (status, said) = run(&["--rules"]);
     assert_eq!((status, said.lines().count()), (Some(0), RULES.len()));
 }

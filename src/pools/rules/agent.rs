@@ -2,7 +2,7 @@
 //! refuse clients while no server is UP.
 
 use super::{
-    Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, seconds, time,
+    Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, seconds, time, twin,
 };
 use crate::haproxy::question::HOLD;
 use crate::patroni::check::Check;
@@ -42,7 +42,7 @@ fn wanted<'a>(pool: &'a Pool, server: &'a Server) -> Option<&'a str> {
 
 pub(super) fn agent_missing(site: &Site, found: &mut Found) {
     let (port, with): (_, HashSet<_>) = (site.port(), site.with_agent().map(Pool::name).collect());
-    for pool in site.of_postgresql() {
+    for pool in site.of_postgresql().chain(site.tracked()) {
         let reserve = site.reserves.contains(pool.name());
         let inter = if reserve || may_write(pool) { "500ms" } else { "2s" };
         for server in
@@ -56,8 +56,11 @@ pub(super) fn agent_missing(site: &Site, found: &mut Found) {
                     format!("{}: {word} without agent-check asks no agent", full(pool, server))
                 }
                 _ if with.contains(pool.name()) && !excepted => {
+                    let first = server.get("disabled").map_or("", |_| {
+                        "; it is disabled, which the agent's first answer ends: leave it out, or hold its node"
+                    });
                     format!(
-                        "{}: HAProxy asks no agent, so a healthy node that does not match is DOWN and not MAINT",
+                        "{}: HAProxy asks no agent, so a healthy node that does not match is DOWN and not MAINT{first}",
                         full(pool, server)
                     )
                 }
@@ -222,12 +225,13 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
     for pool in site.pools {
         for server in pool.nodes().filter(|server| !server.has("agent-addr")) {
             if let Some(port) = agents_port(server) {
-                let node = (server.host.as_str(), pool.patroni_port(server));
+                let node = (server.agent_host(), pool.patroni_port(server));
                 nodes.entry(node).or_default().push((pool, server, port));
             }
         }
     }
-    for ((host, _), asked) in &nodes {
+    let asks = |pool: &Pool, server: &Server| pool.own_question(server).is_some();
+    for ((host, patroni), asked) in &nodes {
         let watched =
             site.watches.iter().flat_map(|watch| watch.servers.iter().map(move |s| (watch, s)));
         let watched: Vec<_> = watched.filter(|(_, server)| server.host == *host).collect();
@@ -259,12 +263,30 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
             let write = format!("write \"agent-port {right}\", or the same port everywhere");
             found.add(server.place, &happens, &write);
         }
+        for (pool, server, port) in asked.iter().filter(|(pool, server, _)| asks(pool, server)) {
+            let shares = |((other, number), others): (&(&str, Option<u16>), &Asked)| {
+                let asked =
+                    |(pool, server, at): &(&Pool, &Server, u16)| at == port && asks(pool, server);
+                other == host && number < patroni && others.iter().any(asked)
+            };
+            if nodes.iter().any(shares) {
+                let happens = format!(
+                    "{}: agent-port {port} is also that of another node on {host}, and an agent asks one Patroni",
+                    full(pool, server)
+                );
+                found.add(server.place, &happens, "let each have an agent with a port of its own");
+            }
+        }
         for (watch, server) in watched.iter().filter(|_| alone && !is_watched(right)) {
             let happens = format!(
                 "{}: the pools ask this agent on {right}, so it is not theirs that is watched",
                 full(watch, server)
             );
-            let write = format!("write {}:{right}, or the same port everywhere", server.host);
+            let right = match server.get("port") {
+                Some(_) => format!("\"port {right}\""),
+                None => format!("{}:{right}", server.host),
+            };
+            let write = format!("write {right}, or the same port everywhere");
             found.add(server.place, &happens, &write);
         }
     }
@@ -312,7 +334,9 @@ pub(super) fn state_file(site: &Site, found: &mut Found) {
         let happens = "a reload forgets the states of the servers, and clients are refused until the agents have answered";
         found.add(place, happens, "write \"server-state-file /run/haproxy-state/servers\" in global and let a drop-in save them");
     }
-    if asks && !has(&["stats", "socket"]) {
+    let is_file = |line: &Line| line.word(2).trim_start_matches("unix@").starts_with('/');
+    let sockets = |line: &&Line| line.begins(&["stats", "socket"]);
+    if asks && !site.configuration.global().filter(sockets).any(is_file) {
         let happens = "HAProxy cannot be asked for the states of its servers, neither by status nor before a reload";
         found.add(
             place,
@@ -387,6 +411,23 @@ pub(super) fn waiting_room(site: &Site, found: &mut Found) {
             found.add(place, &happens, "write \"tcp-request content set-dst-port int(0)\" and \"server waiting-room 127.0.0.1 backup no-check no-agent-check enabled maxconn 0\" behind its servers, with \"retries 50\", \"timeout connect 200ms\" and \"option redispatch 1\"");
             continue;
         }
+        let none = [format!("nbsrv({name}) eq 0 "), format!("nbsrv({name}) lt 1 ")];
+        let sections = site.configuration.sections.iter();
+        for line in sections.flat_map(|section| &section.lines) {
+            let words = line.from(0) + " ";
+            if none.iter().any(|none| words.contains(none)) {
+                let happens = format!("{name}: its waiting room is always UP, so this never holds");
+                let write = "ask srv_is_up of each of its servers, or leave the waiting room out";
+                found.add(line.place, &happens, write);
+            }
+        }
+        if pool.purpose() == Some(Purpose::Write) {
+            for server in pool.nodes().filter(|server| server.has("backup")) {
+                let happens = "while it is the primary, clients share it with the waiting rooms";
+                let happens = format!("{}: {happens}", full(pool, server));
+                found.add(server.place, &happens, "remove \"backup\"");
+            }
+        }
         let no_port =
             pool.servers.iter().any(|server| server.is_waiting_room() && server.port.is_none());
         let port = site
@@ -446,7 +487,7 @@ pub(super) fn crowd(site: &Site, found: &mut Found) {
             "those who waited come all at once, and PostgreSQL refuses what is above its max_connections (write those, less what does not come through HAProxy, divided by the number of HAProxies)",
             "maxconn 90",
         );
-        let mut lacks = |is: bool, happens: &str, write: &str| {
+        let mut lacks = |is: bool, place, happens: &str, write: &str| {
             if !is {
                 found.add(place, &format!("{name}: {happens}"), write);
             }
@@ -455,16 +496,19 @@ pub(super) fn crowd(site: &Site, found: &mut Found) {
             entrance.iter().filter_map(|line| clients_let_in(&entrance, line)).collect();
         lacks(
             !limits.is_empty() || entrance.is_empty(),
+            site.entrance(pool).place,
             "a waiting room without a limit takes the connections of all other pools",
             "write \"tcp-request connection reject if { fe_conn gt 1000 }\"",
         );
         lacks(
             pool.timeout("queue").is_some(),
+            place,
             "without \"timeout queue\" those who wait for a session wait only as long as \"timeout connect\" says",
             "write \"timeout queue 10s\"",
         );
         lacks(
             pool.option("abortonclose").is_some(),
+            place,
             "a client that gave up while it waited still takes a session",
             "write \"option abortonclose\"",
         );
@@ -503,7 +547,7 @@ fn clients_let_in(lines: &[&Line], line: &Line) -> Option<u32> {
 }
 
 pub(super) fn gone_machine(site: &Site, found: &mut Found) {
-    for pool in site.with_agent() {
+    for pool in site.with_agent().filter(|pool| !pool.is_rest_api()) {
         let option = ["srvtcpka", "tcpka"].iter().any(|option| pool.option(option).is_some());
         if !option {
             let happens =
@@ -521,12 +565,18 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
     let Some(first) = site.with_agent().next() else { return };
     let port = site.port();
     if site.watches.is_empty() {
-        let mut nodes: Vec<_> =
-            first.nodes().take(20).map(|server| asked_there(first, server, port)).collect();
-        nodes.dedup();
+        let defaults = first.section.defaults.map(|at| &site.configuration.sections[at]);
+        let defaults = defaults.map(|section| site.configuration.lines(section));
+        let inherits = |word: &str| {
+            let usual = |line: &&Line| line.word(0) == "default-server";
+            let mut lines = defaults.iter().flatten().copied().filter(usual);
+            lines.any(|line| line.words.iter().any(|other| other == word))
+        };
+        let own = if inherits("port") { format!(" port {port}") } else { String::new() };
+        let tls = if inherits("check-ssl") { " no-check-ssl" } else { "" };
         let write = format!(
-            "write a backend \"agents\" with these lines: option tcp-check / tcp-check send \"primary\\n\" / tcp-check expect rstring \"^(up|down|fail|stopped|!)\" / default-server check fall 2 no-agent-check enabled / {}",
-            nodes.join(" / ")
+            "write a backend \"agents\" with these lines: option tcp-check / tcp-check send \"primary\\n\" / tcp-check expect rstring \"^(up|down|fail|stopped|!)\" / default-server check{own}{tls} fall 2 no-agent-check enabled / {}",
+            watched_nodes(site).join(" / ")
         );
         let happens =
             "nothing shows that an agent is silent, and neither an alert nor a reserve can tell";
@@ -563,7 +613,8 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
             let watched = site.watches.iter().any(|watch| has_node(watch, server));
             if !watched && said.insert(&server.host) {
                 let watch = site.watch(pool).map_or("agents", |watch| watch.name());
-                let write = format!("write \"{}\" in {watch}", asked_there(pool, server, port));
+                let line = asked_there(pool, server, port, &server.name);
+                let write = format!("write \"{line}\" in {watch}");
                 let happens = "nothing shows that its agent is silent";
                 found.add(server.place, &format!("{}: {happens}", full(pool, server)), &write);
             }
@@ -571,22 +622,46 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
     }
 }
 
+/// The lines for all nodes in a pool that watches their agents.
+fn watched_nodes(site: &Site) -> Vec<String> {
+    let (mut lines, mut names, mut agents) = (Vec::new(), HashSet::new(), HashSet::new());
+    for pool in site.with_agent() {
+        for server in pool.nodes() {
+            let at = if server.template { server.place } else { pool.section.place };
+            if !agents.insert((server.agent_host(), server.template.then_some(at))) {
+                continue;
+            }
+            let mut line = asked_there(pool, server, site.port(), &server.name);
+            if !names.insert(&server.name) {
+                let name = format!("{}-{}", pool.name(), server.name);
+                line = asked_there(pool, server, site.port(), &name);
+            }
+            lines.push(line);
+        }
+    }
+    lines
+}
+
 /// The line for a server in the pool that watches the agents.
-fn asked_there(pool: &Pool, server: &Server, port: u16) -> String {
+fn asked_there(pool: &Pool, server: &Server, port: u16, name: &str) -> String {
     let line = pool.lines.iter().find(|line| line.place == server.place);
     let name = match line.filter(|_| server.template) {
         Some(line) => format!("server-template {} {}", line.word(1), line.word(2)),
-        None => format!("server {}", server.name),
+        None => format!("server {name}"),
     };
     // Such a DNS name yields the ports of the pool's servers, not the agents' ports.
     let sign = if server.host.starts_with('_') { " port " } else { ":" };
     let words = ["resolvers", "resolve-prefer", "init-addr"].into_iter();
     let words = words.filter_map(|word| Some(format!(" {word} {}", server.get(word)?)));
-    let host = server.get("agent-addr").unwrap_or(&server.host);
+    let host = server.agent_host();
     format!("{name} {host}{sign}{port}{}", words.collect::<String>())
 }
 
 pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
+    // Without a pool for writes, no reserve tells whether HAProxy reaches a node whose agent is silent.
+    if !site.with_rooms().any(may_write) {
+        return;
+    }
     for pool in site.with_rooms() {
         let watch = site.watch(pool).map_or("agents", |watch| watch.name());
         let (name, asked) = (pool.name(), format!("nbsrv({watch})"));
@@ -602,7 +677,7 @@ pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
                 let write = format!(
                     "write \"tcp-request connection reject if {{ {asked} eq 0 }} !reached\", {reached}"
                 );
-                found.add(pool.section.place, &format!("{name}: {happens}"), &write);
+                found.add(site.entrance(pool).place, &format!("{name}: {happens}"), &write);
             }
             Some(line) if !line.words.iter().any(|word| word.starts_with('!')) => {
                 let happens = "if only the agents are silent, clients are refused although the reserve has the primary";
@@ -615,8 +690,8 @@ pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn reserve(site: &Site, found: &mut Found) {
-    for pool in site.with_agent().filter(|pool| may_write(pool)) {
-        let (name, place) = (pool.name(), pool.section.place);
+    for pool in site.with_agent().filter(|pool| may_write(pool) && !pool.is_rest_api()) {
+        let (name, front) = (pool.name(), site.entrance(pool));
         let lines = site.entrance_lines(pool);
         let leads = |line: &&&Line| {
             let other = line.word(1);
@@ -626,15 +701,34 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
         let reserve =
             line.and_then(|line| site.pools.iter().find(|pool| pool.name() == line.word(1)));
         let (Some(line), Some(reserve)) = (line, reserve) else {
-            let agents = pool.nodes().count();
+            let watch = site.watch(pool).map_or("agents", |watch| watch.name());
+            let agents = site.watch(pool).map_or_else(
+                || watched_nodes(site).len().max(pool.nodes().count()),
+                |watch| watch.servers.len(),
+            );
+            let several = site.with_agent().filter(|pool| may_write(pool)).count() > 1;
+            let taken = several || site.reserves.contains("reserve");
+            let reserve = if taken { format!("reserve-{name}") } else { "reserve".to_owned() };
             let write = format!(
-                "write the backend \"reserve\" of the example haproxy.cfg with these servers, and here two waiting rooms, \"option allbackups\" and \"use_backend reserve if {{ nbsrv({name}) eq 2 }} {{ nbsrv(agents) lt {agents} }} {{ nbsrv(reserve) eq 1 }}\""
+                "write the backend \"reserve\" of the example haproxy.cfg, as \"{reserve}\" with these servers, and in {name} two waiting rooms and \"option allbackups\"; where its clients come in, in {}, write \"use_backend {reserve} if {{ nbsrv({name}) eq 2 }} {{ nbsrv({watch}) lt {agents} }} {{ nbsrv({reserve}) eq 1 }}\"",
+                front.name
             );
             let happens = "if a standby whose agent is silent is promoted, no server takes writes until somebody acts";
-            found.add(place, &format!("{name}: {happens}"), &write);
+            found.add(pool.section.place, &format!("{name}: {happens}"), &write);
             continue;
         };
         conditions_of_reserve(site, pool, reserve, line, found);
+        let strange = reserve.nodes().find(|server| !has_node(pool, server));
+        if let Some(server) = strange {
+            let happens = format!(
+                "{name}: it has no {}, so its clients may reach the primary of another cluster there",
+                full(reserve, server)
+            );
+            found.add(line.place, &happens, &format!("write a reserve with the nodes of {name}"));
+        }
+        for (server, there) in pool.nodes().filter_map(|one| Some((one, twin(reserve, one)?))) {
+            compare_with_reserve((pool, server), (reserve, there), found);
+        }
         for server in reserve.nodes() {
             if server.has("disabled") {
                 let happens = "while its agent is silent, it stays in MAINT, and nobody reaches it";
@@ -653,13 +747,48 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
             let happens = format!("{}: {happens}", reserve.name());
             found.add(reserve.section.place, &happens, "write the waiting room here as well");
         }
-        for server in pool.nodes().filter(|server| !has_node(reserve, server)) {
+        let missing = pool.nodes().filter(|server| !has_node(reserve, server));
+        for server in missing.filter(|_| strange.is_none()) {
             let happens = format!("{}: it is not in {}", full(pool, server), reserve.name());
             let port = server.port.unwrap_or(POSTGRESQL[0]);
             let write = format!("write \"server {} {}:{port}\" there", server.name, server.host);
             found.add(server.place, &happens, &write);
         }
     }
+}
+
+/// Compares a server with the same node in the reserve: clients and the check must reach the same PostgreSQL and Patroni.
+fn compare_with_reserve(
+    (pool, server): (&Pool, &Server),
+    (reserve, there): (&Pool, &Server),
+    found: &mut Found,
+) {
+    let asks = reserve.meant_question(there);
+    let known = !server.unknown && !there.unknown;
+    let tls = server.has("check-ssl") != there.has("check-ssl");
+    let (happens, write) = match () {
+        () if known && server.port != there.port => {
+            let (one, other) = (server.port.unwrap_or(0), there.port.unwrap_or(0));
+            (
+                format!("clients reach port {other} here and {one} in {}", pool.name()),
+                "let both be the same",
+            )
+        }
+        () if !asks.is_some_and(|asked| pool::asks_for(asked) == Some(Purpose::Write)) => (
+            "HAProxy does not ask Patroni here who holds the leader lock".to_owned(),
+            "let its check ask /primary",
+        ),
+        () if pool.own_question(server).is_some()
+            && (tls || pool.patroni_port(server) != reserve.patroni_port(there)) =>
+        {
+            (
+                format!("HAProxy asks another Patroni here than in {}", pool.name()),
+                "let both have the same port and check-ssl",
+            )
+        }
+        () => return,
+    };
+    found.add(there.place, &format!("{}: {happens}", full(reserve, there)), write);
 }
 
 /// Checks the conditions of the reserve: no server takes clients, an agent is silent, and there is exactly one primary.
@@ -685,6 +814,13 @@ fn conditions_of_reserve(site: &Site, pool: &Pool, reserve: &Pool, line: &Line, 
         ));
     }
     let said = condition(&site.entrance_lines(pool), line);
+    let opposite =
+        |word: &String| matches!(word.as_str(), "unless" | "or" | "||") || word.starts_with('!');
+    if line.words.iter().any(opposite) {
+        let happens = "its condition holds at other times than when all three parts hold";
+        let write = "write the three parts behind \"if\", and nothing else";
+        found.add(line.place, &format!("{name}: {happens}"), write);
+    }
     for (wanted, happens) in wanted {
         // "lt 3" must not match "lt 30".
         if !format!("{said} ").contains(&format!("{wanted} ")) {

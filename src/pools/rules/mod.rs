@@ -2,9 +2,10 @@
 //! haproxy.cfg for Patroni looks like (units/examples/haproxy.cfg); knows nothing of files and sockets.
 
 use crate::pools::conditions::Version;
-use crate::pools::configuration::{Configuration, Kind, Line, Place};
+use crate::pools::configuration::{Configuration, Kind, Line, Place, Section};
 use crate::pools::pool::{self, AGENT, PATRONI, POSTGRESQL, Pool, Purpose, Server};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 mod agent;
@@ -293,11 +294,14 @@ pub const RULES: &[Rule] = &[
 /// Without HAProxy's version, no finding asks for what only some versions need.
 pub fn find(configuration: &Configuration, agent: bool, haproxy: Option<Version>) -> Vec<Finding> {
     let all = Pool::all(configuration);
+    let tracked: HashSet<_> =
+        all.iter().flat_map(|pool| &pool.servers).filter_map(Server::follows).collect();
     let watches = all.iter().filter(|pool| pool.watches_agents()).collect();
     let reserves = all.iter().flat_map(|pool| reserves(configuration, pool)).collect();
     let pools: Vec<_> = all
         .iter()
-        .filter(|pool| !pool.watches_agents() && !pool.is_rest_api() && !pool.foreign)
+        .filter(|pool| !pool.watches_agents() && !pool.foreign)
+        .filter(|pool| !pool.is_rest_api() || tracked.contains(pool.name()))
         .cloned()
         .collect();
     let mut apis = HashMap::new();
@@ -386,9 +390,14 @@ impl<'a> Site<'a> {
     /// The pools whose clients use PostgreSQL, as far as the configuration tells.
     fn of_postgresql(&self) -> impl Iterator<Item = &Pool<'a>> {
         let port = |server: &Server| server.port.is_some_and(|port| POSTGRESQL.contains(&port));
-        self.pools.iter().filter(move |pool| {
+        self.pools.iter().filter(|pool| !pool.is_rest_api()).filter(move |pool| {
             pool.asks_patroni() || pool.follows.is_some() || pool.nodes().any(port)
         })
+    }
+
+    /// The pools whose servers others `track`, and which no client reaches.
+    fn tracked(&self) -> impl Iterator<Item = &Pool<'a>> {
+        self.pools.iter().filter(|pool| pool.is_rest_api())
     }
 
     /// The pools that have the agent or should have it, without the reserves.
@@ -400,11 +409,12 @@ impl<'a> Site<'a> {
 
     /// The pools with the agent in which clients wait for a server, or should: they need not if another pool takes them.
     fn with_rooms(&self) -> impl Iterator<Item = &Pool<'a>> {
-        self.with_agent().filter(|pool| {
+        self.with_agent().filter(|pool| !pool.is_rest_api()).filter(|pool| {
             let here = format!("nbsrv({})", pool.name());
             let lines = self.entrance_lines(pool);
-            let leads =
-                |line: &&Line| line.word(0) == "use_backend" && line.from(2).contains(&here);
+            let leads = |line: &&Line| {
+                line.word(0) == "use_backend" && condition(&lines, line).contains(&here)
+            };
             pool.waiting_rooms() > 0
                 || pool.purpose() == Some(Purpose::Write)
                 || !lines.iter().any(leads)
@@ -414,6 +424,11 @@ impl<'a> Site<'a> {
     /// The lines of all sections where a pool's clients arrive.
     fn entrance_lines(&self, pool: &Pool<'a>) -> Vec<&'a Line> {
         pool.entrances().iter().flat_map(|section| self.configuration.lines(section)).collect()
+    }
+
+    /// The first section where a pool's clients arrive, or the pool's own section if that is not known.
+    fn entrance(&self, pool: &Pool<'a>) -> &'a Section {
+        pool.entrances().first().copied().unwrap_or(pool.section)
     }
 
     /// The agent's port: the default if any server uses it, otherwise the most frequent port.
@@ -440,14 +455,39 @@ impl<'a> Site<'a> {
 
     /// The pool that watches the agents of this pool.
     fn watch(&self, pool: &Pool) -> Option<&'a Pool<'a>> {
+        // Two clusters may use the same names.
+        let asks = |watch: &&&Pool| {
+            let there = |node: &Server| watch.servers.iter().any(|s| s.host == node.agent_host());
+            pool.nodes().any(there)
+        };
         let has = |watch: &&&Pool| pool.nodes().any(|server| has_node(watch, server));
-        self.watches.iter().find(has).or(self.watches.first()).copied()
+        let mut watches = self.watches.iter();
+        let found = watches.clone().find(asks).or_else(|| watches.clone().find(has));
+        found.or_else(|| watches.next()).copied()
     }
 }
 
-/// Whether a pool has that node. The node may be listed by its name in one pool and by its address in another.
+/// Whether a pool has that node.
 fn has_node(pool: &Pool, node: &Server) -> bool {
-    pool.servers.iter().any(|server| server.host == node.host || server.name == node.name)
+    twin(pool, node).is_some()
+}
+
+/// The server of a pool that is the same node.
+fn twin<'p>(pool: &'p Pool, node: &Server) -> Option<&'p Server> {
+    pool.servers.iter().find(|server| is_same_node(server, node))
+}
+
+/// Whether two servers are the same node. It may be listed by its name in one pool and by its address in another, or with
+/// and without its domain. The nodes of two clusters may have the same names, and then their addresses differ.
+fn is_same_node(one: &Server, other: &Server) -> bool {
+    let is_address = |server: &Server| server.host.parse::<IpAddr>().is_ok();
+    let names = |long: &Server, short: &Server| {
+        let first = long.host.split_once('.').map(|(first, _)| first);
+        first == Some(&*short.host) && !is_address(long)
+    };
+    let agents = one.agent_host() == other.host || one.host == other.agent_host();
+    let by_name = is_address(one) != is_address(other) || names(one, other) || names(other, one);
+    one.host == other.host || agents || (one.name == other.name && by_name)
 }
 
 /// The port of a server's agent, if the server has an agent check.

@@ -66,10 +66,13 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
                     "" => "a TCP check".to_owned(),
                     option => format!("option {option}"),
                 };
-                let happens = format!(
-                    "{}: {with} does not ask Patroni, so any node that listens is UP, a standby or a former primary as well",
-                    full(pool, server)
-                );
+                // A check that looks at an answer may refuse standbys.
+                let who = match pool.check.expects.is_empty() {
+                    true => "any node that listens is UP, a standby or a former primary as well",
+                    false => "a former primary is UP as well",
+                };
+                let happens =
+                    format!("{}: {with} does not ask Patroni, so {who}", full(pool, server));
                 let right = pool.check_port(server).filter(|port| !POSTGRESQL.contains(port));
                 let port = match right {
                     Some(_) => String::new(),
