@@ -209,6 +209,8 @@ def run_operations(cluster, seed, number):
             said = f": {error}".splitlines()[0]
         told.append([round(time.monotonic() - began, 2), f"{verb}: {operation.words}{said}"])
         print(f"  {told[-1][0]:6.2f} {told[-1][1]}", flush=True)
+    for node in NODES:  # a Patroni that does not reach the DCS when it starts may end
+        cluster.patroni(node, "start")
     return told
 
 
