@@ -22,7 +22,10 @@ class Site:
     """Remembers the last rules of each machine. The power of pg3 is cut."""
 
     def __init__(self):
-        self.deaf, self.rules = frozenset(), {}
+        self.deaf, self.rules, self.started = frozenset(), {}, []
+
+    def patroni(self, node, verb):
+        self.started.append(node)
 
     def is_primary(self, node):
         return node == "pg2"
@@ -93,9 +96,10 @@ class Nemesis(unittest.TestCase):
             def end(self):
                 self.ended += 1
 
-        broken = Broken()
+        broken, site = Broken(), Site()
         with mock.patch.object(nemesis, "plan", lambda *_: [(0, broken, "begin"), (0, broken, "end")]):
-            told = [words for _, words in nemesis.run_operations(Site(), 1, 1)]
+            told = [words for _, words in nemesis.run_operations(site, 1, 1)]
+        self.assertEqual(site.started, ["pg1", "pg2", "pg3"])
         self.assertEqual((told, broken.ended), (["begin: Broken: no such machine", "end: Broken"], 1))
 
     def find(self, writes, truths, pool=pools.OURS):
