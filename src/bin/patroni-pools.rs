@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::thread;
 
 /// The maximum length of a printed line.
-const LINE: usize = 2000;
+const LINE: usize = 20_000;
 /// The maximum number of HAProxy's messages that are shown, and of notes on what this program did not understand.
 const LINES: usize = 40;
 

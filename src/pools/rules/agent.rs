@@ -8,7 +8,7 @@ use crate::haproxy::question::HOLD;
 use crate::patroni::check::Check;
 use crate::pools::configuration::Line;
 use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 /// The maximum length of a line that an agent reads.
@@ -219,6 +219,7 @@ fn understood(words: &str) -> Result<(), String> {
 }
 
 pub(super) fn agent_port(site: &Site, found: &mut Found) {
+    two_nodes_with_one_agent(site, found);
     // A node is its address and Patroni's port: several Patronis on one machine each have their own agent.
     type Asked<'a> = Vec<(&'a Pool<'a>, &'a Server, u16)>;
     let mut nodes: BTreeMap<(&str, Option<u16>), Asked> = BTreeMap::new();
@@ -230,8 +231,7 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
             }
         }
     }
-    let asks = |pool: &Pool, server: &Server| pool.own_question(server).is_some();
-    for ((host, patroni), asked) in &nodes {
+    for ((host, _), asked) in &nodes {
         let watched =
             site.watches.iter().flat_map(|watch| watch.servers.iter().map(move |s| (watch, s)));
         let watched: Vec<_> = watched.filter(|(_, server)| server.host == *host).collect();
@@ -263,20 +263,6 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
             let write = format!("write \"agent-port {right}\", or the same port everywhere");
             found.add(server.place, &happens, &write);
         }
-        for (pool, server, port) in asked.iter().filter(|(pool, server, _)| asks(pool, server)) {
-            let shares = |((other, number), others): (&(&str, Option<u16>), &Asked)| {
-                let asked =
-                    |(pool, server, at): &(&Pool, &Server, u16)| at == port && asks(pool, server);
-                other == host && number < patroni && others.iter().any(asked)
-            };
-            if nodes.iter().any(shares) {
-                let happens = format!(
-                    "{}: agent-port {port} is also that of another node on {host}, and an agent asks one Patroni",
-                    full(pool, server)
-                );
-                found.add(server.place, &happens, "let each have an agent with a port of its own");
-            }
-        }
         for (watch, server) in watched.iter().filter(|_| alone && !is_watched(right)) {
             let happens = format!(
                 "{}: the pools ask this agent on {right}, so it is not theirs that is watched",
@@ -288,6 +274,25 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
             };
             let write = format!("write {right}, or the same port everywhere");
             found.add(server.place, &happens, &write);
+        }
+    }
+}
+
+/// An agent asks one Patroni, and a machine may have several.
+fn two_nodes_with_one_agent(site: &Site, found: &mut Found) {
+    let mut patronis = HashMap::new();
+    for pool in site.pools {
+        let asks = |server: &&Server| pool.own_question(server).is_some();
+        for server in pool.nodes().filter(asks) {
+            let Some(port) = agents_port(server) else { continue };
+            let (host, patroni) = (server.agent_host(), pool.patroni_port(server));
+            if *patronis.entry((host, port)).or_insert(patroni) != patroni {
+                let happens = format!(
+                    "{}: the agent on {host}:{port} is also that of another node, and an agent asks one Patroni",
+                    full(pool, server)
+                );
+                found.add(server.place, &happens, "let each have an agent with a port of its own");
+            }
         }
     }
 }
@@ -402,6 +407,9 @@ pub(super) fn late_answer(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn waiting_room(site: &Site, found: &mut Found) {
+    let lines = site.configuration.sections.iter().flat_map(|section| &section.lines);
+    let counts = |line: &&Line| line.words.iter().any(|word| word.starts_with("nbsrv("));
+    let counting: Vec<_> = lines.filter(counts).collect();
     for pool in site.with_rooms() {
         let (name, place) = (pool.name(), pool.section.place);
         if pool.waiting_rooms() == 0 {
@@ -412,8 +420,7 @@ pub(super) fn waiting_room(site: &Site, found: &mut Found) {
             continue;
         }
         let none = [format!("nbsrv({name}) eq 0 "), format!("nbsrv({name}) lt 1 ")];
-        let sections = site.configuration.sections.iter();
-        for line in sections.flat_map(|section| &section.lines) {
+        for line in &counting {
             let words = line.from(0) + " ";
             if none.iter().any(|none| words.contains(none)) {
                 let happens = format!("{name}: its waiting room is always UP, so this never holds");
@@ -690,6 +697,8 @@ pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn reserve(site: &Site, found: &mut Found) {
+    let nodes = if site.watches.is_empty() { watched_nodes(site).len() } else { 0 };
+    let several = site.with_agent().filter(|pool| may_write(pool)).count() > 1;
     for pool in site.with_agent().filter(|pool| may_write(pool) && !pool.is_rest_api()) {
         let (name, front) = (pool.name(), site.entrance(pool));
         let lines = site.entrance_lines(pool);
@@ -702,11 +711,7 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
             line.and_then(|line| site.pools.iter().find(|pool| pool.name() == line.word(1)));
         let (Some(line), Some(reserve)) = (line, reserve) else {
             let watch = site.watch(pool).map_or("agents", |watch| watch.name());
-            let agents = site.watch(pool).map_or_else(
-                || watched_nodes(site).len().max(pool.nodes().count()),
-                |watch| watch.servers.len(),
-            );
-            let several = site.with_agent().filter(|pool| may_write(pool)).count() > 1;
+            let agents = site.watch(pool).map_or(nodes, |watch| watch.servers.len());
             let taken = several || site.reserves.contains("reserve");
             let reserve = if taken { format!("reserve-{name}") } else { "reserve".to_owned() };
             let write = format!(
