@@ -164,7 +164,9 @@ impl Looked {
         let (agent, check) = (self.shown.agent(), self.shown.check());
         if self.state.agent & THERE != 0 {
             let off = if self.state.agent & ASKED == 0 { "off" } else { agent };
-            details.push(format!("agent {off}: {}", self.shown.last()));
+            // While HAProxy asks the agent, there is no text.
+            let colon = if self.shown.last().is_empty() { "" } else { ": " };
+            details.push(format!("agent {off}{colon}{}", self.shown.last()));
         }
         details.push(match check {
             "" if self.state.check & ASKED == 0 => "check off".to_owned(),
@@ -313,12 +315,17 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
         "DOWN (agent)" => wrong.push(format!("it is DOWN, as its agent says: {last}")),
         // Without an agent, a healthy node is DOWN if its role does not match.
         _ if status.starts_with("DOWN") && !agent_there && check == "L7STS" => {}
+        _ if status.starts_with("DOWN") && check.ends_with("OK") => wrong
+            .push(format!("it is {status}: HAProxy's own check passes, and must pass more often")),
         _ if status.starts_with("DOWN") => wrong.push(format!(
             "it is DOWN, as HAProxy's own check says ({check}): {}",
             shown.get("last_chk")
         )),
         _ if status.starts_with("UP ") => match check {
             "INI" => wrong.push("HAProxy's own check has not asked yet".to_owned()),
+            check if check.ends_with("OK") => {
+                wrong.push(format!("HAProxy's own check has not asked again yet ({check})"))
+            }
             _ => wrong
                 .push(format!("HAProxy's own check fails ({check}): {}", shown.get("last_chk"))),
         },
@@ -334,6 +341,11 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
             }
         }
         _ => {}
+    }
+    if shown.last().replace('_', " ").contains(NO_GRACE) {
+        wrong.push(
+            "its agent has no grace period (ask it by hand why: patroni-agent-check)".to_owned(),
+        );
     }
     if state.weight == Some(0) {
         wrong

@@ -102,7 +102,14 @@ impl Memory {
             _ => String::new(),
         };
         let is_installed = !file.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-        let file = file.map_err(|error| format!("{}: {error}{}", path.display(), hint(&error)));
+        let file = file.map_err(|error| {
+            let forbidden = error.kind() == ErrorKind::PermissionDenied;
+            let what = match forbidden && path.symlink_metadata().is_err() {
+                true => "missing".to_owned(),
+                false => error.to_string(),
+            };
+            format!("{}: {what}{}", path.display(), hint(&error))
+        });
         Memory { file, is_installed }
     }
 

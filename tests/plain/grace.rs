@@ -2,10 +2,11 @@
 
 use crate::common::{self, Outcome, PRIMARY, READY, Start, check, check_with, http, read_request};
 use patroni_agent_check::VERSION;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -271,6 +272,20 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
         assert!(told, "{file}: {said}");
     }
     assert_eq!(fs::read(&foreign).expect("it is there"), b"not ours\n");
+}
+
+/// systemd-tmpfiles makes the file, and the agent may not.
+#[test]
+fn a_missing_memory_file_is_called_missing() {
+    let (folder, patroni) = (common::folder("missing"), common::FakePatroni::primary());
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o555)).expect("closed");
+    let memory = common::path_in(&folder, "memory");
+    // root may write to every folder
+    let (url, user) = (patroni.url(), "nobody");
+    let reply = check(&["--url", &url, "--user", user, "--memory-file", &memory]).reply;
+    let lost = format!("; no grace period: {memory}: missing; systemd-tmpfiles --create");
+    let shown: String = format!("{}{lost}", READY.trim_end()).chars().take(100).collect();
+    assert!(reply.starts_with(&shown), "{reply}");
 }
 
 /// One check in 128 on average, because without a memory nothing counts the lines.

@@ -607,6 +607,15 @@ fn all_that_the_agent_needs_is_reported() {
         let mut found = found.iter().map(|found| format!("{}: {}", found.rule, found.text));
         assert!(found.any(|text| text.starts_with(said)), "{said}");
     }
+    // all that global lacks is said at once
+    let lacks = |text: &str, agent| {
+        let found = rules::find(&parse(text), agent, None).into_iter();
+        found.filter(|f| (f.place.line, f.rule) == (1, "state-file")).count()
+    };
+    assert_eq!(lacks(SITE, true), 2);
+    assert_eq!(lacks(SITE, false), 0);
+    let loads = SITE.replacen("retries 2", "load-server-state-from-file global", 1);
+    assert_eq!(lacks(&loads, false), 1);
     let forwards = |version: &[u32], text: &str| {
         let found = rules::find(&parse(text), true, Some(version.to_vec()));
         found.iter().any(|found| found.text.contains("tune.pt.zero-copy-forwarding off"))
@@ -1223,6 +1232,8 @@ fn site(change: impl Fn(&mut Shown)) -> Vec<Shown> {
 fn status_says_what_is_wrong() {
     let (code, said) = status(site(|_| {}), "Stopping: 0", &[]);
     assert_eq!((code, said.lines().count()), (Some(0), 4), "{said}");
+    let (_, asking) = status(site(|s| s.last = ""), "Stopping: 0", &[]);
+    assert!(asking.starts_with("rw/a  UP     agent L7OK, check L7OK, "), "{asking}");
     assert!(said.starts_with("rw/a  UP     agent L7OK: up (primary, running), check L7OK, weight 1, sessions 7, Patroni: no answer"), "{said}");
     // the file has just been written, and a HAProxy that started before has not read it
     for (info, well) in [
@@ -1239,7 +1250,14 @@ fn status_says_what_is_wrong() {
     let (code, said) = status(site(|_| {}), "Stopping: 0", &["--quiet"]);
     assert_eq!((code, &*said), (Some(0), "OK: 4 servers that ask Patroni\n"));
     type Change = fn(&mut Shown);
-    let changes: [(&str, Change, &str); 17] = [
+    let changes: [(&str, Change, &str); 20] = [
+        (
+            "rw/a",
+            |s| s.last = "via agent : up ready (primary; no grace period: x)",
+            "its agent has no grace period",
+        ),
+        ("rw/a", |s| (s.status, s.check) = ("UP 1/3", "* L7OK"), "has not asked again yet"),
+        ("ro/b", |s| (s.status, s.check) = ("DOWN 1/2", "L7OK"), "must pass more often"),
         ("rw/a", |s| s.agent = "* L4CON", "its agent does not answer (L4CON) on port 5555"),
         ("rw/b", |s| s.agent = "L4TOUT", "its agent does not answer"),
         ("rw/b", |s| (s.agent, s.last) = ("INI", ""), "not been asked yet"),

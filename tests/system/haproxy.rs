@@ -378,7 +378,7 @@ fn a_server_that_is_added_at_run_time() {
     while Instant::now() < end {
         assert_eq!(stat("status"), "MAINT");
     }
-    operate("set server postgres-write/pg1 state ready");
+    operate("enable agent");
     until_up();
     for command in ["disable agent", "disable health", "set server", "del server"] {
         let state = if command == "set server" { " state maint" } else { "" };

@@ -335,7 +335,11 @@ pub(super) fn state_file(site: &Site, found: &mut Found) {
     let Some(place) = site.global_place() else { return };
     let asks = site.with_agent().next().is_some();
     let has = |words: &[&str]| site.configuration.global().any(|line| line.begins(words));
-    if asks && !has(&["server-state-file"]) {
+    let loads = |pool: &Pool| {
+        let load = pool.last(&["load-server-state-from-file"]);
+        load.is_some_and(|line| line.word(1) == "global")
+    };
+    if (asks || site.pools.iter().any(loads)) && !has(&["server-state-file"]) {
         let happens = "a reload forgets the states of the servers, and clients are refused until the agents have answered";
         found.add(place, happens, "write \"server-state-file /run/haproxy-state/servers\" in global and let a drop-in save them");
     }
@@ -582,7 +586,7 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
         let own = if inherits("port") { format!(" port {port}") } else { String::new() };
         let tls = if inherits("check-ssl") { " no-check-ssl" } else { "" };
         let write = format!(
-            "write a backend \"agents\" with these lines: option tcp-check / tcp-check send \"primary\\n\" / tcp-check expect rstring \"^(up|down|fail|stopped|!)\" / default-server check{own}{tls} fall 2 no-agent-check enabled / {}",
+            "write a backend \"agents\" with these lines: option tcp-check / tcp-check send \"primary\\n\" / tcp-check expect rstring \"^(up|down|fail|stopped|!)\" / default-server check{own}{tls} fall 2 rise 1 no-agent-check enabled / {}",
             watched_nodes(site).join(" / ")
         );
         let happens =

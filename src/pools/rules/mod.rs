@@ -336,7 +336,7 @@ fn same_section(configuration: &Configuration, finding: &Finding) -> bool {
     let sections = configuration.sections.iter();
     let section =
         sections.rev().find(|s| s.place <= finding.place && s.place.file == finding.place.file);
-    section.is_some_and(|section| section.kind != Kind::Defaults && section.kind != Kind::Global)
+    section.is_some_and(|section| section.kind != Kind::Defaults)
 }
 
 /// The reserves that a pool reveals: the pool that gets its clients while it has no server UP, and the pool itself if
