@@ -17,7 +17,7 @@ pub fn open(file: &Path, options: &mut OpenOptions, flags: i32) -> io::Result<(F
     Ok((file, metadata))
 }
 
-/// Whether this machine lacked descriptors or memory, which says nothing of the file and may soon be over.
+/// Whether the process or the machine lacked descriptors or memory. That says nothing of the file, and may soon be over.
 pub fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }

@@ -143,7 +143,7 @@ fn show_judgement(judged: Result<Option<(bool, String)>, String>) -> bool {
             return false;
         }
         Err(error) => {
-            complain(&format!("{error}; nobody has said whether these files are valid"));
+            complain(&format!("{error}; HAProxy has not judged these files"));
             return true;
         }
     };

@@ -82,7 +82,7 @@ impl<Q: PartialEq, S: Copy + Eq + Hash, A: Clone> Shared<Q, S, A> {
         let mut state = self.lock();
         let caller = (deadline, source);
         let coming = state.join(question, caller, first).ok_or(Missed::QueueFull)?;
-        // a question that waits may be next by this caller's source, and another caller with a later deadline asks it
+        // this caller's source may make a waiting question the next one, which a caller with a later deadline asks
         state.wake_next();
         loop {
             if let Some(answer) = coming.answer.get() {

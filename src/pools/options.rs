@@ -50,7 +50,11 @@ pub const COMMANDS: &[(&str, Command, &str)] = &[
 pub const EXIT_STATUSES: &[(&str, u8, &str)] = &[
     ("check", 0, "no mistake"),
     ("check", 1, "mistakes"),
-    ("check", 2, "HAProxy refuses the configuration, or it cannot be read as a whole"),
+    (
+        "check",
+        2,
+        "HAProxy refuses the configuration or does not judge it, or it cannot be read as a whole",
+    ),
     ("status", 0, "nothing is wrong, or the metrics are written"),
     ("status", 1, "something is wrong, or the metrics cannot be written"),
     ("status", 2, "HAProxy does not answer"),

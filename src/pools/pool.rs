@@ -283,16 +283,14 @@ impl<'a> Pool<'a> {
             let port = question.port.or(self.check_port(server));
             let elsewhere = postgresql && port != server.port;
             // A web server may itself use Patroni's port.
-            let patronis = (port == Some(PATRONI) && port != server.port) || elsewhere;
+            let likely = (port == Some(PATRONI) && port != server.port) || elsewhere;
             // Any path on Patroni's port asks Patroni.
             let certain = port == Some(PATRONI) && elsewhere;
-            // Beside PostgreSQL runs much that answers to these paths, and a name is no proof.
-            let patronis =
-                |path: &str| patronis && (at_its_port || port == Some(PATRONI) || path == "/");
-            question
-                .path
-                .as_deref()
-                .is_some_and(|path| certain || is_patronis(path, patronis(path)))
+            // Where only the pool's name tells that it is PostgreSQL's, another service may answer to such paths. HAProxy
+            // asks / if the configuration names no path.
+            let by_port = at_its_port || port == Some(PATRONI);
+            let may_be = |path: &str| likely && (by_port || path == "/");
+            question.path.as_deref().is_some_and(|path| certain || is_patronis(path, may_be(path)))
         };
         let question = self.check.questions.iter().find(asks)?;
         question.path.as_deref().map(endpoint)

@@ -22,7 +22,7 @@ pub struct Hold {
 /// Reads the hold file, `drain|maint [REASON]`; none if there is no file.
 ///
 /// An empty file means drain, the gentler state, since `echo` empties the file before it writes. A file with anything else
-/// means maint, since somebody wanted to take the node out. If this machine lacks descriptors or memory, a file that is there
+/// means maint, since somebody wanted to take the node out. A file that cannot be read for want of descriptors or memory
 /// means drain.
 ///
 /// Fails if the agent may not search the folder. That is no hold: a `chmod` that is rolled out must not take every node out

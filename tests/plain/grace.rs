@@ -286,6 +286,10 @@ fn a_missing_memory_file_is_called_missing() {
     let lost = format!("; no grace period: {memory}: missing; systemd-tmpfiles --create");
     let shown: String = format!("{}{lost}", READY.trim_end()).chars().take(100).collect();
     assert!(reply.starts_with(&shown), "{reply}");
+    // whether it is there cannot be seen in a folder that may not be searched
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o000)).expect("closed");
+    let reply = check(&["--url", &url, "--user", user, "--memory-file", &memory]).reply;
+    assert!(reply.contains("/memory: ") && !reply.contains("/memory: miss"), "{reply}");
 }
 
 /// One check in 128 on average, because without a memory nothing counts the lines.

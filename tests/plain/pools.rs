@@ -251,6 +251,7 @@ fn other_services_have_no_mistakes() {
         "option tcp-check\n    tcp-check expect binary 66",
     );
     let findings = rules::find(&parse(&recovery), false, None);
+    assert_eq!(findings.len(), 3);
     assert!(findings.iter().all(|found| found.text.contains("so a former primary is UP as well")));
     // nobody knows what an external program asks
     let program = SITE.replace("option httpchk OPTIONS /primary", "option external-check");
@@ -540,7 +541,9 @@ fn the_advice_fits_the_site() {
     assert!(advice(&elsewhere, "agents-watched").contains("server db-a 10.9.0.1:5555"));
     let disabled = SITE.replacen("10.0.0.1:5432", "10.0.0.1:5432 disabled", 1);
     let said = advice(&disabled, "agent-missing");
-    assert_eq!(said.matches("it is disabled").count(), 1, "{said}");
+    assert_eq!(said.matches("first answer ends").count(), 1, "{said}");
+    let usual = SITE.replace("default-server inter 3s", "default-server disabled inter 3s");
+    assert!(!advice(&usual, "agent-missing").contains("first answer ends"));
     // findings about clients have the place where they come in
     let fronts = SITE.replace(
         "listen pgcluster_rw\n    bind *:5000",
@@ -549,7 +552,7 @@ fn the_advice_fits_the_site() {
     for rule in ["crowd", "nobody-reached"] {
         assert!(mistakes(&fronts, true).contains(&(13, rule)), "{rule}");
     }
-    assert!(advice(&fronts, "reserve").contains("where its clients come in, in in_rw,"));
+    assert!(advice(&fronts, "reserve").contains("and in in_rw \"use_backend reserve"));
     // without a pool for writes, there is no reserve and nobody to refuse
     let reads = SITE.replacen("OPTIONS /primary", "OPTIONS /replica", 1).replace("_rw", "_ro2");
     assert_eq!(advice(&reads, "nobody-reached") + &advice(&reads, "reserve"), "");
@@ -557,11 +560,41 @@ fn the_advice_fits_the_site() {
     let named =
         "bind *:5001\n    acl none nbsrv(pgcluster_ro) eq 0\n    use_backend pgcluster_rw if none";
     let leads = SITE.replacen("bind *:5001", named, 1);
+    assert!(advice(SITE, "waiting-room").contains("pgcluster_ro"));
     assert!(!advice(&leads, "waiting-room").contains("pgcluster_ro"));
     // one agent asks one Patroni
     let one = read(GOOD[0]).replace("pg2:", "pg1:");
     let one = one.replace("server pg2 pg1:5432", "server pg2 pg1:5433 port 8009");
-    assert!(advice(&one, "agent-port").contains("an agent asks one Patroni"));
+    assert!(advice(&one, "agent-port").contains("one agent answers for both"));
+    assert_eq!(advice(&one, "reserve").matches("clients reach port").count(), 0);
+    // a pool without Patroni's port says nothing of other nodes
+    let forgot = read(GOOD[0]).replacen(
+        "default-server port 8008 agent-inter",
+        "default-server agent-inter",
+        1,
+    );
+    assert_eq!(advice(&forgot, "agent-port"), "");
+    // the pools of a template share one line, which makes three servers
+    let dns = read("tests/walks/sites/dns/haproxy.cfg");
+    assert_eq!(advice(&dns, "agents-watched").matches("server-template").count(), 1);
+    assert!(advice(&dns, "reserve").contains("nbsrv(agents) lt 3"));
+    // a listen section is where its clients come in, also if another section leads there
+    let two = SITE.replacen(
+        "bind *:5001",
+        "bind *:5001\n    use_backend pgcluster_rw if { nbsrv(pgcluster_ro) eq 0 }",
+        1,
+    );
+    assert!(mistakes(&two, true).contains(&(13, "crowd")));
+    // a rule "connect" of the check names its own TLS
+    let tls =
+        read(GOOD[1]).replace("tcp-check connect port 8008", "tcp-check connect port 8008 ssl");
+    let tls = tls.replacen(
+        "default-server port 8008 inter 500ms",
+        "default-server check-ssl port 8008 inter 500ms",
+        1,
+    );
+    assert_ne!(tls, read(GOOD[1]));
+    assert_eq!(advice(&tls, "reserve"), "");
     // the tracked servers need the agent, and no client comes to their pool
     let tracked = "listen rw\n mode tcp\n server a 10.0.0.1:6432 track api/a\nbackend api\n mode http\n \
         option httpchk GET /primary\n default-server inter 2s\n server a 10.0.0.1:8008 check\n";

@@ -390,17 +390,21 @@ fn the_unit_allows_descriptors_for_all_places() {
     };
     wait_until_settled(&server);
     let before = held();
-    let mut most = 0;
-    for _ in 0..10 {
+    let (mut most, end) = (0, Instant::now() + Duration::from_secs(20));
+    // a busy machine may need some turns until all checks are open at the same time
+    for turn in 1.. {
         let silent: Vec<_> = (0..SILENT).map(|_| server.connect()).collect();
         let until = Instant::now() + Duration::from_millis(200);
         while Instant::now() < until {
             most = most.max(held().saturating_sub(before));
         }
         silent.into_iter().for_each(|stream| drop(listen(stream)));
+        if turn >= 10 && most > 3 * SILENT {
+            break;
+        }
+        assert!(Instant::now() < end, "{most} descriptors for {SILENT} checks");
     }
     let each = most.div_ceil(SILENT);
-    assert!(each > 2, "{most} descriptors for {SILENT} checks: too busy to see them");
     let unit = fs::read_to_string(file("units/patroni-agent-check-listen.service")).expect("it");
     let limit = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).expect("a limit");
     let limit: usize = limit.parse().expect("a number");

@@ -2,12 +2,13 @@
 //! refuse clients while no server is UP.
 
 use super::{
-    Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, seconds, time, twin,
+    Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, is_same_node,
+    seconds, time, twin,
 };
 use crate::haproxy::question::HOLD;
 use crate::patroni::check::Check;
 use crate::pools::configuration::Line;
-use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server};
+use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server, Setting};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
@@ -56,8 +57,9 @@ pub(super) fn agent_missing(site: &Site, found: &mut Found) {
                     format!("{}: {word} without agent-check asks no agent", full(pool, server))
                 }
                 _ if with.contains(pool.name()) && !excepted => {
-                    let first = server.get("disabled").map_or("", |_| {
-                        "; it is disabled, which the agent's first answer ends: leave it out, or hold its node"
+                    let own = |setting: &&Setting| setting.place == server.place;
+                    let first = server.settings.get("disabled").filter(own).map_or("", |_| {
+                        "; the agent's first answer ends \"disabled\": remove the server, or hold its node"
                     });
                     format!(
                         "{}: HAProxy asks no agent, so a healthy node that does not match is DOWN and not MAINT{first}",
@@ -282,16 +284,19 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
 fn two_nodes_with_one_agent(site: &Site, found: &mut Found) {
     let mut patronis = HashMap::new();
     for pool in site.pools {
-        let asks = |server: &&Server| pool.own_question(server).is_some();
-        for server in pool.nodes().filter(asks) {
-            let Some(port) = agents_port(server) else { continue };
-            let (host, patroni) = (server.agent_host(), pool.patroni_port(server));
-            if *patronis.entry((host, port)).or_insert(patroni) != patroni {
+        for server in pool.nodes().filter(|server| pool.own_question(server).is_some()) {
+            let patroni = pool.patroni_port(server);
+            let patroni = patroni.filter(|port| *port != 0 && !POSTGRESQL.contains(port));
+            let (Some(port), Some(patroni)) = (agents_port(server), patroni) else { continue };
+            let agent = (server.agent_host(), port);
+            let (first, asked) = *patronis.entry(agent).or_insert((pool.name(), patroni));
+            if asked != patroni {
                 let happens = format!(
-                    "{}: the agent on {host}:{port} is also that of another node, and an agent asks one Patroni",
+                    "{}: HAProxy asks Patroni on port {patroni} here and on {asked} in {first}, but one agent answers for both",
                     full(pool, server)
                 );
-                found.add(server.place, &happens, "let each have an agent with a port of its own");
+                let write = "write the same port or, if these are two nodes, give each an agent with a port of its own";
+                found.add(server.place, &happens, write);
             }
         }
     }
@@ -339,11 +344,21 @@ pub(super) fn state_file(site: &Site, found: &mut Found) {
         let load = pool.last(&["load-server-state-from-file"]);
         load.is_some_and(|line| line.word(1) == "global")
     };
-    if (asks || site.pools.iter().any(loads)) && !has(&["server-state-file"]) {
-        let happens = "a reload forgets the states of the servers, and clients are refused until the agents have answered";
+    if (asks || site.asking().any(loads)) && !has(&["server-state-file"]) {
+        let happens = match asks {
+            true => {
+                "a reload forgets the states of the servers, and clients are refused until the agents have answered"
+            }
+            false => {
+                "a reload forgets the states of the servers, and standbys take clients until a check has failed"
+            }
+        };
         found.add(place, happens, "write \"server-state-file /run/haproxy-state/servers\" in global and let a drop-in save them");
     }
-    let is_file = |line: &Line| line.word(2).trim_start_matches("unix@").starts_with('/');
+    let is_file = |line: &Line| {
+        let file = line.word(2).strip_prefix("unix@").unwrap_or(line.word(2));
+        file.starts_with('/') || file.contains("${")
+    };
     let sockets = |line: &&Line| line.begins(&["stats", "socket"]);
     if asks && !site.configuration.global().filter(sockets).any(is_file) {
         let happens = "HAProxy cannot be asked for the states of its servers, neither by status nor before a reload";
@@ -432,7 +447,7 @@ pub(super) fn waiting_room(site: &Site, found: &mut Found) {
                 found.add(line.place, &happens, write);
             }
         }
-        if pool.purpose() == Some(Purpose::Write) {
+        if pool.purpose() == Some(Purpose::Write) && pool.option("allbackups").is_some() {
             for server in pool.nodes().filter(|server| server.has("backup")) {
                 let happens = "while it is the primary, clients share it with the waiting rooms";
                 let happens = format!("{}: {happens}", full(pool, server));
@@ -488,6 +503,7 @@ pub(super) fn waiting_room(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn crowd(site: &Site, found: &mut Found) {
+    let mut most = 0;
     for pool in site.with_rooms() {
         let (name, place) = (pool.name(), pool.section.place);
         let entrance = site.entrance_lines(pool);
@@ -523,18 +539,8 @@ pub(super) fn crowd(site: &Site, found: &mut Found) {
             "a client that gave up while it waited still takes a session",
             "write \"option abortonclose\"",
         );
-        let room = limits.into_iter().min().unwrap_or(ROOM);
+        most = limits.into_iter().min().unwrap_or(ROOM).max(most);
         let global = |words: &[&str]| site.configuration.global().rfind(|line| line.begins(words));
-        let all = global(&["maxconn"]);
-        let all = all.and_then(|line| Some((line.place, line.word(1).parse::<u32>().ok()?)));
-        if let Some((place, all)) = all.filter(|(_, all)| *all <= room) {
-            let happens = format!("{room} clients that wait take all {all} connections");
-            let write = format!(
-                "write \"maxconn {}\" here, or a smaller fe_conn where they wait",
-                room.saturating_mul(3)
-            );
-            found.add(place, &happens, &write);
-        }
         if site.haproxy >= Some(vec![2, 9])
             && global(&["tune.pt.zero-copy-forwarding", "off"]).is_none()
         {
@@ -544,6 +550,16 @@ pub(super) fn crowd(site: &Site, found: &mut Found) {
                 "write \"tune.pt.zero-copy-forwarding off\"",
             );
         }
+    }
+    let all = site.configuration.global().rfind(|line| line.begins(&["maxconn"]));
+    let all = all.and_then(|line| Some((line.place, line.word(1).parse::<u32>().ok()?)));
+    if let Some((place, all)) = all.filter(|(_, all)| *all <= most) {
+        let happens = format!("{most} clients that wait take all {all} connections");
+        let write = format!(
+            "write \"maxconn {}\" here, or a smaller fe_conn where they wait",
+            most.saturating_mul(3)
+        );
+        found.add(place, &happens, &write);
     }
 }
 
@@ -587,7 +603,7 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
         let tls = if inherits("check-ssl") { " no-check-ssl" } else { "" };
         let write = format!(
             "write a backend \"agents\" with these lines: option tcp-check / tcp-check send \"primary\\n\" / tcp-check expect rstring \"^(up|down|fail|stopped|!)\" / default-server check{own}{tls} fall 2 rise 1 no-agent-check enabled / {}",
-            watched_nodes(site).join(" / ")
+            watched_nodes(site).0.join(" / ")
         );
         let happens =
             "nothing shows that an agent is silent, and neither an alert nor a reserve can tell";
@@ -633,24 +649,34 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
     }
 }
 
-/// The lines for all nodes in a pool that watches their agents.
-fn watched_nodes(site: &Site) -> Vec<String> {
-    let (mut lines, mut names, mut agents) = (Vec::new(), HashSet::new(), HashSet::new());
+/// The lines for all nodes in a pool that watches their agents, and the number of servers that these lines make.
+fn watched_nodes(site: &Site) -> (Vec<String>, usize) {
+    let (mut lines, mut count, usual) = (Vec::new(), 0, site.port());
+    let (mut agents, mut turns) = (HashSet::new(), HashMap::new());
+    let mut names = HashMap::<_, Vec<&Server>>::new();
     for pool in site.with_agent() {
         for server in pool.nodes() {
-            let at = if server.template { server.place } else { pool.section.place };
-            if !agents.insert((server.agent_host(), server.template.then_some(at))) {
+            // All servers of a template have one line and one address.
+            let turn = turns.entry(server.place).and_modify(|turn| *turn += 1).or_insert(0);
+            let port = agents_port(server).unwrap_or(usual);
+            let same = names.entry(&*server.name).or_default();
+            let known = same.iter().any(|other| !server.template && is_same_node(other, server));
+            if !agents.insert((server.agent_host(), port, *turn)) || known {
                 continue;
             }
-            let mut line = asked_there(pool, server, site.port(), &server.name);
-            if !names.insert(&server.name) {
-                let name = format!("{}-{}", pool.name(), server.name);
-                line = asked_there(pool, server, site.port(), &name);
+            let name = match same.is_empty() {
+                true => server.name.clone(),
+                false => format!("{}-{}", pool.name(), server.name),
+            };
+            same.push(server);
+            count += 1;
+            let line = asked_there(pool, server, port, &name);
+            if lines.last() != Some(&line) {
+                lines.push(line);
             }
-            lines.push(line);
         }
     }
-    lines
+    (lines, count)
 }
 
 /// The line for a server in the pool that watches the agents.
@@ -701,9 +727,10 @@ pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn reserve(site: &Site, found: &mut Found) {
-    let nodes = if site.watches.is_empty() { watched_nodes(site).len() } else { 0 };
-    let several = site.with_agent().filter(|pool| may_write(pool)).count() > 1;
-    for pool in site.with_agent().filter(|pool| may_write(pool) && !pool.is_rest_api()) {
+    let nodes = if site.watches.is_empty() { watched_nodes(site).1 } else { 0 };
+    let pools = || site.with_agent().filter(|pool| may_write(pool) && !pool.is_rest_api());
+    let several = pools().count() > 1;
+    for pool in pools() {
         let (name, front) = (pool.name(), site.entrance(pool));
         let lines = site.entrance_lines(pool);
         let leads = |line: &&&Line| {
@@ -718,9 +745,13 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
             let agents = site.watch(pool).map_or(nodes, |watch| watch.servers.len());
             let taken = several || site.reserves.contains("reserve");
             let reserve = if taken { format!("reserve-{name}") } else { "reserve".to_owned() };
+            let called = if taken { format!(" as \"{reserve}\"") } else { String::new() };
+            let there = match front.name == name {
+                true => ",".to_owned(),
+                false => format!(", and in {}", front.name),
+            };
             let write = format!(
-                "write the backend \"reserve\" of the example haproxy.cfg, as \"{reserve}\" with these servers, and in {name} two waiting rooms and \"option allbackups\"; where its clients come in, in {}, write \"use_backend {reserve} if {{ nbsrv({name}) eq 2 }} {{ nbsrv({watch}) lt {agents} }} {{ nbsrv({reserve}) eq 1 }}\"",
-                front.name
+                "write the backend \"reserve\" of the example haproxy.cfg{called} with these servers, in {name} two waiting rooms and \"option allbackups\"{there} \"use_backend {reserve} if {{ nbsrv({name}) eq 2 }} {{ nbsrv({watch}) lt {agents} }} {{ nbsrv({reserve}) eq 1 }}\""
             );
             let happens = "if a standby whose agent is silent is promoted, no server takes writes until somebody acts";
             found.add(pool.section.place, &format!("{name}: {happens}"), &write);
@@ -773,21 +804,20 @@ fn compare_with_reserve(
     found: &mut Found,
 ) {
     let asks = reserve.meant_question(there);
-    let known = !server.unknown && !there.unknown;
-    let tls = server.has("check-ssl") != there.has("check-ssl");
-    let (happens, write) = match () {
-        () if known && server.port != there.port => {
-            let (one, other) = (server.port.unwrap_or(0), there.port.unwrap_or(0));
-            (
-                format!("clients reach port {other} here and {one} in {}", pool.name()),
-                "let both be the same",
-            )
-        }
-        () if !asks.is_some_and(|asked| pool::asks_for(asked) == Some(Purpose::Write)) => (
+    // A rule "connect" says itself whether it uses TLS.
+    let plain = pool.check.ports.is_empty() && reserve.check.ports.is_empty();
+    let tls = plain && server.has("check-ssl") != there.has("check-ssl");
+    let ports = server.port.zip(there.port).filter(|(one, other)| one != other);
+    let (happens, write) = match ports {
+        Some((one, other)) => (
+            format!("clients reach port {other} here and {one} in {}", pool.name()),
+            "write the same port, or a reserve for this pool alone",
+        ),
+        None if !asks.is_some_and(|asked| pool::asks_for(asked) == Some(Purpose::Write)) => (
             "HAProxy does not ask Patroni here who holds the leader lock".to_owned(),
             "let its check ask /primary",
         ),
-        () if pool.own_question(server).is_some()
+        None if pool.own_question(server).is_some()
             && (tls || pool.patroni_port(server) != reserve.patroni_port(there)) =>
         {
             (
@@ -795,7 +825,7 @@ fn compare_with_reserve(
                 "let both have the same port and check-ssl",
             )
         }
-        () => return,
+        None => return,
     };
     found.add(there.place, &format!("{}: {happens}", full(reserve, there)), write);
 }

@@ -331,7 +331,7 @@ pub fn find(configuration: &Configuration, agent: bool, haproxy: Option<Version>
     findings
 }
 
-/// Whether a finding's line belongs to a single section, where several findings of one rule may differ.
+/// Whether a finding's line belongs to a single pool or to `global`, where several findings of one rule may differ.
 fn same_section(configuration: &Configuration, finding: &Finding) -> bool {
     let sections = configuration.sections.iter();
     let section =
@@ -428,7 +428,10 @@ impl<'a> Site<'a> {
 
     /// The first section where a pool's clients arrive, or the pool's own section if that is not known.
     fn entrance(&self, pool: &Pool<'a>) -> &'a Section {
-        pool.entrances().first().copied().unwrap_or(pool.section)
+        match pool.section.kind {
+            Kind::Listen => pool.section,
+            _ => pool.entrances().first().copied().unwrap_or(pool.section),
+        }
     }
 
     /// The agent's port: the default if any server uses it, otherwise the most frequent port.
@@ -474,11 +477,15 @@ fn has_node(pool: &Pool, node: &Server) -> bool {
 
 /// The server of a pool that is the same node.
 fn twin<'p>(pool: &'p Pool, node: &Server) -> Option<&'p Server> {
-    pool.servers.iter().find(|server| is_same_node(server, node))
+    // A machine may have several nodes.
+    let same = || pool.servers.iter().filter(|server| is_same_node(server, node));
+    let named = same().find(|server| server.name == node.name);
+    named.or_else(|| same().find(|server| server.port == node.port)).or_else(|| same().next())
 }
 
 /// Whether two servers are the same node. It may be listed by its name in one pool and by its address in another, or with
-/// and without its domain. The nodes of two clusters may have the same names, and then their addresses differ.
+/// and without its domain. The nodes of two clusters may have the same names, and then their addresses differ; they are not
+/// told apart if one cluster has names and the other has addresses.
 fn is_same_node(one: &Server, other: &Server) -> bool {
     let is_address = |server: &Server| server.host.parse::<IpAddr>().is_ok();
     let names = |long: &Server, short: &Server| {
