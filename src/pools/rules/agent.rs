@@ -747,11 +747,11 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
             let reserve = if taken { format!("reserve-{name}") } else { "reserve".to_owned() };
             let called = if taken { format!(" as \"{reserve}\"") } else { String::new() };
             let there = match front.name == name {
-                true => ",".to_owned(),
-                false => format!(", and in {}", front.name),
+                true => ", \"option allbackups\" and".to_owned(),
+                false => format!(" and \"option allbackups\", and in {}", front.name),
             };
             let write = format!(
-                "write the backend \"reserve\" of the example haproxy.cfg{called} with these servers, in {name} two waiting rooms and \"option allbackups\"{there} \"use_backend {reserve} if {{ nbsrv({name}) eq 2 }} {{ nbsrv({watch}) lt {agents} }} {{ nbsrv({reserve}) eq 1 }}\""
+                "write the backend \"reserve\" of the example haproxy.cfg{called} with these servers, in {name} two waiting rooms{there} \"use_backend {reserve} if {{ nbsrv({name}) eq 2 }} {{ nbsrv({watch}) lt {agents} }} {{ nbsrv({reserve}) eq 1 }}\""
             );
             let happens = "if a standby whose agent is silent is promoted, no server takes writes until somebody acts";
             found.add(pool.section.place, &format!("{name}: {happens}"), &write);
