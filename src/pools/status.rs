@@ -136,6 +136,8 @@ impl Seen {
         gauge("patroni_pools_agent_answers", help, Looked::agent_answers);
         let help = "Whether the agent says that it has no grace period.";
         gauge("patroni_pools_grace_lost", help, Looked::has_no_grace);
+        let help = "Whether the agent says that an operator holds the node.";
+        gauge("patroni_pools_held", help, Looked::is_held);
         let (name, now) = ("patroni_pools_timestamp_seconds", SystemTime::now());
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         text + &format!(
@@ -152,6 +154,10 @@ impl Looked {
     /// If an answer changes nothing, HAProxy shows it as one word, with `_` for each space.
     fn has_no_grace(&self) -> bool {
         self.shown.last().replace('_', " ").contains(NO_GRACE)
+    }
+
+    fn is_held(&self) -> bool {
+        self.shown.last().contains("(hold: ")
     }
 
     /// While HAProxy asks the agent again, it does not show the text of an answer that changed nothing.

@@ -567,6 +567,13 @@ fn the_advice_fits_the_site() {
     let one = one.replace("server pg2 pg1:5432", "server pg2 pg1:5433 port 8009");
     assert!(advice(&one, "agent-port").contains("one agent answers for both"));
     assert_eq!(advice(&one, "reserve").matches("clients reach port").count(), 0);
+    // the reserve is there, and only nobody leads to it
+    let unused: String = read(GOOD[0])
+        .lines()
+        .filter(|l| !l.contains("use_backend reserve"))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    assert!(advice(&unused, "reserve").contains("; write in postgres-write two waiting rooms"));
     // a pool without Patroni's port says nothing of other nodes
     let forgot = read(GOOD[0]).replacen(
         "default-server port 8008 agent-inter",
@@ -1343,15 +1350,17 @@ fn metrics_say_what_the_exporter_does_not() {
     let file = folder.path().join("pools.prom");
     let file = file.to_str().expect("UTF-8");
     type Change = fn(&mut Shown);
-    let changes: [(Change, u8, u8); 6] = [
-        (|_| {}, 1, 0),
-        (|s| s.agent = "* L7STS", 1, 0),
-        (|s| s.agent = "L4CON", 0, 0),
-        (|s| s.agent_state = 18, 0, 0),
+    let changes: [(Change, u8, u8, u8); 7] = [
+        (|s| s.last = "via agent : up drain (hold: kernel upgrade)", 1, 0, 1),
+        (|_| {}, 1, 0, 0),
+        (|s| s.agent = "* L7STS", 1, 0, 0),
+        (|s| s.agent = "L4CON", 0, 0, 0),
+        (|s| s.agent_state = 18, 0, 0, 0),
         (
             |s| s.last = "via agent : up (primary, running; no grace period: /run/memory: gone)",
             1,
             1,
+            0,
         ),
         (
             |s| {
@@ -1360,9 +1369,10 @@ fn metrics_say_what_the_exporter_does_not() {
             },
             0,
             1,
+            0,
         ),
     ];
-    for (change, answers, lost) in changes {
+    for (change, answers, lost, held) in changes {
         let servers = site(|shown| {
             if (shown.pool, shown.name) == ("rw", "a") {
                 change(shown);
@@ -1377,9 +1387,11 @@ fn metrics_say_what_the_exporter_does_not() {
             "patroni_pools_agent_answers{proxy=\"rw\",server=\"b\"} 1".to_owned(),
             format!("patroni_pools_grace_lost{{proxy=\"rw\",server=\"a\"}} {lost}"),
             "patroni_pools_grace_lost{proxy=\"rw\",server=\"b\"} 0".to_owned(),
+            format!("patroni_pools_held{{proxy=\"rw\",server=\"a\"}} {held}"),
+            "patroni_pools_held{proxy=\"rw\",server=\"b\"} 0".to_owned(),
         ];
-        assert_eq!(values[..4], wanted, "{written}");
-        assert!(values.len() == 5 && values[4].starts_with("patroni_pools_timestamp_seconds 1"));
+        assert_eq!(values[..6], wanted, "{written}");
+        assert!(values.len() == 7 && values[6].starts_with("patroni_pools_timestamp_seconds 1"));
     }
     let (code, said) = status(site(|_| {}), "Stopping: 0", &["--metrics", "/none/pools.prom"]);
     assert_eq!((code, &*said), (Some(1), ""));

@@ -743,15 +743,27 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
         let (Some(line), Some(reserve)) = (line, reserve) else {
             let watch = site.watch(pool).map_or("agents", |watch| watch.name());
             let agents = site.watch(pool).map_or(nodes, |watch| watch.servers.len());
+            let fits = |other: &&Pool| {
+                site.reserves.contains(other.name())
+                    && other.nodes().all(|server| has_node(pool, server))
+                    && pool.nodes().all(|server| has_node(other, server))
+            };
             let taken = several || site.reserves.contains("reserve");
-            let reserve = if taken { format!("reserve-{name}") } else { "reserve".to_owned() };
-            let called = if taken { format!(" as \"{reserve}\"") } else { String::new() };
+            let example = "write the backend \"reserve\" of the example haproxy.cfg";
+            let (reserve, backend) = match site.pools.iter().find(fits) {
+                Some(other) => (other.name().to_owned(), "write".to_owned()),
+                None if !taken => ("reserve".to_owned(), format!("{example} with these servers,")),
+                None => (
+                    format!("reserve-{name}"),
+                    format!("{example} as \"reserve-{name}\" with these servers,"),
+                ),
+            };
             let there = match front.name == name {
                 true => ", \"option allbackups\" and".to_owned(),
                 false => format!(" and \"option allbackups\", and in {}", front.name),
             };
             let write = format!(
-                "write the backend \"reserve\" of the example haproxy.cfg{called} with these servers, in {name} two waiting rooms{there} \"use_backend {reserve} if {{ nbsrv({name}) eq 2 }} {{ nbsrv({watch}) lt {agents} }} {{ nbsrv({reserve}) eq 1 }}\""
+                "{backend} in {name} two waiting rooms{there} \"use_backend {reserve} if {{ nbsrv({name}) eq 2 }} {{ nbsrv({watch}) lt {agents} }} {{ nbsrv({reserve}) eq 1 }}\""
             );
             let happens = "if a standby whose agent is silent is promoted, no server takes writes until somebody acts";
             found.add(pool.section.place, &format!("{name}: {happens}"), &write);
