@@ -140,7 +140,7 @@ fn parse_number(bytes: &[u8]) -> usize {
 fn parse_der(mut der: &[u8]) -> Vec<(u8, &[u8])> {
     let mut parts = Vec::new();
     while let [tag, length, rest @ ..] = der {
-        // what a first byte is above 128 is the number of bytes with the length
+        // a first byte above 128 says in how many bytes the length follows: that byte less 128
         let more = usize::from(length.saturating_sub(0x80));
         let (Some(bytes), true) = (rest.get(..more), more <= 4) else { break };
         let length = if more == 0 { usize::from(*length) } else { parse_number(bytes) };

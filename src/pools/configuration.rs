@@ -1,5 +1,5 @@
 //! Reads HAProxy's configuration files, in HAProxy's order, into sections of lines. Knows sections, their `defaults`,
-//! `.if` and the variables that `global` sets; knows nothing of what a line means.
+//! `.if`, and the variables and stats sockets of `global`; knows nothing of what any other line means.
 //!
 //! No crate does this. haproxy-config 0.4 (of 2023, the only one found) keeps one value for each keyword and no line
 //! numbers. It supports no quotes, variables, `.if`, `from`, `default-server` or several files. `haproxy -c` only tells
@@ -190,6 +190,12 @@ impl Configuration {
     pub fn global(&self) -> impl DoubleEndedIterator<Item = &Line> {
         let global = self.sections.iter().filter(|section| section.kind == Kind::Global);
         global.flat_map(|section| &section.lines)
+    }
+
+    /// The addresses of the stats sockets. A file has no `unix@` before it.
+    pub fn stats_sockets(&self) -> impl Iterator<Item = &str> {
+        let sockets = self.global().filter(|line| line.begins(&["stats", "socket"]));
+        sockets.map(|line| line.word(2)).map(|file| file.strip_prefix("unix@").unwrap_or(file))
     }
 }
 

@@ -51,7 +51,7 @@ pub fn judge(
     environment: &Environment,
 ) -> Result<Option<(bool, String)>, String> {
     let Some(program) = program() else { return Ok(None) };
-    // HAProxy accepts a section "program" only in master-worker mode, in which packages run it.
+    // HAProxy accepts a section "program" only in master-worker mode, the mode of haproxy.service.
     let mut arguments = vec!["-W".into(), "-c".into()];
     for file in files {
         arguments.extend(["-f".into(), file.clone()]);
@@ -120,10 +120,8 @@ fn run(
 
 /// The stats socket: the first one in the configuration that is a file.
 pub fn socket(configuration: &Configuration) -> PathBuf {
-    let sockets = configuration.global().filter(|line| line.begins(&["stats", "socket"]));
-    let mut files =
-        sockets.map(|line| line.word(2)).map(|file| file.strip_prefix("unix@").unwrap_or(file));
-    files.find(|file| file.starts_with('/')).unwrap_or(SOCKET).into()
+    let file = configuration.stats_sockets().find(|file| file.starts_with('/'));
+    file.unwrap_or(SOCKET).into()
 }
 
 /// Sends one command to the stats socket and returns the answer.

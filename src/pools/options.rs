@@ -53,7 +53,7 @@ pub const EXIT_STATUSES: &[(&str, u8, &str)] = &[
     (
         "check",
         2,
-        "HAProxy refuses the configuration or does not judge it, or it cannot be read as a whole",
+        "HAProxy refuses or does not judge the configuration, or patroni-pools cannot read all of it",
     ),
     ("status", 0, "nothing is wrong, or the metrics are written"),
     ("status", 1, "something is wrong, or the metrics cannot be written"),

@@ -229,15 +229,16 @@ impl<'a> Pool<'a> {
             let port = server.port.is_some_and(|port| POSTGRESQL.contains(&port));
             sent || port || self.own_question(server).is_some()
         };
-        let http = self.is_http();
         let ours = |server: &Server| {
             patronis(server) || self.is_postgresql(server) || server.agent_port() == Some(AGENT)
         };
         let all = &self.servers;
-        (http && !all.iter().any(patronis)) || (self.has_agents() && !all.iter().any(ours))
+        (self.is_http() && !all.iter().any(patronis))
+            || (self.has_agents() && !all.iter().any(ours))
     }
 
-    fn is_http(&self) -> bool {
+    /// Whether HAProxy takes the pool's traffic for HTTP.
+    pub fn is_http(&self) -> bool {
         self.last(&["mode"]).is_some_and(|line| line.word(1) == "http")
     }
 
@@ -278,7 +279,7 @@ impl<'a> Pool<'a> {
     /// The health check that HAProxy's own check would ask for if the server had `check`.
     pub fn meant_question(&self, server: &Server) -> Option<&str> {
         let postgresql = self.is_postgresql(server);
-        let at_its_port = server.port.is_some_and(is_postgresqls);
+        let at_its_port = server.port.is_some_and(is_postgresql_port);
         let asks = |question: &'_ &Question| {
             let port = question.port.or(self.check_port(server));
             let elsewhere = postgresql && port != server.port;
@@ -302,7 +303,7 @@ impl<'a> Pool<'a> {
         let name = self.name().to_lowercase();
         let named = ["pg", "postgres", "patroni"].iter().any(|word| name.contains(word));
         // Web pages for PostgreSQL have such names, too.
-        (named && !self.is_http()) || server.port.is_some_and(is_postgresqls)
+        (named && !self.is_http()) || server.port.is_some_and(is_postgresql_port)
     }
 
     /// The port of HAProxy's own check.
@@ -518,8 +519,17 @@ fn leads(line: &Line) -> bool {
 }
 
 /// Whether this is a usual port of PostgreSQL or of PgBouncer.
-fn is_postgresqls(port: u16) -> bool {
+fn is_postgresql_port(port: u16) -> bool {
     matches!(port, 5430..=5439 | POOLER)
+}
+
+/// The keywords that `default-server` lines give to every server below them.
+pub fn usual_settings(lines: &[&Line]) -> HashMap<String, Setting> {
+    let mut usual = HashMap::new();
+    for line in lines.iter().filter(|line| line.word(0) == "default-server") {
+        set(&mut usual, line, 1);
+    }
+    usual
 }
 
 /// The servers, each with the `default-server` lines before it.
@@ -639,9 +649,7 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
         _ => option.word(3),
     };
     let mut port = None;
-    let sends = |line: &&Line| matches!(line.word(1), "send" | "send-lf");
-    let first_send = rules.iter().position(sends);
-    for (at, line) in rules.iter().enumerate() {
+    for line in &rules {
         let value = |word: &str| {
             let at = line.words.iter().position(|other| other == word)?;
             line.words.get(at + 1).map(String::as_str)
@@ -656,7 +664,7 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
             "send" | "send-lf" | "send-binary" | "send-binary-lf" if http => {
                 let path = value("uri").or(value("uri-lf"));
                 // The option's own path applies only to the first request.
-                let path = path.unwrap_or(if Some(at) == first_send { usual } else { "/" });
+                let path = path.unwrap_or(if check.questions.is_empty() { usual } else { "/" });
                 check.questions.push(Question { port, path: Some(path_of(path)), line: None });
                 check.place = Some(line.place);
             }

@@ -135,7 +135,7 @@ impl Seen {
         let help = "Whether the last answer of the agent counts: 1, or 0 for silence and for what changes nothing.";
         gauge("patroni_pools_agent_answers", help, Looked::agent_answers);
         let help = "Whether the agent says that it has no grace period.";
-        gauge("patroni_pools_grace_lost", help, Looked::has_no_grace);
+        gauge("patroni_pools_grace_lost", help, |looked| has_no_grace(&looked.shown));
         let help = "Whether the agent says that an operator holds the node.";
         gauge("patroni_pools_held", help, Looked::is_held);
         let (name, now) = ("patroni_pools_timestamp_seconds", SystemTime::now());
@@ -149,11 +149,6 @@ impl Seen {
 impl Looked {
     fn agent_answers(&self) -> bool {
         self.state.agent & ASKED != 0 && COUNTS.contains(&self.shown.agent())
-    }
-
-    /// If an answer changes nothing, HAProxy shows it as one word, with `_` for each space.
-    fn has_no_grace(&self) -> bool {
-        self.shown.last().replace('_', " ").contains(NO_GRACE)
     }
 
     fn is_held(&self) -> bool {
@@ -264,6 +259,12 @@ fn newer_than(started: Option<u64>, configuration: &Configuration) -> Option<&st
     configuration.files.iter().find(newer).map(String::as_str)
 }
 
+/// Whether the agent says that it has no grace period. If an answer changes nothing, HAProxy shows it as one word, with `_`
+/// for each space.
+fn has_no_grace(shown: &Shown) -> bool {
+    shown.last().replace('_', " ").contains(NO_GRACE)
+}
+
 /// The problems of a server.
 fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -348,7 +349,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
         }
         _ => {}
     }
-    if shown.last().replace('_', " ").contains(NO_GRACE) {
+    if has_no_grace(shown) {
         wrong.push(
             "its agent has no grace period (ask it by hand why: patroni-agent-check)".to_owned(),
         );

@@ -104,8 +104,7 @@ impl Memory {
         let is_installed = !file.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
         let file = file.map_err(|error| {
             let forbidden = error.kind() == ErrorKind::PermissionDenied;
-            let there = path.symlink_metadata().map_err(|error| error.kind());
-            let what = match forbidden && there.is_err_and(|kind| kind == ErrorKind::NotFound) {
+            let what = match forbidden && matches!(path.try_exists(), Ok(false)) {
                 true => "missing".to_owned(),
                 false => error.to_string(),
             };

@@ -215,7 +215,8 @@ def run_operations(cluster, seed, number):
 
 
 def socket_folder(node):
-    """The folder of PostgreSQL's socket in that machine, which no partition can cut."""
+    """The folder of PostgreSQL's socket in that machine, which no partition can cut. The watch needs it up to 50 times a
+    second, so it is not asked of tests/lab/machine, which is a process each time."""
     machine = Path(os.environ["LAB"], node)
     pid, group = ((machine / name).read_text().strip() for name in ("pid", "cgroup"))
     groups = Path("/proc", pid, "cgroup")

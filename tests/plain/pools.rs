@@ -502,13 +502,9 @@ fn two_clusters() {
     assert_eq!(mistakes(&named, false), BTreeSet::new());
     let shared = named.replacen("use_backend spare if", "use_backend reserve if", 1);
     let shared = shared.replacen("nbsrv(spare) eq 1", "nbsrv(reserve) eq 1", 1);
-    let at = shared
-        .lines()
-        .collect::<Vec<_>>()
-        .into_iter()
-        .rposition(|line| line.contains("use_backend reserve"))
-        .expect("it");
-    assert!(mistakes(&shared, false).contains(&(at + 1, "reserve")));
+    let below = shared.lines().rev().position(|line| line.contains("use_backend reserve"));
+    let line = shared.lines().count() - below.expect("the second cluster's line");
+    assert!(mistakes(&shared, false).contains(&(line, "reserve")));
     // each cluster is told a reserve of its own, and one backend with all agents
     let other = SITE.split_once("listen").expect("pools").1.replace("pgcluster", "other");
     let sites = format!("{SITE}\nlisten{}", other.replace("10.0.0.", "10.1.0."));

@@ -402,7 +402,7 @@ fn the_unit_allows_descriptors_for_all_places() {
         if turn >= 10 && most > 3 * SILENT {
             break;
         }
-        assert!(Instant::now() < end, "{most} descriptors for {SILENT} checks");
+        assert!(Instant::now() < end, "{most} descriptors for {SILENT} checks, and not four each");
     }
     let each = most.div_ceil(SILENT);
     let unit = fs::read_to_string(file("units/patroni-agent-check-listen.service")).expect("it");

@@ -5,7 +5,7 @@ use patroni_agent_check::listen::share::{Missed, Shared};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{scope, sleep};
+use std::thread::{Scope, scope, sleep};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const NO_PAUSE: Duration = Duration::ZERO;
@@ -18,6 +18,19 @@ fn soon() -> Instant {
 fn keep_in_flight(began: &Sender<()>, go: &Receiver<()>) {
     began.send(()).expect("the test");
     go.recv_timeout(Duration::from_secs(20)).expect("the test");
+}
+
+/// Asks a question in a thread, and returns when it is in flight. It ends when the test sends.
+fn ask_in_flight<'s, Q: PartialEq + Send + 's>(
+    scope: &'s Scope<'s, '_>,
+    shared: &'s Shared<Q, u8, ()>,
+    question: Q,
+    first: bool,
+) -> Sender<()> {
+    let ((began, has_begun), (let_go, go)) = (channel(), channel());
+    scope.spawn(move || shared.ask(question, 1, first, soon(), || keep_in_flight(&began, &go)));
+    has_begun.recv().expect("it is asked");
+    let_go
 }
 
 /// A small generator of pseudo-random numbers (xorshift).
@@ -129,12 +142,10 @@ fn no_caller_waits_beyond_its_deadline() {
 #[test]
 fn the_caller_with_the_last_deadline_asks() {
     let shared = Shared::new(1, NO_PAUSE, 64);
-    let ((began, has_begun), (let_go, go)) = (channel(), channel());
     let ((asks, is_asked), (answer, answered)) = (channel(), channel());
     scope(|scope| {
         let shared = &shared;
-        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep_in_flight(&began, &go)));
-        has_begun.recv().expect("the first");
+        let let_go = ask_in_flight(scope, shared, "x", false);
         let late = Instant::now() + Duration::from_secs(2);
         let early =
             scope.spawn(move || shared.ask("y", 1, false, late, || panic!("it is not the last")));
@@ -155,10 +166,8 @@ fn the_caller_with_the_last_deadline_asks() {
 #[test]
 fn a_panic_wakes_the_other_callers() {
     let shared = &Shared::new(1, NO_PAUSE, 64);
-    let ((began, has_begun), (let_go, go)) = (channel(), channel());
     scope(|scope| {
-        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep_in_flight(&began, &go)));
-        has_begun.recv().expect("the first");
+        let let_go = ask_in_flight(scope, shared, "x", false);
         let ask = || {
             let ask =
                 || shared.ask("y", 1, false, soon(), || panic::resume_unwind(Box::new("here")));
@@ -181,11 +190,9 @@ fn a_panic_wakes_the_other_callers() {
 #[test]
 fn first_questions_overtake_and_a_full_queue_refuses() {
     let shared = &Shared::new(1, NO_PAUSE, 3);
-    let ((began, begins), (go, goes)) = (channel(), channel());
     let (order, told) = channel();
     scope(|scope| {
-        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep_in_flight(&began, &goes)));
-        begins.recv().expect("it is asked");
+        let go = ask_in_flight(scope, shared, "x", false);
         let wait = |name: &'static str, first, number| {
             let order = order.clone();
             let ask = move || order.send(name).expect("the test");
@@ -211,13 +218,9 @@ fn first_questions_overtake_and_a_full_queue_refuses() {
 #[test]
 fn sources_take_turns() {
     let shared = &Shared::new(1, NO_PAUSE, 9);
-    let ((began, begins), (go, goes)) = (channel(), channel());
     let (order, told) = channel();
     scope(|scope| {
-        scope.spawn(move || {
-            shared.ask("x".to_owned(), 1, false, soon(), || keep_in_flight(&began, &goes))
-        });
-        begins.recv().expect("it is asked");
+        let go = ask_in_flight(scope, shared, "x".to_owned(), false);
         let wait = |name: String, source, first, number| {
             let order = order.clone();
             let told = name.clone();
@@ -247,15 +250,7 @@ fn one_source_never_has_all_questions() {
     let shared = &Shared::new(3, NO_PAUSE, 64);
     let in_time = || Instant::now() + Duration::from_millis(300);
     scope(|scope| {
-        let mut going = Vec::new();
-        for question in ["a", "b"] {
-            let ((began, begins), (go, goes)) = (channel(), channel());
-            scope.spawn(move || {
-                shared.ask(question, 1, true, soon(), || keep_in_flight(&began, &goes))
-            });
-            begins.recv().expect("it is asked");
-            going.push(go);
-        }
+        let going = ["a", "b"].map(|question| ask_in_flight(scope, shared, question, true));
         assert_eq!(shared.ask("c", 1, true, in_time(), || ()), Err(Missed::NoTurn));
         assert_eq!(shared.ask("c", 2, false, in_time(), || ()), Ok(()));
         going.iter().for_each(|go| go.send(()).expect("it waits"));
@@ -267,16 +262,13 @@ fn one_source_never_has_all_questions() {
 #[test]
 fn a_newcomer_wakes_whoever_asks_for_it() {
     let shared = &Shared::new(2, NO_PAUSE, 9);
-    let ((began, begins), (go, goes)) = (channel(), channel());
     scope(|scope| {
-        scope.spawn(move || shared.ask("x", 1, false, soon(), || keep_in_flight(&began, &goes)));
-        begins.recv().expect("it is asked");
-        // the last slot is not for this source
+        let go = ask_in_flight(scope, shared, "x", false);
+        // the last slot is not for this source; a caller that is counted already sleeps
         let first = scope.spawn(|| shared.ask("y", 1, false, soon(), || ()));
         while shared.count_waiting() < 1 {
             sleep(Duration::from_millis(1));
         }
-        sleep(Duration::from_millis(20)); // until it sleeps
         let deadline = Instant::now() + Duration::from_secs(2);
         assert_eq!(shared.ask("y", 2, false, deadline, || ()), Ok(()));
         go.send(()).expect("it waits");

@@ -355,12 +355,8 @@ pub(super) fn state_file(site: &Site, found: &mut Found) {
         };
         found.add(place, happens, "write \"server-state-file /run/haproxy-state/servers\" in global and let a drop-in save them");
     }
-    let is_file = |line: &Line| {
-        let file = line.word(2).strip_prefix("unix@").unwrap_or(line.word(2));
-        file.starts_with('/') || file.contains("${")
-    };
-    let sockets = |line: &&Line| line.begins(&["stats", "socket"]);
-    if asks && !site.configuration.global().filter(sockets).any(is_file) {
+    let is_file = |socket: &str| socket.starts_with('/') || socket.contains("${");
+    if asks && !site.configuration.stats_sockets().any(is_file) {
         let happens = "HAProxy cannot be asked for the states of its servers, neither by status nor before a reload";
         found.add(
             place,
@@ -540,16 +536,16 @@ pub(super) fn crowd(site: &Site, found: &mut Found) {
             "write \"option abortonclose\"",
         );
         most = limits.into_iter().min().unwrap_or(ROOM).max(most);
-        let global = |words: &[&str]| site.configuration.global().rfind(|line| line.begins(words));
-        if site.haproxy >= Some(vec![2, 9])
-            && global(&["tune.pt.zero-copy-forwarding", "off"]).is_none()
-        {
-            found.add(
-                site.global_place().unwrap_or(place),
-                "since 2.9, HAProxy does not notice that a client that has sent something gave up while it waited",
-                "write \"tune.pt.zero-copy-forwarding off\"",
-            );
-        }
+    }
+    let notices = |line: &Line| line.begins(&["tune.pt.zero-copy-forwarding", "off"]);
+    let waits = site.with_rooms().next().is_some() && site.haproxy >= Some(vec![2, 9]);
+    let lacks = waits && !site.configuration.global().any(notices);
+    if let Some(place) = site.global_place().filter(|_| lacks) {
+        found.add(
+            place,
+            "since 2.9, HAProxy does not notice that a client that has sent something gave up while it waited",
+            "write \"tune.pt.zero-copy-forwarding off\"",
+        );
     }
     let all = site.configuration.global().rfind(|line| line.begins(&["maxconn"]));
     let all = all.and_then(|line| Some((line.place, line.word(1).parse::<u32>().ok()?)));
@@ -574,7 +570,7 @@ fn clients_let_in(lines: &[&Line], line: &Line) -> Option<u32> {
 }
 
 pub(super) fn gone_machine(site: &Site, found: &mut Found) {
-    for pool in site.with_agent().filter(|pool| !pool.is_rest_api()) {
+    for pool in site.serving() {
         let option = ["srvtcpka", "tcpka"].iter().any(|option| pool.option(option).is_some());
         if !option {
             let happens =
@@ -594,13 +590,9 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
     if site.watches.is_empty() {
         let defaults = first.section.defaults.map(|at| &site.configuration.sections[at]);
         let defaults = defaults.map(|section| site.configuration.lines(section));
-        let inherits = |word: &str| {
-            let usual = |line: &&Line| line.word(0) == "default-server";
-            let mut lines = defaults.iter().flatten().copied().filter(usual);
-            lines.any(|line| line.words.iter().any(|other| other == word))
-        };
-        let own = if inherits("port") { format!(" port {port}") } else { String::new() };
-        let tls = if inherits("check-ssl") { " no-check-ssl" } else { "" };
+        let usual = pool::usual_settings(&defaults.unwrap_or_default());
+        let own = if usual.contains_key("port") { format!(" port {port}") } else { String::new() };
+        let tls = if usual.contains_key("check-ssl") { " no-check-ssl" } else { "" };
         let write = format!(
             "write a backend \"agents\" with these lines: option tcp-check / tcp-check send \"primary\\n\" / tcp-check expect rstring \"^(up|down|fail|stopped|!)\" / default-server check{own}{tls} fall 2 rise 1 no-agent-check enabled / {}",
             watched_nodes(site).0.join(" / ")
@@ -728,10 +720,10 @@ pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
 
 pub(super) fn reserve(site: &Site, found: &mut Found) {
     let nodes = if site.watches.is_empty() { watched_nodes(site).1 } else { 0 };
-    let pools = || site.with_agent().filter(|pool| may_write(pool) && !pool.is_rest_api());
+    let pools = || site.serving().filter(|pool| may_write(pool));
     let several = pools().count() > 1;
     for pool in pools() {
-        let (name, front) = (pool.name(), site.entrance(pool));
+        let name = pool.name();
         let lines = site.entrance_lines(pool);
         let leads = |line: &&&Line| {
             let other = line.word(1);
@@ -741,32 +733,7 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
         let reserve =
             line.and_then(|line| site.pools.iter().find(|pool| pool.name() == line.word(1)));
         let (Some(line), Some(reserve)) = (line, reserve) else {
-            let watch = site.watch(pool).map_or("agents", |watch| watch.name());
-            let agents = site.watch(pool).map_or(nodes, |watch| watch.servers.len());
-            let fits = |other: &&Pool| {
-                site.reserves.contains(other.name())
-                    && other.nodes().all(|server| has_node(pool, server))
-                    && pool.nodes().all(|server| has_node(other, server))
-            };
-            let taken = several || site.reserves.contains("reserve");
-            let example = "write the backend \"reserve\" of the example haproxy.cfg";
-            let (reserve, backend) = match site.pools.iter().find(fits) {
-                Some(other) => (other.name().to_owned(), "write".to_owned()),
-                None if !taken => ("reserve".to_owned(), format!("{example} with these servers,")),
-                None => (
-                    format!("reserve-{name}"),
-                    format!("{example} as \"reserve-{name}\" with these servers,"),
-                ),
-            };
-            let there = match front.name == name {
-                true => ", \"option allbackups\" and".to_owned(),
-                false => format!(" and \"option allbackups\", and in {}", front.name),
-            };
-            let write = format!(
-                "{backend} in {name} two waiting rooms{there} \"use_backend {reserve} if {{ nbsrv({name}) eq 2 }} {{ nbsrv({watch}) lt {agents} }} {{ nbsrv({reserve}) eq 1 }}\""
-            );
-            let happens = "if a standby whose agent is silent is promoted, no server takes writes until somebody acts";
-            found.add(pool.section.place, &format!("{name}: {happens}"), &write);
+            reserve_missing(site, pool, several, nodes, found);
             continue;
         };
         conditions_of_reserve(site, pool, reserve, line, found);
@@ -807,6 +774,38 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
             found.add(server.place, &happens, &write);
         }
     }
+}
+
+/// Reports a pool without a reserve. `several` pools need reserves of different names; `nodes` is the number of all agents if
+/// no pool watches them yet.
+fn reserve_missing(site: &Site, pool: &Pool, several: bool, nodes: usize, found: &mut Found) {
+    let (name, front) = (pool.name(), site.entrance(pool));
+    let watch = site.watch(pool).map_or("agents", |watch| watch.name());
+    let agents = site.watch(pool).map_or(nodes, |watch| watch.servers.len());
+    let fits = |other: &&Pool| {
+        site.reserves.contains(other.name())
+            && other.nodes().all(|server| has_node(pool, server))
+            && pool.nodes().all(|server| has_node(other, server))
+    };
+    let taken = several || site.reserves.contains("reserve");
+    let example = "write the backend \"reserve\" of the example haproxy.cfg";
+    let (reserve, backend) = match site.pools.iter().find(fits) {
+        Some(other) => (other.name().to_owned(), "write".to_owned()),
+        None if !taken => ("reserve".to_owned(), format!("{example} with these servers,")),
+        None => (
+            format!("reserve-{name}"),
+            format!("{example} as \"reserve-{name}\" with these servers,"),
+        ),
+    };
+    let there = match front.name == name {
+        true => ", \"option allbackups\" and".to_owned(),
+        false => format!(" and \"option allbackups\", and in {}", front.name),
+    };
+    let write = format!(
+        "{backend} in {name} two waiting rooms{there} \"use_backend {reserve} if {{ nbsrv({name}) eq 2 }} {{ nbsrv({watch}) lt {agents} }} {{ nbsrv({reserve}) eq 1 }}\""
+    );
+    let happens = "if a standby whose agent is silent is promoted, no server takes writes until somebody acts";
+    found.add(pool.section.place, &format!("{name}: {happens}"), &write);
 }
 
 /// Compares a server with the same node in the reserve: clients and the check must reach the same PostgreSQL and Patroni.

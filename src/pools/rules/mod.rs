@@ -407,9 +407,14 @@ impl<'a> Site<'a> {
         })
     }
 
+    /// The pools with the agent that clients reach, and not only other pools' `track`.
+    fn serving(&self) -> impl Iterator<Item = &Pool<'a>> {
+        self.with_agent().filter(|pool| !pool.is_rest_api())
+    }
+
     /// The pools with the agent in which clients wait for a server, or should: they need not if another pool takes them.
     fn with_rooms(&self) -> impl Iterator<Item = &Pool<'a>> {
-        self.with_agent().filter(|pool| !pool.is_rest_api()).filter(|pool| {
+        self.serving().filter(|pool| {
             let here = format!("nbsrv({})", pool.name());
             let lines = self.entrance_lines(pool);
             let leads = |line: &&Line| {
@@ -464,9 +469,8 @@ impl<'a> Site<'a> {
             pool.nodes().any(there)
         };
         let has = |watch: &&&Pool| pool.nodes().any(|server| has_node(watch, server));
-        let mut watches = self.watches.iter();
-        let found = watches.clone().find(asks).or_else(|| watches.clone().find(has));
-        found.or_else(|| watches.next()).copied()
+        let found = self.watches.iter().find(asks).or_else(|| self.watches.iter().find(has));
+        found.or(self.watches.first()).copied()
     }
 }
 

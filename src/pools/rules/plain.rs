@@ -122,8 +122,7 @@ fn question_for(pool: &Pool) -> &'static str {
 
 /// Whether the pool serves HTTP, where any check is the administrator's own affair.
 fn is_web(pool: &Pool) -> bool {
-    pool.last(&["mode"]).is_some_and(|line| line.word(1) == "http")
-        && pool.check.option == "httpchk"
+    pool.is_http() && pool.check.option == "httpchk"
 }
 
 pub(super) fn role_word(site: &Site, found: &mut Found) {
