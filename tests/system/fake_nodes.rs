@@ -1,9 +1,9 @@
 //! A real HAProxy with units/examples/haproxy.cfg, in front of three fake nodes. HAPROXY names another HAProxy program.
 
 use crate::common::{FakePatroni, http};
-use crate::haproxy::{HaProxy, free_port, shipped};
+use crate::haproxy::{HaProxy, shipped};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -131,9 +131,10 @@ fn serve(number: u8, address: &str, state: &Arc<NodeState>) {
 pub struct Site {
     haproxy: HaProxy,
     pub nodes: [Node; 3],
-    pub writes: u16,
-    pub reads: u16,
-    pub page: u16,
+    pub writes: SocketAddr,
+    pub reads: SocketAddr,
+    pub page: SocketAddr,
+    pub metrics: SocketAddr,
 }
 
 impl Deref for Site {
@@ -157,7 +158,9 @@ impl Site {
     pub fn new(name: &str, replaced: &[(&str, &str)]) -> Site {
         static NETWORKS: AtomicUsize = AtomicUsize::new(1); // a fake node never ends
         let network = NETWORKS.fetch_add(1, Ordering::SeqCst);
-        let [writes, reads, page] = [(); 3].map(|()| free_port());
+        // at an address of its own: HAProxy shares a port with another HAProxy instead of failing to bind it
+        let [writes, reads, page, metrics] = [5000, 5001, 7000, 8404]
+            .map(|port| format!("{}.4:{port}", addresses(network)).parse().expect("an address"));
         let nodes = [1, 2, 3].map(|number| Node::new(network, number, number == 1));
         let mut text =
             shipped().replace("inter 2s", "inter 200ms").replace("inter 500ms", "inter 50ms");
@@ -170,16 +173,17 @@ impl Site {
         }
         let text = text
             .replace("/run/haproxy/admin.sock mode 660", "SOCKET")
-            .replace(":5000", &format!("127.0.0.1:{writes}"))
-            .replace(":5001", &format!("127.0.0.1:{reads}"))
-            .replace(":7000", &format!(":{page}"));
+            .replace("bind :5000", &format!("bind {writes}"))
+            .replace("bind :5001", &format!("bind {reads}"))
+            .replace("bind 127.0.0.1:7000", &format!("bind {page}"))
+            .replace("bind :8404", &format!("bind {metrics}"));
         let lines = text.lines().filter(|line| {
             !["user ", "group ", "log /dev", "server-state-file"]
                 .iter()
                 .any(|word| line.trim().starts_with(word))
         });
         let haproxy = HaProxy::run(name, &(lines.collect::<Vec<_>>().join("\n") + "\n"));
-        let site = Site { haproxy, nodes, writes, reads, page };
+        let site = Site { haproxy, nodes, writes, reads, page, metrics };
         site.wait_until("postgres-write", "pg1", "status", |status| status.starts_with("UP"));
         site.wait_until("postgres-read", "pg3", "status", |status| status.starts_with("UP"));
         site.wait_until("reserve", "pg3", "status", |status| status == "NOLB");
@@ -187,8 +191,8 @@ impl Site {
     }
 
     /// Opens a session. The client sends first, as all clients of PostgreSQL do, and gives up after `patience`.
-    pub fn client(port: u16, patience: Duration) -> Session {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("HAProxy");
+    pub fn client(pool: SocketAddr, patience: Duration) -> Session {
+        let mut stream = TcpStream::connect(pool).expect("HAProxy");
         stream.set_read_timeout(Some(patience)).expect("a socket");
         let mut answer = [0];
         let _ = stream.write_all(b"let me in");
@@ -198,9 +202,9 @@ impl Site {
 
     /// Starts this many clients at once, which keep their sessions for this long.
     pub fn clients(&self, number: usize, keeps: Duration) -> Vec<JoinHandle<Session>> {
-        let port = self.writes;
+        let pool = self.writes;
         let client = move || {
-            let session = Self::client(port, LONG);
+            let session = Self::client(pool, LONG);
             std::thread::sleep(keeps);
             let _ = session.stream.shutdown(std::net::Shutdown::Both);
             session

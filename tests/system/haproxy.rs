@@ -391,14 +391,11 @@ fn a_server_that_is_added_at_run_time() {
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn reads_fall_back_to_the_primary_and_alerts_see_it() {
-    let metrics = free_port();
-    let exporter = format!(
-        "frontend metrics\n mode http\n bind 127.0.0.1:{metrics}\n http-request use-service prometheus-exporter\nlisten stats"
-    );
+    let exporter = "frontend metrics\n mode http\n bind :8404\n http-request use-service prometheus-exporter\nlisten stats";
     let room = "server waiting-room 127.0.0.1 backup no-check no-agent-check enabled maxconn 0\n    # To send reads to the primary when no replica is left, use this line instead of the waiting room above:\n    #";
-    let site = Site::new("fallback", &[(room, ""), ("listen stats", &exporter)]);
+    let site = Site::new("fallback", &[(room, ""), ("listen stats", exporter)]);
     let get = || {
-        let mut stream = TcpStream::connect(("127.0.0.1", metrics)).expect("HAProxy");
+        let mut stream = TcpStream::connect(site.metrics).expect("HAProxy");
         let _ = stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n");
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
