@@ -19,9 +19,13 @@ const UID_MAP: &str = "/proc/self/uid_map";
 const OVERFLOW: u32 = 65534;
 /// The folder that root makes for PostgreSQL's user.
 const POSTGRESQL: &str = "/run/postgresql";
-/// How many bytes of a list to read at once: a line of IPv4. To fill more, the kernel would go on to the connections, through
-/// the table of all of the machine's, which takes longer than the rest of a check.
+/// The most that the kernel usually returns at once.
+const PAGE: usize = 4096;
+/// The length of a line of IPv4. To fill more than a line, the kernel would go on to the connections, through the table of
+/// all of the machine's, which takes longer than the rest of a check.
 const LINE: usize = 150;
+/// How much of a list is read line by line. If more sockets listen, their number costs more than that table.
+const BY_LINE: u64 = 32 * LINE as u64;
 /// The state of a socket that listens. The lists begin with such sockets.
 const LISTENS: &[u8] = b"0A";
 /// The state SYN_RECV, which Linux before 4.4 lists among them.
@@ -144,7 +148,7 @@ impl Sockets {
 
     /// Whether this process cannot see whose a socket is: with `PrivateUsers=`, all other users look alike.
     fn hides_users(&self) -> bool {
-        let mut map = [0; 4096]; // a page, the most that the kernel returns
+        let mut map = [0; PAGE];
         let length = self.uid_map.as_ref().map_or(0, |file| file.read_at(&mut map, 0).unwrap_or(0));
         let text = String::from_utf8_lossy(&map[..length]);
         let has_overflow = |line: &str| {
@@ -168,9 +172,10 @@ impl Sockets {
         })?;
         let port = format!("{port:04X}");
         let (mut found, mut text, mut offset) = (Vec::new(), Vec::new(), 0);
-        let mut part = [0; LINE];
+        let mut part = [0; PAGE];
         loop {
-            match file.read_at(&mut part, offset) {
+            let size = if offset < BY_LINE { LINE } else { PAGE };
+            match file.read_at(&mut part[..size], offset) {
                 Ok(0) => return Ok(found),
                 Ok(length) => {
                     text.extend(&part[..length]);
