@@ -21,10 +21,10 @@ const OVERFLOW: u32 = 65534;
 const POSTGRESQL: &str = "/run/postgresql";
 /// The most that the kernel usually returns at once.
 const PAGE: usize = 4096;
-/// The length of a line of IPv4. To fill more than a line, the kernel would go on to the connections, through the table of
-/// all of the machine's, which takes longer than the rest of a check.
+/// The length of a line of IPv4. To fill a page, the kernel would search the table of all connections of the machine. If
+/// there are few, that takes longer than the rest of a check through the listener.
 const LINE: usize = 150;
-/// How much of a list is read line by line. If more sockets listen, their number costs more than that table.
+/// How much of a list is read line by line. If more sockets listen, pages cost less.
 const BY_LINE: u64 = 32 * LINE as u64;
 /// The state of a socket that listens. The lists begin with such sockets.
 const LISTENS: &[u8] = b"0A";
@@ -346,7 +346,7 @@ mod tests {
         assert!(!is_listening(0));
     }
 
-    /// The sockets that listen take many reads.
+    /// The sockets that listen take reads of a line and of a page.
     #[test]
     fn the_sockets_of_one_port_are_found_among_many() {
         let others: Vec<_> = (0..99).map(|_| TcpListener::bind("127.0.0.1:0")).collect();

@@ -158,9 +158,10 @@ impl Site {
     pub fn new(name: &str, replaced: &[(&str, &str)]) -> Site {
         static NETWORKS: AtomicUsize = AtomicUsize::new(1); // a fake node never ends
         let network = NETWORKS.fetch_add(1, Ordering::SeqCst);
-        // at an address of its own: HAProxy shares a port with another HAProxy instead of failing to bind it
+        // two HAProxies on one address would share a port, and neither would fail
+        let address = format!("{}.4", addresses(network));
         let [writes, reads, page, metrics] = [5000, 5001, 7000, 8404]
-            .map(|port| format!("{}.4:{port}", addresses(network)).parse().expect("an address"));
+            .map(|port| format!("{address}:{port}").parse().expect("an address"));
         let nodes = [1, 2, 3].map(|number| Node::new(network, number, number == 1));
         let mut text =
             shipped().replace("inter 2s", "inter 200ms").replace("inter 500ms", "inter 50ms");
@@ -173,10 +174,8 @@ impl Site {
         }
         let text = text
             .replace("/run/haproxy/admin.sock mode 660", "SOCKET")
-            .replace("bind :5000", &format!("bind {writes}"))
-            .replace("bind :5001", &format!("bind {reads}"))
-            .replace("bind 127.0.0.1:7000", &format!("bind {page}"))
-            .replace("bind :8404", &format!("bind {metrics}"));
+            .replace("bind 127.0.0.1:", "bind :")
+            .replace("bind :", &format!("bind {address}:"));
         let lines = text.lines().filter(|line| {
             !["user ", "group ", "log /dev", "server-state-file"]
                 .iter()

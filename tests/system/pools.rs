@@ -1,6 +1,7 @@
 //! `patroni-pools` with a real HAProxy: what HAProxy refuses and does, and what a reload begins with. Needs HAProxy, no root.
 
 use crate::common::{FakePatroni, file, http, stats_socket};
+use crate::haproxy::free_port;
 use patroni_agent_check::pools::configuration::Configuration;
 use patroni_agent_check::pools::pool::Pool;
 use patroni_agent_check::pools::words::Environment;
@@ -159,9 +160,7 @@ backend agents from agent
 "#
         )
     };
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let clients = free.local_addr().expect("an address").port();
-    drop(free);
+    let clients = free_port();
     let layout = layout(clients);
     let mut haproxy = HaProxy::new(&layout);
     let (_, _, said) = haproxy.run(&["check"]);
@@ -224,11 +223,7 @@ fn status_shows_what_haproxy_does_and_a_reload_keeps_it() {
         let _ = stream.write_all(&http(200, "{\"role\": \"primary\", \"state\": \"running\"}"));
     });
     let patroni = primary.address.port();
-    let free = || {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.local_addr().expect("an address").port()
-    };
-    let clients = free();
+    let clients = free_port();
     let pool = |ready: u16| {
         format!(
             "defaults\n mode tcp\n timeout client 1m\n timeout server 1m\n timeout connect 200ms\n load-server-state-from-file global\n\
@@ -252,7 +247,7 @@ fn status_shows_what_haproxy_does_and_a_reload_keeps_it() {
     assert!(lines[1].starts_with("rw/b   MAINT") && lines[1].contains("agent L7OK: "));
 
     println!("a wrong port for the agent: the states stay, and status reports the port");
-    haproxy.write(&pool(free()));
+    haproxy.write(&pool(free_port()));
     let (status, shown, _) = haproxy.run(&["status"]);
     assert!(status == Some(1) && shown.contains("has HAProxy been reloaded"), "{shown}");
     haproxy.reload();
@@ -279,11 +274,7 @@ fn status_shows_what_haproxy_does_and_a_reload_keeps_it() {
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn the_states_are_saved_once_no_client_waits() {
-    let free = || {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.local_addr().expect("an address").port()
-    };
-    let clients = free();
+    let clients = free_port();
     let mut haproxy = HaProxy::new(&format!(
         "defaults\n mode tcp\n timeout client 1m\n timeout server 1m\n timeout connect 200ms\n retries 1000\n\
          option redispatch 1\n option abortonclose\n\

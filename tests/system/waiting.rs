@@ -101,7 +101,7 @@ fn a_client_that_gives_up_leaves_no_session() {
 #[test]
 #[ignore = "needs HAProxy: tests/run"]
 fn a_full_room_refuses_and_blocks_nobody_else() {
-    // while another thread of HAProxy accepts, fe_conn is greater by one, and the last client might be refused
+    // one thread: while two of HAProxy's accept, fe_conn counts one client too many, and HAProxy may refuse the last one
     let limits = [("gt 1000", "gt 80"), ("maxconn 3000", "maxconn 200\n    nbthread 1")];
     let site = Site::new("full", &limits);
     let others_work = || {
@@ -114,7 +114,6 @@ fn a_full_room_refuses_and_blocks_nobody_else() {
         page.read_to_string(&mut shown).expect("the statistics page");
         assert!(shown.contains("postgres-write"));
     };
-    let connect = |_| TcpStream::connect(site.writes);
     let refused = || {
         let began = Instant::now();
         for _ in 0..20 {
@@ -123,7 +122,7 @@ fn a_full_room_refuses_and_blocks_nobody_else() {
         assert!(began.elapsed() < Duration::from_secs(5), "at once");
     };
     println!("too many connections to the pool");
-    let filled: Vec<_> = (0..250).flat_map(connect).collect();
+    let filled: Vec<_> = (0..250).flat_map(|_| TcpStream::connect(site.writes)).collect();
     site.wait_for_clients(80);
     others_work();
     refused();
@@ -154,7 +153,7 @@ fn nobody_waits_where_neither_agents_nor_patroni_can_be_reached() {
     for pool in [site.writes, site.reads] {
         let began = Instant::now();
         assert!(!is_served(pool));
-        assert!(began.elapsed() < Duration::from_secs(5), "clients might wait for ten seconds");
+        assert!(began.elapsed() < 2 * MOMENT, "at once");
     }
     println!("Patroni answers again, and then there is a primary");
     site.set_primary(0, false);
