@@ -124,20 +124,21 @@ impl Seen {
         let asked: Vec<_> =
             self.servers.iter().filter(|server| server.state.agent & THERE != 0).collect();
         let mut text = String::new();
-        let mut gauge = |name: &str, help: &str, is: fn(&Looked) -> bool| {
+        let mut gauge = |name: &str, help: &str, is: fn(&Looked) -> Option<bool>| {
             text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n");
             for server in &asked {
                 let (proxy, short) = server.name.split_once('/').unwrap_or_default();
-                let value = u8::from(is(server));
+                let Some(value) = is(server).map(u8::from) else { continue };
                 text += &format!("{name}{{proxy=\"{proxy}\",server=\"{short}\"}} {value}\n");
             }
         };
         let help = "Whether the last answer of the agent counts: 1, or 0 for silence and for what changes nothing.";
-        gauge("patroni_pools_agent_answers", help, Looked::agent_answers);
-        let help = "Whether the agent says that it has no grace period.";
-        gauge("patroni_pools_grace_lost", help, |looked| has_no_grace(&looked.shown));
-        let help = "Whether the agent says that an operator holds the node.";
-        gauge("patroni_pools_held", help, Looked::is_held);
+        gauge("patroni_pools_agent_answers", help, |looked| Some(looked.agent_answers()));
+        let help =
+            "Whether the agent says that it has no grace period; no value while HAProxy asks it.";
+        gauge("patroni_pools_grace_lost", help, |looked| looked.says(NO_GRACE));
+        let help = "Whether the agent says that an operator holds the node; no value while HAProxy asks it.";
+        gauge("patroni_pools_held", help, |looked| looked.says("(hold: "));
         let (name, now) = ("patroni_pools_timestamp_seconds", SystemTime::now());
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         text + &format!(
@@ -151,8 +152,9 @@ impl Looked {
         self.state.agent & ASKED != 0 && COUNTS.contains(&self.shown.agent())
     }
 
-    fn is_held(&self) -> bool {
-        self.shown.last().contains("(hold: ")
+    /// Whether the agent's last answer has these words. None while HAProxy asks the agent: it shows no answer then.
+    fn says(&self, words: &str) -> Option<bool> {
+        (!self.shown.last().is_empty()).then(|| says(&self.shown, words))
     }
 
     /// While HAProxy asks the agent again, it does not show the text of an answer that changed nothing.
@@ -259,10 +261,10 @@ fn newer_than(started: Option<u64>, configuration: &Configuration) -> Option<&st
     configuration.files.iter().find(newer).map(String::as_str)
 }
 
-/// Whether the agent says that it has no grace period. If an answer changes nothing, HAProxy shows it as one word, with `_`
+/// Whether the agent's last answer has these words. If an answer changes nothing, HAProxy shows it as one word, with `_`
 /// for each space.
-fn has_no_grace(shown: &Shown) -> bool {
-    shown.last().replace('_', " ").contains(NO_GRACE)
+fn says(shown: &Shown, words: &str) -> bool {
+    shown.last().replace('_', " ").contains(words)
 }
 
 /// The problems of a server.
@@ -349,7 +351,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
         }
         _ => {}
     }
-    if has_no_grace(shown) {
+    if says(shown, NO_GRACE) {
         wrong.push(
             "its agent has no grace period (ask it by hand why: patroni-agent-check)".to_owned(),
         );

@@ -23,6 +23,8 @@ PROMETHEUS = "http://127.0.0.1:9090"
 STEP, SOON = 5, 60
 # the length of a fault that should raise an alert
 LASTS = 75
+# What is forgotten is forgotten after hours: beside a site, and on what was recorded there, after half a minute.
+HOURS, HALF_A_MINUTE = "for: 4h", "for: 30s"
 # the number of recorded steps before a fault
 CALM = 3
 
@@ -39,6 +41,7 @@ KEPT = {
     ),
     "answers": ("patroni_pools_agent_answers", "patroni_pools_agent_answers", "1"),
     "lost": ("patroni_pools_grace_lost", "patroni_pools_grace_lost", "0"),
+    "held": ("patroni_pools_held", "patroni_pools_held", "0"),
     "primary": ("patroni_primary", "patroni_primary", None),
 }
 
@@ -132,7 +135,7 @@ def series_of(lines):
 
     def add(metric, labels, values):
         labels = ",".join(f'{name}="{value}"' for name, value in labels.items())
-        values = " ".join("_" if value == "_" else value for value in values)
+        values = " ".join("stale" if value == "_" else value for value in values)
         series.append(f"      - {{series: '{metric}{{{labels}}}', values: '{values}'}}")
 
     for line in lines:
@@ -152,7 +155,7 @@ def series_of(lines):
             labels |= {"state": "L7OK"} if kind == "agent" else {}
             add(KEPT[kind][0], labels, row)
     for haproxy, name, labels in servers:
-        for kind in "weight", "answers", "lost", "agent":
+        for kind in "weight", "answers", "lost", "held", "agent":
             # Servers of the pool `agents` have no agent check, and only HAProxy 3.2 exports the checks' results.
             asked = not name.startswith("agents/") and (kind != "agent" or haproxy == "6")
             if (kind == "weight" or asked) and (kind, haproxy, name) not in given:
@@ -197,8 +200,10 @@ def run_promtool(file):
 
 def replay(faults):
     """Whether the rules raise each fault's alerts from the recorded lines, and in time."""
-    with tempfile.NamedTemporaryFile("w", suffix=".yml") as test:
-        head = [f"rule_files: [{RULES.resolve()}]", f"evaluation_interval: {STEP}s", "tests:"]
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as test, tempfile.NamedTemporaryFile("w", suffix=".yml") as rules:
+        rules.write(RULES.read_text().replace(HOURS, HALF_A_MINUTE))
+        rules.flush()
+        head = [f"rule_files: [{rules.name}]", f"evaluation_interval: {STEP}s", "tests:"]
         test.write("\n".join([*head, *(line for fault in faults for line in format_test(*fault)), ""]))
         test.flush()
         return run_promtool(test.name)

@@ -865,12 +865,19 @@ def take_weight(cluster, random):
     lasting(random.length(8), lambda: tell(0), lambda: tell("100%"))
 
 
-@fault("both standbys held by an operator", alerts="NoReplica", for_alerts=True)
+@fault("both standbys held by an operator", alerts="HoldForgotten NoReplica", for_alerts=True)
 def hold_standbys(cluster, random):
     standbys, file = others(cluster.primary()), "/run/patroni-agent-check/hold"
     word = random.choice(["drain", "maint"])
     each = lambda line: [cluster.run(node, line) for node in standbys]
     lasting(random.length(8), lambda: each(f"echo {word} > {file}"), lambda: each(f"rm {file}"))
+
+
+@fault("a server drained by hand", alerts="DrainForgotten", for_alerts=True)
+def drain_by_hand(cluster, random):
+    server = f"postgres-read/{random.choice(others(cluster.primary()))}"
+    tell = lambda state: cluster.tell_haproxies(f"set server {server} state {state}")
+    lasting(random.length(8), lambda: tell("drain"), lambda: tell("ready"))
 
 
 def deafen(cluster, server):
