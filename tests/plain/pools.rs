@@ -549,6 +549,23 @@ fn the_advice_fits_the_site() {
         assert!(mistakes(&fronts, true).contains(&(13, rule)), "{rule}");
     }
     assert!(advice(&fronts, "reserve").contains("and in in_rw \"use_backend reserve"));
+    // A fourth node must be wherever the other three are, but for the read pool, which may have fewer.
+    let mut four = read(GOOD[0]).replace("nbsrv(agents) lt 3", "nbsrv(agents) lt 4");
+    let names_third = |line: &&str| line.contains("pg3") && !line.starts_with('#');
+    let third: Vec<_> = four.lines().filter(names_third).map(str::to_owned).collect();
+    for line in BTreeSet::from_iter(&third) {
+        four = four
+            .replace(&format!("{line}\n"), &format!("{line}\n{}\n", line.replace("pg3", "pg4")));
+    }
+    let lines: Vec<_> = four.lines().collect();
+    let (none, read_pool) = (BTreeSet::new(), "server pg4 pg4:5432 agent-send \"replica");
+    assert_eq!((mistakes(&four, false), third.len()), (none.clone(), 6));
+    for at in (0..lines.len()).filter(|at| lines[*at].contains("pg4")) {
+        let forgot = [&lines[..at], &lines[at + 1..]].concat().join("\n");
+        let found = mistakes(&forgot, false);
+        assert_eq!(found.is_empty(), lines[at].contains(read_pool), "{}: {found:?}", lines[at]);
+    }
+    assert_ne!(mistakes(&four.replace("lt 4", "lt 3"), false), none);
     // without a pool for writes, there is no reserve and nobody to refuse
     let reads = SITE.replacen("OPTIONS /primary", "OPTIONS /replica", 1).replace("_rw", "_ro2");
     assert_eq!(advice(&reads, "nobody-reached") + &advice(&reads, "reserve"), "");

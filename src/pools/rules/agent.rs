@@ -695,10 +695,11 @@ pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
         let watch = site.watch(pool).map_or("agents", |watch| watch.name());
         let (name, asked) = (pool.name(), format!("nbsrv({watch})"));
         let lines = site.entrance_lines(pool);
-        let reject = lines.iter().find(|line| {
-            line.begins(&["tcp-request", "connection", "reject"])
-                && condition(&lines, line).contains(&asked)
-        });
+        let reject = lines
+            .iter()
+            .filter(|line| line.begins(&["tcp-request", "connection", "reject"]))
+            .map(|line| (line, condition(&lines, line)))
+            .find(|(_, said)| said.contains(&asked));
         let reached = "with an acl \"reached\" of srv_is_up for each server of the reserve";
         match reject {
             None => {
@@ -708,12 +709,23 @@ pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
                 );
                 found.add(site.entrance(pool).place, &format!("{name}: {happens}"), &write);
             }
-            Some(line) if !line.words.iter().any(|word| word.starts_with('!')) => {
+            Some((line, _)) if !line.words.iter().any(|word| word.starts_with('!')) => {
                 let happens = "if only the agents are silent, clients are refused although the reserve has the primary";
                 let write = format!("add \"!reached\", {reached}");
                 found.add(line.place, &format!("{name}: {happens}"), &write);
             }
-            Some(_) => {}
+            Some((line, said)) => {
+                let asks = |node: &str| said.contains(&format!("srv_is_up({node})"));
+                let names =
+                    |pool: &Pool| pool.nodes().map(|node| full(pool, node)).collect::<Vec<_>>();
+                let nodes =
+                    site.pools.iter().map(names).find(|names| names.iter().any(|name| asks(name)));
+                for node in nodes.iter().flatten().filter(|node| !asks(node)) {
+                    let happens = format!("if only {node} can be reached, clients are refused");
+                    let write = format!("add \"srv_is_up({node})\" as it stands for the others");
+                    found.add(line.place, &format!("{name}: {happens}"), &write);
+                }
+            }
         }
     }
 }
