@@ -873,11 +873,17 @@ def hold_standbys(cluster, random):
     lasting(random.length(8), lambda: each(f"echo {word} > {file}"), lambda: each(f"rm {file}"))
 
 
-@fault("a server drained by hand", alerts="DrainForgotten", for_alerts=True)
+@fault("the primary held for a minute", alerts="HoldForgotten NoPrimary", for_alerts=True)
+def hold_primary_for_long(cluster, random):
+    primary, file = cluster.primary(), "/run/patroni-agent-check/hold"
+    lasting(random.length(8), lambda: cluster.run(primary, f"echo drain > {file}"), lambda: cluster.run(primary, f"rm {file}"))
+
+
+@fault("a server drained by hand, its agent check off", alerts="DrainForgotten PoolAgentSilent", for_alerts=True)
 def drain_by_hand(cluster, random):
     server = f"postgres-read/{random.choice(others(cluster.primary()))}"
-    tell = lambda state: cluster.tell_haproxies(f"set server {server} state {state}")
-    lasting(random.length(8), lambda: tell("drain"), lambda: tell("ready"))
+    drain = f"disable agent {server}; set server {server} state drain"
+    lasting(random.length(8), lambda: cluster.tell_haproxies(drain), lambda: cluster.tell_haproxies(f"enable agent {server}"))
 
 
 def deafen(cluster, server):

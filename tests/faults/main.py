@@ -466,6 +466,7 @@ def raise_alerts(site, given):
             continue
         print(f"== {name}", flush=True)
         fault = (faults.FAULTS | faults.FOR_ALERTS)[name]
+        before = []
         for turn in range(3):  # this machine may be too busy
             try:
                 seen, broken = site.raise_alerts(name, fault, faults.Chance(f"{given.seed} {name} {turn}"))
@@ -477,8 +478,9 @@ def raise_alerts(site, given):
                 print(f"  BROKEN: {words}", flush=True)
             if not broken:
                 with given.alerts.open("a") as file:
-                    print(*seen, sep="\n", file=file)
+                    print(*seen, *(f"# before that: {words}" for words in before), sep="\n", file=file)
                 break
+            before += broken
         wrong += bool(broken)
     empty = alerts.empty_panels(began, time.time())
     for query in empty:

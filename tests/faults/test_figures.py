@@ -1,12 +1,13 @@
 """Tests, on made-up records, that figures.py notices each broken promise, and alerts.py each wrong alert."""
 
+import os
 import unittest
 from collections import namedtuple
 
 import alerts
 import figures
 from clients import KEPT, PATIENCE, RATES, SESSION, Operation
-from faults import KINDS
+from faults import FAULTS, FOR_ALERTS, KINDS
 from pools import OFFICIAL, OURS, POOLS, READS, ROUTES
 from watch import FAIL, NODES, OK, Called, Look, Read, Truth, Write
 
@@ -252,6 +253,11 @@ class Alerts(unittest.TestCase):
         self.assertEqual(wrong(first=61, second=71), ["first was raised only after 61 s", "second was raised only after 61 s"])
         self.assertEqual(wrong(first=1), ["second was not raised"])
         self.assertEqual(wrong(first=1, second=11, other=5), ["other was raised after 5 s"])
+
+    @unittest.skipIf(os.environ.get("RECORDS"), "the record is being made")
+    def test_each_fault_is_recorded_with_its_alerts(self):
+        recorded = alerts.parse_recorded((alerts.DATA / "faults.txt").read_text())
+        self.assertEqual({name: {*raised} for (name, raised), _ in recorded}, {name: fault.alerts for name, fault in (FAULTS | FOR_ALERTS).items()})
 
 
 if __name__ == "__main__":
