@@ -16,7 +16,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Cargo.toml's version. In a checkout, unless the commit is tagged with that version, the commit's time in UTC and its
-/// hash follow: `0.2.0+git20261130.1704.44c5417`. dpkg, rpm and semver take it for newer than the release before it.
+/// hash follow: `0.2.0~git20261130.1704.44c5417` before the tag, and `0.2.0+git...` after it. dpkg and rpm take `~` for
+/// older than the release, and `+` for newer.
 fn version() -> String {
     // these sources may lie inside another repository, whose commit is not theirs
     if git(&["rev-parse", "--show-prefix"]).as_deref() != Some("") {
@@ -35,7 +36,9 @@ fn version() -> String {
     }
     let format = ["--format=git%cd.%h", "--date=format-local:%Y%m%d.%H%M", "--abbrev=7"];
     let commit = git(&[&["log", "-1"], &format[..]].concat()).unwrap_or("unknown".to_owned());
-    format!("{RELEASE}+{commit}{}", if unchanged { "" } else { ".changed" })
+    let released = git(&["merge-base", "--is-ancestor", &format!("v{RELEASE}"), "HEAD"]).is_some();
+    let sign = if released { '+' } else { '~' };
+    format!("{RELEASE}{sign}{commit}{}", if unchanged { "" } else { ".changed" })
 }
 
 /// What git says about this checkout; `None` without git or a checkout.

@@ -522,7 +522,12 @@ fn help_and_version() {
     let build =
         version.trim_end().strip_prefix(concat!("patroni-agent-check ", env!("CARGO_PKG_VERSION")));
     let build = build.unwrap_or_else(|| panic!("{version}"));
-    let commit = build.strip_prefix("+git").map(|commit| commit.split('.').collect::<Vec<_>>());
+    // dpkg and rpm take "~" for older than the release, and "+" for newer
+    let tag = concat!("v", env!("CARGO_PKG_VERSION"));
+    let released = Command::new("git").args(["merge-base", "--is-ancestor", tag, "HEAD"]).output();
+    let released = released.is_ok_and(|git| git.status.success());
+    let commit = build.strip_prefix(if released { "+git" } else { "~git" });
+    let commit = commit.map(|commit| commit.split('.').collect::<Vec<_>>());
     match commit.as_deref() {
         None => assert_eq!(build, ""),
         Some([day, minute, hash] | [day, minute, hash, "changed"]) => {
