@@ -13,9 +13,12 @@ from walk import Walk, blocks
 DOCUMENT = "docs/move-in.md"
 HERE = pathlib.Path("tests/walks")
 EXAMPLES = "/usr/share/doc/patroni-pools/examples"
-# {site: (write pool, read pool)}. The last site makes more moves than the others. A site's folder has the configuration
-# without the agent, and the administrator's changes in the two steps of the first move.
+OLD_RELEASE = "0.1.0"
+# {site: (write pool, read pool)}. The first site has the files of an older release. The last one makes more moves than the
+# others. The folder of each of the others has the configuration without the agent, and the administrator's changes in
+# the two steps of the first move.
 POOLS = {
+    OLD_RELEASE: ("postgres-write", "postgres-read"),
     "debian": ("pgcluster_rw", "pgcluster_ro"),
     "collection": ("master", "replicas"),
     "dns": ("orders-write", "orders-read"),
@@ -50,8 +53,11 @@ class Site:
             (self.etc / file).write_text((self.folder / file).read_text())
         folder = "-f /etc/haproxy/conf.d" if (self.folder / "conf.d").exists() else ""
         drop_ins = "/etc/systemd/system/haproxy.service.d"
+        self.moves.run(f"rm -rf {drop_ins}; mkdir {drop_ins}")
+        if (self.folder / "reload.conf").exists():
+            self.moves.cluster.put("lb", self.folder / "reload.conf", f"{drop_ins}/reload.conf")
         self.moves.run(
-            f"rm -rf {drop_ins}; systemctl daemon-reload; systemctl reset-failed haproxy 2> /dev/null || true\n"
+            "systemctl daemon-reload; systemctl reset-failed haproxy 2> /dev/null || true\n"
             f"echo 'EXTRAOPTS=\"-S /run/haproxy-master.sock {folder}\"' > /etc/default/haproxy; systemctl restart haproxy"
         )
 
@@ -120,13 +126,14 @@ class Moves(Walk):
             )
 
     def begin(self, name):
-        """Starts another site without agent checks. Debian's Patroni listens on the node's address."""
+        """Starts another site, without agent checks unless it has an older release. Debian's Patroni listens on the
+        node's address."""
         self.site = Site(self, name)
         for node in watch.NODES:
             listen = f"/^  listen:/ s|'.*'|'{node if name == 'debian' else '*'}:8008'|"
             self.cluster.run(node, f'sed -i "{listen}" /etc/patroni/config.yml; systemctl reload patroni')
         self.site.begin()
-        self.wait_for("DOWN")
+        self.wait_for("MAINT" if name == OLD_RELEASE else "DOWN")
 
     def check_pgbouncers(self):
         """Checks units/examples/haproxy-pgbouncer.cfg: HAProxy must show a dead or hung PgBouncer as DOWN."""
@@ -260,6 +267,28 @@ class Moves(Walk):
         said = self.run("patroni-pools check --agent 2>&1 || [ $? = 1 ]")
         assert all(f": {rule}: " in said for rule in rules), f"{rules}: {said}"
         assert rules or not re.search(r"^/etc/haproxy/", said, re.M), said
+
+    def to_the_new_release(self):
+        on_nodes, on_haproxy = steps("From 0.1.0 to 0.2.0")
+        old, new = (f"/etc/systemd/system/patroni-agent-{pair}.socket.d" for pair in ("check", ""))
+        for node in watch.NODES:
+            fence = f"[Socket]\\nIPAddressDeny=any\\nIPAddressAllow=127.0.0.1 {watch.LB}\\n"
+            self.cluster.run(node, f"mkdir {old}; printf '{fence}' > {old}/fence.conf; systemctl daemon-reload")
+        self.assert_answers(self.step(*on_nodes))
+        self.step(*on_haproxy)
+        self.copy = self.site.read_configuration()
+        self.run(f"patroni-pools check -f {EXAMPLES}/haproxy.cfg")
+        self.site.put({file: pathlib.Path(f"units/examples/{file}").read_text() for file in self.site.files})
+        self.change()
+        for node in watch.NODES:
+            self.cluster.run(node, f"rm {new}/fence.conf; systemctl daemon-reload")
+
+    def to_the_old_release(self):
+        self.site.put(self.copy)
+        ((where, commands),) = steps(CHANGE)
+        self.assert_rules_reported("waiting-room", "reserve")
+        self.step(where, commands.replace("patroni-pools check", "patroni-pools check || [ $? = 1 ]"))
+        self.wait_for("MAINT")
 
     def to_httpchk(self):
         self.site.put(self.copy)
@@ -408,6 +437,11 @@ def main():
         moves.check_pgbouncers()
     for name in names:
         moves.begin(name)
+        if name == OLD_RELEASE:
+            moves.move("to the new release", moves.to_the_new_release)
+            moves.move("back to the old release", moves.to_the_old_release)
+            moves.site.end()
+            continue
         moves.move("from httpchk to the agent", moves.to_the_agent, changes)
         moves.move("wrong steps", moves.wrong_steps)
         if name == "template":
