@@ -1363,8 +1363,10 @@ fn metrics_say_what_the_exporter_does_not() {
     let file = folder.path().join("pools.prom");
     let file = file.to_str().expect("UTF-8");
     type Change = fn(&mut Shown);
-    // whether the agent answers, and whether it says that it has no grace period and that it is held
-    let changes: [(Change, u8, Option<(u8, u8)>); 8] = [
+    // whether it has no grace period, and whether it is held
+    type Says = Option<(u8, u8)>;
+    // with whether the agent's answer counts, and what it says
+    let changes: [(Change, u8, Says); 8] = [
         (|s| s.last = "via agent : up drain (hold: kernel upgrade)", 1, Some((0, 1))),
         (|_| {}, 1, Some((0, 0))),
         (|s| s.agent = "* L7STS", 1, Some((0, 0))),
