@@ -270,18 +270,23 @@ class Moves(Walk):
 
     def to_the_new_release(self):
         on_nodes, on_haproxy = steps("From 0.1.0 to 0.2.0")
-        old, new = (f"/etc/systemd/system/patroni-agent-{pair}.socket.d" for pair in ("check", ""))
-        for node in watch.NODES:
-            fence = f"[Socket]\\nIPAddressDeny=any\\nIPAddressAllow=127.0.0.1 {watch.LB}\\n"
+        # one access list for each pair of units, and a node without one
+        folder, lists = "/etc/systemd/system/patroni-agent-{}.socket.d", dict(zip(watch.NODES, ("check", "check-listen")))
+        fence = f"[Socket]\\nIPAddressDeny=any\\nIPAddressAllow=127.0.0.1 {watch.LB}\\n"
+        for node, pair in lists.items():
+            old = folder.format(pair)
             self.cluster.run(node, f"mkdir {old}; printf '{fence}' > {old}/fence.conf; systemctl daemon-reload")
         self.assert_answers(self.step(*on_nodes))
+        for node in lists:
+            holds = self.cluster.run(node, "systemctl show --value -p IPAddressAllow patroni-agent-check.socket")
+            assert watch.LB in holds, f"{node}: {holds}"
         self.step(*on_haproxy)
         self.copy = self.site.read_configuration()
         self.run(f"patroni-pools check -f {EXAMPLES}/haproxy.cfg")
         self.site.put({file: pathlib.Path(f"units/examples/{file}").read_text() for file in self.site.files})
         self.change()
-        for node in watch.NODES:
-            self.cluster.run(node, f"rm {new}/fence.conf; systemctl daemon-reload")
+        for node in lists:
+            self.cluster.run(node, f"rm {folder.format('')}/fence.conf; systemctl daemon-reload")
 
     def to_the_old_release(self):
         self.site.put(self.copy)
