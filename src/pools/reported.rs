@@ -66,6 +66,13 @@ impl Shown {
         self.get("last_agt").trim_start_matches("via agent : ")
     }
 
+    /// Whether the agent's last answer has these words; `None` while HAProxy asks the agent and shows no answer.
+    /// If an answer changes nothing, HAProxy shows it as one word, with `_` for each space.
+    pub fn says(&self, words: &str) -> Option<bool> {
+        let last = self.last();
+        (!last.is_empty()).then(|| last.replace('_', " ").contains(words))
+    }
+
     /// Whether the server takes clients.
     pub fn is_up(&self) -> bool {
         self.get("status").starts_with("UP") || self.get("status") == "no check"

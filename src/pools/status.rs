@@ -136,9 +136,9 @@ impl Seen {
         gauge("patroni_pools_agent_answers", help, |looked| Some(looked.agent_answers()));
         let help =
             "Whether the agent says that it has no grace period; no value while HAProxy asks it.";
-        gauge("patroni_pools_grace_lost", help, |looked| looked.says(NO_GRACE));
+        gauge("patroni_pools_grace_lost", help, |looked| looked.shown.says(NO_GRACE));
         let help = "Whether the agent says that an operator holds the node; no value while HAProxy asks it.";
-        gauge("patroni_pools_held", help, |looked| looked.says("(hold: "));
+        gauge("patroni_pools_held", help, |looked| looked.shown.says("(hold: "));
         let (name, now) = ("patroni_pools_timestamp_seconds", SystemTime::now());
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         text + &format!(
@@ -150,11 +150,6 @@ impl Seen {
 impl Looked {
     fn agent_answers(&self) -> bool {
         self.state.agent & ASKED != 0 && COUNTS.contains(&self.shown.agent())
-    }
-
-    /// Whether the agent's last answer has these words. None while HAProxy asks the agent: it shows no answer then.
-    fn says(&self, words: &str) -> Option<bool> {
-        (!self.shown.last().is_empty()).then(|| says(&self.shown, words))
     }
 
     /// While HAProxy asks the agent again, it does not show the text of an answer that changed nothing.
@@ -261,12 +256,6 @@ fn newer_than(started: Option<u64>, configuration: &Configuration) -> Option<&st
     configuration.files.iter().find(newer).map(String::as_str)
 }
 
-/// Whether the agent's last answer has these words. If an answer changes nothing, HAProxy shows it as one word, with `_`
-/// for each space.
-fn says(shown: &Shown, words: &str) -> bool {
-    shown.last().replace('_', " ").contains(words)
-}
-
 /// The problems of a server.
 fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -351,7 +340,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
         }
         _ => {}
     }
-    if says(shown, NO_GRACE) {
+    if shown.says(NO_GRACE) == Some(true) {
         wrong.push(
             "its agent has no grace period (ask it by hand why: patroni-agent-check)".to_owned(),
         );

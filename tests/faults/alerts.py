@@ -23,7 +23,8 @@ PROMETHEUS = "http://127.0.0.1:9090"
 STEP, SOON = 5, 60
 # the length of a fault that should raise an alert
 LASTS = 75
-# What is forgotten is forgotten after hours: beside a site, and on what was recorded there, after half a minute.
+# A hold or a drain is forgotten after hours. Beside a site (tests/faults/prometheus), and on what was recorded there, it is
+# forgotten after half a minute.
 HOURS, HALF_A_MINUTE = "for: 4h", "for: 30s"
 # the number of recorded steps before a fault
 CALM = 3

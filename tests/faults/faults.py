@@ -219,16 +219,19 @@ def flood(cluster, random):
         each(NODES, f"ip route del {network} via {LB}")
 
 
+HOLD = "/run/patroni-agent-check/hold"
+
+
 @fault("the primary held by an operator", planned=True, costly=True, takes="agents", needs="agents")
 def hold(cluster, random):
-    primary, file = cluster.primary(), "/run/patroni-agent-check/hold"
-    cluster.run(primary, f"echo '{random.choice(['drain', 'maint'])} by hand' > {file}")
+    primary = cluster.primary()
+    cluster.run(primary, f"echo '{random.choice(['drain', 'maint'])} by hand' > {HOLD}")
     began = time.time()
     try:
         time.sleep(random.length(8))
     finally:
         cluster.held = primary, began, time.time()
-        cluster.run(primary, f"rm {file}")
+        cluster.run(primary, f"rm {HOLD}")
 
 
 @fault(
@@ -867,16 +870,14 @@ def take_weight(cluster, random):
 
 @fault("both standbys held by an operator", alerts="HoldForgotten NoReplica", for_alerts=True)
 def hold_standbys(cluster, random):
-    standbys, file = others(cluster.primary()), "/run/patroni-agent-check/hold"
-    word = random.choice(["drain", "maint"])
+    standbys, word = others(cluster.primary()), random.choice(["drain", "maint"])
     each = lambda line: [cluster.run(node, line) for node in standbys]
-    lasting(random.length(8), lambda: each(f"echo {word} > {file}"), lambda: each(f"rm {file}"))
+    lasting(random.length(8), lambda: each(f"echo {word} > {HOLD}"), lambda: each(f"rm {HOLD}"))
 
 
 @fault("the primary held for a minute", alerts="HoldForgotten NoPrimary", for_alerts=True)
 def hold_primary_for_long(cluster, random):
-    primary, file = cluster.primary(), "/run/patroni-agent-check/hold"
-    lasting(random.length(8), lambda: cluster.run(primary, f"echo drain > {file}"), lambda: cluster.run(primary, f"rm {file}"))
+    hold(cluster, random)
 
 
 @fault("a server drained by hand, its agent check off", alerts="DrainForgotten PoolAgentSilent", for_alerts=True)

@@ -549,7 +549,7 @@ fn the_advice_fits_the_site() {
         assert!(mistakes(&fronts, true).contains(&(13, rule)), "{rule}");
     }
     assert!(advice(&fronts, "reserve").contains("and in in_rw \"use_backend reserve"));
-    // A fourth node must be wherever the other three are, but for the read pool, which may have fewer.
+    // A fourth node must be wherever the other three are, except in the read pool, which may have fewer.
     let mut four = read(GOOD[0]).replace("nbsrv(agents) lt 3", "nbsrv(agents) lt 4");
     let names_third = |line: &&str| line.contains("pg3") && !line.starts_with('#');
     let third: Vec<_> = four.lines().filter(names_third).map(str::to_owned).collect();
@@ -1363,9 +1363,9 @@ fn metrics_say_what_the_exporter_does_not() {
     let file = folder.path().join("pools.prom");
     let file = file.to_str().expect("UTF-8");
     type Change = fn(&mut Shown);
-    // whether it has no grace period, and whether it is held
+    // whether the agent says that it has no grace period, and that an operator holds the node
     type Says = Option<(u8, u8)>;
-    // with whether the agent's answer counts, and what it says
+    // the change, whether the agent's answer counts, and what it says
     let changes: [(Change, u8, Says); 8] = [
         (|s| s.last = "via agent : up drain (hold: kernel upgrade)", 1, Some((0, 1))),
         (|_| {}, 1, Some((0, 0))),

@@ -721,8 +721,8 @@ pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
                 let nodes =
                     site.pools.iter().map(names).find(|names| names.iter().any(|name| asks(name)));
                 for node in nodes.iter().flatten().filter(|node| !asks(node)) {
-                    let happens = format!("if only {node} can be reached, clients are refused");
-                    let write = format!("add \"srv_is_up({node})\" as it stands for the others");
+                    let happens = format!("if HAProxy reaches only {node}, it refuses clients");
+                    let write = format!("ask \"srv_is_up({node})\" in the same acl, too");
                     found.add(line.place, &format!("{name}: {happens}"), &write);
                 }
             }
