@@ -246,8 +246,9 @@ pub fn connect_from(address: Ipv4Addr) -> Option<TcpStream> {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::empty(), None);
     let socket = socket.expect("a socket");
     bind(&socket, &SocketAddr::from((address, 0))).expect("another address");
-    // an access list drops the packets, and the kernel would try for two minutes
-    set_socket_timeout(&socket, Timeout::Send, Some(Duration::from_secs(2))).expect("a limit");
+    // An access list drops the packets, and the kernel would try for two minutes. Without one, systemd 257 may leave the
+    // backlog full for two seconds, and a SYN that the kernel drops is sent again after one, two or three.
+    set_socket_timeout(&socket, Timeout::Send, Some(Duration::from_secs(10))).expect("a limit");
     connect(&socket, &agent(5555)).ok()?;
     Some(TcpStream::from(socket))
 }
