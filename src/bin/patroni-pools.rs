@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 
 /// The files and variables of haproxy.service. Files on the command line replace the service's files.
 fn service(options: &Options) -> Service {
-    let service = service::service(Path::new("/"));
+    let service = service::read_service(Path::new("/"));
     let own = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     // For the service's own files, the service's variables take precedence over those of the shell.
@@ -73,7 +73,7 @@ fn explain_rules() -> ExitCode {
 }
 
 fn read(service: &Service) -> Result<Configuration, String> {
-    Configuration::read(&service.files, service.environment.clone(), &haproxy::version)
+    Configuration::read(&service.files, service.environment.clone(), &haproxy::ask_version)
 }
 
 fn check(options: &Options, service: &Service) -> ExitCode {
@@ -90,7 +90,7 @@ fn check(options: &Options, service: &Service) -> ExitCode {
     // HAProxy checks the files in parallel.
     let (judged, findings) = thread::scope(|scope| {
         let judge = scope.spawn(|| haproxy::judge(&service.files, &service.environment));
-        let findings = rules::find(&configuration, options.agent, haproxy::version());
+        let findings = rules::find(&configuration, options.agent, haproxy::ask_version());
         (judge.join(), findings)
     });
     let judged = judged.unwrap_or_else(|_| Err("bug in asking HAProxy".to_owned()));

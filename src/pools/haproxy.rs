@@ -29,15 +29,15 @@ const SOCKET: &str = "/run/haproxy/admin.sock";
 const FOLDERS: &str = "/usr/sbin:/usr/local/sbin";
 
 /// The path of HAProxy's program, if it is installed.
-pub fn program() -> Option<PathBuf> {
+pub fn find_program() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(std::env::split_paths(FOLDERS));
     folders.map(|folder| folder.join("haproxy")).find(|file| file.is_file())
 }
 
 /// The version of the installed HAProxy.
-pub fn version() -> Option<Version> {
-    let (_, said) = run(&program()?, ["-v"], &Environment::new(), VERSION).ok()?;
+pub fn ask_version() -> Option<Version> {
+    let (_, said) = run(&find_program()?, ["-v"], &Environment::new(), VERSION).ok()?;
     conditions::version(said.split("version ").nth(1)?)
 }
 
@@ -50,7 +50,7 @@ pub fn judge(
     files: &[PathBuf],
     environment: &Environment,
 ) -> Result<Option<(bool, String)>, String> {
-    let Some(program) = program() else { return Ok(None) };
+    let Some(program) = find_program() else { return Ok(None) };
     // HAProxy accepts a section "program" only in master-worker mode, the mode of haproxy.service.
     let mut arguments = vec!["-W".into(), "-c".into()];
     for file in files {
@@ -119,7 +119,7 @@ fn run(
 }
 
 /// The stats socket: the first one in the configuration that is a file.
-pub fn socket(configuration: &Configuration) -> PathBuf {
+pub fn find_socket(configuration: &Configuration) -> PathBuf {
     let file = configuration.stats_sockets().find(|file| file.starts_with('/'));
     file.unwrap_or(SOCKET).into()
 }

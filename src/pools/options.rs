@@ -119,7 +119,7 @@ pub const OPTIONS: &[Described] = &[
         long: "wait",
         value: "SECONDS",
         commands: &[Command::Status, Command::SaveStates],
-        meaning: "look again, for at most so long, until all is well (status; default 0) or until no client waits for a server in a switchover (save-states; default 5)",
+        meaning: "keep looking for at most this long, until all is well (status; default 0) or until no client waits for a server in a switchover (save-states; default 5)",
     },
     Described {
         short: None,

@@ -1,6 +1,7 @@
 //! Finds the pools of a configuration, with their servers and `default-server` words, and what HAProxy's own check and
 //! the agent check ask. Knows HAProxy's keywords for checks; knows nothing of mistakes.
 
+use crate::haproxy::question::HOLD;
 use crate::patroni::check::{self, Check};
 use crate::pools::configuration::{Configuration, Kind, Line, Place, Section};
 use std::collections::HashMap;
@@ -12,8 +13,8 @@ pub const NO_ROLE: &[&str] =
 /// Patroni's paths that other services have as well.
 const ANYBODYS: &[&str] =
     &["", "health", "readiness", "liveness", "metrics", "config", "history", "cluster"];
-/// The usual ports of PostgreSQL and of PgBouncer.
-pub const POSTGRESQL: [u16; 2] = [5432, POOLER];
+/// The default port of PostgreSQL.
+pub const POSTGRESQL: u16 = 5432;
 /// The usual port of PgBouncer.
 pub const POOLER: u16 = 6432;
 /// The agent's default port.
@@ -166,6 +167,12 @@ impl Server {
         self.get("agent-send").filter(|_| self.has("agent-check"))
     }
 
+    /// Whether HAProxy asks the server's agent only for an operator's hold.
+    pub fn asks_hold(&self) -> bool {
+        // In single quotes \n is no newline, but the administrator meant one.
+        self.agent_send().is_some_and(|sent| sent.trim().trim_end_matches("\\n") == HOLD)
+    }
+
     /// The address at which HAProxy asks the server's agent.
     pub fn agent_host(&self) -> &str {
         self.get("agent-addr").or(self.get("addr")).unwrap_or(&self.host)
@@ -226,7 +233,7 @@ impl<'a> Pool<'a> {
         let patronis = |server: &Server| {
             let sent = server.agent_send().and_then(|sent| sent.split_whitespace().next());
             let sent = sent.is_some_and(|sent| sent.parse::<Check>().is_ok());
-            let port = server.port.is_some_and(|port| POSTGRESQL.contains(&port));
+            let port = server.port.is_some_and(is_postgresql_port);
             sent || port || self.own_question(server).is_some()
         };
         let ours = |server: &Server| {
@@ -338,7 +345,7 @@ impl<'a> Pool<'a> {
     pub fn is_rest_api(&self) -> bool {
         let rest = |server: &Server| {
             let asked = self.check_port(server).filter(|_| self.own_question(server).is_some());
-            asked.is_some() && asked == server.port && !POSTGRESQL.contains(&asked.unwrap_or(0))
+            asked.is_some() && asked == server.port && !asked.is_some_and(is_postgresql_port)
         };
         self.nodes().count() > 0 && self.nodes().all(rest)
     }
@@ -412,6 +419,47 @@ impl<'a> Pool<'a> {
         }
         all
     }
+
+    /// The reserves that the pool reveals: the pool that gets its clients while it has no server UP, and the pool itself
+    /// if it asks agents only for an operator's hold.
+    pub fn reserves(&self, configuration: &'a Configuration) -> Vec<&'a str> {
+        let mut reserves = Vec::new();
+        if self.servers.iter().any(Server::asks_hold) {
+            reserves.push(self.name());
+        }
+        let here = format!("nbsrv({})", self.name());
+        for section in self.entrances() {
+            let lines = configuration.lines(section);
+            // Few pools have a reserve, and a frontend may lead to hundreds of pools.
+            if !lines.iter().any(|line| line.words.contains(&here)) {
+                continue;
+            }
+            for line in lines.iter().filter(|line| line.word(0) == "use_backend") {
+                let condition = condition(&lines, line);
+                let there = format!("nbsrv({})", line.word(1));
+                if line.word(1) != self.name()
+                    && condition.contains(&here)
+                    && condition.contains(&there)
+                {
+                    reserves.push(line.word(1));
+                }
+            }
+        }
+        reserves
+    }
+}
+
+/// The condition of a line, followed by the text of each acl that it names.
+pub fn condition(lines: &[&Line], line: &Line) -> String {
+    let mut condition = line.from(2);
+    for word in &line.words {
+        let name = word.trim_start_matches('!');
+        for acl in lines.iter().filter(|other| other.begins(&["acl", name])) {
+            condition += " ";
+            condition += &acl.from(2);
+        }
+    }
+    condition
 }
 
 /// Whether a line accepts an answer with this status. None if the line does not look at the status.
@@ -518,8 +566,8 @@ fn leads(line: &Line) -> bool {
     matches!(line.word(0), "default_backend" | "use_backend")
 }
 
-/// Whether this is a usual port of PostgreSQL or of PgBouncer.
-fn is_postgresql_port(port: u16) -> bool {
+/// Whether this is a usual port of PostgreSQL or of PgBouncer. Debian's second cluster gets port 5433, and so on.
+pub fn is_postgresql_port(port: u16) -> bool {
     matches!(port, 5430..=5439 | POOLER)
 }
 

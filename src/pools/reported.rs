@@ -86,7 +86,7 @@ impl Shown {
 
 /// Reads the answer of "show stat ... typed" in HAProxy's order. Each line is
 /// `S.<proxy>.<server>.<field>.<name>.<process>:<tags>:<type>:<value>`.
-pub fn shown(answer: &str) -> Vec<(Name, Shown)> {
+pub fn parse_stat(answer: &str) -> Vec<(Name, Shown)> {
     let mut rows: BTreeMap<(u64, u64), HashMap<String, String>> = BTreeMap::new();
     for line in answer.lines() {
         let mut parts = line.splitn(4, ':');
@@ -104,7 +104,7 @@ pub fn shown(answer: &str) -> Vec<(Name, Shown)> {
 }
 
 /// Reads the answer of "show servers state".
-pub fn states(answer: &str) -> HashMap<Name, State> {
+pub fn parse_states(answer: &str) -> HashMap<Name, State> {
     let mut states = HashMap::new();
     for line in answer.lines().filter(|line| !line.starts_with('#')) {
         let columns: Vec<_> = line.split(' ').collect();

@@ -25,7 +25,7 @@ pub struct Service {
 }
 
 /// Reads the unit below `root`, which is `/` except in tests.
-pub fn service(root: &Path) -> Service {
+pub fn read_service(root: &Path) -> Service {
     let mut text = String::new();
     for folder in UNITS {
         text = read(&root.join(folder).join("haproxy.service"));
@@ -143,7 +143,7 @@ mod tests {
     fn debian_and_rhel() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path();
-        assert_eq!(service(root).files, [Path::new(ALONE)]);
+        assert_eq!(read_service(root).files, [Path::new(ALONE)]);
         put(
             root,
             "lib/systemd/system/haproxy.service",
@@ -151,13 +151,13 @@ mod tests {
              \"PIDFILE=/run/haproxy.pid\" \"EXTRAOPTS=-S /run/haproxy-master.sock\"\n\
              ExecStart=/usr/sbin/haproxy -Ws -f $CONFIG -p $PIDFILE $EXTRAOPTS\n",
         );
-        assert_eq!(service(root).files, [Path::new(ALONE)]);
+        assert_eq!(read_service(root).files, [Path::new(ALONE)]);
         put(
             root,
             "etc/default/haproxy",
             "# x\n#CONFIG=\"/a\"\nEXTRAOPTS=\"-f /etc/haproxy/pools\"\nPG1=10.0.0.1\n",
         );
-        let debian = service(root);
+        let debian = read_service(root);
         assert_eq!(debian.files, [ALONE, "/etc/haproxy/pools"].map(PathBuf::from));
         assert_eq!(debian.environment["PG1"], "10.0.0.1");
         put(
@@ -167,7 +167,7 @@ mod tests {
              EnvironmentFile=/etc/sysconfig/haproxy\n\
              ExecStart=/usr/sbin/haproxy -Ws -f $CONFIG -f $CFGDIR -p $PIDFILE $OPTIONS\n",
         );
-        assert_eq!(service(root).files, [ALONE, "/etc/haproxy/conf.d"].map(PathBuf::from));
+        assert_eq!(read_service(root).files, [ALONE, "/etc/haproxy/conf.d"].map(PathBuf::from));
         put(root, "etc/sysconfig/haproxy", "OPTIONS=-f '/etc/haproxy/more.cfg'\n");
         put(
             root,
@@ -175,7 +175,7 @@ mod tests {
             "[Service]\nEnvironment=CFGDIR=/etc/other\n",
         );
         assert_eq!(
-            service(root).files,
+            read_service(root).files,
             [ALONE, "/etc/other", "/etc/haproxy/more.cfg"].map(PathBuf::from)
         );
     }

@@ -3,7 +3,6 @@
 //! not understand stay as HAProxy reported them, and no failure here stops a reload.
 
 use crate::file;
-use crate::haproxy::question::HOLD;
 use crate::pools::configuration::Configuration;
 use crate::pools::haproxy;
 use crate::pools::pool::{Pool, Server};
@@ -33,12 +32,13 @@ const NAMED: usize = 5;
 /// Saves the states as soon as no client waits for a server, or after `wait`. Returns the messages for the operator.
 pub fn save(service: &Service, socket: Option<&Path>, wait: Duration) -> Vec<String> {
     let mut said = Vec::new();
-    let read = Configuration::read(&service.files, service.environment.clone(), &haproxy::version);
+    let read =
+        Configuration::read(&service.files, service.environment.clone(), &haproxy::ask_version);
     let configuration = read.map_err(|error| said.push(error)).ok();
     let file = match configuration.as_ref().map_or(Some(STATES.into()), state_file) {
         Some(file) => file,
         None => {
-            said.push("the states of HAProxy's servers were not saved: there is no server-state-file in global".to_owned());
+            said.push("the states of HAProxy's servers were not saved: there is no server-state-file in global; write \"server-state-file /run/haproxy-state/servers\" there".to_owned());
             return said;
         }
     };
@@ -50,11 +50,11 @@ pub fn save(service: &Service, socket: Option<&Path>, wait: Duration) -> Vec<Str
             said.push(format!("{name}: it loads a file of its own, which is not written; write \"load-server-state-from-file global\""));
         }
     }
-    let found = configuration.as_ref().map(haproxy::socket);
+    let found = configuration.as_ref().map(haproxy::find_socket);
     let socket = socket
         .map(Path::to_owned)
         .or(found)
-        .unwrap_or_else(|| haproxy::socket(&Configuration::default()));
+        .unwrap_or_else(|| haproxy::find_socket(&Configuration::default()));
     let answer = wait_for_clients(&socket, &pools, wait).and_then(|()| report(&socket));
     if let Err(error) = write(answer, &file, configuration.as_ref(), &mut said) {
         said.push(format!("the states of HAProxy's servers were not saved, so the reload uses those that were saved last: {error}"));
@@ -77,7 +77,7 @@ fn wait_for_clients(socket: &Path, pools: &[Pool], wait: Duration) -> Result<(),
 
 /// Whether a pool with a waiting room has no server UP, and clients that are on no server.
 fn clients_wait(pools: &[Pool], answer: &str) -> bool {
-    let rows = reported::shown(answer);
+    let rows = reported::parse_stat(answer);
     pools.iter().filter(|pool| pool.waiting_rooms() > 0).any(|pool| {
         let find =
             |name: &str| rows.iter().find(|((of, named), _)| of == pool.name() && named == name);
@@ -132,7 +132,7 @@ fn write(
             Err(_) => return Err(error),
         },
     };
-    replace(file, &adapted(&answer, configuration, said)).map_err(failed)?;
+    replace(file, &adapt_states(&answer, configuration, said)).map_err(failed)?;
     error.map_or(Ok(()), Err)
 }
 
@@ -160,7 +160,7 @@ pub fn replace(file: &Path, text: &str) -> io::Result<()> {
 }
 
 /// Adapts the reported states to what the new process needs.
-pub fn adapted(
+pub fn adapt_states(
     reported: &str,
     configuration: Option<&Configuration>,
     said: &mut Vec<String>,
@@ -185,7 +185,7 @@ pub fn adapted(
             Some(server) if server.unknown => unknown.push(name),
             Some(_) => {}
         }
-        if let Some(row) = row(&columns, server) {
+        if let Some(row) = adapt_row(&columns, server) {
             states += &row;
             states.push('\n');
         }
@@ -205,12 +205,8 @@ pub fn adapted(
     states
 }
 
-fn asks_for_the_hold(server: &Server) -> bool {
-    server.agent_send().is_some_and(|sent| sent.trim() == HOLD)
-}
-
 /// A server's row. None if its configuration has no port, so that the server starts without a state.
-fn row(columns: &[&str], server: Option<&Server>) -> Option<String> {
+fn adapt_row(columns: &[&str], server: Option<&Server>) -> Option<String> {
     let number = |at: usize| columns[at].parse::<u32>().unwrap_or(0);
     let (down, mut administrative, asked) = (columns[5] == "0", number(6), number(14) & ASKED != 0);
     let agent = server.map_or(asked, |server| server.has("agent-check"));
@@ -218,7 +214,7 @@ fn row(columns: &[&str], server: Option<&Server>) -> Option<String> {
         // HAProxy's state does not hold the agent's answer. A server that its agent marked DOWN would be UP after the
         // reload until the agent answers again or, with "disabled", until HAProxy's own check has failed. The reserve
         // is exempt: its agents only report an operator's hold, and may be silent.
-        if down && !server.is_some_and(asks_for_the_hold) {
+        if down && !server.is_some_and(Server::asks_hold) {
             administrative |= FORCED;
         }
         // HAProxy drops a server's state if "disabled" was added to the server or removed from it. In a pool with the

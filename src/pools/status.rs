@@ -62,7 +62,7 @@ pub fn see(
     wait: Duration,
     asks_patronis: bool,
 ) -> Result<Seen, String> {
-    let socket = socket.map_or_else(|| haproxy::socket(configuration), Path::to_owned);
+    let socket = socket.map_or_else(|| haproxy::find_socket(configuration), Path::to_owned);
     let pools = Pool::all(configuration);
     let began = Instant::now();
     loop {
@@ -182,8 +182,8 @@ impl Looked {
 
 /// Looks at HAProxy once.
 fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<Seen, String> {
-    let shown = reported::shown(&haproxy::ask(socket, "show stat -1 4 -1 typed")?);
-    let states = reported::states(&haproxy::ask(socket, "show servers state")?);
+    let shown = reported::parse_stat(&haproxy::ask(socket, "show stat -1 4 -1 typed")?);
+    let states = reported::parse_states(&haproxy::ask(socket, "show servers state")?);
     let info = haproxy::ask(socket, "show info")?;
     if states.is_empty() && shown.is_empty() {
         let socket = socket.display();
@@ -214,7 +214,7 @@ fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<
             None => pools.is_empty() && state.agent & THERE != 0,
         };
         if counts {
-            let wrong = wrong(&shown, &state, server_meant, meant.is_some());
+            let wrong = find_problems(&shown, &state, server_meant, meant.is_some());
             seen.servers.push(Looked {
                 name: format!("{pool}/{server}"),
                 shown,
@@ -225,7 +225,8 @@ fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<
         }
     }
     for pool in &asking {
-        seen.wrong.extend(wrong_with_pool(pool, &seen.servers));
+        let reserves = pool.reserves(configuration);
+        seen.wrong.extend(find_problems_of_pool(pool, &reserves, &seen.servers));
     }
     if seen.servers.is_empty() {
         seen.wrong.push("HAProxy has no server that asks Patroni".to_owned());
@@ -257,7 +258,7 @@ fn newer_than(started: Option<u64>, configuration: &Configuration) -> Option<&st
 }
 
 /// The problems of a server.
-fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> Vec<String> {
+fn find_problems(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> Vec<String> {
     let mut wrong = Vec::new();
     let reload = "has HAProxy been reloaded since the file was changed?";
     let agent_there = state.agent & THERE != 0;
@@ -266,7 +267,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
             wrong.push("it is not in the configuration, so the next reload forgets it".to_owned())
         }
         Some(meant) if meant.has("agent-check") && !agent_there => {
-            wrong.push(format!("HAProxy knows no agent of it; {reload}"))
+            wrong.push(format!("HAProxy has no agent check for it; {reload}"))
         }
         Some(meant) if !meant.has("agent-check") && agent_there => wrong
             .push(format!("HAProxy asks an agent that the configuration does not name; {reload}")),
@@ -313,8 +314,9 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
         "DOWN (agent)" => wrong.push(format!("it is DOWN, as its agent says: {last}")),
         // Without an agent, a healthy node is DOWN if its role does not match.
         _ if status.starts_with("DOWN") && !agent_there && check == "L7STS" => {}
-        _ if status.starts_with("DOWN") && check.ends_with("OK") => wrong
-            .push(format!("it is {status}: HAProxy's own check passes, and must pass more often")),
+        _ if status.starts_with("DOWN") && check.ends_with("OK") => wrong.push(format!(
+            "it is {status}: HAProxy's own check passes, but not often enough yet (rise)"
+        )),
         _ if status.starts_with("DOWN") => wrong.push(format!(
             "it is DOWN, as HAProxy's own check says ({check}): {}",
             shown.get("last_chk")
@@ -353,7 +355,7 @@ fn wrong(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> V
 }
 
 /// The problems of a pool: servers that HAProxy does not have, no server UP, or two servers UP for writes.
-fn wrong_with_pool(pool: &Pool, servers: &[Looked]) -> Vec<String> {
+fn find_problems_of_pool(pool: &Pool, reserves: &[&str], servers: &[Looked]) -> Vec<String> {
     let name = pool.name();
     let find = |server: &Server| {
         servers.iter().find(|looked| looked.name == format!("{name}/{}", server.name))
@@ -371,9 +373,20 @@ fn wrong_with_pool(pool: &Pool, servers: &[Looked]) -> Vec<String> {
         ));
     }
     let up = pool.nodes().filter_map(find).filter(|looked| looked.shown.is_up()).count();
-    // In a reserve, HAProxy shows nodes that do not match as NOLB.
     if up == 0 && missing.len() < pool.nodes().count() {
-        wrong.push(format!("{name}: no server is UP"));
+        // In a reserve, HAProxy shows nodes that do not match as NOLB. A reserve with two servers UP gets no clients.
+        let of_reserve = |looked: &&Looked| {
+            let (other, _) = looked.name.split_once('/').unwrap_or_default();
+            looked.shown.is_up() && other != name && reserves.contains(&other)
+        };
+        let mut there = servers.iter().filter(of_reserve);
+        wrong.push(match (there.next(), there.next()) {
+            (Some(one), None) => {
+                let one = &one.name;
+                format!("{name}: no server is UP; if an agent is silent, clients go to {one}")
+            }
+            _ => format!("{name}: no server is UP"),
+        });
     }
     if up > 1 && pool.purpose() == Some(Purpose::Write) {
         wrong.push(format!("{name}: {up} servers are UP, and only one can take writes"));

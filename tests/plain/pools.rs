@@ -138,6 +138,8 @@ fn each_mistake_is_found_at_its_line() {
         ("timeout server 30m", "timeout server 30m\n timeout tunnel 1m", &[11], "short-timeout"),
         (one, "server db-b 10.0.0.2:5432", &[19], "unchecked-server"),
         (one, "server db-b 10.0.0.2:5432 check", &[19], "asks-postgresql"),
+        // the port of Debian's second cluster
+        (one, "server db-b 10.0.0.2:5433 check", &[19], "asks-postgresql"),
     ] {
         let changed = SITE.replacen(old, new, 1);
         assert_ne!(changed, SITE, "{old}");
@@ -201,6 +203,16 @@ fn each_mistake_is_found_at_its_line() {
     let follows =
         format!("{SITE}\nlisten bouncers\n server db-a 10.0.0.1:6432 track pgcluster_rw/db-a\n");
     assert_eq!(mistakes(&follows, false), [(31, "sessions-kept"), (32, "pooler-unchecked")].into());
+    // the longest line that an agent reads
+    for (length, too_long) in [(256, false), (257, true)] {
+        let sent = format!("replica?tag_a={:b>1$}", "", length - "replica?tag_a=".len());
+        let pool = format!(
+            "listen ro\n option httpchk OPTIONS /{sent}\n server a b:5432 check port 8008 agent-check agent-port 5555 agent-send \"{sent}\\n\"\n"
+        );
+        let found = rules::find(&parse(&pool), false, None);
+        let said = found.iter().any(|found| found.text.contains("more than 256 bytes"));
+        assert_eq!(said, too_long, "{length}");
+    }
     // a pool of standbys needs no Patroni
     let standbys = "listen pg_replicas\n server a b:5432 check\n server c d:5432 check\n";
     assert_eq!(mistakes(standbys, false), BTreeSet::new());
@@ -950,7 +962,7 @@ fn known_report() -> String {
 /// The states that `save-states` makes of a report, and its notes.
 fn adapt_report(report: &str, configuration: &str) -> (String, Vec<String>) {
     let mut said = Vec::new();
-    let states = states::adapted(report, Some(&parse(configuration)), &mut said);
+    let states = states::adapt_states(report, Some(&parse(configuration)), &mut said);
     (states, said)
 }
 
@@ -1043,7 +1055,7 @@ fn what_is_not_understood_stays_as_it_was_reported() {
     }
     // without a configuration, all rows stay
     let mut said = Vec::new();
-    assert_eq!(states::adapted(&row(pg1), None, &mut said), row(pg1));
+    assert_eq!(states::adapt_states(&row(pg1), None, &mut said), row(pg1));
 }
 
 /// Any report of HAProxy is adapted without a panic.
@@ -1059,7 +1071,7 @@ fn no_report_makes_it_panic() {
             _ => changed.truncate(at),
         }
         let changed: String = changed.into_iter().collect();
-        states::adapted(&changed, Some(&configuration), &mut Vec::new());
+        states::adapt_states(&changed, Some(&configuration), &mut Vec::new());
     }
 }
 
@@ -1241,7 +1253,8 @@ fn status(servers: Vec<Shown>, info: &'static str, arguments: &[&str]) -> (Optio
         let _ = stream.write_all(answer(command, &servers, info).as_bytes());
     });
     let site = "listen rw\n option httpchk OPTIONS /primary\n default-server check port 1 agent-check agent-port 5555 agent-send \"primary\\n\" disabled\n \
-        server a 127.0.0.1:5432\n server b 127.0.0.1:5432\n server w 127.0.0.1 backup no-check no-agent-check\n\
+        server a 127.0.0.1:5432\n server b 127.0.0.1:5432\n server w 127.0.0.1 backup no-check no-agent-check\n use_backend spare if { nbsrv(rw) eq 1 } { nbsrv(spare) eq 1 }\n\
+        backend spare\n option httpchk OPTIONS /primary\n server a 127.0.0.1:5432 check port 1\n\
         listen ro\n option httpchk OPTIONS /replica\n server a 127.0.0.1:5432 check port 1\n server b 127.0.0.1:5432 check port 1\n\
         listen web\n server x 127.0.0.1:80\n";
     fs::write(
@@ -1274,7 +1287,8 @@ fn site(change: impl Fn(&mut Shown)) -> Vec<Shown> {
             ..UP
         },
         Shown { name: "a", status: "DOWN", check: "L7STS", administrative: 0, ..plain.clone() },
-        Shown { name: "b", ..plain },
+        Shown { name: "b", ..plain.clone() },
+        Shown { pool: "spare", ..plain },
         Shown { pool: "web", name: "x", status: "DOWN", check: "L4CON", agent_state: 0, ..UP },
     ];
     site.iter_mut().for_each(change);
@@ -1284,10 +1298,10 @@ fn site(change: impl Fn(&mut Shown)) -> Vec<Shown> {
 #[test]
 fn status_says_what_is_wrong() {
     let (code, said) = status(site(|_| {}), "Stopping: 0", &[]);
-    assert_eq!((code, said.lines().count()), (Some(0), 4), "{said}");
+    assert_eq!((code, said.lines().count()), (Some(0), 5), "{said}");
     let (_, asking) = status(site(|s| s.last = ""), "Stopping: 0", &[]);
-    assert!(asking.starts_with("rw/a  UP     agent L7OK, check L7OK, "), "{asking}");
-    assert!(said.starts_with("rw/a  UP     agent L7OK: up (primary, running), check L7OK, weight 1, sessions 7, Patroni: no answer"), "{said}");
+    assert!(asking.starts_with("rw/a     UP     agent L7OK, check L7OK, "), "{asking}");
+    assert!(said.starts_with("rw/a     UP     agent L7OK: up (primary, running), check L7OK, weight 1, sessions 7, Patroni: no answer"), "{said}");
     // the file has just been written, and a HAProxy that started before has not read it
     for (info, well) in [
         ("Uptime_sec: 0", true),
@@ -1301,16 +1315,16 @@ fn status_says_what_is_wrong() {
         assert_eq!(said.contains("haproxy.cfg has been changed since"), !well, "{info}: {said}");
     }
     let (code, said) = status(site(|_| {}), "Stopping: 0", &["--quiet"]);
-    assert_eq!((code, &*said), (Some(0), "OK: 4 servers that ask Patroni\n"));
+    assert_eq!((code, &*said), (Some(0), "OK: 5 servers that ask Patroni\n"));
     type Change = fn(&mut Shown);
-    let changes: [(&str, Change, &str); 20] = [
+    let changes: [(&str, Change, &str); 22] = [
         (
             "rw/a",
             |s| s.last = "via agent : up ready (primary; no grace period: x)",
             "its agent has no grace period",
         ),
         ("rw/a", |s| (s.status, s.check) = ("UP 1/3", "* L7OK"), "has not asked again yet"),
-        ("ro/b", |s| (s.status, s.check) = ("DOWN 1/2", "L7OK"), "must pass more often"),
+        ("ro/b", |s| (s.status, s.check) = ("DOWN 1/2", "L7OK"), "not often enough yet"),
         ("rw/a", |s| s.agent = "* L4CON", "its agent does not answer (L4CON) on port 5555"),
         ("rw/b", |s| s.agent = "L4TOUT", "its agent does not answer"),
         ("rw/b", |s| (s.agent, s.last) = ("INI", ""), "not been asked yet"),
@@ -1326,11 +1340,17 @@ fn status_says_what_is_wrong() {
         ),
         ("rw/a", |s| (s.status, s.check) = ("DOWN", "L7TOUT"), "own check says (L7TOUT): a:b?[31m"),
         ("rw/a", |s| (s.status, s.check) = ("UP 1/3", "L4CON"), "own check fails (L4CON)"),
-        ("ro/b", |s| (s.status, s.check) = ("DOWN", "L4CON"), "ro: no server is UP"),
+        ("ro/b", |s| (s.status, s.check) = ("DOWN", "L4CON"), "ro: no server is UP\n"),
+        (
+            "rw/a",
+            |s| (s.status, s.administrative) = ("MAINT", 5),
+            "rw: no server is UP; if an agent is silent, clients go to spare/a\n",
+        ),
+        ("spare/a", |s| s.status = "NOLB", "spare: no server is UP\n"),
         ("rw/b", |s| s.status = "UP", "rw: 2 servers are UP"),
         ("rw/a", |s| s.weight = 0, "weight is 0"),
         ("rw/a", |s| s.agent_state = 18, "turned off its agent check"),
-        ("rw/a", |s| s.agent_state = 0, "knows no agent"),
+        ("rw/a", |s| s.agent_state = 0, "has no agent check for it"),
         ("rw/a", |s| s.agent_port = 5554, "on port 5554"),
         ("rw/a", |s| s.port = 6432, "clients to port 6432, and the configuration says 5432"),
         ("rw/a", |s| (s.check, s.check_state) = ("", 2), "turned off HAProxy's own check"),
@@ -1349,6 +1369,14 @@ fn status_says_what_is_wrong() {
             "{server} {wanted}: {said}"
         );
     }
+    // a reserve without a server UP serves nobody
+    let neither = site(|s| {
+        if s.name == "a" {
+            (s.status, s.administrative) = ("MAINT", 5);
+        }
+    });
+    let (_, said) = status(neither, "Stopping: 0", &[]);
+    assert!(said.contains("WRONG: rw: no server is UP\n"), "{said}");
     let (code, said) = status(site(|_| {}), "Stopping: 1", &["--quiet"]);
     assert!(
         code == Some(1) && said.lines().count() == 1 && said.contains("replaced by a reload"),
@@ -1463,7 +1491,7 @@ fn each_patroni_is_asked_once() {
     let port = patroni.address.port();
     let (code, said) = status(site(|shown| shown.patroni = port), "", &[]);
     assert_eq!(code, Some(0));
-    assert_eq!(said.matches("Patroni: primary, run?[31mning").count(), 4, "{said}");
+    assert_eq!(said.matches("Patroni: primary, run?[31mning").count(), 5, "{said}");
     assert_eq!(patroni.requests().len(), 1);
     assert!(patroni.requests()[0].starts_with("GET /patroni HTTP/1.1\r\n"));
 }

@@ -2,9 +2,10 @@
 //! refuse clients while no server is UP.
 
 use super::{
-    Found, INTER, Site, agents_port, condition, full, has_node, is_for_writes, is_same_node,
-    seconds, time, twin,
+    Found, INTER, Site, agents_port, full, has_node, is_for_writes, is_same_node, seconds, time,
+    twin,
 };
+use crate::haproxy::connection::LINE_LIMIT;
 use crate::haproxy::question::HOLD;
 use crate::patroni::check::Check;
 use crate::pools::configuration::Line;
@@ -12,8 +13,6 @@ use crate::pools::pool::{self, AGENT, POSTGRESQL, Pool, Purpose, Server, Setting
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-/// The maximum length of a line that an agent reads.
-const AGENT_SEND: usize = 256;
 /// The agent's default `--timeout`.
 const AGENT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// The maximum `agent-inter` with which HAProxy asks the old primary before Patroni promotes the new one.
@@ -137,7 +136,7 @@ pub(super) fn own_check_differs(site: &Site, found: &mut Found) {
         {
             let sent = server.agent_send().and_then(|sent| sent.split_whitespace().next());
             let (happens, write) = match (pool.own_question(server), sent) {
-                (_, Some("hold")) => continue,
+                _ if server.asks_hold() => continue,
                 (None, sent) => {
                     let asked = sent
                         .map(|sent| sent.split('\\').next().unwrap_or_default())
@@ -172,7 +171,7 @@ pub(super) fn agent_send(site: &Site, found: &mut Found) {
             let Some(sent) = server.agent_send() else {
                 if lacking {
                     let happens = format!(
-                        "{}: HAProxy sends this agent no question, other than to those beside it",
+                        "{}: HAProxy sends this agent no question, and the others of the pool get one",
                         full(pool, server)
                     );
                     found.add(server.place, &happens, &write);
@@ -194,8 +193,8 @@ pub(super) fn agent_send(site: &Site, found: &mut Found) {
                 () if !sent.ends_with('\n') => {
                     "the line has no \\n at its end, so the agent waits for the rest".to_owned()
                 }
-                () if sent.len() > AGENT_SEND => {
-                    format!("the line has more than {AGENT_SEND} bytes")
+                () if words.len() > LINE_LIMIT => {
+                    format!("the line has more than {LINE_LIMIT} bytes")
                 }
                 () => match understood(words) {
                     Ok(()) => continue,
@@ -211,7 +210,7 @@ pub(super) fn agent_send(site: &Site, found: &mut Found) {
 fn understood(words: &str) -> Result<(), String> {
     let mut words = words.split(' ');
     let check = words.next().unwrap_or_default();
-    if check != "hold" {
+    if check != HOLD {
         check.parse::<Check>()?;
     }
     match (words.next(), words.next()) {
@@ -267,7 +266,7 @@ pub(super) fn agent_port(site: &Site, found: &mut Found) {
         }
         for (watch, server) in watched.iter().filter(|_| alone && !is_watched(right)) {
             let happens = format!(
-                "{}: the pools ask this agent on {right}, so it is not theirs that is watched",
+                "{}: the pools ask this agent on port {right}, and this backend watches another port",
                 full(watch, server)
             );
             let right = match server.get("port") {
@@ -286,7 +285,7 @@ fn two_nodes_with_one_agent(site: &Site, found: &mut Found) {
     for pool in site.pools {
         for server in pool.nodes().filter(|server| pool.own_question(server).is_some()) {
             let patroni = pool.patroni_port(server);
-            let patroni = patroni.filter(|port| *port != 0 && !POSTGRESQL.contains(port));
+            let patroni = patroni.filter(|port| *port != 0 && !pool::is_postgresql_port(*port));
             let (Some(port), Some(patroni)) = (agents_port(server), patroni) else { continue };
             let agent = (server.agent_host(), port);
             let (first, asked) = *patronis.entry(agent).or_insert((pool.name(), patroni));
@@ -564,7 +563,9 @@ fn clients_let_in(lines: &[&Line], line: &Line) -> Option<u32> {
     let number = |text: &str| text.split(' ').find_map(|word| word.parse().ok()).unwrap_or(ROOM);
     match (line.word(0), line.word(2)) {
         ("maxconn", _) => Some(number(line.word(1))),
-        ("tcp-request", "reject") => Some(number(condition(lines, line).split_once("fe_conn")?.1)),
+        ("tcp-request", "reject") => {
+            Some(number(pool::condition(lines, line).split_once("fe_conn")?.1))
+        }
         _ => None,
     }
 }
@@ -698,7 +699,7 @@ pub(super) fn nobody_reached(site: &Site, found: &mut Found) {
         let reject = lines
             .iter()
             .filter(|line| line.begins(&["tcp-request", "connection", "reject"]))
-            .map(|line| (line, condition(&lines, line)))
+            .map(|line| (line, pool::condition(&lines, line)))
             .find(|(_, said)| said.contains(&asked));
         let reached = "with an acl \"reached\" of srv_is_up for each server of the reserve";
         match reject {
@@ -766,8 +767,7 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
                 let happens = format!("{}: {happens}", full(reserve, server));
                 found.add(server.place, &happens, "write \"enabled\"");
             }
-            let sent = server.agent_send().map(|sent| sent.trim().trim_end_matches("\\n"));
-            if sent != Some("hold") {
+            if !server.asks_hold() {
                 let happens = "a node that an operator has taken out gets writes here";
                 let write = "add agent-check agent-send \"hold\\n\"";
                 found.add(server.place, &format!("{}: {happens}", full(reserve, server)), write);
@@ -781,7 +781,7 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
         let missing = pool.nodes().filter(|server| !has_node(reserve, server));
         for server in missing.filter(|_| strange.is_none()) {
             let happens = format!("{}: it is not in {}", full(pool, server), reserve.name());
-            let port = server.port.unwrap_or(POSTGRESQL[0]);
+            let port = server.port.unwrap_or(POSTGRESQL);
             let write = format!("write \"server {} {}:{port}\" there", server.name, server.host);
             found.add(server.place, &happens, &write);
         }
@@ -875,7 +875,7 @@ fn conditions_of_reserve(site: &Site, pool: &Pool, reserve: &Pool, line: &Line, 
             "the reserve is used although all agents answer, or not although one is silent",
         ));
     }
-    let said = condition(&site.entrance_lines(pool), line);
+    let said = pool::condition(&site.entrance_lines(pool), line);
     let opposite =
         |word: &String| matches!(word.as_str(), "unless" | "or" | "||") || word.starts_with('!');
     if line.words.iter().any(opposite) {

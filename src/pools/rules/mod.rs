@@ -3,7 +3,7 @@
 
 use crate::pools::conditions::Version;
 use crate::pools::configuration::{Configuration, Kind, Line, Place, Section};
-use crate::pools::pool::{self, AGENT, PATRONI, POSTGRESQL, Pool, Purpose, Server};
+use crate::pools::pool::{self, AGENT, PATRONI, Pool, Purpose, Server};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -297,7 +297,7 @@ pub fn find(configuration: &Configuration, agent: bool, haproxy: Option<Version>
     let tracked: HashSet<_> =
         all.iter().flat_map(|pool| &pool.servers).filter_map(Server::follows).collect();
     let watches = all.iter().filter(|pool| pool.watches_agents()).collect();
-    let reserves = all.iter().flat_map(|pool| reserves(configuration, pool)).collect();
+    let reserves = all.iter().flat_map(|pool| pool.reserves(configuration)).collect();
     let pools: Vec<_> = all
         .iter()
         .filter(|pool| !pool.watches_agents() && !pool.foreign)
@@ -307,7 +307,9 @@ pub fn find(configuration: &Configuration, agent: bool, haproxy: Option<Version>
     let mut apis = HashMap::new();
     for pool in &pools {
         for server in pool.nodes().filter(|server| pool.own_question(server).is_some()) {
-            if let Some(port) = pool.patroni_port(server).filter(|p| !POSTGRESQL.contains(p)) {
+            if let Some(port) =
+                pool.patroni_port(server).filter(|port| !pool::is_postgresql_port(*port))
+            {
                 apis.entry((&*server.host, server.port)).or_insert(port);
             }
         }
@@ -339,48 +341,6 @@ fn same_section(configuration: &Configuration, finding: &Finding) -> bool {
     section.is_some_and(|section| section.kind != Kind::Defaults)
 }
 
-/// The reserves that a pool reveals: the pool that gets its clients while it has no server UP, and the pool itself if
-/// it asks agents only for an operator's hold.
-fn reserves<'a>(configuration: &'a Configuration, pool: &Pool<'a>) -> Vec<&'a str> {
-    let hold = |server: &Server| server.agent_send().is_some_and(|sent| sent.trim() == "hold");
-    let mut reserves = Vec::new();
-    if pool.servers.iter().any(hold) {
-        reserves.push(pool.name());
-    }
-    let here = format!("nbsrv({})", pool.name());
-    for section in pool.entrances() {
-        let lines = configuration.lines(section);
-        // Few pools have a reserve, and a frontend may lead to hundreds of pools.
-        if !lines.iter().any(|line| line.words.contains(&here)) {
-            continue;
-        }
-        for line in lines.iter().filter(|line| line.word(0) == "use_backend") {
-            let condition = condition(&lines, line);
-            let there = format!("nbsrv({})", line.word(1));
-            if line.word(1) != pool.name()
-                && condition.contains(&here)
-                && condition.contains(&there)
-            {
-                reserves.push(line.word(1));
-            }
-        }
-    }
-    reserves
-}
-
-/// The condition of a line, followed by the text of each acl that it names.
-fn condition(lines: &[&Line], line: &Line) -> String {
-    let mut condition = line.from(2);
-    for word in &line.words {
-        let name = word.trim_start_matches('!');
-        for acl in lines.iter().filter(|other| other.begins(&["acl", name])) {
-            condition += " ";
-            condition += &acl.from(2);
-        }
-    }
-    condition
-}
-
 impl<'a> Site<'a> {
     /// The pools with a check that asks Patroni.
     fn asking(&self) -> impl Iterator<Item = &Pool<'a>> {
@@ -389,7 +349,7 @@ impl<'a> Site<'a> {
 
     /// The pools whose clients use PostgreSQL, as far as the configuration tells.
     fn of_postgresql(&self) -> impl Iterator<Item = &Pool<'a>> {
-        let port = |server: &Server| server.port.is_some_and(|port| POSTGRESQL.contains(&port));
+        let port = |server: &Server| server.port.is_some_and(pool::is_postgresql_port);
         self.pools.iter().filter(|pool| !pool.is_rest_api()).filter(move |pool| {
             pool.asks_patroni() || pool.follows.is_some() || pool.nodes().any(port)
         })
@@ -418,7 +378,7 @@ impl<'a> Site<'a> {
             let here = format!("nbsrv({})", pool.name());
             let lines = self.entrance_lines(pool);
             let leads = |line: &&Line| {
-                line.word(0) == "use_backend" && condition(&lines, line).contains(&here)
+                line.word(0) == "use_backend" && pool::condition(&lines, line).contains(&here)
             };
             pool.waiting_rooms() > 0
                 || pool.purpose() == Some(Purpose::Write)

@@ -5,7 +5,7 @@ use super::{
     Found, Site, full, is_for_writes, named, named_for_writes, noticed, role_line, seconds,
 };
 use crate::pools::configuration::{Line, Section};
-use crate::pools::pool::{self, POOLER, POSTGRESQL, Pool, Purpose, Server};
+use crate::pools::pool::{self, POOLER, Pool, Purpose, Server};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -58,9 +58,11 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
             // A PgBouncer on another machine may lead to another HAProxy, and a pool of standbys alone needs no
             // Patroni.
             let known = hosts.contains(&(&*server.host, server.port))
-                || (POSTGRESQL.contains(&port)
+                || (pool::is_postgresql_port(port)
                     && hosts.iter().any(|(host, _)| *host == server.host))
-                || (POSTGRESQL[0] == port && (anybodys || named_for_writes(pool)));
+                || (port != POOLER
+                    && pool::is_postgresql_port(port)
+                    && (anybodys || named_for_writes(pool)));
             if known && !is_web(pool) {
                 let with = match &*pool.check.option {
                     "" => "a TCP check".to_owned(),
@@ -73,7 +75,7 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
                 };
                 let happens =
                     format!("{}: {with} does not ask Patroni, so {who}", full(pool, server));
-                let right = pool.check_port(server).filter(|port| !POSTGRESQL.contains(port));
+                let right = pool.check_port(server).filter(|port| !pool::is_postgresql_port(*port));
                 let port = match right {
                     Some(_) => String::new(),
                     None => format!(" and \"check port {}\"", site.patronis_port(server)),
@@ -198,7 +200,7 @@ pub(super) fn asks_postgresql(site: &Site, found: &mut Found) {
     for pool in site.asking() {
         for server in pool.nodes().filter(|server| pool.own_question(server).is_some()) {
             let port = pool.patroni_port(server);
-            if let Some(port) = port.filter(|port| POSTGRESQL.contains(port)) {
+            if let Some(port) = port.filter(|port| pool::is_postgresql_port(*port)) {
                 let happens = format!(
                     "{}: its check sends HTTP to port {port}, where PostgreSQL does not answer it, so it is DOWN",
                     full(pool, server)

@@ -1,7 +1,7 @@
 # Made by tests/plain/manual.rs from the table in src/options.rs.
 complete -c patroni-agent-check -f
 complete -c patroni-agent-check -l url -x -d 'Patroni\'s REST API, http or https; a host name must be in /etc/hosts unless --connect-to is given (default http://127.0.0.1:8008 or, if Patroni does not listen there, the same port of the address on which HAProxy asked)'
-complete -c patroni-agent-check -l patroni-user -x -d 'without --url: the user whose Patroni is asked, a name in /etc/passwd or a number; nobody else\'s but root\'s is (default the owner of /run/postgresql, or else postgres)'
+complete -c patroni-agent-check -l patroni-user -x -d 'without --url and --connect-to: Patroni\'s user, a name in /etc/passwd or a number; the agent asks only this user\'s socket or root\'s (default the owner of /run/postgresql, or else postgres)'
 complete -c patroni-agent-check -l timeout -x -d 'time limit for the whole check, 10ms to 10s'
 complete -c patroni-agent-check -l else -x -a 'maint drain down' -d 'state to report for a healthy node that does not match CHECK'
 complete -c patroni-agent-check -l unreachable -x -a 'down keep' -d 'state to report if Patroni gives no usable answer; keep leaves HAProxy\'s state as it is'
