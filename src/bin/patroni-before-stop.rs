@@ -12,7 +12,7 @@ use patroni_agent_check::clock::now;
 use patroni_agent_check::decide::{bounds, grace};
 use patroni_agent_check::options::{Options, Stop, parse_duration};
 use patroni_agent_check::patroni::answer::Answer;
-use patroni_agent_check::patroni::check::Check;
+use patroni_agent_check::patroni::check::{self, Check};
 use patroni_agent_check::run::before_stop::{self, Patience};
 use patroni_agent_check::run::memory::Memory;
 use rustix::process::getppid;
@@ -31,9 +31,10 @@ Usage, in Patroni's configuration: before_stop: /usr/lib/patroni-agent-check/bef
 
   --agent-inter DURATION       HAProxy's agent-inter of the write pool (default 500ms)
   --read-agent-inter DURATION  HAProxy's agent-inter of the read pool (default 2s)
-  --bound DURATION             never wait longer than this (default 2s)
+  --bound DURATION             on a primary, never wait longer than this (default 2s)
   --watchdog-margin DURATION   Patroni's watchdog.safety_margin, if it uses a watchdog (default 5s)
-  --connect STRING             libpq's connection string for a superuser (default: psql's defaults)
+  --connect STRING             libpq's connection string, for a superuser or a member of pg_read_all_stats
+                               (default: psql's defaults)
 
 AGENT-OPTIONS take the place of the agent's settings file. See patroni-agent-check(8).
 ";
@@ -45,8 +46,6 @@ const CHECK: Duration = Duration::from_millis(200);
 const ANSWER: Duration = Duration::from_millis(300);
 /// The minimum time for a fast stop of PostgreSQL. The lock must outlive the stop.
 const STOP: Duration = Duration::from_secs(2);
-/// The health checks of a write pool.
-const WRITE_POOL_CHECKS: [&str; 4] = ["primary", "read-write", "master", "leader"];
 
 /// The arguments.
 struct Hook {
@@ -117,10 +116,13 @@ impl Hook {
         let file = &options.files.before_stop;
         let locked_note = match before_stop::leave_note(file) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                return Err("another one runs".to_owned());
+                return Err("another hook is running".to_owned());
             }
             left => left.map_err(|error| {
-                format!("{}: {error}; it must belong to Patroni's user", file.display())
+                format!(
+                    "{}: {error}; the file must be there and belong to Patroni's user",
+                    file.display()
+                )
             }),
         };
         let prepared = options.patroni.prepare(None);
@@ -134,23 +136,23 @@ impl Hook {
         match ask(end.min(began + ANSWER)) {
             Ok(answer) if answer.status == 200 => {
                 let lock_time = prepared.lock_settings(end).and_then(bounds::shortest_lock_time);
-                let lock_time = lock_time.ok_or("Patroni does not tell its ttl")?;
+                let lock_time = lock_time.ok_or("Patroni does not tell its ttl (GET /config)")?;
                 let patroni = getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
                 let lock_time = lock_time.saturating_sub(STOP + self.watchdog_time(patroni));
                 let lock_left = |answer: &Answer| lock_time.saturating_sub(dcs_age(answer));
                 end = end.min(Instant::now() + lock_left(&answer));
                 let check_lock = |end| match ask(end) {
                     Ok(answer) if answer.status == 200 => Ok(Instant::now() + lock_left(&answer)),
-                    Ok(answer) => Err(format!("Patroni says {}", answer.status)),
+                    Ok(answer) => Err(format!("Patroni answers {} to /primary", answer.status)),
                     Err(no_answer) => Err(no_answer.reason),
                 };
                 self.wait_for_transactions(told(self.agent_inter), end, check_lock)
             }
             Ok(answer) if matches!(answer.role.as_str(), "replica" | "standby_leader") => {
-                sleep_until(end.min(told(self.read_agent_inter)));
+                sleep_until(told(self.read_agent_inter));
                 Ok(None)
             }
-            Ok(answer) => Err(format!("Patroni says {}", answer.status)),
+            Ok(answer) => Err(format!("Patroni answers {} to /primary", answer.status)),
             // Patroni's own service stops and has closed its REST API first. The agent sees the note and tells HAProxy.
             Err(_) => {
                 let _locked_note = locked_note?;
@@ -161,7 +163,7 @@ impl Hook {
                         self.wait_for_transactions(told, end.min(Instant::now() + left), Ok)
                     }
                     None => {
-                        sleep_until(end.min(told(self.read_agent_inter)));
+                        sleep_until(told(self.read_agent_inter));
                         Ok(None)
                     }
                 }
@@ -247,13 +249,15 @@ fn dcs_age(answer: &Answer) -> Duration {
 /// None on a node that is no primary. Fails if no check of a write pool has left a record.
 fn remembered_lock_time(options: &Options) -> Result<Option<Duration>, String> {
     let (now, patronis) = (now(), options.patroni.all_endpoints());
-    let record = |name: &&str| {
-        let check = name.parse().ok()?;
+    let checks = check::names().filter_map(|name| name.parse().ok()).filter(Check::needs_lock);
+    let record = |check| {
         let memory = Memory::open(&options.files.memory, true);
-        Some(memory.recall(&patronis, Some(&check), None).last.clone())
+        memory.recall(&patronis, Some(&check), None).last.clone()
     };
-    let records = WRITE_POOL_CHECKS.iter().filter_map(record).filter(|record| !record.at.is_zero());
-    let newest = records.max_by_key(|record| record.at).ok_or("no check has left anything")?;
+    let records = checks.map(record).filter(|record| !record.at.is_zero());
+    let newest = records.max_by_key(|record| record.at).ok_or(
+        "the memory file has no check of a write pool: does HAProxy ask this node's agent?",
+    )?;
     let end = grace::grace_end(&newest, options.policy.grace);
     Ok(grace::was_ready(&newest).then(|| end.saturating_sub(now)))
 }
