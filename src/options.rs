@@ -73,8 +73,8 @@ pub const OPTIONS: &[OptionRow] = &[
          is given (default http://127.0.0.1:8008 or, if Patroni does not listen there, the same port of the \
          address on which HAProxy asked)"),
     takes("patroni-user", "USER", "", |o, v| set_text(&mut o.patroni_user, v),
-        "without --url: the user whose Patroni is asked, a name in /etc/passwd or a number; nobody \
-         else's but root's is (default the owner of /run/postgresql, or else postgres)"),
+        "without --url and --connect-to: Patroni's user, a name in /etc/passwd or a number; the agent asks only \
+         this user's socket or root's (default the owner of /run/postgresql, or else postgres)"),
     takes("timeout", "DURATION", "1500ms",
         |o, v| set_within(&mut o.timeout, v, 10..=10_000, "10ms to 10s, such as 1500ms or 2s"),
         "time limit for the whole check, 10ms to 10s"),

@@ -34,7 +34,7 @@ const KEEP: Duration = Duration::from_secs(60);
 const MAGIC: [u8; 4] = *b"PAC1";
 /// The bits of a time in milliseconds: enough for some thousands of years.
 const TIME_MASK: u64 = (1 << 48) - 1;
-const HOW_TO_CREATE: &str = "systemd-tmpfiles --create patroni-agent-check.conf creates";
+const HOW_TO_CREATE: &str = "systemd-tmpfiles --create creates";
 /// The threads of a listener read and store records one after the other, so that only one of them logs the same trouble.
 static TURN: Mutex<()> = Mutex::new(());
 

@@ -241,7 +241,7 @@ fn without_a_usable_memory_file_there_is_no_grace_period() {
     // where the agent was not even installed, only an operator is told
     let none = format!("{folder}/none/memory");
     for (file, why) in [
-        (none.clone(), "; systemd-tmpfiles --create patroni-agent-check.conf"),
+        (none.clone(), "; systemd-tmpfiles --create creates it"),
         (folder.to_owned(), "not a regular file"),
         (foreign.clone(), "not a memory file"),
         (format!("{foreign}/memory"), "Not a directory"),
