@@ -95,6 +95,15 @@ impl HaProxy {
         self.folder.path().join("socket")
     }
 
+    /// The report of `patroni-pools status`.
+    fn status(&self) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_patroni-pools"));
+        command.arg("status").arg("-f").arg(self.folder.path().join("haproxy.cfg"));
+        command.arg("--socket").arg(self.socket());
+        let output = command.output().expect("patroni-pools");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
     pub fn command(&self, command: &str) -> String {
         stats_socket::command(&self.socket(), command).expect("HAProxy")
     }
@@ -695,6 +704,10 @@ fn the_reserve_takes_writes_for_a_silent_agent_and_for_nobody_else() {
     reaches(None);
     site.set_primary(1, true);
     reaches(Some('2'));
+    let said = site.status();
+    let wanted =
+        "postgres-write: no server is UP; if an agent is silent, clients go to reserve/pg2\n";
+    assert!(said.contains(wanted), "{said}");
 
     println!("two primaries, as Patroni says: no client is served");
     NodeState::set(&pg1.silent, true);
