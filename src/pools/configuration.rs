@@ -241,7 +241,8 @@ impl<'a> Reader<'a> {
             if first.starts_with('.') {
                 self.condition(place, &Line { place, words });
             } else if self.branches.iter().all(|branch| *branch == Branch::Taken) {
-                for name in unset {
+                // HAProxy itself sets some, such as HAPROXY_LOCALPEER.
+                for name in unset.into_iter().filter(|name| !name.starts_with("HAPROXY_")) {
                     self.note(place, format!("${name} has no value here; is it the service's?"));
                 }
                 if let Some(wrong) = wrong {

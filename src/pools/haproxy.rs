@@ -154,6 +154,9 @@ fn asked(socket: &Path, command: &str) -> io::Result<String> {
         stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         let count = stream.read(&mut part)?;
         answer.extend_from_slice(&part[..count]);
+        if count == 0 && !answer.ends_with(b"\n\n") && answer != b"\n" {
+            return Err(io::Error::other("its answer is not whole"));
+        }
         if count == 0 {
             return Ok(String::from_utf8_lossy(&answer).into_owned());
         }

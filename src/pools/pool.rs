@@ -13,6 +13,10 @@ pub const NO_ROLE: &[&str] =
 /// Patroni's paths that other services have as well.
 const ANYBODYS: &[&str] =
     &["", "health", "readiness", "liveness", "metrics", "config", "history", "cluster"];
+/// Patroni's health checks whose names are as likely to be another service's.
+const COMMON: &[&str] = &["/leader", "/master", "/sync", "/async"];
+/// The usual ports of web pages.
+const WEB: [u16; 4] = [80, 443, 8080, 8443];
 /// The default port of PostgreSQL.
 pub const POSTGRESQL: u16 = 5432;
 /// The usual port of PgBouncer.
@@ -104,6 +108,8 @@ pub struct OwnCheck {
     pub option: String,
     /// The line that defines the request.
     pub place: Option<Place>,
+    /// The method of the last HTTP request.
+    pub method: String,
     /// The requests of the check.
     pub questions: Vec<Question>,
     /// The ports to which the check connects; none is the port of the server's check.
@@ -151,10 +157,11 @@ impl Server {
         self.settings.contains_key(word)
     }
 
-    /// Whether the server only makes clients wait: it is a local backup server without any check.
+    /// Whether the server only makes clients wait: it is a local backup server without any check, and not PostgreSQL.
     pub fn is_waiting_room(&self) -> bool {
         let local = self.host.starts_with("127.") || matches!(&*self.host, "localhost" | "::1");
-        local && self.has("backup") && !self.has("check") && !self.has("agent-check")
+        let postgresql = self.port.is_some_and(is_postgresql_port);
+        local && !postgresql && self.has("backup") && !self.has("check") && !self.has("agent-check")
     }
 
     /// The name of the pool whose server this server tracks.
@@ -292,6 +299,11 @@ impl<'a> Pool<'a> {
             let elsewhere = postgresql && port != server.port;
             // A web server may itself use Patroni's port.
             let likely = (port == Some(PATRONI) && port != server.port) || elsewhere;
+            // Other services have a leader, too.
+            let named = question.path.as_deref().is_some_and(|path| COMMON.contains(&path));
+            if named && !postgresql && port != Some(PATRONI) && server.agent_send().is_none() {
+                return false;
+            }
             // Any path on Patroni's port asks Patroni.
             let certain = port == Some(PATRONI) && elsewhere;
             // Where only the pool's name tells that it is PostgreSQL's, another service may answer to such paths. HAProxy
@@ -310,7 +322,8 @@ impl<'a> Pool<'a> {
         let name = self.name().to_lowercase();
         let named = ["pg", "postgres", "patroni"].iter().any(|word| name.contains(word));
         // Web pages for PostgreSQL have such names, too.
-        (named && !self.is_http()) || server.port.is_some_and(is_postgresql_port)
+        let web = self.is_http() || server.port.is_some_and(|port| WEB.contains(&port));
+        (named && !web) || server.port.is_some_and(is_postgresql_port)
     }
 
     /// The port of HAProxy's own check.
@@ -344,7 +357,7 @@ impl<'a> Pool<'a> {
     /// Whether clients of this pool reach Patroni's REST API instead of PostgreSQL.
     pub fn is_rest_api(&self) -> bool {
         let rest = |server: &Server| {
-            let asked = self.check_port(server).filter(|_| self.own_question(server).is_some());
+            let asked = self.patroni_port(server).filter(|_| self.own_question(server).is_some());
             asked.is_some() && asked == server.port && !asked.is_some_and(is_postgresql_port)
         };
         self.nodes().count() > 0 && self.nodes().all(rest)
@@ -474,13 +487,26 @@ fn takes(line: &Line, status: u16) -> Option<bool> {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             first <= &*code && &*code <= last
         }),
-        // Of a regular expression, only its digits are compared.
-        (_, "rstatus") => value.contains(&code[..1]),
+        (_, "rstatus") => value.split(['|', '(']).any(|pattern| may_begin(pattern, &code[..1])),
         ("tcp-check", "binary" | "rbinary") => status == 200,
         ("tcp-check", _) if first_line => (status == 503) == value.contains("503"),
         _ => return None,
     };
     Some(is != line.words[..at].iter().any(|word| word == "!"))
+}
+
+/// Whether a text that matches this regular expression may begin with a digit. Only the expression's first character is
+/// looked at.
+fn may_begin(pattern: &str, digit: &str) -> bool {
+    let pattern = pattern.trim_start_matches('^');
+    let Some(set) = pattern.strip_prefix('[') else {
+        return pattern.starts_with(digit) || pattern.starts_with('.');
+    };
+    let set = set.split(']').next().unwrap_or_default();
+    match set.split_once('-') {
+        Some((first, last)) => first <= digit && digit <= last,
+        None => set.contains(digit),
+    }
 }
 
 /// The last line that begins with these words, which overrides the others.
@@ -566,9 +592,10 @@ fn leads(line: &Line) -> bool {
     matches!(line.word(0), "default_backend" | "use_backend")
 }
 
-/// Whether this is a usual port of PostgreSQL or of PgBouncer. Debian's second cluster gets port 5433, and so on.
+/// Whether this is a usual port of PostgreSQL or of PgBouncer. Debian's second cluster gets port 5433, and so on; EDB's
+/// servers have 5444.
 pub fn is_postgresql_port(port: u16) -> bool {
-    matches!(port, 5430..=5439 | POOLER)
+    matches!(port, 5430..=5439 | 5444 | POOLER)
 }
 
 /// The keywords that `default-server` lines give to every server below them.
@@ -686,16 +713,25 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
         "tcp-check" => "tcp-check",
         _ => return check,
     };
-    // The rules of a section replace those of its defaults.
+    // The rules of a section replace those of its defaults. So does its own "option httpchk", and the request of the
+    // defaults' option goes with their rules.
     let own: Vec<_> = section.lines.iter().filter(|line| line.word(0) == rules).collect();
     let inherited = lines.iter().copied().filter(|line| line.word(0) == rules);
-    let rules = if own.is_empty() { inherited.collect() } else { own };
     let http = check.option == "httpchk";
+    let own_option = section.lines.iter().any(|line| line.begins(&["option", "httpchk"]));
+    let requests = !http || own_option || own.is_empty();
+    let rules = if own.is_empty() && !(http && own_option) { inherited.collect() } else { own };
     let usual = match option.words.len() {
+        _ if !requests => "/",
         2 => "/",
         3 => option.word(2),
         _ => option.word(3),
     };
+    check.method = match option.words.len() {
+        4.. if requests => option.word(2),
+        _ => "OPTIONS",
+    }
+    .to_owned();
     let mut port = None;
     for line in &rules {
         let value = |word: &str| {
@@ -715,6 +751,9 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
                 let path = path.unwrap_or(if check.questions.is_empty() { usual } else { "/" });
                 check.questions.push(Question { port, path: Some(path_of(path)), line: None });
                 check.place = Some(line.place);
+                if let Some(method) = value("meth") {
+                    check.method = method.to_owned();
+                }
             }
             "send" | "send-lf" => {
                 check.questions.push(asked(port, line.word(2)));
@@ -727,7 +766,7 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
             _ => {}
         }
     }
-    if http && check.questions.is_empty() {
+    if http && requests && check.questions.is_empty() {
         check.questions.push(Question { port, path: Some(path_of(usual)), line: None });
     }
     check

@@ -99,11 +99,11 @@ fn state_file(configuration: &Configuration) -> Option<PathBuf> {
 /// HAProxy's own report of its servers.
 fn report(socket: &Path) -> Result<String, String> {
     let answer = haproxy::ask(socket, "show servers state")?;
-    // A complete answer begins with the format's version and ends with an empty line.
-    if answer.starts_with("1\n") && answer.ends_with("\n\n") {
+    // A complete answer begins with the format's version.
+    if answer.starts_with("1\n") {
         Ok(answer)
     } else {
-        Err(format!("{}: HAProxy's answer is not whole", socket.display()))
+        Err(format!("{}: HAProxy's answer is in a format that is not known", socket.display()))
     }
 }
 
@@ -148,6 +148,10 @@ fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
 ///
 /// The file cannot be written.
 pub fn replace(file: &Path, text: &str) -> io::Result<()> {
+    // root would replace /dev/stdout
+    if fs::metadata(file).is_ok_and(|file| !file.is_file()) {
+        return Err(io::Error::other("not a regular file"));
+    }
     let new = with_suffix(file, ".new");
     let _ = fs::remove_file(&new);
     OpenOptions::new()

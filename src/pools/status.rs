@@ -208,13 +208,20 @@ fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<
         let meant = asking.iter().find(|asking| asking.name() == pool);
         let server_meant =
             meant.and_then(|meant| meant.servers.iter().find(|meant| meant.name == server));
+        if server_meant.is_some_and(Server::is_waiting_room)
+            && shown.get("status").starts_with("MAINT")
+        {
+            seen.wrong.push(format!("{pool}/{server}: it is in MAINT, so no client waits there"));
+        }
         // Without a configuration, all servers with an agent are shown.
         let counts = match meant {
             Some(_) => !server_meant.is_some_and(Server::is_waiting_room),
             None => pools.is_empty() && state.agent & THERE != 0,
         };
         if counts {
-            let wrong = find_problems(&shown, &state, server_meant, meant.is_some());
+            let by_role = meant.zip(server_meant);
+            let by_role = by_role.is_some_and(|(pool, meant)| pool.own_question(meant).is_some());
+            let wrong = find_problems(&shown, &state, server_meant, meant.is_some(), by_role);
             seen.servers.push(Looked {
                 name: format!("{pool}/{server}"),
                 shown,
@@ -257,8 +264,15 @@ fn newer_than(started: Option<u64>, configuration: &Configuration) -> Option<&st
     configuration.files.iter().find(newer).map(String::as_str)
 }
 
-/// The problems of a server.
-fn find_problems(shown: &Shown, state: &State, meant: Option<&Server>, known: bool) -> Vec<String> {
+/// The problems of a server. `known` says whether its pool is in the configuration, and `by_role` whether HAProxy's own
+/// check asks Patroni for a role.
+fn find_problems(
+    shown: &Shown,
+    state: &State,
+    meant: Option<&Server>,
+    known: bool,
+    by_role: bool,
+) -> Vec<String> {
     let mut wrong = Vec::new();
     let reload = "has HAProxy been reloaded since the file was changed?";
     let agent_there = state.agent & THERE != 0;
@@ -314,6 +328,7 @@ fn find_problems(shown: &Shown, state: &State, meant: Option<&Server>, known: bo
         "DOWN (agent)" => wrong.push(format!("it is DOWN, as its agent says: {last}")),
         // Without an agent, a healthy node is DOWN if its role does not match.
         _ if status.starts_with("DOWN") && !agent_there && check == "L7STS" => {}
+        _ if status.starts_with("DOWN") && !agent_there && check == "L7RSP" && by_role => {}
         _ if status.starts_with("DOWN") && check.ends_with("OK") => wrong.push(format!(
             "it is {status}: HAProxy's own check passes, but not often enough yet (rise)"
         )),
@@ -329,6 +344,9 @@ fn find_problems(shown: &Shown, state: &State, meant: Option<&Server>, known: bo
             _ => wrong
                 .push(format!("HAProxy's own check fails ({check}): {}", shown.get("last_chk"))),
         },
+        // A template may have more servers than its name has addresses.
+        _ if state.administrative & NO_ADDRESS != 0
+            && meant.is_some_and(|meant| meant.template) => {}
         _ if status.starts_with("MAINT") => {
             if state.administrative & NO_ADDRESS != 0 {
                 wrong.push("its name has no address".to_owned());
@@ -347,7 +365,7 @@ fn find_problems(shown: &Shown, state: &State, meant: Option<&Server>, known: bo
             "its agent has no grace period (ask it by hand why: patroni-agent-check)".to_owned(),
         );
     }
-    if state.weight == Some(0) {
+    if state.weight == Some(0) && meant.and_then(|meant| meant.get("weight")) != Some("0") {
         wrong
             .push("its weight is 0, so it gets no clients (set server ... weight 100%)".to_owned());
     }

@@ -106,6 +106,20 @@ fn each_mistake_is_found_at_its_line() {
     for (old, new, at, rule) in [
         (on, "", &[13][..], "sessions-kept"),
         (rw, "option tcp-check", &[18, 19, 20], "no-lock"),
+        (
+            rw,
+            "option httpchk GET /is_up\n    http-check connect port 5432",
+            &[19, 20, 21],
+            "no-lock",
+        ),
+        ("inter 3s fall 3 rise 2", "inter 3s fall 3 rise 10", &[18, 19, 20], "slow-check"),
+        ("inter 3s fall 3", "inter 3s downinter 20s fall 3", &[18, 19, 20], "slow-check"),
+        ("timeout check 5s", "timeout check 5", &[11], "no-unit"),
+        ("inter 3s fall 3 rise 2", "inter 3 fall 3 rise 2", &[17], "no-unit"),
+        (one, "server db-b 10.0.0.1:5432 maxconn 100 check port 8008", &[19], "same-node"),
+        (one, "server db-b 10.0.0.2:5432 check port 8008 addr 10.0.0.1", &[19], "same-node"),
+        (one, "server db-b 10.0.0.2:5432 check port 8008 weight 0", &[19], "no-weight"),
+        (one, "server db-b 127.0.0.1:5432 backup", &[19], "unchecked-server"),
         (rw, "option pgsql-check user x", &[18, 19, 20], "no-lock"),
         (rw, "", &[18, 19, 20], "no-lock"),
         (rw, "option httpchk GET /health", &[15], "no-lock"),
@@ -159,7 +173,14 @@ fn each_mistake_is_found_at_its_line() {
         assert!(findings.iter().any(|finding| finding.place.line == 27
             && finding.text.contains("agent-inter 2s agent-send \"replica\\n\"")));
     }
-    for fine in ["rstatus (2|3)[0-9][0-9]", "! status 503", "! rstatus ^5", "status 200-299"] {
+    for fine in [
+        "rstatus (2|3)[0-9][0-9]",
+        "rstatus ^20[0-5]$",
+        "rstatus [1-3]..",
+        "! status 503",
+        "! rstatus ^5",
+        "status 200-299",
+    ] {
         let changed = SITE.replace("status 200", fine);
         assert_eq!(mistakes(&changed, false), BTreeSet::new(), "{fine}");
     }
@@ -203,6 +224,34 @@ fn each_mistake_is_found_at_its_line() {
     let follows =
         format!("{SITE}\nlisten bouncers\n server db-a 10.0.0.1:6432 track pgcluster_rw/db-a\n");
     assert_eq!(mistakes(&follows, false), [(31, "sessions-kept"), (32, "pooler-unchecked")].into());
+    // other services
+    let shared = "defaults\n mode tcp\n timeout client 5s\n timeout server 5s\nlisten web\n mode http\n option httpchk GET /leader\n server a 10.0.0.1:8080 check port 8081\n server b 10.0.0.2:8080 check port 8081\n\
+        listen mysql\n option httpchk GET /master\n server a 10.0.0.1:3306 check port 9200\n server b 10.0.0.2:3306 check port 9200\n\
+        listen pgadmin\n option httpchk GET /\n server a 10.0.0.1:443 check port 80\n server b 10.0.0.2:443 check port 80\n";
+    assert_eq!(mistakes(shared, false), BTreeSet::new());
+    // nobody knows what a script on the node answers
+    let script = SITE.replacen(rw, "option httpchk GET /pg_is_master", 1);
+    let script = script.replacen("inter 3s", "port 23267 inter 3s", 1);
+    let script = script.replacen(" check port 8008", " check", 3);
+    assert_eq!(mistakes(&script, false), BTreeSet::new());
+    // a pool that nobody checks, and one whose request goes to Patroni by its rules alone
+    let bare = "listen pg_rw\n server a 10.0.0.1:5432\n server b 10.0.0.2:5432\n";
+    assert_eq!(mistakes(bare, false), [2, 3].map(|line| (line, "unchecked-server")).into());
+    let by_rule = "listen pg_write\n option httpchk\n http-check connect port 8008\n http-check send uri /primary\n http-check expect status 200,503\n server a 10.0.0.1:5433 check\n server b 10.0.0.2:5433 check\n";
+    assert_eq!(mistakes(by_rule, false), [(1, "sessions-kept"), (5, "no-lock")].into());
+    // a section's own option drops the rules of its defaults, and its own rules drop their request
+    let defaults = "defaults\n mode tcp\n option httpchk OPTIONS /primary\n http-check expect status 200,503\n default-server on-marked-down shutdown-sessions\n";
+    let servers =
+        " server a 10.0.0.1:5432 check port 8008\n server b 10.0.0.2:5432 check port 8008\n";
+    for (own, wanted) in [
+        ("", Some((4, "no-lock"))),
+        (" option httpchk OPTIONS /primary\n", None),
+        (" http-check expect status 200\n", Some((6, "no-lock"))),
+        (" http-check send uri /primary\n http-check expect status 200\n", None),
+    ] {
+        let site = format!("{defaults}listen pg_rw\n{own}{servers}");
+        assert_eq!(mistakes(&site, false), wanted.into_iter().collect(), "{own}");
+    }
     // the longest line that an agent reads
     for (length, too_long) in [(256, false), (257, true)] {
         let sent = format!("replica?tag_a={:b>1$}", "", length - "replica?tag_a=".len());
@@ -333,7 +382,35 @@ fn each_mistake_with_the_agent_is_found_at_its_line() {
             vec![line("hard-stop-after 15s")],
             "old-process",
         ),
+        (
+            "s/hard-stop-after 15s/hard-stop-after 15/",
+            vec![line("hard-stop-after 15s")],
+            "old-process",
+        ),
+        (
+            "s/hard-stop-after 15s/hard-stop-after 0/",
+            vec![line("hard-stop-after 15s")],
+            "old-process",
+        ),
         ("s/timeout check 2s/timeout check 1s/", vec![line("timeout check 2s")], "late-answer"),
+        (
+            "/^listen postgres-write/,/^backend/ s/(server waiting-room .*) enabled/\\1/",
+            vec![write + 7],
+            "waiting-room",
+        ),
+        (
+            "/^backend agents/,$ s/ no-agent-check//",
+            vec![watch, watch + 1, watch + 2],
+            "agents-watched",
+        ),
+        ("/^backend agents/,$ s/ enabled//", vec![watch, watch + 1, watch + 2], "agents-watched"),
+        ("s/send meth GET uri/send uri/", vec![line("meth GET uri")], "reserve"),
+        ("s/! rstring/rstring/", vec![line("! rstring")], "reserve"),
+        (
+            "s/pg3:5432 agent-send \"primary/pg2:5432 agent-send \"primary/",
+            vec![write + 2, line("use_backend reserve if")],
+            "same-node reserve",
+        ),
         ("s/lt 3/lt 2/", vec![line("lt 3 }")], "reserve"),
         ("s/^ *option allbackups/#/", vec![line("listen postgres-write")], "reserve"),
         (
@@ -1120,10 +1197,12 @@ fn saving_the_states_never_keeps_a_reload_waiting() {
     let whole = report.clone();
     let socket = admin_socket(folder.path(), move |command, stream| {
         // no client waits
-        if !command.starts_with("show stat ") {
+        let _ = if command.starts_with("show stat ") {
+            stream.write_all(b"\n")
+        } else {
             assert_eq!(command, "show servers state");
-            let _ = stream.write_all(whole.as_bytes());
-        }
+            stream.write_all(whole.as_bytes())
+        };
     });
     let (saved, said) = save(&socket);
     assert!(saved == adapt_report(&report, &site).0 && said.is_empty(), "{said}");
@@ -1317,7 +1396,7 @@ fn status_says_what_is_wrong() {
     let (code, said) = status(site(|_| {}), "Stopping: 0", &["--quiet"]);
     assert_eq!((code, &*said), (Some(0), "OK: 5 servers that ask Patroni\n"));
     type Change = fn(&mut Shown);
-    let changes: [(&str, Change, &str); 22] = [
+    let changes: [(&str, Change, &str); 23] = [
         (
             "rw/a",
             |s| s.last = "via agent : up ready (primary; no grace period: x)",
@@ -1348,6 +1427,7 @@ fn status_says_what_is_wrong() {
         ),
         ("spare/a", |s| s.status = "NOLB", "spare: no server is UP\n"),
         ("rw/b", |s| s.status = "UP", "rw: 2 servers are UP"),
+        ("rw/w", |s| s.status = "MAINT", "rw/w: it is in MAINT, so no client waits there"),
         ("rw/a", |s| s.weight = 0, "weight is 0"),
         ("rw/a", |s| s.agent_state = 18, "turned off its agent check"),
         ("rw/a", |s| s.agent_state = 0, "has no agent check for it"),
@@ -1369,6 +1449,13 @@ fn status_says_what_is_wrong() {
             "{server} {wanted}: {said}"
         );
     }
+    // without an agent, a node of another role is DOWN
+    let standby = site(|s| {
+        if (s.pool, s.name) == ("ro", "a") {
+            s.check = "L7RSP";
+        }
+    });
+    assert_eq!(status(standby, "Stopping: 0", &["--quiet"]).0, Some(0));
     // a reserve without a server UP serves nobody
     let neither = site(|s| {
         if s.name == "a" {
@@ -1382,6 +1469,31 @@ fn status_says_what_is_wrong() {
         code == Some(1) && said.lines().count() == 1 && said.contains("replaced by a reload"),
         "{said}"
     );
+}
+
+/// An answer that ends in the middle says nothing of the servers that it lacks, and only files are replaced.
+#[test]
+fn half_an_answer_and_a_device() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("haproxy.cfg");
+    fs::write(&config, "listen rw\n server a 127.0.0.1:5432 agent-check\n").expect("a file");
+    let run = |length: usize, arguments: &[&str]| {
+        let socket = admin_socket(folder.path(), move |command, stream| {
+            let whole = answer(command, &site(|_| {}), "Stopping: 0");
+            let _ = stream.write_all(&whole.as_bytes()[..whole.len().min(length)]);
+        });
+        let mut command = Command::new(POOLS);
+        command.arg("status").arg("-f").arg(&config).arg("--socket").arg(socket).args(arguments);
+        let output = command.output().expect("the program");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = run(300, &[]);
+    assert!(code == Some(2) && said.contains("its answer is not whole"), "{said}");
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
+    let (code, said) = run(usize::MAX, &["--metrics", fifo.to_str().expect("UTF-8")]);
+    assert!(code == Some(1) && said.contains("not a regular file"), "{code:?} {said}");
+    assert!(!fs::metadata(&fifo).expect("it is still there").is_file());
 }
 
 /// For Prometheus: a line for each server with an agent, and nothing on stdout.

@@ -303,3 +303,51 @@ fn the_states_are_saved_once_no_client_waits() {
     drop(client);
     assert!(save(60) < Duration::from_secs(60));
 }
+
+/// Which rules and which request a section inherits from its defaults. HAProxy's manual does not say.
+#[test]
+#[ignore = "needs HAProxy: tests/run"]
+fn haproxy_asks_what_patroni_pools_reads() {
+    let send = "http-check send meth GET uri /leader";
+    let any = "http-check expect status 200,503";
+    for (defaults, own) in [
+        (["option httpchk OPTIONS /primary", any], vec![]),
+        (["option httpchk OPTIONS /primary", any], vec!["option httpchk OPTIONS /replica"]),
+        (["option httpchk OPTIONS /primary", any], vec!["http-check expect status 503"]),
+        (["option httpchk OPTIONS /primary", send], vec!["option httpchk OPTIONS /health"]),
+        (["option httpchk OPTIONS /primary", send], vec![any]),
+        (["option httpchk OPTIONS /primary", send], vec!["http-check send uri /sync", any]),
+        (["option httpchk", send], vec![]),
+    ] {
+        let patroni = FakePatroni::new(|stream| {
+            let _ = stream.write_all(&http(503, ""));
+        });
+        let text = format!(
+            "defaults\n mode tcp\n timeout client 1m\n timeout server 1m\n timeout connect 1s\n timeout check 500ms\n {}\n\
+             listen pg\n bind 127.0.0.1:{}\n {}\n server a 127.0.0.1:5432 check port {} inter 100ms fall 1 rise 1\n",
+            defaults.join("\n "),
+            free_port(),
+            own.join("\n "),
+            patroni.address.port()
+        );
+        let mut haproxy = HaProxy::new(&text);
+        haproxy.start();
+        let socket = haproxy.path("admin.sock");
+        let end = Instant::now() + Duration::from_secs(10);
+        let checked = |status: &str| ["L4", "L5", "L7"].iter().any(|how| status.contains(how));
+        while !stats_socket::stat(&socket, "pg", "a", "check_status")
+            .is_ok_and(|status| checked(&status))
+        {
+            assert!(Instant::now() < end, "{text}");
+            thread::sleep(Duration::from_millis(50));
+        }
+        let status = stats_socket::stat(&socket, "pg", "a", "status").expect("a status");
+        let requests = patroni.requests();
+        let asked = requests.first().and_then(|request| request.split(' ').nth(1));
+        let read = Configuration::of("x", &text, Environment::new());
+        let pool = &Pool::all(&read)[0];
+        let ours = pool.check.questions.first().and_then(|question| question.path.as_deref());
+        assert_eq!(asked, ours, "{text}");
+        assert_eq!(status == "UP", ours.is_some() && pool.takes(503), "{status}: {text}");
+    }
+}

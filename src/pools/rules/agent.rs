@@ -387,6 +387,13 @@ pub(super) fn old_process(site: &Site, found: &mut Found) {
     let time = line.and_then(|line| pool::duration(line.word(1)));
     let happens = "after a reload, the sessions of the old process go on, unchecked, and may write to a former primary";
     match (line, time) {
+        (Some(line), Some(Duration::ZERO)) => {
+            found.add(line.place, happens, "write \"hard-stop-after 15s\"");
+        }
+        (Some(line), Some(time)) if time < Duration::from_secs(1) => {
+            let happens = format!("each reload cuts all sessions after {}", seconds(time));
+            found.add(line.place, &happens, "write \"hard-stop-after 15s\"");
+        }
         (Some(line), Some(time)) if time > HARD_STOP => {
             found.add(
                 line.place,
@@ -432,6 +439,12 @@ pub(super) fn waiting_room(site: &Site, found: &mut Found) {
             );
             found.add(place, &happens, "write \"tcp-request content set-dst-port int(0)\" and \"server waiting-room 127.0.0.1 backup no-check no-agent-check enabled maxconn 0\" behind its servers, with \"retries 50\", \"timeout connect 200ms\" and \"option redispatch 1\"");
             continue;
+        }
+        let rooms = pool.servers.iter().filter(|server| server.is_waiting_room());
+        for server in rooms.filter(|server| server.has("disabled")) {
+            let happens =
+                format!("{}: it is in MAINT, so no client waits there", full(pool, server));
+            found.add(server.place, &happens, "add \"enabled\"");
         }
         let none = [format!("nbsrv({name}) eq 0 "), format!("nbsrv({name}) lt 1 ")];
         for line in &counting {
@@ -616,6 +629,18 @@ pub(super) fn agents_watched(site: &Site, found: &mut Found) {
             "it is not checked, so a silent agent is not noticed",
             "check",
         );
+        for server in &watch.servers {
+            if server.has("disabled") {
+                let happens = "it stays in MAINT, so its agent counts as silent for ever";
+                let happens = format!("{}: {happens}", full(watch, server));
+                found.add(server.place, &happens, "add \"enabled\"");
+            }
+            if server.has("agent-check") {
+                let happens = "the agent's answer, and not whether there is one, makes it UP";
+                let happens = format!("{}: {happens}", full(watch, server));
+                found.add(server.place, &happens, "add \"no-agent-check\"");
+            }
+        }
         let cut = |question: &&pool::Question| {
             question.line.as_deref().is_some_and(|line| !line.ends_with('\n'))
         };
@@ -773,6 +798,7 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
                 found.add(server.place, &format!("{}: {happens}", full(reserve, server)), write);
             }
         }
+        check_of_reserve(reserve, found);
         if pool.waiting_rooms() > 0 && reserve.waiting_rooms() == 0 {
             let happens = "a client that is sent here is refused when the primary is not there yet";
             let happens = format!("{}: {happens}", reserve.name());
@@ -785,6 +811,27 @@ pub(super) fn reserve(site: &Site, found: &mut Found) {
             let write = format!("write \"server {} {}:{port}\" there", server.name, server.host);
             found.add(server.place, &happens, &write);
         }
+    }
+}
+
+/// Reports a check of the reserve that no node passes.
+fn check_of_reserve(reserve: &Pool, found: &mut Found) {
+    let body = |line: &&Line| line.words.iter().any(|word| matches!(&**word, "string" | "rstring"));
+    let Some(expect) = reserve.check.expects.iter().find(body) else { return };
+    let name = reserve.name();
+    if reserve.check.option == "httpchk" && reserve.check.method != "GET" {
+        let happens = format!(
+            "{name}: Patroni's answer to anything but GET has no body, so each server is DOWN"
+        );
+        let place = reserve.check.place.unwrap_or(expect.place);
+        found.add(place, &happens, "write \"http-check send meth GET uri /primary\"");
+    }
+    let broken = |line: &&Line| {
+        line.from(0).contains("crashed") && !line.words.iter().any(|word| word == "!")
+    };
+    if let Some(line) = reserve.check.expects.iter().find(broken) {
+        let happens = format!("{name}: only a node that has crashed passes, so each other is DOWN");
+        found.add(line.place, &happens, "write \"!\" before rstring");
     }
 }
 

@@ -135,8 +135,29 @@ pub const RULES: &[Rule] = &[
         agent: false,
         why: "HAProxy takes out a dead server after \"fall\" checks, \"inter\" apart. With \"inter 30s fall 3\" clients \
               are sent to it for up to 90 s. Patroni promotes another node after some 20 s. \"inter\" times \"fall\" \
-              must be 15 s at most.",
+              must be 15 s at most. So must \"downinter\" and \"rise\" in a write pool: with \"downinter 20s\" there were \
+              no writes for 12.8 s after a promotion, and with \"inter 1s rise 20\" for 20.1 s.",
         look: plain::slow_check,
+    },
+    Rule {
+        name: "same-node",
+        agent: false,
+        why: "A line that was copied still has the address of another node. The node whose address is missing gets no \
+              clients, also when it is promoted.",
+        look: plain::same_node,
+    },
+    Rule {
+        name: "no-unit",
+        agent: false,
+        why: "HAProxy takes a time without a unit for milliseconds. With \"timeout check 5\", a node that answers after \
+              20 ms is DOWN.",
+        look: plain::no_unit,
+    },
+    Rule {
+        name: "no-weight",
+        agent: false,
+        why: "A server with \"weight 0\" gets no clients. If it is promoted, nobody reaches the primary.",
+        look: plain::no_weight,
     },
     Rule {
         name: "slow-timeout-check",
@@ -479,6 +500,14 @@ fn noticed(server: &Server) -> Duration {
     inter.saturating_add(fast.saturating_mul(fall - 1))
 }
 
+/// How long HAProxy keeps a server DOWN that has been promoted.
+fn noticed_promotion(server: &Server) -> Duration {
+    let inter = time(server, "inter").unwrap_or(INTER);
+    let rise = server.get("rise").and_then(|rise| rise.parse::<u32>().ok()).unwrap_or(2).max(1);
+    let fast = time(server, "fastinter").unwrap_or(inter);
+    time(server, "downinter").unwrap_or(inter).saturating_add(fast.saturating_mul(rise - 1))
+}
+
 /// The full name of a server.
 fn full(pool: &Pool, server: &Server) -> String {
     format!("{}/{}", pool.name(), server.name)
@@ -510,7 +539,7 @@ fn says_writes(name: &str) -> Option<bool> {
         parts.iter().any(|part| name.contains(part)) || words.any(|other| other == word)
     };
     let reads = says(&["read", "replica", "slave", "standby", "secondary"], "ro");
-    let writes = says(&["write", "primary", "master", "leader"], "rw");
+    let writes = says(&["write", "primary", "master"], "rw") || says(&[], "leader");
     (reads || writes).then_some(writes && !reads)
 }
 

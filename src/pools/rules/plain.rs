@@ -2,9 +2,10 @@
 //! and what PostgreSQL's sessions need.
 
 use super::{
-    Found, Site, full, is_for_writes, named, named_for_writes, noticed, role_line, seconds,
+    Found, Site, full, is_for_writes, named, named_for_writes, noticed, noticed_promotion,
+    role_line, seconds,
 };
-use crate::pools::configuration::{Line, Section};
+use crate::pools::configuration::{Line, Place, Section};
 use crate::pools::pool::{self, POOLER, Pool, Purpose, Server};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -14,6 +15,8 @@ use std::time::Duration;
 const NOTICED: Duration = Duration::from_secs(15);
 /// The maximum `timeout check` with which `fall 3` stays within that time.
 const TIMEOUT_CHECK: Duration = Duration::from_secs(5);
+/// A time below this has no unit, and its author meant seconds.
+const SHORTEST: Duration = Duration::from_millis(50);
 /// Sessions are often idle, or run a query, for longer than this.
 const SESSION: Duration = Duration::from_secs(300);
 
@@ -32,18 +35,20 @@ pub(super) fn sessions_kept(site: &Site, found: &mut Found) {
     }
 }
 
+/// The addresses and ports of the nodes whose Patroni any pool asks.
+fn known_nodes<'s>(site: &'s Site) -> HashSet<(&'s str, Option<u16>)> {
+    let asked = |pool: &'s Pool| pool.nodes().filter(|server| pool.question(server).is_some());
+    site.asking().flat_map(asked).map(|server| (server.host.as_str(), server.port)).collect()
+}
+
 pub(super) fn no_lock(site: &Site, found: &mut Found) {
-    let hosts: HashSet<_> = site
-        .asking()
-        .flat_map(|pool| pool.nodes().filter(|server| pool.question(server).is_some()))
-        .map(|server| (server.host.as_str(), server.port))
-        .collect();
+    let hosts = known_nodes(site);
     let only_reads = site.of_postgresql().all(|pool| named(pool) == Some(false));
     let anybodys = hosts.is_empty() && !only_reads;
     for pool in site.pools {
         if let Some(asked) = pool.nodes().find_map(|server| pool.own_question(server)) {
             if role_line(pool).is_none() {
-                no_lock_asked(pool, asked, found);
+                no_lock_asked(site, pool, asked, found);
             }
             continue;
         }
@@ -53,8 +58,14 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
             continue;
         }
         let question = question_for(pool);
+        let http = pool.check.option == "httpchk";
         for server in pool.nodes().filter(|server| server.has("check")) {
             let port = server.port.unwrap_or(0);
+            // Nor what another program on the node answers.
+            if http && !pool.check.questions.is_empty() && pool.patroni_port(server) != server.port
+            {
+                continue;
+            }
             // A PgBouncer on another machine may lead to another HAProxy, and a pool of standbys alone needs no
             // Patroni.
             let known = hosts.contains(&(&*server.host, server.port))
@@ -63,6 +74,12 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
                 || (port != POOLER
                     && pool::is_postgresql_port(port)
                     && (anybodys || named_for_writes(pool)));
+            if known && http && pool.check.questions.is_empty() {
+                let happens = "its own http-check lines drop the request of its defaults, so HAProxy asks nothing and each server is DOWN";
+                let happens = format!("{}: {happens}", pool.name());
+                found.add(pool.section.place, &happens, &format!("write {question} here as well"));
+                break;
+            }
             if known && !is_web(pool) {
                 let with = match &*pool.check.option {
                     "" => "a TCP check".to_owned(),
@@ -88,8 +105,10 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
 }
 
 /// Reports a pool that asks Patroni for the wrong role, or does not look at the answer.
-fn no_lock_asked(pool: &Pool, asked: &str, found: &mut Found) {
+fn no_lock_asked(site: &Site, pool: &Pool, asked: &str, found: &mut Found) {
     let (name, writes) = (pool.name(), named_for_writes(pool));
+    let any_node =
+        pool.has_agents() && (!asks_for_standbys(asked) || site.reserves.contains(pool.name()));
     // A standby cluster has no leader lock for writes.
     let lock = pool::asks_for(asked) == Some(Purpose::Write) || asked.starts_with("standby");
     let mut place = pool.check.place.unwrap_or(pool.section.place);
@@ -105,12 +124,17 @@ fn no_lock_asked(pool: &Pool, asked: &str, found: &mut Found) {
         write = format!("write {line}");
         format!("the status of /{asked} does not count, so a standby or a former primary is UP")
     // A pool for any node may ask for any node.
-    } else if writes && !lock && !pool.has_agents() {
+    } else if writes && !lock && !any_node {
         format!("/{asked} asks for no leader lock, so a standby or a former primary is UP")
     } else {
         return;
     };
     found.add(place, &format!("{name}: {happens}"), &write);
+}
+
+/// Whether only some of the standbys pass a health check.
+fn asks_for_standbys(asked: &str) -> bool {
+    pool::asks_for(asked) == Some(Purpose::Read) && !asked.starts_with("read-only")
 }
 
 /// The check that a pool should have.
@@ -176,18 +200,31 @@ pub(super) fn no_role(site: &Site, found: &mut Found) {
 }
 
 pub(super) fn unchecked_server(site: &Site, found: &mut Found) {
+    let nodes = known_nodes(site);
     for pool in site.pools {
         // A disabled server gets no clients.
         let words = ["check", "agent-check", "track", "disabled"];
         let unchecked = |server: &&Server| !words.iter().any(|word| server.has(word));
         let meant = pool.nodes().any(|server| pool.meant_question(server).is_some());
         let asks = pool.asks_patroni() || meant;
-        for server in pool.nodes().filter(unchecked).filter(|_| asks) {
+        let several = pool.nodes().count() > 1;
+        let for_writes = |server: &Server| {
+            let port = server.port.filter(|port| *port != POOLER);
+            named_for_writes(pool) && port.is_some_and(pool::is_postgresql_port)
+        };
+        let known = |server: &Server| {
+            several && (for_writes(server) || nodes.contains(&(&*server.host, server.port)))
+        };
+        for server in pool.nodes().filter(unchecked).filter(|server| asks || known(server)) {
             let happens = format!(
                 "{}: nobody checks it, so it is always UP and gets clients whatever it is",
                 full(pool, server)
             );
             let write = match server.get("port") {
+                _ if !asks => {
+                    let (question, port) = (question_for(pool), site.patronis_port(server));
+                    format!("write {question} and \"check port {port}\"")
+                }
                 Some(_) => "add \"check\"".to_owned(),
                 None => format!("add \"check port {}\"", site.patronis_port(server)),
             };
@@ -225,6 +262,101 @@ pub(super) fn slow_check(site: &Site, found: &mut Found) {
                 );
                 found.add(server.place, &happens, "write \"inter 2s fall 3\"");
             }
+            // With an agent, a server leaves MAINT as UP.
+            let waits = !server.has("agent-check") && is_for_writes(pool);
+            let promoted = noticed_promotion(server);
+            if waits && promoted > NOTICED {
+                let happens = format!(
+                    "{}: HAProxy sends it no clients for up to {} after it was promoted",
+                    full(pool, server),
+                    seconds(promoted)
+                );
+                found.add(server.place, &happens, "write \"inter 2s rise 1\" and no downinter");
+            }
+        }
+    }
+}
+
+/// Reports a node that is twice in a pool, so that another node is missing.
+pub(super) fn same_node(site: &Site, found: &mut Found) {
+    for pool in site.asking() {
+        let asked = |server: &Server| {
+            let host = server.get("addr").unwrap_or(&server.host).to_owned();
+            (host, pool.patroni_port(server))
+        };
+        let known = |server: &&Server| !server.template && !server.unknown;
+        let nodes: Vec<_> = pool.nodes().filter(known).collect();
+        for (at, server) in nodes.iter().enumerate() {
+            let before = &nodes[..at];
+            let same = |other: &&&Server| (&other.host, other.port) == (&server.host, server.port);
+            if let Some(first) = before.iter().find(same) {
+                let happens = format!(
+                    "{}: it is the same node as {}, so another node is missing",
+                    full(pool, server),
+                    first.name
+                );
+                found.add(server.place, &happens, "write its own address");
+            } else if server.has("addr") && pool.own_question(server).is_some() {
+                let others = nodes.iter().filter(|other| other.host != server.host);
+                if let Some(other) = others.clone().find(|other| asked(other) == asked(server)) {
+                    let happens = format!(
+                        "{}: its check asks the Patroni of {}, so it is UP when that node is",
+                        full(pool, server),
+                        other.name
+                    );
+                    found.add(server.place, &happens, "write its own address behind \"addr\"");
+                }
+            }
+        }
+    }
+}
+
+/// Reports times that are so short that their unit must have been forgotten.
+pub(super) fn no_unit(site: &Site, found: &mut Found) {
+    for pool in site.asking() {
+        for name in ["check", "connect", "queue"] {
+            let Some((time, line)) = pool.timeout(name) else { continue };
+            if time < SHORTEST && !time.is_zero() {
+                let name = format!("timeout {name}");
+                unit_is_missing(pool.name(), &name, line.word(2), line.place, found);
+            }
+        }
+        for server in pool.nodes() {
+            for name in ["inter", "fastinter", "downinter", "agent-inter"] {
+                let Some(setting) = server.settings.get(name) else { continue };
+                let time = pool::duration(&setting.value);
+                if time.is_some_and(|time| time < SHORTEST) {
+                    unit_is_missing(
+                        &full(pool, server),
+                        name,
+                        &setting.value,
+                        setting.place,
+                        found,
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn unit_is_missing(of: &str, name: &str, value: &str, place: Place, found: &mut Found) {
+    let digits = value.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let happens = format!("{of}: \"{name} {value}\" is {digits} ms, in which no node answers");
+    found.add(place, &happens, &format!("write \"{name} {digits}s\""));
+}
+
+/// Reports a server of a write pool that never gets clients.
+pub(super) fn no_weight(site: &Site, found: &mut Found) {
+    for pool in site.of_postgresql().filter(|pool| is_for_writes(pool)) {
+        for server in pool.nodes() {
+            let Some(weight) = server.settings.get("weight").filter(|weight| weight.value == "0")
+            else {
+                continue;
+            };
+            let happens =
+                "its weight is 0, so nobody reaches the primary once this node is promoted";
+            let happens = format!("{}: {happens}", full(pool, server));
+            found.add(weight.place, &happens, "remove \"weight 0\"");
         }
     }
 }
