@@ -341,7 +341,7 @@ pub(super) fn no_unit(site: &Site, found: &mut Found) {
 
 fn unit_is_missing(of: &str, name: &str, value: &str, place: Place, found: &mut Found) {
     let digits = value.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let happens = format!("{of}: \"{name} {value}\" is {digits} ms, in which no node answers");
+    let happens = format!("{of}: HAProxy takes \"{name} {value}\" for {digits} ms");
     found.add(place, &happens, &format!("write \"{name} {digits}s\""));
 }
 
