@@ -525,7 +525,7 @@ def freeze_dcs(cluster, random):
     freeze_etcd(cluster, random.length(25))
 
 
-@fault("DCS frozen, failsafe mode", takes="leader dcs", needs="dcs automation")
+@fault("DCS frozen, failsafe mode", takes="leader dcs", needs="dcs automation", alerts="DCSLost")
 def freeze_dcs_failsafe(cluster, random):
     cluster.change_setting("failsafe_mode=true")
     try:
@@ -885,6 +885,33 @@ def drain_by_hand(cluster, random):
     server = f"postgres-read/{random.choice(others(cluster.primary()))}"
     drain = f"disable agent {server}; set server {server} state drain"
     lasting(random.length(8), lambda: cluster.tell_haproxies(drain), lambda: cluster.tell_haproxies(f"enable agent {server}"))
+
+
+@fault("the exporter of one HAProxy closed", alerts="HAProxyUnseen", for_alerts=True)
+def close_exporter(cluster, random):
+    """To Prometheus, this HAProxy is gone. A connection that Prometheus keeps open would still be served."""
+    end = "ss -K sport = :8406 > /dev/null"
+    tell = lambda verb: cluster.run("lb", f"echo '{verb} frontend metrics' | socat - /run/second-haproxy.sock; {end}")
+    lasting(random.length(8), lambda: tell("disable"), lambda: tell("enable"))
+
+
+@fault("HAProxy cannot connect to the primary's PostgreSQL", alerts="ClientsFail", for_alerts=True)
+def lose_port_of_primary(cluster, random):
+    """The checks ask Patroni and the agent, which notice nothing."""
+    primary, end = cluster.primary(), time.monotonic() + random.length(8)
+    send = lambda port: cluster.run(
+        "lb", f"echo 'set server postgres-write/{primary} addr {NODES[primary]} port {port}' | socat - /run/haproxy/admin.sock"
+    )
+    clients = []
+    send(1)
+    try:
+        while time.monotonic() < end:
+            clients.append(socket.create_connection((LB, 5000), 5))
+            time.sleep(1)
+    finally:
+        send(5432)
+        for client in clients:
+            client.close()
 
 
 def deafen(cluster, server):

@@ -115,6 +115,7 @@ fn each_mistake_is_found_at_its_line() {
         ("inter 3s fall 3 rise 2", "inter 3s fall 3 rise 10", &[18, 19, 20], "slow-check"),
         ("inter 3s fall 3", "inter 3s downinter 20s fall 3", &[18, 19, 20], "slow-check"),
         ("timeout check 5s", "timeout check 5", &[11], "no-unit"),
+        ("timeout connect 4s", "timeout connect 4", &[9], "no-unit"),
         ("inter 3s fall 3 rise 2", "inter 3 fall 3 rise 2", &[17], "no-unit"),
         (one, "server db-b 10.0.0.1:5432 maxconn 100 check port 8008", &[19], "same-node"),
         (one, "server db-b 10.0.0.2:5432 check port 8008 addr 10.0.0.1", &[19], "same-node"),

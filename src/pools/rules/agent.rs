@@ -830,7 +830,8 @@ fn check_of_reserve(reserve: &Pool, found: &mut Found) {
         line.from(0).contains("crashed") && !line.words.iter().any(|word| word == "!")
     };
     if let Some(line) = reserve.check.expects.iter().find(broken) {
-        let happens = format!("{name}: only a node that has crashed passes, so each other is DOWN");
+        let happens =
+            format!("{name}: only a node that has crashed passes, so every other node is DOWN");
         found.add(line.place, &happens, "write \"!\" before rstring");
     }
 }

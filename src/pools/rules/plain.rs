@@ -6,7 +6,7 @@ use super::{
     role_line, seconds,
 };
 use crate::pools::configuration::{Line, Place, Section};
-use crate::pools::pool::{self, POOLER, Pool, Purpose, Server};
+use crate::pools::pool::{self, POOLER, Pool, Purpose, Server, Setting};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use std::time::Duration;
 const NOTICED: Duration = Duration::from_secs(15);
 /// The maximum `timeout check` with which `fall 3` stays within that time.
 const TIMEOUT_CHECK: Duration = Duration::from_secs(5);
-/// A time below this has no unit, and its author meant seconds.
-const SHORTEST: Duration = Duration::from_millis(50);
+/// Whoever writes a smaller number without a unit means seconds.
+const SHORTEST: u64 = 50;
 /// Sessions are often idle, or run a query, for longer than this.
 const SESSION: Duration = Duration::from_secs(300);
 
@@ -311,38 +311,31 @@ pub(super) fn same_node(site: &Site, found: &mut Found) {
     }
 }
 
-/// Reports times that are so short that their unit must have been forgotten.
+/// Reports times of a few milliseconds whose unit was forgotten.
 pub(super) fn no_unit(site: &Site, found: &mut Found) {
     for pool in site.asking() {
         for name in ["check", "connect", "queue"] {
-            let Some((time, line)) = pool.timeout(name) else { continue };
-            if time < SHORTEST && !time.is_zero() {
+            if let Some((_, line)) = pool.timeout(name) {
                 let name = format!("timeout {name}");
-                unit_is_missing(pool.name(), &name, line.word(2), line.place, found);
+                look_for_unit(pool.name(), &name, line.word(2), line.place, found);
             }
         }
         for server in pool.nodes() {
             for name in ["inter", "fastinter", "downinter", "agent-inter"] {
-                let Some(setting) = server.settings.get(name) else { continue };
-                let time = pool::duration(&setting.value);
-                if time.is_some_and(|time| time < SHORTEST) {
-                    unit_is_missing(
-                        &full(pool, server),
-                        name,
-                        &setting.value,
-                        setting.place,
-                        found,
-                    );
+                if let Some(Setting { value, place }) = server.settings.get(name) {
+                    look_for_unit(&full(pool, server), name, value, *place, found);
                 }
             }
         }
     }
 }
 
-fn unit_is_missing(of: &str, name: &str, value: &str, place: Place, found: &mut Found) {
-    let digits = value.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let happens = format!("{of}: HAProxy takes \"{name} {value}\" for {digits} ms");
-    found.add(place, &happens, &format!("write \"{name} {digits}s\""));
+fn look_for_unit(of: &str, name: &str, value: &str, place: Place, found: &mut Found) {
+    // Milliseconds without a unit are usual, but not so few.
+    if value.parse().is_ok_and(|number: u64| (1..SHORTEST).contains(&number)) {
+        let happens = format!("{of}: HAProxy takes \"{name} {value}\" for {value} ms");
+        found.add(place, &happens, &format!("write \"{name} {value}s\""));
+    }
 }
 
 /// Reports a server of a write pool that never gets clients.
