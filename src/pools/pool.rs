@@ -300,8 +300,8 @@ impl<'a> Pool<'a> {
             // A web server may itself use Patroni's port.
             let likely = (port == Some(PATRONI) && port != server.port) || elsewhere;
             // Other services have a leader, too.
-            let named = question.path.as_deref().is_some_and(|path| COMMON.contains(&path));
-            if named && !postgresql && port != Some(PATRONI) && server.agent_send().is_none() {
+            let common = question.path.as_deref().is_some_and(|path| COMMON.contains(&path));
+            if common && !postgresql && port != Some(PATRONI) && server.agent_send().is_none() {
                 return false;
             }
             // Any path on Patroni's port asks Patroni.
@@ -721,17 +721,12 @@ fn own_check(lines: &[&Line], section: &Section) -> OwnCheck {
     let own_option = section.lines.iter().any(|line| line.begins(&["option", "httpchk"]));
     let requests = !http || own_option || own.is_empty();
     let rules = if own.is_empty() && !(http && own_option) { inherited.collect() } else { own };
-    let usual = match option.words.len() {
-        _ if !requests => "/",
-        2 => "/",
-        3 => option.word(2),
-        _ => option.word(3),
+    let (method, usual) = match option.words.len() {
+        3 if requests => ("OPTIONS", option.word(2)),
+        4.. if requests => (option.word(2), option.word(3)),
+        _ => ("OPTIONS", "/"),
     };
-    check.method = match option.words.len() {
-        4.. if requests => option.word(2),
-        _ => "OPTIONS",
-    }
-    .to_owned();
+    check.method = method.to_owned();
     let mut port = None;
     for line in &rules {
         let value = |word: &str| {

@@ -181,7 +181,11 @@ impl Looked {
 }
 
 /// Looks at HAProxy once.
-fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<Seen, String> {
+fn look<'a>(
+    configuration: &'a Configuration,
+    pools: &[Pool<'a>],
+    socket: &Path,
+) -> Result<Seen, String> {
     let shown = reported::parse_stat(&haproxy::ask(socket, "show stat -1 4 -1 typed")?);
     let states = reported::parse_states(&haproxy::ask(socket, "show servers state")?);
     let info = haproxy::ask(socket, "show info")?;
@@ -219,9 +223,7 @@ fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<
             None => pools.is_empty() && state.agent & THERE != 0,
         };
         if counts {
-            let by_role = meant.zip(server_meant);
-            let by_role = by_role.is_some_and(|(pool, meant)| pool.own_question(meant).is_some());
-            let wrong = find_problems(&shown, &state, server_meant, meant.is_some(), by_role);
+            let wrong = find_problems(&shown, &state, meant.copied(), server_meant);
             seen.servers.push(Looked {
                 name: format!("{pool}/{server}"),
                 shown,
@@ -232,8 +234,7 @@ fn look(configuration: &Configuration, pools: &[Pool], socket: &Path) -> Result<
         }
     }
     for pool in &asking {
-        let reserves = pool.reserves(configuration);
-        seen.wrong.extend(find_problems_of_pool(pool, &reserves, &seen.servers));
+        seen.wrong.extend(find_problems_of_pool(configuration, pool, &seen.servers));
     }
     if seen.servers.is_empty() {
         seen.wrong.push("HAProxy has no server that asks Patroni".to_owned());
@@ -264,20 +265,18 @@ fn newer_than(started: Option<u64>, configuration: &Configuration) -> Option<&st
     configuration.files.iter().find(newer).map(String::as_str)
 }
 
-/// The problems of a server. `known` says whether its pool is in the configuration, and `by_role` whether HAProxy's own
-/// check asks Patroni for a role.
+/// The problems of a server. `pool` and `meant` are its pool and the server itself in the configuration.
 fn find_problems(
     shown: &Shown,
     state: &State,
+    pool: Option<&Pool>,
     meant: Option<&Server>,
-    known: bool,
-    by_role: bool,
 ) -> Vec<String> {
     let mut wrong = Vec::new();
     let reload = "has HAProxy been reloaded since the file was changed?";
     let agent_there = state.agent & THERE != 0;
     match meant {
-        None if known => {
+        None if pool.is_some() => {
             wrong.push("it is not in the configuration, so the next reload forgets it".to_owned())
         }
         Some(meant) if meant.has("agent-check") && !agent_there => {
@@ -324,11 +323,13 @@ fn find_problems(
         }
     }
     let check = shown.check();
+    let by_role =
+        || pool.zip(meant).is_some_and(|(pool, meant)| pool.own_question(meant).is_some());
     match status {
         "DOWN (agent)" => wrong.push(format!("it is DOWN, as its agent says: {last}")),
         // Without an agent, a healthy node is DOWN if its role does not match.
         _ if status.starts_with("DOWN") && !agent_there && check == "L7STS" => {}
-        _ if status.starts_with("DOWN") && !agent_there && check == "L7RSP" && by_role => {}
+        _ if status.starts_with("DOWN") && !agent_there && check == "L7RSP" && by_role() => {}
         _ if status.starts_with("DOWN") && check.ends_with("OK") => wrong.push(format!(
             "it is {status}: HAProxy's own check passes, but not often enough yet (rise)"
         )),
@@ -373,7 +374,11 @@ fn find_problems(
 }
 
 /// The problems of a pool: servers that HAProxy does not have, no server UP, or two servers UP for writes.
-fn find_problems_of_pool(pool: &Pool, reserves: &[&str], servers: &[Looked]) -> Vec<String> {
+fn find_problems_of_pool<'a>(
+    configuration: &'a Configuration,
+    pool: &Pool<'a>,
+    servers: &[Looked],
+) -> Vec<String> {
     let name = pool.name();
     let find = |server: &Server| {
         servers.iter().find(|looked| looked.name == format!("{name}/{}", server.name))
@@ -393,6 +398,7 @@ fn find_problems_of_pool(pool: &Pool, reserves: &[&str], servers: &[Looked]) -> 
     let up = pool.nodes().filter_map(find).filter(|looked| looked.shown.is_up()).count();
     if up == 0 && missing.len() < pool.nodes().count() {
         // In a reserve, HAProxy shows nodes that do not match as NOLB. A reserve with two servers UP gets no clients.
+        let reserves = pool.reserves(configuration);
         let of_reserve = |looked: &&Looked| {
             let (other, _) = looked.name.split_once('/').unwrap_or_default();
             looked.shown.is_up() && other != name && reserves.contains(&other)

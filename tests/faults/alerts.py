@@ -120,7 +120,7 @@ def record(name, fault, began, second, ended):
 
     def growth(one, least, usual):
         seen = {int(at): float(value) for at, value in one["values"]}
-        # A replay has no past, in which a counter that stands still before the fault would have grown.
+        # The rules look back to before the first step, which the record lacks: until the fault, a counter does what is usual.
         calm = times[:CALM]
         grown = lambda at: str(int(seen[at] - seen[at - STEP] > least)) if at - STEP in seen and at not in calm else usual
         return [grown(at) if at in seen else "_" for at in times]

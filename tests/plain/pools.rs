@@ -1474,7 +1474,7 @@ fn status_says_what_is_wrong() {
 
 /// An answer that ends in the middle says nothing of the servers that it lacks, and only files are replaced.
 #[test]
-fn half_an_answer_and_a_device() {
+fn half_an_answer_is_an_error_and_only_files_are_replaced() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = folder.path().join("haproxy.cfg");
     fs::write(&config, "listen rw\n server a 127.0.0.1:5432 agent-check\n").expect("a file");

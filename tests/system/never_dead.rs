@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long a busy machine may take for what a quiet one does in two seconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(30);
 
 fn attack_port(units: &'static str, name: &str, root: &str) {
     let machine = Node::with(units, name, root);
@@ -105,7 +105,7 @@ fn attack_port(units: &'static str, name: &str, root: &str) {
                 count.trim().parse::<u64>().expect("a number")
             };
             while began.elapsed() < 2 * INTERVAL || count() == 0 {
-                assert!(began.elapsed() < PATIENCE, "a program that {what} was not started again");
+                assert!(began.elapsed() < LONG, "a program that {what} was not started again");
                 sleep(Duration::from_millis(100));
             }
             let tried = count();
@@ -123,7 +123,7 @@ fn attack_port(units: &'static str, name: &str, root: &str) {
         machine.sh(&format!("install -m 666 /dev/null {starts}"));
         instead(&format!("date +%s%N >> {starts}; exit 1"));
         let wait = format!("until [ $(wc -l < {starts}) -ge 3 ]; do sleep 0.1; done");
-        machine.sh(&format!("timeout {} sh -c '{wait}'", PATIENCE.as_secs()));
+        machine.sh(&format!("timeout {} sh -c '{wait}'", LONG.as_secs()));
         back();
         let starts = machine.sh(&format!("cat {starts}; rm {starts}"));
         let starts: Vec<u64> =

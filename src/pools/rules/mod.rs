@@ -494,18 +494,22 @@ fn time(server: &Server, word: &str) -> Option<Duration> {
 
 /// How long HAProxy keeps a dead server UP.
 fn noticed(server: &Server) -> Duration {
-    let inter = time(server, "inter").unwrap_or(INTER);
-    let fall = server.get("fall").and_then(|fall| fall.parse::<u32>().ok()).unwrap_or(3).max(1);
-    let fast = time(server, "fastinter").unwrap_or(inter);
-    inter.saturating_add(fast.saturating_mul(fall - 1))
+    time_of_checks(server, "inter", "fall", 3)
 }
 
 /// How long HAProxy keeps a server DOWN that has been promoted.
 fn noticed_promotion(server: &Server) -> Duration {
+    time_of_checks(server, "downinter", "rise", 2)
+}
+
+/// How long HAProxy's own checks take to change a server's state. The first check comes after the time of the keyword
+/// `first`; `count` names the keyword for the number of checks, which is `usual` by default.
+fn time_of_checks(server: &Server, first: &str, count: &str, usual: u32) -> Duration {
     let inter = time(server, "inter").unwrap_or(INTER);
-    let rise = server.get("rise").and_then(|rise| rise.parse::<u32>().ok()).unwrap_or(2).max(1);
     let fast = time(server, "fastinter").unwrap_or(inter);
-    time(server, "downinter").unwrap_or(inter).saturating_add(fast.saturating_mul(rise - 1))
+    let count = server.get(count).and_then(|count| count.parse::<u32>().ok()).unwrap_or(usual);
+    let more = fast.saturating_mul(count.max(1) - 1);
+    time(server, first).unwrap_or(inter).saturating_add(more)
 }
 
 /// The full name of a server.

@@ -61,7 +61,7 @@ pub(super) fn no_lock(site: &Site, found: &mut Found) {
         let http = pool.check.option == "httpchk";
         for server in pool.nodes().filter(|server| server.has("check")) {
             let port = server.port.unwrap_or(0);
-            // Nor what another program on the node answers.
+            // Nor does the configuration tell what another program on the node answers.
             if http && !pool.check.questions.is_empty() && pool.patroni_port(server) != server.port
             {
                 continue;
@@ -132,7 +132,7 @@ fn no_lock_asked(site: &Site, pool: &Pool, asked: &str, found: &mut Found) {
     found.add(place, &format!("{name}: {happens}"), &write);
 }
 
-/// Whether only some of the standbys pass a health check.
+/// Whether a primary never passes a health check.
 fn asks_for_standbys(asked: &str) -> bool {
     pool::asks_for(asked) == Some(Purpose::Read) && !asked.starts_with("read-only")
 }
